@@ -1,0 +1,44 @@
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: run test bench lint screenshot clean
+
+run: .venv/installed
+	$(BIN)/python app.py
+
+test: .venv/installed-dev
+	@command -v chromium >/dev/null || $(MAKE) --no-print-directory browser
+	$(BIN)/python -m pytest
+
+lint: .venv/installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+bench: .venv/installed-dev
+	$(BIN)/python -m benchmarks
+
+screenshot: .venv/installed-dev
+	$(BIN)/python tests/browser/screenshot.py
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/installed: requirements.txt requirements-offline.txt | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-offline.txt
+	touch $@
+
+.venv/installed-dev: requirements-dev.txt .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+.PHONY: browser
+browser:
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; \
+	else \
+		echo "Browser tests need chromium: install Debian's package chromium."; \
+	fi
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis

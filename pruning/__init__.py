@@ -1,0 +1,39 @@
+"""Prune small language models: cut, repair, compare, save, publish."""
+
+from pruning.errors import Cancelled, ModelError, PruningError, RecipeError, SavingError
+from pruning.evaluation import perplexity, quality
+from pruning.generation import Sampling, complete, stream
+from pruning.loading import LoadedModel, load
+from pruning.pipeline import Preview, Pruned, Report, measure, preview, prune, run
+from pruning.publishing import publish, save
+from pruning.recipe import Calibration, Recipe
+from pruning.steps import Neurons
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Calibration",
+    "Cancelled",
+    "LoadedModel",
+    "ModelError",
+    "Neurons",
+    "Preview",
+    "Pruned",
+    "PruningError",
+    "Recipe",
+    "RecipeError",
+    "Report",
+    "Sampling",
+    "SavingError",
+    "complete",
+    "load",
+    "measure",
+    "perplexity",
+    "preview",
+    "prune",
+    "publish",
+    "quality",
+    "run",
+    "save",
+    "stream",
+]

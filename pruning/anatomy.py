@@ -1,0 +1,359 @@
+"""Which axis of which tensor belongs to a neuron, a head, a channel: all that is known of model families.
+
+Every axis of every tensor is labelled with the kind of unit that it is made of. Counting, cutting and
+repairing read these labels and nothing else, so a new family is one entry in `FAMILIES`.
+"""
+
+import copy
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import torch
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from pruning.errors import ModelError
+
+NEURON = "neuron"
+GATE, UP = "neuron:gate", "neuron:up"
+QUERY, KEY_VALUE = "query head", "key/value head"
+CHANNEL = "channel"
+TOKEN = "token"
+
+COMPONENTS = ("embeddings", "attention", "mlp", "norms", "head")
+
+MAX_LAYERS = 1_000
+MAX_WIDTH = 1_000_000
+
+Label = str | tuple[str, ...] | None
+"""What one axis counts. A tuple: several kinds one after the other, as in fused projections."""
+
+Tensors = Mapping[str, tuple[Label, ...]]
+
+
+def _linear(name: str, outputs: Label, inputs: Label) -> Tensors:
+    return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
+
+
+def _conv1d(name: str, inputs: Label, outputs: Label) -> Tensors:
+    """GPT-2 keeps its projections transposed: `[in, out]`."""
+    return {f"{name}.weight": (inputs, outputs), f"{name}.bias": (outputs,)}
+
+
+def _norm(*names: str, axis: Label = CHANNEL) -> Tensors:
+    return {f"{name}.{part}": (axis,) for name in names for part in ("weight", "bias")}
+
+
+@dataclass(frozen=True)
+class Family:
+    """One architecture: its tensors by component, and the config keys that hold its sizes.
+
+    Names of tensors inside a layer are relative to the layer. `mlp_write` is the projection that
+    writes the neurons back into the residual stream; its input is what calibration observes.
+    """
+
+    model_type: str
+    title: str
+    layers: str
+    embeddings: Tensors
+    attention: Tensors
+    mlp: Tensors
+    norms: Tensors
+    final_norm: Tensors
+    head: Tensors
+    mlp_write: str
+    sizes: Mapping[str, str]
+
+    @property
+    def gated(self) -> bool:
+        """Whether a neuron has a gate row and an up row that only make sense together."""
+        return any(GATE in _parts(label) for axes in self.mlp.values() for label in axes)
+
+    def component(self, tensor: str) -> tuple[str, int | None, tuple[Label, ...]]:
+        """The component, the layer (None outside the layers) and the axis labels of a tensor."""
+        match = re.match(rf"{re.escape(self.layers)}\.(\d+)\.(.+)", tensor)
+        if match:
+            name, layer = match[2], int(match[1])
+            places = {"attention": self.attention, "mlp": self.mlp, "norms": self.norms}
+        else:
+            name, layer = tensor, None
+            places = {"embeddings": self.embeddings, "norms": self.final_norm, "head": self.head}
+        for component, tensors in places.items():
+            if name in tensors:
+                return component, layer, tensors[name]
+        raise ModelError(
+            f"The tensor {tensor} is not one that {self.title} models are known to have. "
+            "This variant of the family is not supported."
+        )
+
+
+_LLAMA = Family(
+    model_type="llama",
+    title="Llama",
+    layers="model.layers",
+    embeddings={"model.embed_tokens.weight": (TOKEN, CHANNEL)},
+    attention=_linear("self_attn.q_proj", QUERY, CHANNEL)
+    | _linear("self_attn.k_proj", KEY_VALUE, CHANNEL)
+    | _linear("self_attn.v_proj", KEY_VALUE, CHANNEL)
+    | _linear("self_attn.o_proj", CHANNEL, QUERY)
+    | _norm("self_attn.q_norm", "self_attn.k_norm", axis=None),
+    mlp=_linear("mlp.gate_proj", GATE, CHANNEL)
+    | _linear("mlp.up_proj", UP, CHANNEL)
+    | _linear("mlp.down_proj", CHANNEL, NEURON),
+    norms=_norm(
+        "input_layernorm",
+        "post_attention_layernorm",
+        "pre_feedforward_layernorm",
+        "post_feedforward_layernorm",
+    ),
+    final_norm=_norm("model.norm"),
+    head=_linear("lm_head", TOKEN, CHANNEL),
+    mlp_write="mlp.down_proj",
+    sizes={
+        NEURON: "intermediate_size",
+        QUERY: "num_attention_heads",
+        KEY_VALUE: "num_key_value_heads",
+        CHANNEL: "hidden_size",
+        TOKEN: "vocab_size",
+    },
+)
+
+_GPT2 = Family(
+    model_type="gpt2",
+    title="GPT-2",
+    layers="transformer.h",
+    embeddings={
+        "transformer.wte.weight": (TOKEN, CHANNEL),
+        "transformer.wpe.weight": (None, CHANNEL),
+    },
+    attention=_conv1d("attn.c_attn", CHANNEL, (QUERY, KEY_VALUE, KEY_VALUE))
+    | _conv1d("attn.c_proj", QUERY, CHANNEL),
+    mlp=_conv1d("mlp.c_fc", CHANNEL, NEURON) | _conv1d("mlp.c_proj", NEURON, CHANNEL),
+    norms=_norm("ln_1", "ln_2"),
+    final_norm=_norm("transformer.ln_f"),
+    head=_linear("lm_head", TOKEN, CHANNEL),
+    mlp_write="mlp.c_proj",
+    sizes={
+        NEURON: "n_inner",
+        QUERY: "n_head",
+        KEY_VALUE: "n_head",
+        CHANNEL: "n_embd",
+        TOKEN: "vocab_size",
+    },
+)
+
+_OPT = Family(
+    model_type="opt",
+    title="OPT",
+    layers="model.decoder.layers",
+    embeddings={
+        "model.decoder.embed_tokens.weight": (TOKEN, None),
+        "model.decoder.embed_positions.weight": (None, CHANNEL),
+        "model.decoder.project_in.weight": (CHANNEL, None),
+        "model.decoder.project_out.weight": (None, CHANNEL),
+    },
+    attention=_linear("self_attn.q_proj", QUERY, CHANNEL)
+    | _linear("self_attn.k_proj", KEY_VALUE, CHANNEL)
+    | _linear("self_attn.v_proj", KEY_VALUE, CHANNEL)
+    | _linear("self_attn.out_proj", CHANNEL, QUERY),
+    mlp=_linear("fc1", NEURON, CHANNEL) | _linear("fc2", CHANNEL, NEURON),
+    norms=_norm("self_attn_layer_norm", "final_layer_norm"),
+    final_norm=_norm("model.decoder.final_layer_norm"),
+    head=_linear("lm_head", TOKEN, None),
+    mlp_write="fc2",
+    sizes={
+        NEURON: "ffn_dim",
+        QUERY: "num_attention_heads",
+        KEY_VALUE: "num_attention_heads",
+        CHANNEL: "hidden_size",
+        TOKEN: "vocab_size",
+    },
+)
+
+_GPT_NEOX = Family(
+    model_type="gpt_neox",
+    title="GPT-NeoX",
+    layers="gpt_neox.layers",
+    embeddings={"gpt_neox.embed_in.weight": (TOKEN, CHANNEL)},
+    # One block of query, key and value rows per head, head after head.
+    attention=_linear("attention.query_key_value", QUERY, CHANNEL)
+    | _linear("attention.dense", CHANNEL, QUERY),
+    mlp=_linear("mlp.dense_h_to_4h", NEURON, CHANNEL) | _linear("mlp.dense_4h_to_h", CHANNEL, NEURON),
+    norms=_norm("input_layernorm", "post_attention_layernorm"),
+    final_norm=_norm("gpt_neox.final_layer_norm"),
+    head=_linear("lm_head", TOKEN, CHANNEL),
+    mlp_write="mlp.dense_4h_to_h",
+    sizes={
+        NEURON: "intermediate_size",
+        QUERY: "num_attention_heads",
+        KEY_VALUE: "num_attention_heads",
+        CHANNEL: "hidden_size",
+        TOKEN: "vocab_size",
+    },
+)
+
+_PHI3 = replace(
+    _LLAMA,
+    model_type="phi3",
+    title="Phi-3",
+    attention=_linear("self_attn.qkv_proj", (QUERY, KEY_VALUE, KEY_VALUE), CHANNEL)
+    | _linear("self_attn.o_proj", CHANNEL, QUERY),
+    mlp=_linear("mlp.gate_up_proj", (GATE, UP), CHANNEL) | _linear("mlp.down_proj", CHANNEL, NEURON),
+)
+
+FAMILIES = {
+    family.model_type: family
+    for family in (
+        _GPT2,
+        _OPT,
+        _GPT_NEOX,
+        _LLAMA,
+        replace(_LLAMA, model_type="mistral", title="Mistral"),
+        replace(_LLAMA, model_type="qwen2", title="Qwen2"),
+        replace(_LLAMA, model_type="qwen3", title="Qwen3"),
+        replace(_LLAMA, model_type="gemma2", title="Gemma 2"),
+        replace(_LLAMA, model_type="gemma3_text", title="Gemma 3 (text)"),
+        _PHI3,
+    )
+}
+
+
+def family_of(model_type: str | None) -> Family:
+    """The family of a `model_type`; raises `ModelError` naming the known ones."""
+    if model_type in FAMILIES:
+        return FAMILIES[model_type]
+    raise ModelError(
+        f"Models of type {model_type!r} cannot be pruned here. Known families: {', '.join(sorted(FAMILIES))}."
+    )
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One parameter of a model: its name, its shape, and what each axis counts."""
+
+    name: str
+    shape: tuple[int, ...]
+    labels: tuple[Label, ...]
+    component: str
+    layer: int | None
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """A model laid open, from its config alone: every tensor, and how many units of each kind."""
+
+    family: Family
+    config: PreTrainedConfig
+    tensors: tuple[TensorSpec, ...]
+    layers: int
+    units: Mapping[str, int]
+
+    def segments(self, label: Label, length: int) -> Iterator[tuple[str | None, int, int]]:
+        """The runs of one axis of `length` entries: (kind, number of units, entries per unit)."""
+        parts = _parts(label)
+        if len(parts) == 1:
+            count = self.units.get(_kind(parts[0]), length)
+            yield parts[0], count, length // count
+            return
+        if _kind(parts[0]) == NEURON:
+            widths = [length // len(parts)] * len(parts)
+        else:
+            per_head = length // sum(self.units[part] for part in parts)
+            widths = [self.units[part] * per_head for part in parts]
+        for part, width in zip(parts, widths, strict=True):
+            yield part, self.units[_kind(part)], width // self.units[_kind(part)]
+
+    def tensor(self, name: str) -> TensorSpec:
+        return next(spec for spec in self.tensors if spec.name == name)
+
+    def write_module(self, layer: int) -> str:
+        """The full name of the projection through which a layer's neurons write."""
+        return f"{self.family.layers}.{layer}.{self.family.mlp_write}"
+
+
+def _parts(label: Label) -> tuple[str | None, ...]:
+    return label if isinstance(label, tuple) else (label,)
+
+
+def _kind(label: str | None) -> str | None:
+    return label.split(":")[0] if label else None
+
+
+def kind_of(label: str | None) -> str | None:
+    """`neuron:gate` and `neuron:up` are both kinds of `neuron`."""
+    return _kind(label)
+
+
+def anatomy_of(config: PreTrainedConfig) -> Anatomy:
+    """Lay a model open without allocating weights. Raises `ModelError` for unknown families."""
+    return _anatomy(json.dumps(config.to_dict(), sort_keys=True, default=str))
+
+
+@lru_cache(maxsize=64)
+def _anatomy(config_json: str) -> Anatomy:
+    config = config_from_dict(json.loads(config_json))
+    family = family_of(config.model_type)
+    model = build_on_meta(config)
+    tensors = tuple(
+        TensorSpec(name, tuple(parameter.shape), labels, component, layer)
+        for name, parameter in model.named_parameters()
+        for component, layer, labels in [family.component(name)]
+    )
+    units = {
+        kind: int(size)
+        for kind, key in family.sizes.items()
+        if (size := getattr(config, key, None)) is not None
+    }
+    write = f"{family.layers}.0.{family.mlp_write}.weight"
+    spec = next((spec for spec in tensors if spec.name == write), None)
+    if spec is None:
+        raise ModelError(f"This {family.title} config has no layers: there is nothing to cut.")
+    units[NEURON] = spec.shape[spec.labels.index(NEURON)]
+    layers = 1 + max(spec.layer for spec in tensors if spec.layer is not None)
+    return Anatomy(family, config, tensors, layers, units)
+
+
+def config_from_dict(values: dict) -> PreTrainedConfig:
+    """Build a config of a known family. Raises `ModelError` where its values make no model."""
+    family = family_of(values.get("model_type"))
+    for key in ("num_hidden_layers", "n_layer"):
+        _check_size(values, key, MAX_LAYERS)
+    for key in {*family.sizes.values(), "head_dim", "max_position_embeddings", "n_positions"}:
+        _check_size(values, key, MAX_WIDTH if key != "max_position_embeddings" else 10 * MAX_WIDTH)
+    values = {key: value for key, value in values.items() if key != "model_type"}
+    try:
+        return CONFIG_MAPPING[family.model_type](**values)
+    except Exception as error:
+        raise ModelError(f"The config describes no valid {family.title} model: {error}") from error
+
+
+def _check_size(values: dict, key: str, largest: int) -> None:
+    value = values.get(key)
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= largest:
+        raise ModelError(
+            f"The config says {key} = {str(value)[:40]!r}; a whole number from 1 to {largest:,} is needed."
+        )
+
+
+def build_on_meta(config: PreTrainedConfig, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """The model that a config describes, with no weights behind it."""
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(
+                copy.deepcopy(config), dtype=dtype, trust_remote_code=False
+            )
+    except Exception as error:
+        raise ModelError(f"The config describes a model that cannot be built: {error}") from error
+
+
+def resize(config: PreTrainedConfig, units: Mapping[str, int]) -> PreTrainedConfig:
+    """A copy of the config with new numbers of units, under the keys that the family uses."""
+    family = family_of(config.model_type)
+    resized = copy.deepcopy(config)
+    for kind, count in units.items():
+        setattr(resized, family.sizes[kind], count)
+    return resized

@@ -1,0 +1,140 @@
+"""Text → token windows → statistics, computed once for each (model revision, text)."""
+
+import hashlib
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from transformers import PreTrainedTokenizerBase
+
+from pruning import catalog, loading
+from pruning.errors import RecipeError
+from pruning.files import cache_folder
+from pruning.generation import sample_text
+from pruning.loading import LoadedModel
+from pruning.progress import Reporter, silent
+from pruning.recipe import Calibration
+from pruning.statistics import SavedStatistics, Statistics, read_statistics
+from pruning.texts import GENERAL, GENRES, OWN, SELF, WIKITEXT, passage
+
+HELD_OUT = 8
+"""One in so many calibration tokens is held out to choose how far to repair."""
+
+LEAST_TOKENS = 256
+
+_FORMAT = 1
+"""Raised when what is kept on disk changes its meaning."""
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Token windows, each a vector of at most the window's length: to fit on, and held out."""
+
+    fitting: tuple[torch.Tensor, ...]
+    heldout: tuple[torch.Tensor, ...]
+
+    @property
+    def tokens(self) -> int:
+        return sum(map(len, self.fitting + self.heldout))
+
+    @property
+    def digest(self) -> str:
+        total = hashlib.sha256()
+        for part in (self.fitting, self.heldout):
+            for window in part:
+                total.update(window.numpy().astype("<i8").tobytes() + b"|")
+            total.update(b"#")
+        return total.hexdigest()[:32]
+
+
+def windows_of(
+    base: LoadedModel, calibration: Calibration, seed: int = 0, progress: Reporter = silent
+) -> Windows:
+    """The calibration text as token windows.
+
+    Every source of text gives the same number of tokens. Of each, the last eighth is held out.
+    Raises `RecipeError` where there is too little text.
+    """
+    texts = _texts(base, calibration, seed, progress)
+    share = calibration.tokens // len(texts)
+    fitting, heldout = [], []
+    for text in texts:
+        tokens = token_ids(base.tokenizer, text)[:share]
+        if len(tokens) < min(share, LEAST_TOKENS // len(texts)):
+            raise RecipeError(
+                f"The calibration text has {len(tokens)} tokens; at least {LEAST_TOKENS} are needed. "
+                "Use a longer text."
+            )
+        border = len(tokens) - len(tokens) // HELD_OUT
+        fitting += split(base.tokenizer, tokens[:border], calibration.window)
+        heldout += split(base.tokenizer, tokens[border:], calibration.window)
+    return Windows(tuple(fitting), tuple(heldout))
+
+
+def token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> torch.Tensor:
+    """The tokens of a text, without special tokens. Raises `RecipeError` for ids out of range."""
+    ids = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+    return torch.tensor(ids, dtype=torch.long)
+
+
+def split(tokenizer: PreTrainedTokenizerBase, tokens: torch.Tensor, window: int) -> list[torch.Tensor]:
+    """Cut tokens into windows, each beginning as the tokenizer begins a text (with a BOS token, where
+    the model expects one). Nothing is padded; the last window may be short."""
+    prefix = torch.tensor(tokenizer("", verbose=False).input_ids, dtype=torch.long)
+    length = window - len(prefix)
+    return [torch.cat([prefix, piece]) for piece in tokens.split(length) if len(piece)]
+
+
+def _texts(base: LoadedModel, calibration: Calibration, seed: int, progress: Reporter) -> Sequence[str]:
+    match calibration.text:
+        case name if name == GENERAL:
+            return [passage(genre, "calibration") for genre in GENRES]
+        case name if name in GENRES:
+            return [passage(name, "calibration")]
+        case name if name == SELF:
+            return [sample_text(base, calibration.tokens, seed, progress)]
+        case name if name == WIKITEXT:
+            return [loading.wikitext(progress=progress)]
+    if calibration.content is None:
+        raise RecipeError(
+            "This recipe was calibrated on a text of the user's own (sha256 "
+            f"{calibration.sha256[:12]}…), which a recipe never holds. Give the same text again."
+        )
+    assert calibration.text == OWN
+    return [calibration.content]
+
+
+def statistics_of(
+    base: LoadedModel,
+    calibration: Calibration,
+    sites: Sequence[str],
+    seed: int = 0,
+    keep: bool = True,
+    progress: Reporter = silent,
+) -> Statistics | SavedStatistics:
+    """What a model does with the calibration text, from disk where it was kept.
+
+    Kept for the default model as it was loaded (`keep`) and the bundled texts; never for a user's
+    own text.
+    """
+    windows = windows_of(base, calibration, seed, progress)
+    file = None
+    if keep and base.source.name == catalog.DEFAULT and calibration.text in (GENERAL, *GENRES):
+        key = f"{_FORMAT}|{base.source.revision}|{windows.digest}|{'|'.join(sites)}"
+        digest = hashlib.sha256(key.encode()).hexdigest()[:32]
+        file = cache_folder() / "statistics" / f"{digest}.safetensors"
+        if (saved := read_statistics(file)) is not None:
+            return saved
+    statistics = Statistics(base.model, sites, windows.fitting, windows.heldout, progress=progress)
+    if file is not None:
+        _keep(statistics, file)
+    return statistics
+
+
+def _keep(statistics: Statistics, file: Path) -> None:
+    # A full disk costs the next visitor some seconds, nothing else.
+    with suppress(OSError, SafetensorError):
+        statistics.save(file)

@@ -1,0 +1,25 @@
+"""What can go wrong in a way that a person can mend.
+
+Every message says what is wrong, which value, and what to do. The page shows it as it is, the shell
+prints it on one line and exits with status 2. Any other exception is a bug.
+"""
+
+
+class PruningError(Exception):
+    """The base of every error that is meant for the user."""
+
+
+class ModelError(PruningError):
+    """A model cannot be found, reached, accepted or read."""
+
+
+class RecipeError(PruningError):
+    """A recipe asks for something that is impossible or unclear."""
+
+
+class SavingError(PruningError):
+    """A pruned model could not be written to disk or published."""
+
+
+class Cancelled(PruningError):
+    """The user stopped the work; nothing was kept of it."""

@@ -1,0 +1,134 @@
+"""What a model is worth: perplexity on text it was not calibrated on, size, speed."""
+
+import math
+import time
+from dataclasses import asdict, dataclass
+
+import torch
+from torch.nn import functional
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from pruning.calibration import split, token_ids
+from pruning.errors import RecipeError
+from pruning.progress import Progress, Reporter, silent
+from pruning.texts import GENRES, passage
+
+WINDOW = 512
+GENRE_TOKENS = 1024
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """exp of the mean negative log-likelihood of each token but the first of each window.
+
+    `tokens` are the tokens read, `window` how many at a time, `text` which text.
+    """
+
+    value: float
+    tokens: int
+    window: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Perplexity on the held-out passages: over all of them, and by genre."""
+
+    overall: Perplexity
+    genres: dict[str, Perplexity]
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+
+def perplexity(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    tokens: int | None = None,
+    window: int = WINDOW,
+    name: str = "own text",
+    progress: Reporter = silent,
+) -> Perplexity:
+    """Perplexity on the first `tokens` tokens of a text, in windows that do not overlap."""
+    ids = token_ids(tokenizer, text)[:tokens]
+    total, count, read = 0.0, 0, 0
+    for loss, length in _losses(model, split(tokenizer, ids, window), name, progress):
+        total, count, read = (
+            total + float(loss.sum(dtype=torch.float64)),
+            count + len(loss),
+            read + length,
+        )
+    if not count:
+        raise RecipeError("The text to evaluate on is too short: at least two tokens are needed.")
+    return Perplexity(_exp(total / count), read, window, name)
+
+
+def quality(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    progress: Reporter = silent,
+    tokens: int | None = None,
+) -> Quality:
+    """Perplexity on the bundled held-out passages: `tokens` in all, the same number of each genre."""
+    share = GENRE_TOKENS if tokens is None else max(2, tokens // len(GENRES))
+    genres = {
+        genre: perplexity(
+            model,
+            tokenizer,
+            passage(genre, "heldout"),
+            share,
+            name=f"{title}, held out",
+            progress=progress,
+        )
+        for genre, title in GENRES.items()
+    }
+    return summarise(genres)
+
+
+def summarise(genres: dict[str, Perplexity]) -> Quality:
+    """All genres together, each weighing the same: the geometric mean of their perplexities."""
+    mean = sum(math.log(result.value) for result in genres.values()) / len(genres)
+    tokens = sum(result.tokens for result in genres.values())
+    return Quality(Perplexity(_exp(mean), tokens, WINDOW, "five genres, held out"), genres)
+
+
+def tokens_per_second(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, new_tokens: int = 24
+) -> float:
+    """Greedy generation at batch 1, with the cache, after a warm-up: the better of two runs."""
+    inputs = tokenizer("Once upon a time", return_tensors="pt").input_ids.to(model.device)
+    settings = {
+        "attention_mask": torch.ones_like(inputs),
+        "do_sample": False,
+        "pad_token_id": 0,
+    }
+    with torch.inference_mode():
+        model.generate(inputs, max_new_tokens=2, min_new_tokens=2, **settings)
+        seconds = []
+        for _ in range(2):
+            start = time.perf_counter()
+            model.generate(inputs, max_new_tokens=new_tokens, min_new_tokens=new_tokens, **settings)
+            seconds.append(time.perf_counter() - start)
+    return new_tokens / min(seconds)
+
+
+def size_on_disk(parameters: int, dtype: torch.dtype) -> int:
+    """Bytes that the weights take in a safetensors file, without its small header."""
+    return parameters * dtype.itemsize
+
+
+def _losses(model, windows, name: str, progress: Reporter):
+    """The negative log-likelihood of each predicted token, window by window."""
+    for done, window in enumerate(windows):
+        progress(Progress(f"Measuring perplexity on {name}, windows", done, len(windows)))
+        if len(window) < 2:
+            continue
+        ids = window[None].to(model.device)
+        with torch.inference_mode():
+            logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
+            yield functional.cross_entropy(logits, ids[0, 1:], reduction="none"), len(window)
+
+
+def _exp(value: float) -> float:
+    return math.exp(value) if value < 700 else math.inf

@@ -1,0 +1,216 @@
+"""A recipe, carried out: load → calibrate → rank → cut → repair → evaluate."""
+
+import time
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from weakref import WeakKeyDictionary
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from pruning import evaluation, loading
+from pruning.calibration import statistics_of
+from pruning.evaluation import Quality
+from pruning.generation import Sampling, complete
+from pruning.loading import LoadedModel, Source, Token
+from pruning.progress import Progress, Reporter, silent
+from pruning.recipe import Recipe
+from pruning.shape import Shape
+from pruning.steps.base import Subject
+from pruning.surgery import cut
+
+SAMPLE_PROMPTS = ("Paris is the capital of", "The best way to learn is", "def add(a, b):")
+
+
+@dataclass(frozen=True)
+class Preview:
+    """The shapes before and after a recipe, from the config alone."""
+
+    recipe: Recipe
+    before: Shape
+    after: Shape
+
+    def to_dict(self) -> dict:
+        return {
+            "parameters": _compared(self.before.components, self.after.components),
+            "config": self.after.config.to_dict(),
+            "recipe": self.recipe.to_dict(),
+        }
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was done and what was measured. `bytes`: size on disk; `seconds`: by stage."""
+
+    parameters_before: int
+    parameters_after: int
+    components_before: dict[str, int]
+    components_after: dict[str, int]
+    bytes_before: int
+    bytes_after: int
+    repairs: tuple[tuple[dict, ...], ...] = ()
+    quality_before: Quality | None = None
+    quality_after: Quality | None = None
+    speed_before: float | None = None
+    speed_after: float | None = None
+    samples: tuple[tuple[str, str, str], ...] = ()
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """A pruned model: an ordinary transformers model, and how it came about."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    recipe: Recipe
+    report: Report
+    source: Source
+    shape: Shape
+    storage_dtype: object
+
+    def to_dict(self) -> dict:
+        """Plain values: parameters, config, recipe and report."""
+        report = self.report
+        return {
+            "parameters": _compared(report.components_before, report.components_after),
+            "config": self.model.config.to_dict(),
+            "recipe": self.recipe.to_dict(),
+            "report": report.to_dict(),
+        }
+
+    def save(self, folder: str | Path, progress: Reporter = silent) -> Path:
+        """Write everything that plain transformers loads, a model card and the recipe."""
+        from pruning.publishing import save
+
+        return save(self, Path(folder), progress)
+
+
+def _compared(before: dict[str, int], after: dict[str, int]) -> dict:
+    return {
+        "before": sum(before.values()),
+        "after": sum(after.values()),
+        "components": {name: {"before": before[name], "after": after[name]} for name in before},
+    }
+
+
+def preview(recipe: Recipe, *, token: Token = None, own_machine: bool = True) -> Preview:
+    """The shape that a recipe leads to. Reads the base's config and allocates no weights."""
+    config, _ = loading.read_config(
+        recipe.base, revision=recipe.revision, token=token, own_machine=own_machine
+    )
+    before = Shape.of(config)
+    return Preview(recipe, before, reshape(recipe, before))
+
+
+def reshape(recipe: Recipe, shape: Shape) -> Shape:
+    """Every step of a recipe, on the shape alone."""
+    for step in recipe.steps:
+        shape = step.reshape(shape)
+    return shape
+
+
+def run(
+    recipe: Recipe,
+    *,
+    base: LoadedModel | None = None,
+    token: Token = None,
+    evaluate: bool = True,
+    progress: Reporter = silent,
+) -> Pruned:
+    """Carry out a recipe. The base model is not changed, and tensors that are not cut are shared.
+
+    `base` saves loading it again; `evaluate` measures perplexity and speed of both models.
+    """
+    if base is None:
+        preview(recipe, token=token)
+        base = loading.load(recipe.base, revision=recipe.revision, token=token, progress=progress)
+    pruned = prune(recipe, base, progress)
+    return measure(pruned, base, progress) if evaluate else pruned
+
+
+def prune(recipe: Recipe, base: LoadedModel, progress: Reporter = silent) -> Pruned:
+    """Carry out the steps of a recipe on a loaded base, without measuring anything."""
+    first = Shape.of(base.model.config)
+    reshape(recipe, first)
+    model, shape, repairs, seconds = base.model, first, [], {}
+    for step in recipe.steps:
+        statistics = None
+        start = time.perf_counter()
+        if sites := step.sites(shape):
+            current = LoadedModel(model, base.tokenizer, base.source, base.storage_dtype)
+            statistics = statistics_of(
+                current,
+                recipe.calibration,
+                sites,
+                recipe.seed,
+                keep=model is base.model,
+                progress=progress,
+            )
+        calibrated = time.perf_counter()
+        subject = Subject(model, shape, statistics, recipe.seed, progress)
+        kept = step.rank(subject)
+        refit = step.refit(subject, kept)
+        progress(Progress("Cutting"))
+        # What is seen is what is saved: repaired weights are rounded to the stored precision.
+        tensors = {name: value.to(base.storage_dtype) for name, value in refit.tensors.items()}
+        model = cut(model, step.reshape(shape), kept, tensors)
+        shape = Shape.of(model.config)
+        repairs.append(refit.notes)
+        seconds["calibrate"] = seconds.get("calibrate", 0) + calibrated - start
+        seconds["cut"] = seconds.get("cut", 0) + time.perf_counter() - calibrated
+    before, after = first.components, shape.components
+    report = Report(
+        parameters_before=sum(before.values()),
+        parameters_after=sum(after.values()),
+        components_before=before,
+        components_after=after,
+        bytes_before=evaluation.size_on_disk(sum(before.values()), base.storage_dtype),
+        bytes_after=evaluation.size_on_disk(sum(after.values()), base.storage_dtype),
+        repairs=tuple(repairs),
+        seconds=seconds,
+    )
+    pinned = recipe.pinned(base.source.revision)
+    return Pruned(model, base.tokenizer, pinned, report, base.source, shape, base.storage_dtype)
+
+
+def measure(pruned: Pruned, base: LoadedModel, progress: Reporter = silent) -> Pruned:
+    """The same model with its report filled in: quality, speed and samples, before and after."""
+    start = time.perf_counter()
+    quality_before, speed_before = measure_base(base, progress)
+    model, tokenizer = pruned.model, pruned.tokenizer
+    quality_after = evaluation.quality(model, tokenizer, progress)
+    progress(Progress("Measuring speed and writing samples"))
+    speed_after = evaluation.tokens_per_second(model, tokenizer)
+    sampling = Sampling(max_new_tokens=24)
+    samples = tuple(
+        (
+            prompt,
+            complete(base.model, tokenizer, prompt, sampling),
+            complete(model, tokenizer, prompt, sampling),
+        )
+        for prompt in SAMPLE_PROMPTS
+    )
+    report = replace(
+        pruned.report,
+        quality_before=quality_before,
+        quality_after=quality_after,
+        speed_before=speed_before,
+        speed_after=speed_after,
+        samples=samples,
+        seconds=pruned.report.seconds | {"evaluate": time.perf_counter() - start},
+    )
+    return replace(pruned, report=report)
+
+
+_measured: WeakKeyDictionary = WeakKeyDictionary()
+
+
+def measure_base(base: LoadedModel, progress: Reporter = silent) -> tuple[Quality, float]:
+    """Quality and tokens per second of a base model, measured once while it is loaded."""
+    if base.model not in _measured:
+        found = evaluation.quality(base.model, base.tokenizer, progress)
+        _measured[base.model] = found, evaluation.tokens_per_second(base.model, base.tokenizer)
+    return _measured[base.model]

@@ -1,0 +1,39 @@
+"""Strict, frozen values that say what is wrong with them."""
+
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pruning.errors import RecipeError
+
+
+class Frozen(BaseModel):
+    """Raises `RecipeError` where pydantic would raise `ValidationError`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    def __init__(self, **values):
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise RecipeError(_explain(error)) from None
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read values as strictly as they are written."""
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            raise RecipeError(_explain(error)) from None
+
+
+def _explain(error: ValidationError) -> str:
+    """One sentence for the first thing that is wrong."""
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        message = "there is no such setting; remove it"
+    elif first["type"] not in ("missing", "value_error"):
+        message = f"{message}, not {str(first['input'])[:60]!r}"
+    return f"{place}: {message}." if place else f"{message[:1].upper()}{message[1:]}."

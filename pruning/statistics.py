@@ -1,0 +1,218 @@
+"""What a model does with a text, seen at the inputs of its projections: one streamed pass.
+
+A *site* is a projection, by its module name. Its input, after the activation function, is what a
+neuron says; moments of it rank the neurons, and its second-moment matrix repairs what remains.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from pruning.files import replacing
+from pruning.progress import Progress, Reporter, silent
+
+HELD_OUT_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class SiteMoments:
+    """Per neuron of one site, over all tokens of the text; vectors `[neurons]` in float32.
+
+    `square`: E[a²]. `sequence`: the L2 norm over windows of the mean over tokens of |a|
+    (Minitron's aggregation). Padding is never seen: windows are not padded.
+    """
+
+    square: torch.Tensor
+    sequence: torch.Tensor
+
+
+@dataclass(frozen=True)
+class SiteGram:
+    """Second moments of one site for least squares.
+
+    `gram`: XᵀX over the fitting part of the text, `[neurons, neurons]`, float32, not divided by the
+    number of tokens. `heldout`: rows of X that `gram` has not seen, `[rows, neurons]`, which choose
+    how far to trust it. `tokens`: rows in `gram`.
+    """
+
+    gram: torch.Tensor
+    heldout: torch.Tensor
+    tokens: int
+
+
+class Statistics:
+    """Moments and second moments of the sites of one model over one text.
+
+    Second moments take `neurons²` numbers a site. Those of all sites are kept where they fit in
+    `budget` bytes; otherwise the model reads the text again for each run of sites that fits, when
+    they are first asked for, so ask in order.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        sites: Sequence[str],
+        fitting: Sequence[torch.Tensor],
+        heldout: Sequence[torch.Tensor],
+        budget: int | None = None,
+        progress: Reporter = silent,
+    ):
+        if budget is None:
+            budget = psutil.virtual_memory().available // 4
+        self._model, self._fitting, self._heldout = model, fitting, heldout
+        self._batches = list(_batches(sites, model, budget))
+        self.moments, self._grams = _collect(model, sites, self._batches[0], fitting, heldout, progress)
+
+    def gram(self, site: str, progress: Reporter = silent) -> SiteGram:
+        """The second moments of a site."""
+        if site not in self._grams:
+            batch = next(batch for batch in self._batches if site in batch)
+            self._grams = {}
+            _, self._grams = _collect(self._model, (), batch, self._fitting, self._heldout, progress)
+        return self._grams[site]
+
+    def save(self, file: Path) -> bool:
+        """Keep the statistics in a safetensors file; False where not all are in memory."""
+        if len(self._batches) > 1:
+            return False
+        tensors = {}
+        for site, moments in self.moments.items():
+            gram = self._grams[site]
+            tensors[f"{site}/square"] = moments.square.cpu()
+            tensors[f"{site}/sequence"] = moments.sequence.cpu()
+            tensors[f"{site}/gram"] = gram.gram.cpu()
+            tensors[f"{site}/heldout"] = gram.heldout.cpu()
+        tokens = next(iter(self._grams.values())).tokens
+        with replacing(file) as temporary:
+            save_file(tensors, temporary, metadata={"tokens": str(tokens)})
+        return True
+
+
+class SavedStatistics:
+    """Statistics read back from a file, second moments only when they are asked for."""
+
+    def __init__(self, file: Path):
+        """Raises `SafetensorError`, `OSError` or `ValueError` where the file is missing or damaged."""
+        self._file = safe_open(file, framework="pt")
+        self._tokens = int((self._file.metadata() or {}).get("tokens", ""))
+        sites = [key.removesuffix("/square") for key in self._file.keys() if key.endswith("/square")  # noqa: SIM118]
+        self.moments = {
+            site: SiteMoments(
+                square=self._file.get_tensor(f"{site}/square"),
+                sequence=self._file.get_tensor(f"{site}/sequence"),
+            )
+            for site in sites
+        }
+
+    def gram(self, site: str, progress: Reporter = silent) -> SiteGram:
+        """The second moments of a site."""
+        return SiteGram(
+            gram=self._file.get_tensor(f"{site}/gram"),
+            heldout=self._file.get_tensor(f"{site}/heldout"),
+            tokens=self._tokens,
+        )
+
+
+def read_statistics(file: Path) -> SavedStatistics | None:
+    """Statistics from a file, or None where there is none or it is damaged."""
+    try:
+        return SavedStatistics(file)
+    except (SafetensorError, OSError, ValueError):
+        return None
+
+
+class _Site:
+    """Running sums over the inputs of one projection."""
+
+    def __init__(self, moments: bool, gram: bool):
+        self._moments, self._gram = moments, gram
+        self._square = self._means = self._matrix = 0
+        self._rows: list[torch.Tensor] = []
+        self.heldout = False
+
+    def see(self, inputs: torch.Tensor) -> None:
+        """Take in the inputs of a batch, `[windows, tokens, neurons]`, window by window."""
+        for window in inputs.detach():
+            window = window.float()
+            if self._moments:
+                self._square = self._square + window.square().sum(dim=0, dtype=torch.float64)
+                self._means = self._means + window.abs().mean(dim=0).square()
+            if self._gram and self.heldout:
+                self._rows.append(window.clone())
+            elif self._gram:
+                if isinstance(self._matrix, int):
+                    self._matrix = window.new_zeros(window.shape[1], window.shape[1])
+                self._matrix.addmm_(window.T, window)
+
+    def moments(self, tokens: int) -> SiteMoments:
+        return SiteMoments(square=(self._square / tokens).float(), sequence=self._means.sqrt().float())
+
+    def gram(self, tokens: int) -> SiteGram:
+        return SiteGram(self._matrix, torch.cat(self._rows)[:HELD_OUT_ROWS], tokens)
+
+
+def _collect(
+    model: nn.Module,
+    moment_sites: Sequence[str],
+    gram_sites: Sequence[str],
+    fitting: Sequence[torch.Tensor],
+    heldout: Sequence[torch.Tensor],
+    progress: Reporter,
+) -> tuple[Mapping[str, SiteMoments], Mapping[str, SiteGram]]:
+    sites = {
+        name: _Site(moments=name in moment_sites, gram=name in gram_sites)
+        for name in dict.fromkeys([*moment_sites, *gram_sites])
+    }
+    body = model.base_model
+    windows = [(window, False) for window in fitting] + [(window, True) for window in heldout]
+    with torch.no_grad(), _watching(model, sites):
+        for done, (window, held) in enumerate(windows):
+            progress(Progress("Reading the calibration text, windows", done, len(windows)))
+            for site in sites.values():
+                site.heldout = held
+            body(input_ids=window[None].to(model.device), use_cache=False)
+    progress(Progress("Reading the calibration text, windows", len(windows), len(windows)))
+    fitted = sum(len(window) for window in fitting)
+    tokens = fitted + sum(len(window) for window in heldout)
+    return (
+        {name: sites[name].moments(tokens) for name in moment_sites},
+        {name: sites[name].gram(fitted) for name in gram_sites},
+    )
+
+
+@contextmanager
+def _watching(model: nn.Module, sites: Mapping[str, _Site]) -> Iterator[None]:
+    handles = [
+        model.get_submodule(name).register_forward_pre_hook(
+            lambda module, inputs, site=site: site.see(inputs[0])
+        )
+        for name, site in sites.items()
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _batches(sites: Sequence[str], model: nn.Module, budget: int) -> Iterator[list[str]]:
+    """Runs of sites whose second moments fit in the budget together, at least one site each."""
+    batch: list[str] = []
+    free = budget
+    for site in sites:
+        weight = model.get_submodule(site).weight
+        width = weight.numel() // model.config.hidden_size
+        size = 4 * width * (width + HELD_OUT_ROWS)
+        if batch and size > free:
+            yield batch
+            batch, free = [], budget
+        batch.append(site)
+        free -= size
+    yield batch

@@ -1,0 +1,6 @@
+"""A stand-in for the Hugging Face Hub on the loopback address, for tests."""
+
+from .repos import Repo, User
+from .server import CLIENT_ENV, LoopbackHub
+
+__all__ = ["CLIENT_ENV", "LoopbackHub", "Repo", "User"]
