@@ -102,7 +102,8 @@ class SavedStatistics:
         """Raises `SafetensorError`, `OSError` or `ValueError` where the file is missing or damaged."""
         self._file = safe_open(file, framework="pt")
         self._tokens = int((self._file.metadata() or {}).get("tokens", ""))
-        sites = [key.removesuffix("/square") for key in self._file.keys() if key.endswith("/square")  # noqa: SIM118]
+        names = self._file.keys()
+        sites = [name.removesuffix("/square") for name in names if name.endswith("/square")]
         self.moments = {
             site: SiteMoments(
                 square=self._file.get_tensor(f"{site}/square"),
