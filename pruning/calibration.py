@@ -5,15 +5,16 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import torch
 from safetensors import SafetensorError
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pruning import catalog, loading
 from pruning.errors import RecipeError
 from pruning.files import cache_folder
-from pruning.generation import sample_text
+from pruning.generation import check_vocabulary, sample_text
 from pruning.loading import LoadedModel
 from pruning.progress import Reporter, silent
 from pruning.recipe import Calibration
@@ -60,24 +61,32 @@ def windows_of(
     """
     texts = _texts(base, calibration, seed, progress)
     share = calibration.tokens // len(texts)
+    window = readable(base.model, calibration.window)
     fitting, heldout = [], []
     for text in texts:
-        tokens = token_ids(base.tokenizer, text)[:share]
+        tokens = token_ids(base.model, base.tokenizer, text)[:share]
         if len(tokens) < min(share, LEAST_TOKENS // len(texts)):
             raise RecipeError(
                 f"The calibration text has {len(tokens)} tokens; at least {LEAST_TOKENS} are needed. "
                 "Use a longer text."
             )
         border = len(tokens) - len(tokens) // HELD_OUT
-        fitting += split(base.tokenizer, tokens[:border], calibration.window)
-        heldout += split(base.tokenizer, tokens[border:], calibration.window)
+        fitting += split(base.tokenizer, tokens[:border], window)
+        heldout += split(base.tokenizer, tokens[border:], window)
     return Windows(tuple(fitting), tuple(heldout))
 
 
-def token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> torch.Tensor:
-    """The tokens of a text, without special tokens. Raises `RecipeError` for ids out of range."""
+def token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str) -> torch.Tensor:
+    """The tokens of a text, none added. Raises `RecipeError` for one that the model does not know."""
     ids = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
-    return torch.tensor(ids, dtype=torch.long)
+    tokens = torch.tensor(ids, dtype=torch.long)
+    check_vocabulary(model, tokenizer, tokens)
+    return tokens
+
+
+def readable(model: PreTrainedModel, window: int) -> int:
+    """A window's length, or the most that the model can read in one piece where that is less."""
+    return min(window, getattr(model.config, "max_position_embeddings", None) or window)
 
 
 def split(tokenizer: PreTrainedTokenizerBase, tokens: torch.Tensor, window: int) -> list[torch.Tensor]:
@@ -95,7 +104,7 @@ def _texts(base: LoadedModel, calibration: Calibration, seed: int, progress: Rep
         case name if name in GENRES:
             return [passage(name, "calibration")]
         case name if name == SELF:
-            return [sample_text(base, calibration.tokens, seed, progress)]
+            return [_self_written(base, calibration.tokens, seed, progress)]
         case name if name == WIKITEXT:
             return [loading.wikitext(progress=progress)]
     if calibration.content is None:
@@ -121,17 +130,36 @@ def statistics_of(
     own text.
     """
     windows = windows_of(base, calibration, seed, progress)
+    key = hashlib.sha256(
+        f"{_FORMAT}|{base.source.revision}|{windows.digest}|{'|'.join(sites)}".encode()
+    ).hexdigest()[:32]
     file = None
     if keep and base.source.name == catalog.DEFAULT and calibration.text in (GENERAL, *GENRES):
-        key = f"{_FORMAT}|{base.source.revision}|{windows.digest}|{'|'.join(sites)}"
-        digest = hashlib.sha256(key.encode()).hexdigest()[:32]
-        file = cache_folder() / "statistics" / f"{digest}.safetensors"
+        file = cache_folder() / "statistics" / f"{key}.safetensors"
         if (saved := read_statistics(file)) is not None:
             return saved
+    newest = _newest.get(base.model)
+    if newest is not None and newest[0] == key:
+        return newest[1]
     statistics = Statistics(base.model, sites, windows.fitting, windows.heldout, progress=progress)
     if file is not None:
         _keep(statistics, file)
+    elif statistics.complete:
+        _newest[base.model] = key, statistics
     return statistics
+
+
+_newest: WeakKeyDictionary = WeakKeyDictionary()
+"""For each model in memory, the statistics that were last computed and are not on disk."""
+
+_self_texts: WeakKeyDictionary = WeakKeyDictionary()
+
+
+def _self_written(base: LoadedModel, tokens: int, seed: int, progress: Reporter) -> str:
+    texts = _self_texts.setdefault(base.model, {})
+    if (tokens, seed) not in texts:
+        texts[tokens, seed] = sample_text(base, tokens, seed, progress)
+    return texts[tokens, seed]
 
 
 def _keep(statistics: Statistics, file: Path) -> None:

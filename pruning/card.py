@@ -1,5 +1,6 @@
 """The model card: what the model is, what it lost, and what was not done."""
 
+import math
 import re
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -39,6 +40,7 @@ def _results(report) -> list[EvalResult] | None:
             metric_value=round(result.value, 3),
         )
         for genre, result in report.quality_after.genres.items()
+        if math.isfinite(result.value)
     ] or None
 
 
@@ -150,7 +152,8 @@ def _table(head: tuple[str, ...], rows) -> str:
 
 
 def _fenced(text: str, language: str) -> str:
-    """A code block that nothing in the text can close."""
+    """A code block that nothing in the text can close; what cannot be printed is a �."""
+    text = re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "�", text)
     runs = re.findall(r"`{3,}", text)
     fence = "`" * max([3, *(len(run) + 1 for run in runs)])
     return f"{fence}{language}\n{text.rstrip()}\n{fence}"

@@ -1,5 +1,6 @@
 """Writing to disk so that nothing is ever half-written, and where the cache is."""
 
+import errno
 import os
 import shutil
 import tempfile
@@ -42,6 +43,15 @@ def new_folder(target: Path) -> Iterator[Path]:
     temporary.chmod(0o755)
     try:
         yield temporary
-        os.replace(temporary, target)
+        _move(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _move(folder: Path, target: Path) -> None:
+    try:
+        os.replace(folder, target)
+    except OSError as error:
+        if error.errno == errno.ENOTEMPTY:  # Filled by somebody else meanwhile.
+            raise FileExistsError(target) from None
+        raise

@@ -1,7 +1,8 @@
 """Text from a model, streamed, and comparable between two models."""
 
+import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -45,7 +46,7 @@ def _check_whole(name: str, value: int, least: int, most: int) -> None:
 
 
 class GumbelNoise(LogitsProcessor):
-    """Sampling as an argmax: logits / temperature + Gumbel noise drawn from (seed, position).
+    """Sampling as an argmax: logits + temperature · Gumbel noise drawn from (seed, position).
 
     The largest of the noisy logits is a draw from the softmax (Gumbel-max trick; Maddison et al.,
     2014, A* Sampling, §2). Two models that get the same noise differ only where their predictions
@@ -59,7 +60,7 @@ class GumbelNoise(LogitsProcessor):
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 % 2**62 + input_ids.shape[1])
         noise = torch.rand(scores.shape, generator=generator, dtype=torch.float64)
         gumbel = -torch.log(-torch.log(noise.clamp(1e-300, 1 - 1e-16)))
-        return scores / self.temperature + gumbel.to(scores)
+        return scores + self.temperature * gumbel.to(scores)
 
 
 class _When(StoppingCriteria):
@@ -82,6 +83,16 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> torch.Tens
     return tokenizer(prompt, return_tensors="pt", verbose=False).input_ids
 
 
+def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ids: torch.Tensor) -> None:
+    """Raises `RecipeError` where a text holds a token that the model has no embedding for."""
+    size = model.config.vocab_size
+    if ids.numel() and (highest := int(ids.max())) >= size:
+        raise RecipeError(
+            f"The text holds {tokenizer.convert_ids_to_tokens(highest)!r}, which is token {highest} of its "
+            f"tokenizer, but this model knows {size} tokens. Remove it from the text."
+        )
+
+
 def stream(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -92,6 +103,7 @@ def stream(
     """The continuation of a prompt, piece by piece; `stopped` is asked after every token."""
     sampling = sampling or Sampling()
     inputs = encode_prompt(tokenizer, prompt).to(model.device)
+    check_vocabulary(model, tokenizer, inputs)
     longest = getattr(model.config, "max_position_embeddings", None)
     if longest and inputs.shape[1] + sampling.max_new_tokens > longest:
         raise RecipeError(
@@ -147,6 +159,50 @@ def _settings(model: PreTrainedModel, sampling: Sampling) -> dict:
     }
 
 
+def compare(
+    models: Sequence[PreTrainedModel],
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    sampling: Sampling | None = None,
+    stopped: Callable[[], bool] = lambda: False,
+) -> Iterator[tuple[str, ...]]:
+    """The continuations of one prompt by several models at once, each time one of them grows.
+
+    They share the sampling noise, so they part only where the models disagree.
+    """
+    pieces: queue.Queue = queue.Queue()
+    over = threading.Event()
+
+    def write(which: int) -> None:
+        try:
+            for piece in stream(
+                models[which], tokenizer, prompt, sampling, lambda: over.is_set() or stopped()
+            ):
+                pieces.put((which, piece))
+            pieces.put((which, None))
+        except BaseException as error:
+            pieces.put((which, error))
+
+    threads = [threading.Thread(target=write, args=(which,), daemon=True) for which in range(len(models))]
+    for thread in threads:
+        thread.start()
+    written, writing = [""] * len(models), len(models)
+    try:
+        while writing:
+            which, piece = pieces.get()
+            if isinstance(piece, BaseException):
+                raise piece
+            if piece is None:
+                writing -= 1
+            else:
+                written[which] += piece
+                yield tuple(written)
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+
+
 def complete(model, tokenizer, prompt: str, sampling: Sampling | None = None) -> str:
     """The whole continuation of a prompt."""
     return "".join(stream(model, tokenizer, prompt, sampling))
@@ -159,8 +215,9 @@ def sample_text(base, tokens: int, seed: int = 0, progress: Reporter = silent) -
     """
     model, tokenizer = base.model, base.tokenizer
     start = next(token for token in (tokenizer.bos_token_id, tokenizer.eos_token_id, 0) if token is not None)
-    texts, written, batch, length = [], 0, 16, 256
+    texts, written, length = [], 0, 256
     while written < tokens:
+        batch = min(16, -(-(tokens - written) // length))
         progress(Progress("The model writes its calibration text, tokens", written, tokens))
         inputs = torch.full((batch, 1), start, device=model.device)
         with torch.inference_mode():

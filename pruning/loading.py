@@ -5,14 +5,18 @@ import importlib.metadata
 import importlib.util
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from math import prod
 from pathlib import Path
 
 import torch
-from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+from huggingface_hub import HfApi, hf_hub_download, snapshot_download, try_to_load_from_cache
 from huggingface_hub import constants as hub
 from huggingface_hub.errors import (
     EntryNotFoundError,
@@ -26,7 +30,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.utils import validate_repo_id
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -36,20 +40,27 @@ from transformers import (
 )
 
 from pruning import catalog
-from pruning.anatomy import config_from_dict, family_of
+from pruning.anatomy import anatomy_of, config_from_dict
 from pruning.errors import ModelError
 from pruning.files import cache_folder, new_folder
 from pruning.progress import Progress, Reporter, silent
+from pruning.shape import Shape
 
 Token = str | bool | None
 """An access token; None for the one saved on this machine, False for none at all."""
 
-TEXT_FILES = (".json", ".txt", ".model", ".jinja")
+TEXT_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "README.md")
+WEIGHT_FILES = ("model*.safetensors",)
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model came from. `revision` is a commit, a package version, or a digest of a folder."""
+    """Where a model came from. `revision` is a commit, a package version, or a digest of a folder.
+
+    `public`: whether anyone may see it; what is not must not be handed to other visitors.
+    """
 
     name: str
     hub_id: str | None
@@ -57,6 +68,7 @@ class Source:
     licence: str | None
     whence: str
     folder: Path
+    public: bool = True
 
 
 @dataclass(frozen=True)
@@ -109,7 +121,7 @@ def read_config(
 ) -> tuple[PreTrainedConfig, Source]:
     """Only the config of a model: enough for every preview. A folder may hold nothing else."""
     source = _fetch(name, revision, token, own_machine, None, silent, weights=False)
-    return config_from_dict(_read_json(source.folder / "config.json")), source
+    return _config_of(source.folder), source
 
 
 def _fetch(
@@ -122,13 +134,16 @@ def _fetch(
     weights: bool,
 ) -> Source:
     entry = catalog.find(name)
-    if entry is None and own_machine and Path(name).expanduser().is_dir():
+    if entry is None and own_machine and _is_folder(name):
         return _folder(name, revision, weights)
+    if token is None and not own_machine:
+        token = False  # The token saved on a machine is its owner's, not its visitors'.
     hub_id = entry.hub_id if entry else name
     if entry and entry.offline and revision == entry.offline.revision:
         return _offline(entry, progress)
     if entry is None:
         _check_id(name, own_machine)
+    _check_revision(revision)
     public = entry is not None and not entry.gated
     found = _cached(hub_id, revision, weights) if public else None
     offline = entry is not None and entry.offline is not None and revision is None
@@ -141,6 +156,7 @@ def _fetch(
             if offline and _installed(entry):
                 return _offline(entry, progress)
             found = _cached(hub_id, revision, weights) if own_machine else None
+            found = found and replace(found, public=public)
         if found is None:
             raise ModelError(
                 f"The Hugging Face Hub cannot be reached, and {hub_id} is not on this machine. "
@@ -155,6 +171,21 @@ def _instead() -> str:
 
 class _Unreachable(Exception):
     """No answer from the Hub."""
+
+
+def _is_folder(name: str) -> bool:
+    try:
+        return bool(name) and Path(name).expanduser().is_dir()
+    except (OSError, RuntimeError):
+        return False
+
+
+def _check_revision(revision: str | None) -> None:
+    # huggingface_hub makes a path of it.
+    if revision is not None and (".." in revision or not re.fullmatch(r"[\w./:=-]+", revision)):
+        raise ModelError(
+            f"{revision[:100]!r} is no revision. Give a commit, a branch or a tag, or none for the newest."
+        )
 
 
 def _check_id(name: str, own_machine: bool) -> None:
@@ -203,17 +234,24 @@ def _hub_errors(hub_id: str, revision: str | None) -> Iterator[None]:
         raise ModelError(f"The Hub refused {hub_id} (HTTP {status}). Try again later.") from None
     except (HTTPError, OfflineModeIsEnabled) as error:
         raise _Unreachable from error
+    except UnicodeEncodeError:
+        raise ModelError("The access token has characters that no token has. Sign in again.") from None
+    except OSError as error:
+        raise ModelError(
+            f"{hub_id} could not be written to {hub.HF_HUB_CACHE}: {error.strerror or _first_line(error)}. "
+            "Make room, or set HF_HOME to another folder."
+        ) from error
 
 
 def _cached(hub_id: str, revision: str | None, weights: bool) -> Source | None:
     """A snapshot that an earlier load left on this machine, complete enough to use."""
     try:
-        folder = Path(snapshot_download(hub_id, revision=revision, local_files_only=True))
+        folder = _snapshot(hub_id, revision, weights, local_files_only=True)
     except (LocalEntryNotFoundError, RevisionNotFoundError, RepositoryNotFoundError):
         return None
     if not (folder / "config.json").is_file():
         return None
-    if weights and not (_weight_files(folder) and _tokenizer_there(folder)):
+    if weights and not (_weight_files(folder) and _has_tokenizer(os.listdir(folder))):
         return None
     return Source(
         name=hub_id,
@@ -225,9 +263,18 @@ def _cached(hub_id: str, revision: str | None, weights: bool) -> Source | None:
     )
 
 
-def _tokenizer_there(folder: Path) -> bool:
-    names = ("tokenizer.json", "tokenizer.model", "vocab.json")
-    return any((folder / name).is_file() for name in names)
+def _snapshot(hub_id: str, revision: str | None, weights: bool, **options) -> Path:
+    """The folder of a snapshot. Of a repository, only the files at its root are ever used."""
+    wanted = TEXT_FILES + (WEIGHT_FILES if weights else ())
+    return Path(
+        snapshot_download(
+            hub_id, revision=revision, allow_patterns=list(wanted), ignore_patterns=["*/*"], **options
+        )
+    )
+
+
+def _has_tokenizer(names: Iterable[str]) -> bool:
+    return any(name in names for name in TOKENIZER_FILES)
 
 
 def _licence_of(hub_id: str, folder: Path) -> str | None:
@@ -261,62 +308,100 @@ def _download(
         if info.gated or info.private:
             # A file that is already here would otherwise be handed out without asking.
             HfApi(endpoint=endpoint).auth_check(hub_id, token=token)
+    sizes = {file.rfilename: file.size or 0 for file in info.siblings or [] if "/" not in file.rfilename}
+    tensors = {name: size for name, size in sizes.items() if _matches(name, WEIGHT_FILES)}
+    if not tensors:
+        raise ModelError(
+            f"{hub_id} has no weights in safetensors files, and other formats can run code when they are "
+            "read. Ask its owners to convert it, or choose another model."
+        )
+    if not _has_tokenizer(sizes):
+        raise ModelError(f"{hub_id} has no tokenizer, so it cannot read text. Choose another model.")
+    wanted = {name: size for name, size in sizes.items() if name in tensors or _matches(name, TEXT_FILES)}
+    limit = size_limit() if max_bytes is None else max_bytes
+    size = sum(wanted.values())
+    if size > limit:
+        raise ModelError(
+            f"{hub_id} is a download of {_bytes(size)}; the limit here is {_bytes(limit)}. "
+            "Choose a smaller model, or raise SECATEUR_MAX_BYTES where you run this."
+        )
+    with _hub_errors(hub_id, revision):
         config_file = hf_hub_download(
             hub_id, "config.json", revision=info.sha, token=token, endpoint=endpoint
         )
-    _check_config(_read_json(Path(config_file)), hub_id)
-    names = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or []}
-    root = {name: size for name, size in names.items() if "/" not in name}
-    tensors = {name: size for name, size in root.items() if name.endswith(".safetensors")}
-    if not tensors:
-        raise ModelError(
-            f"{hub_id} has no safetensors files, and other formats can run code when they are read. "
-            "Ask its owners to convert it, or choose another model."
-        )
-    limit = size_limit() if max_bytes is None else max_bytes
-    size = sum(tensors.values())
-    if size > limit:
-        raise ModelError(
-            f"{hub_id} has {size / 1e9:.1f} GB of weights; the limit here is {limit / 1e9:.1f} GB. "
-            "Choose a smaller model, or raise SECATEUR_MAX_BYTES where you run this."
-        )
-    wanted = [name for name in root if name.endswith(TEXT_FILES) or name == "README.md"]
+    config = _check_config(_read_json(Path(config_file)), hub_id)
+    _check_fit(hub_id, config, sum(tensors.values()))
     if weights:
-        Path(hub.HF_HUB_CACHE).mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(hub.HF_HUB_CACHE).free
         if size * 1.1 > free:
             raise ModelError(
-                f"{hub_id} needs {size / 1e9:.1f} GB of disk and {free / 1e9:.1f} GB are free. "
+                f"{hub_id} needs {_bytes(size)} of disk and {_bytes(free)} are free. "
                 "Make room, or choose a smaller model."
             )
-        wanted += tensors
-        progress(Progress(f"Downloading {hub_id}, {size / 1e6:.0f} MB"))
+        progress(Progress(f"Downloading {hub_id}, {_bytes(size)}"))
     with _hub_errors(hub_id, revision):
-        folder = snapshot_download(
-            hub_id,
-            revision=info.sha,
-            token=token,
-            endpoint=endpoint,
-            allow_patterns=wanted,
-        )
+        folder = _snapshot(hub_id, info.sha, weights, token=token, endpoint=endpoint)
+        # Notes which commit the revision means, for the next load without the Hub.
+        hf_hub_download(hub_id, "config.json", revision=revision, token=token, endpoint=endpoint)
+    if weights and not all((folder / name).is_file() for name in wanted):
+        raise _Unreachable  # The Hub went away; snapshot_download then returns what there is.
     return Source(
         name=hub_id,
         hub_id=hub_id,
         revision=info.sha,
-        licence=_licence_of(hub_id, Path(folder)),
+        licence=_licence_of(hub_id, folder),
         whence=f"from {hub_id} on the Hugging Face Hub",
-        folder=Path(folder),
+        folder=folder,
+        public=not (info.private or info.gated),
     )
 
 
-def _check_config(values: dict, name: str) -> None:
-    if "auto_map" in values:
+def _bytes(number: int) -> str:
+    return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:.1f} MB"
+
+
+def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _config_of(folder: Path) -> PreTrainedConfig:
+    return _config_from(_read_json(folder / "config.json"))
+
+
+def _config_from(values: dict) -> PreTrainedConfig:
+    # Attention kernels that a config asks for may not be here, or be code to download.
+    ours = {key: value for key, value in values.items() if not key.endswith("attn_implementation")}
+    return config_from_dict(ours)
+
+
+def _check_config(values: dict, name: str) -> PreTrainedConfig:
+    """The config, if a model can be built from it by transformers alone."""
+    if values.get("auto_map"):
         raise ModelError(
             f"{name} brings code of its own (auto_map), which is never run here. "
             f"Choose a model of a family that transformers knows{_instead()}."
         )
-    family_of(values.get("model_type"))
-    config_from_dict(values)
+    if values.get("quantization_config"):
+        raise ModelError(
+            f"{name} is quantised, and packed weights cannot be cut. Choose the model that it was made from."
+        )
+    if values.get("transformers_weights"):
+        raise ModelError(
+            f"The config of {name} names a weights file of its own (transformers_weights). "
+            "Save it with save_pretrained, which uses model.safetensors."
+        )
+    config = _config_from(values)
+    anatomy_of(config)
+    return config
+
+
+def _check_fit(name: str, config: PreTrainedConfig, numbers: int) -> None:
+    """Refuse a config that describes more than its files hold, before memory is taken for it."""
+    if (described := Shape.of(config).parameters) > numbers:
+        raise ModelError(
+            f"The weights of {name} do not fit its config: it describes {described:,} parameters, and the "
+            f"files have room for {numbers:,}. Download or save the model again."
+        )
 
 
 def _folder(name: str, revision: str | None, weights: bool) -> Source:
@@ -345,16 +430,19 @@ def _folder(name: str, revision: str | None, weights: bool) -> Source:
         licence=_licence_of("", folder),
         whence=f"from the folder {folder.name}",
         folder=folder,
+        public=False,
     )
 
 
 def _weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a model, none outside of its folder; empty where one is missing."""
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        single = folder / "model.safetensors"
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.is_file() or not index.is_file():
         return [single] if single.is_file() else []
-    names = sorted({str(name) for name in _read_json(index).get("weight_map", {}).values()})
+    shards = _read_json(index).get("weight_map")
+    if not isinstance(shards, dict):
+        raise ModelError(f"{index.name} in {folder.name} has no weight_map. Save the model again.")
+    names = sorted({str(name) for name in shards.values()})
     if any("/" in name or "\\" in name for name in names):
         raise ModelError("The index of the weights names files outside of its folder. It is refused.")
     files = [folder / name for name in names]
@@ -374,7 +462,7 @@ def _read_json(file: Path) -> dict:
         values = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ModelError(f"There is no {file.name} in {file.parent.name}: it is no model.") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{file.name} in {file.parent.name} cannot be read: {error}.") from None
     if not isinstance(values, dict):
         raise ModelError(f"{file.name} in {file.parent.name} is not a JSON object.")
@@ -431,17 +519,22 @@ def _convert(entry: catalog.Entry, folder: Path) -> None:
             tokenizer.save_pretrained(temporary)
     except FileExistsError:
         pass  # Another process was faster.
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise ModelError(
-            f"The converted weights could not be written to {folder.parent}: {error.strerror}. "
+            f"The converted weights could not be written to {folder.parent}: {_first_line(error)}. "
             "Make room, or set SECATEUR_CACHE to another folder."
         ) from error
 
 
 def _read(source: Source) -> LoadedModel:
-    values = _read_json(source.folder / "config.json")
-    config = config_from_dict(values)
-    stored = _stored_dtype(source.folder)
+    config = _config_of(source.folder)
+    stored, numbers = _stored(source)
+    _check_fit(source.name, config, numbers)
+    if not _has_tokenizer(os.listdir(source.folder)):
+        raise ModelError(
+            f"{source.name} has no tokenizer, so it cannot read text. "
+            "Save one beside the model with save_pretrained."
+        )
     device = "cuda" if torch.cuda.is_available() and not os.environ.get("SPACES_ZERO_GPU") else "cpu"
     try:
         tokenizer = AutoTokenizer.from_pretrained(
@@ -459,22 +552,17 @@ def _read(source: Source) -> LoadedModel:
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,
         )
-    except SafetensorError as error:
-        raise ModelError(
-            f"A weights file of {source.name} is damaged ({_first_line(error)}). "
-            "Delete it and load the model again."
-        ) from error
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, LookupError, SafetensorError) as error:
         raise ModelError(f"{source.name} cannot be read: {_first_line(error)}") from error
-    for problem in ("missing_keys", "mismatched_keys"):
-        if found.get(problem):
-            name = sorted(map(str, found[problem]))[0]
-            raise ModelError(
-                f"The weights of {source.name} do not fit its config: {name} is "
-                f"{'missing' if problem == 'missing_keys' else 'of another shape'}. "
-                "Download or save the model again."
-            )
+    missing = [f"{name} is missing" for name in found["missing_keys"]]
+    misshapen = [f"{name} is of another shape" for name, *_ in found["mismatched_keys"]]
+    for problem in sorted(missing + misshapen)[:1]:
+        raise ModelError(
+            f"The weights of {source.name} do not fit its config: {problem}. "
+            "Download or save the model again."
+        )
     model.requires_grad_(False)
     return LoadedModel(model.eval(), tokenizer, source, stored)
 
@@ -483,22 +571,25 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
-def _stored_dtype(folder: Path) -> torch.dtype:
-    from safetensors import safe_open
-
-    files = _weight_files(folder)
+def _stored(source: Source) -> tuple[torch.dtype, int]:
+    """The precision of most weights, and how many numbers the files hold: from their headers."""
+    files = _weight_files(source.folder)
     if not files:
-        raise ModelError(f"The folder {folder.name} holds no complete safetensors weights.")
-    try:
-        with safe_open(files[0], framework="pt") as tensors:
-            first = tensors.get_slice(next(iter(tensors.keys())))
-            names = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16}
-            return names.get(first.get_dtype(), torch.bfloat16)
-    except (SafetensorError, OSError, StopIteration) as error:
-        raise ModelError(
-            f"The weights file {files[0].name} is damaged ({_first_line(error)}). "
-            "Delete it and load the model again."
-        ) from error
+        raise ModelError(f"{source.name} has no complete safetensors weights. Save the model again.")
+    numbers: Counter[str] = Counter()
+    for file in files:
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118 - not a dict
+                    part = tensors.get_slice(name)
+                    numbers[part.get_dtype()] += prod(part.get_shape())
+        except (SafetensorError, OSError) as error:
+            raise ModelError(
+                f"The weights file {file.name} is damaged ({_first_line(error)}). "
+                "Delete it and load the model again."
+            ) from error
+    dtype = max(FLOATS, key=lambda name: numbers[name])
+    return FLOATS[dtype] if numbers[dtype] else torch.bfloat16, sum(numbers.values())
 
 
 def wikitext(token: Token = None, progress: Reporter = silent) -> str:
@@ -506,15 +597,20 @@ def wikitext(token: Token = None, progress: Reporter = silent) -> str:
     from pyarrow import parquet
 
     progress(Progress("Downloading WikiText-2"))
+    endpoint = os.environ.get("HF_ENDPOINT")
+    place = {
+        "repo_id": "Salesforce/wikitext",
+        "filename": "wikitext-2-raw-v1/validation-00000-of-00001.parquet",
+        "repo_type": "dataset",
+    }
     try:
         with _hub_errors("Salesforce/wikitext", None):
-            file = hf_hub_download(
-                "Salesforce/wikitext",
-                "wikitext-2-raw-v1/validation-00000-of-00001.parquet",
-                repo_type="dataset",
-                token=token,
-                endpoint=os.environ.get("HF_ENDPOINT"),
-            )
+            file = try_to_load_from_cache(**place)
+            if not isinstance(file, str):
+                # This fails at once without a network; the download would try for half a minute.
+                if not HfApi(endpoint=endpoint).file_exists(**place, token=token):
+                    raise _Unreachable
+                file = hf_hub_download(**place, token=token, endpoint=endpoint)
     except _Unreachable:
         raise ModelError(
             "WikiText-2 is on the Hugging Face Hub, which cannot be reached. "

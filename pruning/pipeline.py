@@ -1,15 +1,19 @@
 """A recipe, carried out: load → calibrate → rank → cut → repair → evaluate."""
 
+import json
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pruning import evaluation, loading
+from pruning import catalog, evaluation, loading
 from pruning.calibration import statistics_of
 from pruning.evaluation import Quality
+from pruning.files import cache_folder, replacing
 from pruning.generation import Sampling, complete
 from pruning.loading import LoadedModel, Source, Token
 from pruning.progress import Progress, Reporter, silent
@@ -178,39 +182,61 @@ def prune(recipe: Recipe, base: LoadedModel, progress: Reporter = silent) -> Pru
 
 def measure(pruned: Pruned, base: LoadedModel, progress: Reporter = silent) -> Pruned:
     """The same model with its report filled in: quality, speed and samples, before and after."""
+    *_, measured = measuring(pruned, base, progress)
+    return measured
+
+
+def measuring(pruned: Pruned, base: LoadedModel, progress: Reporter = silent) -> Iterator[Pruned]:
+    """The model again and again, its report fuller each time; the quality after, genre by genre."""
     start = time.perf_counter()
-    quality_before, speed_before = measure_base(base, progress)
     model, tokenizer = pruned.model, pruned.tokenizer
-    quality_after = evaluation.quality(model, tokenizer, progress)
+
+    def filled(**values) -> Pruned:
+        return replace(pruned, report=replace(pruned.report, **values))
+
+    pruned = filled(quality_before=base_quality(base, progress))
+    yield pruned
+    genres = {}
+    for genre, result in evaluation.by_genre(model, tokenizer, progress):
+        genres[genre] = result
+        pruned = filled(quality_after=evaluation.summarise(genres))
+        yield pruned
     progress(Progress("Measuring speed and writing samples"))
-    speed_after = evaluation.tokens_per_second(model, tokenizer)
+    speed_before, speed_after = evaluation.tokens_per_second((base.model, model), tokenizer)
     sampling = Sampling(max_new_tokens=24)
-    samples = tuple(
-        (
-            prompt,
-            complete(base.model, tokenizer, prompt, sampling),
-            complete(model, tokenizer, prompt, sampling),
-        )
-        for prompt in SAMPLE_PROMPTS
-    )
-    report = replace(
-        pruned.report,
-        quality_before=quality_before,
-        quality_after=quality_after,
+    pruned = filled(
         speed_before=speed_before,
         speed_after=speed_after,
-        samples=samples,
-        seconds=pruned.report.seconds | {"evaluate": time.perf_counter() - start},
+        samples=tuple(
+            (prompt, *(complete(each, tokenizer, prompt, sampling) for each in (base.model, model)))
+            for prompt in SAMPLE_PROMPTS
+        ),
     )
-    return replace(pruned, report=report)
+    seconds = pruned.report.seconds | {"evaluate": time.perf_counter() - start}
+    yield filled(seconds=seconds)
 
 
-_measured: WeakKeyDictionary = WeakKeyDictionary()
+_qualities: WeakKeyDictionary = WeakKeyDictionary()
 
 
-def measure_base(base: LoadedModel, progress: Reporter = silent) -> tuple[Quality, float]:
-    """Quality and tokens per second of a base model, measured once while it is loaded."""
-    if base.model not in _measured:
-        found = evaluation.quality(base.model, base.tokenizer, progress)
-        _measured[base.model] = found, evaluation.tokens_per_second(base.model, base.tokenizer)
-    return _measured[base.model]
+def base_quality(base: LoadedModel, progress: Reporter = silent) -> Quality:
+    """The quality of a base model, measured once; that of the default model is kept on disk."""
+    if base.model not in _qualities:
+        kept = base.source.name == catalog.DEFAULT
+        _qualities[base.model] = (
+            _kept_quality(base, progress)
+            if kept
+            else evaluation.quality(base.model, base.tokenizer, progress)
+        )
+    return _qualities[base.model]
+
+
+def _kept_quality(base: LoadedModel, progress: Reporter) -> Quality:
+    file = cache_folder() / "quality" / f"{evaluation.digest(base.source.revision)}.json"
+    try:
+        return Quality.from_dict(json.loads(file.read_text()))
+    except (OSError, ValueError, TypeError, KeyError):
+        quality = evaluation.quality(base.model, base.tokenizer, progress)
+    with suppress(OSError), replacing(file) as temporary:
+        temporary.write_text(json.dumps(quality.to_dict()))
+    return quality

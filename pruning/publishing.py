@@ -4,6 +4,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -28,6 +29,8 @@ from pruning.progress import Progress, Reporter, silent
 from pruning.surgery import recast
 
 RECIPE_FILE = "recipe.yaml"
+LOADED_FILES = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model", "*.txt")
+"""What transformers might still read of an earlier model in the same repository."""
 
 
 def save(pruned: Pruned, folder: Path, progress: Reporter = silent, name: str | None = None) -> Path:
@@ -45,6 +48,7 @@ def save(pruned: Pruned, folder: Path, progress: Reporter = silent, name: str | 
                 model = recast(model, pruned.shape, pruned.storage_dtype)
             model.save_pretrained(temporary)
             pruned.tokenizer.save_pretrained(temporary)
+            pruned = _without_paths(pruned)
             (temporary / RECIPE_FILE).write_text(pruned.recipe.to_yaml(), encoding="utf-8")
             card = model_card(pruned, name or folder.name)
             (temporary / "README.md").write_text(str(card), encoding="utf-8")
@@ -64,6 +68,14 @@ def save(pruned: Pruned, folder: Path, progress: Reporter = silent, name: str | 
             f"The weights could not be written to {folder}: {error}. Make room or choose another folder."
         ) from error
     return folder
+
+
+def _without_paths(pruned: Pruned) -> Pruned:
+    """A base that is a folder goes by its name; where it lies is nobody else's business."""
+    if pruned.source.hub_id is not None:
+        return pruned
+    recipe = pruned.recipe.model_copy(update={"base": pruned.source.folder.name})
+    return replace(pruned, recipe=recipe)
 
 
 def _check_reload(pruned: Pruned, folder: Path) -> None:
@@ -149,19 +161,19 @@ def _push(api: HfApi, folder: Path, repo_id: str, private: bool, overwrite: bool
         raise SavingError(
             f"The name {repo_id} is taken by a repository that Secateur did not make. Choose another name."
         )
-    progress(Progress(f"Uploading to {repo_id}"))
     try:
+        progress(Progress(f"Uploading to {repo_id}"))
         with _hub_errors(f"upload to {repo_id}"):
             api.upload_folder(
                 repo_id=repo_id,
                 folder_path=folder,
+                delete_patterns=list(LOADED_FILES),
                 commit_message="Publish a model pruned with Secateur",
             )
     except BaseException as error:
         if created:
             _remove(api, repo_id, error)
         raise
-    progress(Progress("Published"))
     return f"{api.endpoint}/{repo_id}"
 
 
@@ -200,19 +212,12 @@ def _hub_errors(action: str) -> Iterator[None]:
             "You are not signed in to the Hugging Face Hub. On the page, press the sign-in button; "
             "in a shell, run `hf auth login`."
         ) from None
-    except HfHubHTTPError as error:
-        raise SavingError(_sentence(action, error)) from None
-    except HTTPError as error:
-        raise SavingError(
-            f"The connection to the Hub broke ({type(error).__name__}) in trying to {action}. "
-            "Nothing was kept there; try again."
-        ) from None
-    except (RuntimeError, OSError) as error:
-        if isinstance(error.__cause__, HfHubHTTPError):
-            raise SavingError(_sentence(action, error.__cause__)) from None
-        raise SavingError(
-            f"The Hub could not be reached to {action}: {str(error).splitlines()[0][:200]}. Try again."
-        ) from None
+    except (HTTPError, OSError, RuntimeError) as error:
+        # What goes wrong in an upload comes wrapped.
+        cause = error.__cause__ if isinstance(error, RuntimeError) else None
+        raise SavingError(_sentence(action, cause or error)) from None
+    except UnicodeEncodeError:
+        raise SavingError("The access token has characters that no token has. Sign in again.") from None
     except ValueError as error:
         raise SavingError(f"The Hub did not accept the model card: {error}") from None
 
@@ -227,7 +232,12 @@ _REASONS = {
 }
 
 
-def _sentence(action: str, error: HfHubHTTPError) -> str:
-    status = getattr(error.response, "status_code", None)
-    reason = _REASONS.get(status, "it has a fault of its own. Try again in a few minutes")
-    return f"The Hub refused to {action} (HTTP {status}): {reason}."
+def _sentence(action: str, error: Exception) -> str:
+    if isinstance(error, HfHubHTTPError):
+        status = getattr(error.response, "status_code", None)
+        reason = _REASONS.get(status, "it has a fault of its own. Try again in a few minutes")
+        return f"The Hub refused to {action} (HTTP {status}): {reason}."
+    if isinstance(error, HTTPError):
+        return f"The connection to the Hub broke ({type(error).__name__}) in trying to {action}. Try again."
+    reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+    return f"It was not possible to {action}: {reason}. Try again."

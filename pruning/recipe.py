@@ -5,6 +5,7 @@ Same recipe, same base revision → the same weights, bit for bit, on the same m
 
 import hashlib
 import json
+from contextlib import suppress
 from typing import Annotated
 
 import yaml
@@ -65,7 +66,7 @@ class Recipe(Frozen):
     """What to cut out of which model, and how. `revision` pins the base once it was loaded."""
 
     base: Annotated[str, Field(min_length=1, max_length=4096)]
-    revision: str | None = None
+    revision: Annotated[str, Field(min_length=1)] | None = None
     calibration: Calibration = Calibration()
     steps: Annotated[tuple[AnyStep, ...], Field(min_length=1, max_length=32)]
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
@@ -121,21 +122,31 @@ class Recipe(Frozen):
     @classmethod
     def parse(cls, text: str) -> "Recipe":
         """Read a recipe from YAML or JSON. Raises `RecipeError` with the place and the fix."""
-        try:
-            values = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            place = getattr(error, "problem_mark", None)
-            where = f" in line {place.line + 1}" if place else ""
-            raise RecipeError(f"The recipe is no valid YAML{where}. Mend it there.") from None
+        values = _read(text)
         if not isinstance(values, dict):
             raise RecipeError("A recipe is a mapping with the keys base and steps.")
         if any(not isinstance(key, str) for key in values):
             raise RecipeError("The keys of a recipe are words: base, steps, calibration, seed.")
-        return cls.from_json(json.dumps(_without_content(values), default=str))
+        calibration = values.get("calibration")
+        if isinstance(calibration, dict) and "content" in calibration:
+            raise RecipeError("calibration.content: a recipe never holds the text itself. Remove it.")
+        try:
+            return cls.from_json(json.dumps(values, default=str))
+        except TypeError:
+            raise RecipeError("The keys of a recipe are words. One of them is something else.") from None
 
 
-def _without_content(values: dict) -> dict:
-    calibration = values.get("calibration")
-    if isinstance(calibration, dict) and "content" in calibration:
-        raise RecipeError("calibration.content: a recipe never holds the text itself. Remove it.")
-    return values
+def _read(text: str) -> object:
+    """The plain values of a JSON or YAML text. Not every JSON is YAML: 1e-05 is a word there."""
+    with suppress(ValueError, RecursionError):
+        return json.loads(text)
+    try:
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
+            raise RecipeError("The recipe holds aliases (*name). Write out what they stand for.")
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        place = getattr(error, "problem_mark", None)
+        where = f" in line {place.line + 1}" if place else ""
+        raise RecipeError(f"The recipe is no valid YAML{where}. Mend it there.") from None
+    except (ValueError, RecursionError):
+        raise RecipeError("The recipe holds a value that no recipe has. Write it anew.") from None

@@ -7,16 +7,20 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pruning.errors import RecipeError
 
 
-class Frozen(BaseModel):
+class _Explaining(type(BaseModel)):
+    # Not in __init__, which pydantic also calls for the values inside of others: they would not
+    # know their place.
+    def __call__(cls, *args, **values):
+        try:
+            return super().__call__(*args, **values)
+        except ValidationError as error:
+            raise RecipeError(_explain(error)) from None
+
+
+class Frozen(BaseModel, metaclass=_Explaining):
     """Raises `RecipeError` where pydantic would raise `ValidationError`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-    def __init__(self, **values):
-        try:
-            super().__init__(**values)
-        except ValidationError as error:
-            raise RecipeError(_explain(error)) from None
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -36,4 +40,5 @@ def _explain(error: ValidationError) -> str:
         message = "there is no such setting; remove it"
     elif first["type"] not in ("missing", "value_error"):
         message = f"{message}, not {str(first['input'])[:60]!r}"
-    return f"{place}: {message}." if place else f"{message[:1].upper()}{message[1:]}."
+    line = f"{place}: {message}." if place else f"{message[:1].upper()}{message[1:]}."
+    return " ".join(line.split())

@@ -19,6 +19,7 @@ from pruning.files import replacing
 from pruning.progress import Progress, Reporter, silent
 
 HELD_OUT_ROWS = 1024
+"""About so many held-out rows are kept of each site, evenly from all of the held-out text."""
 
 
 @dataclass(frozen=True)
@@ -66,9 +67,15 @@ class Statistics:
     ):
         if budget is None:
             budget = psutil.virtual_memory().available // 4
-        self._model, self._fitting, self._heldout = model, fitting, heldout
         self._batches = list(_batches(sites, model, budget))
+        if not self.complete:
+            self._model, self._fitting, self._heldout = model, fitting, heldout
         self.moments, self._grams = _collect(model, sites, self._batches[0], fitting, heldout, progress)
+
+    @property
+    def complete(self) -> bool:
+        """Whether all second moments are in memory, so that the model is not needed again."""
+        return len(self._batches) == 1
 
     def gram(self, site: str, progress: Reporter = silent) -> SiteGram:
         """The second moments of a site."""
@@ -80,7 +87,7 @@ class Statistics:
 
     def save(self, file: Path) -> bool:
         """Keep the statistics in a safetensors file; False where not all are in memory."""
-        if len(self._batches) > 1:
+        if not self.complete:
             return False
         tensors = {}
         for site, moments in self.moments.items():
@@ -132,31 +139,30 @@ def read_statistics(file: Path) -> SavedStatistics | None:
 class _Site:
     """Running sums over the inputs of one projection."""
 
-    def __init__(self, moments: bool, gram: bool):
-        self._moments, self._gram = moments, gram
+    def __init__(self, moments: bool, gram: bool, stride: int):
+        self._moments, self._gram, self._stride = moments, gram, stride
         self._square = self._means = self._matrix = 0
         self._rows: list[torch.Tensor] = []
         self.heldout = False
 
     def see(self, inputs: torch.Tensor) -> None:
-        """Take in the inputs of a batch, `[windows, tokens, neurons]`, window by window."""
-        for window in inputs.detach():
-            window = window.float()
-            if self._moments:
-                self._square = self._square + window.square().sum(dim=0, dtype=torch.float64)
-                self._means = self._means + window.abs().mean(dim=0).square()
-            if self._gram and self.heldout:
-                self._rows.append(window.clone())
-            elif self._gram:
-                if isinstance(self._matrix, int):
-                    self._matrix = window.new_zeros(window.shape[1], window.shape[1])
-                self._matrix.addmm_(window.T, window)
+        """Take in the inputs of one window, `[1, tokens, neurons]` or, in OPT, `[tokens, neurons]`."""
+        window = inputs.detach().reshape(-1, inputs.shape[-1]).float()
+        if self._moments:
+            self._square = self._square + window.square().sum(dim=0, dtype=torch.float64)
+            self._means = self._means + window.abs().mean(dim=0).square()
+        if self._gram and self.heldout:
+            self._rows.append(window[:: self._stride].clone())
+        elif self._gram:
+            if isinstance(self._matrix, int):
+                self._matrix = window.new_zeros(window.shape[1], window.shape[1])
+            self._matrix.addmm_(window.T, window)
 
     def moments(self, tokens: int) -> SiteMoments:
         return SiteMoments(square=(self._square / tokens).float(), sequence=self._means.sqrt().float())
 
     def gram(self, tokens: int) -> SiteGram:
-        return SiteGram(self._matrix, torch.cat(self._rows)[:HELD_OUT_ROWS], tokens)
+        return SiteGram(self._matrix, torch.cat(self._rows), tokens)
 
 
 def _collect(
@@ -167,8 +173,10 @@ def _collect(
     heldout: Sequence[torch.Tensor],
     progress: Reporter,
 ) -> tuple[Mapping[str, SiteMoments], Mapping[str, SiteGram]]:
+    fitted, held_out = (sum(map(len, windows)) for windows in (fitting, heldout))
+    stride = max(1, round(held_out / HELD_OUT_ROWS))
     sites = {
-        name: _Site(moments=name in moment_sites, gram=name in gram_sites)
+        name: _Site(name in moment_sites, name in gram_sites, stride)
         for name in dict.fromkeys([*moment_sites, *gram_sites])
     }
     body = model.base_model
@@ -180,10 +188,8 @@ def _collect(
                 site.heldout = held
             body(input_ids=window[None].to(model.device), use_cache=False)
     progress(Progress("Reading the calibration text, windows", len(windows), len(windows)))
-    fitted = sum(len(window) for window in fitting)
-    tokens = fitted + sum(len(window) for window in heldout)
     return (
-        {name: sites[name].moments(tokens) for name in moment_sites},
+        {name: sites[name].moments(fitted + held_out) for name in moment_sites},
         {name: sites[name].gram(fitted) for name in gram_sites},
     )
 

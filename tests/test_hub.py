@@ -51,21 +51,6 @@ print(json.dumps([config.model_type, ids.tolist(), model(ids).logits.sum().item(
 """
 
 
-@pytest.fixture(autouse=True)
-def client_switches(monkeypatch):
-    """What `CLIENT_ENV` sets, for a huggingface_hub that may have been imported without it."""
-    for switch in ("HF_HUB_DISABLE_XET", "HF_HUB_DISABLE_TELEMETRY"):
-        monkeypatch.setattr(f"huggingface_hub.constants.{switch}", True)
-
-
-@pytest.fixture
-def hub():
-    with LoopbackHub() as hub:
-        hub.add_user("ada-token", "ada", orgs=["acme"])
-        hub.add_user("bob-token", "bob")
-        yield hub
-
-
 @pytest.fixture
 def ada(hub):
     return HfApi(endpoint=hub.url, token="ada-token")
@@ -201,10 +186,22 @@ def test_a_gate_hides_the_files_but_not_the_model(hub, bob, tmp_path):
         with pytest.raises(GatedRepoError) as refusal:
             hf_hub_download("ada/gated", "config.json", endpoint=hub.url, token=token, cache_dir=tmp_path)
         assert refusal.value.response.status_code == status
+        with pytest.raises(GatedRepoError):
+            bob.auth_check("ada/gated", token=token)
     repo.granted.add("bob")
+    bob.auth_check("ada/gated")
     assert hf_hub_download(
         "ada/gated", "config.json", endpoint=hub.url, token="bob-token", cache_dir=tmp_path
     )
+
+
+def test_files_of_a_data_set(hub, tmp_path):
+    hub.add_dataset("ada/words", {"raw/part.txt": b"one two"})
+    asked = {"endpoint": hub.url, "token": False, "cache_dir": tmp_path}
+    file = hf_hub_download("ada/words", "raw/part.txt", repo_type="dataset", **asked)
+    assert Path(file).read_bytes() == b"one two"
+    with pytest.raises(RepositoryNotFoundError):
+        hf_hub_download("ada/words", "raw/part.txt", **asked)
 
 
 def test_names_taken_and_names_of_others(hub, ada, bob):
@@ -263,9 +260,9 @@ def test_front_matter_reads_what_huggingface_hub_writes():
         model_name="cut", language=["en", "fr"], tags=[], widget=widget, eval_results=[result]
     )
     assert front_matter(f"---\n{data.to_yaml()}\n---\n# Cut\n") == data.to_dict()
-    assert front_matter("# No metadata\n---\n") == {}
+    assert front_matter("# No metadata\n---\n") == front_matter("---\n---\n") == {}
     for broken in ["a: b: c", "- a\n- b", "a:\n    b: 1\n  c: 2", "a: [b", "just text"]:
-        with pytest.raises(ValueError, match="."):
+        with pytest.raises(ValueError, match="the metadata is no"):
             front_matter(f"---\n{broken}\n---\n")
 
 

@@ -2,17 +2,17 @@
 
 import json
 import re
-from collections import Counter, deque
+from collections import Counter
 from dataclasses import dataclass, field
 from hashlib import sha1, sha256
 from math import prod
 from pathlib import PurePosixPath
 
+import yaml
+
 LFS_SIZE = 10 * 1024 * 1024
 LFS_SUFFIXES = (".safetensors", ".bin", ".gguf", ".pt")
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize {size}\n"
-YAML_PAIR = re.compile(r"([\w.-][^:]*):(?:\s+(.+))?")
-YAML_ITEM = re.compile(r"(-\s+)(.+)")
 
 
 @dataclass
@@ -30,7 +30,7 @@ class User:
 
 @dataclass
 class Repo:
-    """A model repository with one branch, `main`, at commit `sha`; users in `granted` pass its gate."""
+    """A repository with one branch, `main`, at commit `sha`; users in `granted` pass its gate."""
 
     id: str
     created_by: str
@@ -131,7 +131,7 @@ def mapping(parse, text):
     """What `parse` makes of `text`, {} where that fails or is no mapping."""
     try:
         value = parse(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 
@@ -143,54 +143,12 @@ def values(card, key):
 
 
 def front_matter(text):
-    """The metadata of a model card, {} without any: block YAML as huggingface_hub writes it, and no more."""
+    """The metadata of a model card, {} without any. Raises `ValueError` where it is no mapping."""
     fenced = re.match(r"\s*---[ \t\r]*\n(.*?)^---\s*?$", text, re.DOTALL | re.MULTILINE)
-    kept = [
-        line.rstrip()
-        for line in (fenced[1] if fenced else "").splitlines()
-        if not re.match(r"\s*(#|$)", line)
-    ]
-    lines = deque((len(line) - len(line.lstrip()), line.lstrip()) for line in kept)
-    metadata = yaml_block(lines) if lines else {}
-    if lines or not isinstance(metadata, dict):
-        raise ValueError("the metadata is not one evenly indented mapping")
-    return metadata
-
-
-def yaml_block(lines):
-    """The list or the mapping at the head of `lines`, (indentation, text) pairs that it consumes."""
-    return (yaml_list if YAML_ITEM.fullmatch(lines[0][1]) else yaml_mapping)(lines, lines[0][0])
-
-
-def yaml_list(lines, indent):
-    items = []
-    while lines and lines[0][0] == indent and (item := YAML_ITEM.fullmatch(lines[0][1])):
-        lines[0] = (indent + len(item[1]), item[2])
-        nested = YAML_PAIR.fullmatch(item[2]) or YAML_ITEM.fullmatch(item[2])
-        items.append(yaml_block(lines) if nested else yaml_scalar(lines.popleft()[1]))
-    return items
-
-
-def yaml_mapping(lines, indent):
-    pairs = {}
-    while lines and lines[0][0] == indent and not YAML_ITEM.fullmatch(lines[0][1]):
-        text = lines.popleft()[1]
-        if not (pair := YAML_PAIR.fullmatch(text)):
-            raise ValueError(f"expected 'key: value', found: {text}")
-        nested = not pair[2] and lines and (lines[0][0] > indent or YAML_ITEM.fullmatch(lines[0][1]))
-        pairs[pair[1]] = yaml_block(lines) if nested else yaml_scalar(pair[2] or "null")
-    return pairs
-
-
-def yaml_scalar(text):
     try:
-        return json.loads(text)
-    except ValueError:
-        pass
-    if re.fullmatch(r"'([^']|'')*'", text):
-        return text[1:-1].replace("''", "'")
-    if re.fullmatch(r"\[.*\]", text):
-        return [yaml_scalar(item.strip()) for item in text[1:-1].split(",")]
-    if re.match(r"[\[\]{}\"'&*!|>%@`]", text) or re.search(r":(\s|$)", text):
-        raise ValueError(f"cannot read the value: {text}")
-    return text
+        metadata = (yaml.safe_load(fenced[1]) if fenced else None) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"the metadata is no YAML: {error}") from None
+    if not isinstance(metadata, dict):
+        raise ValueError("the metadata is not a mapping")
+    return metadata

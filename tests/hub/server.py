@@ -1,4 +1,5 @@
-"""The part of the Hugging Face Hub's HTTP interface that huggingface_hub 2.4 uses for models.
+"""The part of the Hugging Face Hub's HTTP interface that huggingface_hub 2.4 uses for models,
+and the download of files from data sets.
 
 Everything lives in memory and is served on 127.0.0.1. Users, repositories and faults are set up
 on a `LoopbackHub`; clients reach it through `HfApi(endpoint=hub.url)`, or through `HF_ENDPOINT`
@@ -25,7 +26,8 @@ CLIENT_ENV = {  # huggingface_hub reads these once, when it is imported
 GITATTRIBUTES = "".join(
     f"*{suffix} filter=lfs diff=lfs merge=lfs -text\n" for suffix in LFS_SUFFIXES
 ).encode()
-REPO = r"/(?P<repo>[\w.-]+(?:/[\w.-]+)?)"
+NAME = r"[\w.-]+(?:/[\w.-]+)?"
+REPO = rf"/(?P<repo>{NAME})"
 REV = r"/(?P<rev>[^/]+)"
 OID = r"/(?P<oid>[0-9a-f]{64})"
 ROUTES = []
@@ -42,7 +44,7 @@ class Reply:
     @classmethod
     def json(cls, value, status=200, headers=None):
         content_type = {"Content-Type": "application/json; charset=utf-8"}
-        return cls(status, json.dumps(value).encode(), content_type | (headers or {}))
+        return cls(status, json.dumps(value, default=str).encode(), content_type | (headers or {}))
 
     def ranged(self, header):
         """This reply cut down to what a Range header asks for."""
@@ -256,6 +258,10 @@ class Call:
         )
         return {"gated": self.repo.gated, "private": self.repo.private}
 
+    @route("GET", rf"/api/models{REPO}/auth-check", "files")
+    def auth_check(self):
+        return {}
+
     @route("GET", rf"/api/models{REPO}(?:/revision{REV})?", "read")
     def model_info(self):
         repo = self.repo
@@ -272,7 +278,7 @@ class Call:
         wanted = self.query.get("expand", known)
         return {key: known[key] for key in known if key == "id" or key in wanted}
 
-    @route("GET", rf"{REPO}/resolve{REV}/(?P<path>.+)", "files")
+    @route("GET", rf"/(?P<repo>(?:datasets/)?{NAME})/resolve{REV}/(?P<path>.+)", "files")
     def resolve(self):
         headers, content = {"X-Repo-Commit": self.sha}, self.files.get(self.args["path"])
         if content is None:
@@ -333,6 +339,11 @@ class LoopbackHub:
             source = {path.relative_to(source).as_posix(): path.read_bytes() for path in paths}
         self.repos[repo_id] = Repo(repo_id, repo_id.partition("/")[0], dict(source), private, gated)
         return self.repos[repo_id]
+
+    def add_dataset(self, repo_id, files):
+        """A public data set; its files can be downloaded, and nothing else."""
+        path = f"datasets/{repo_id}"
+        self.repos[path] = Repo(path, repo_id.partition("/")[0], files)
 
     def fail(self, pattern, status=503, times=1, headers=None, drop=False):
         """Answer the next `times` requests whose "METHOD path" matches with `status`, or not at all."""

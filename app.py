@@ -1,0 +1,672 @@
+"""The page: layout and wiring. Every number and every model comes from `pruning/`."""
+
+import logging
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+
+import gradio as gr
+import spaces
+
+from page import render
+from page.jobs import Job, Jobs
+from pruning import Calibration, Neurons, PruningError, Recipe, Sampling, catalog
+from pruning.anatomy import NEURON
+from pruning.criteria import CRITERIA, criterion_named
+from pruning.criteria import DEFAULT as DEFAULT_CRITERION
+from pruning.errors import Cancelled, RecipeError
+from pruning.generation import compare, encode_prompt
+from pruning.progress import Progress
+from pruning.publishing import publish, save
+from pruning.shape import Shape
+from pruning.texts import CALIBRATION_NAMES, GENRES, OWN
+from pruning.workbench import Visitor, Workbench
+
+ON_SPACE = "SPACE_ID" in os.environ
+LARGEST_PERCENT = 90
+MAX_OWN_TEXT = 200_000
+STYLE = Path(__file__).parent / "page" / "style.css"
+FIRST_PROMPT = "Paris is the capital of"
+
+log = logging.getLogger("secateur")
+workbench = Workbench()
+jobs = Jobs()
+
+
+def default_recipe() -> Recipe:
+    return Recipe(base=catalog.DEFAULT, steps=[Neurons(fraction=0.2)])
+
+
+def visitor_of(request: gr.Request | None, token: gr.OAuthToken | None) -> Visitor:
+    """On a Space, a visitor's own token or none; elsewhere the one saved on the machine."""
+    session = getattr(request, "session_hash", None) or ""
+    if ON_SPACE:
+        return Visitor(owner=session, token=token.token if token else False)
+    return Visitor(owner=session, token=None)
+
+
+@contextmanager
+def shown_errors() -> Iterator[None]:
+    """A `PruningError` is for the visitor; anything else is a bug, logged whole."""
+    try:
+        yield
+    except PruningError as error:
+        raise gr.Error(str(error), title="That did not work", print_exception=False) from None
+    except gr.Error:
+        raise
+    except Exception:
+        log.exception("a handler failed")
+        raise gr.Error(
+            "Something broke that should not have. It has been logged; please try again.",
+            title="A fault of this page",
+            print_exception=False,
+        ) from None
+
+
+def fraction_of(percent: float) -> float:
+    """The slider's percentage as a share. Sliders are not limits: it is checked here."""
+    if isinstance(percent, bool) or not isinstance(percent, int | float):
+        raise RecipeError(f"The share of neurons is {str(percent)[:40]!r}; a number is needed.")
+    if not 0 <= percent <= LARGEST_PERCENT:
+        raise RecipeError(f"The share of neurons is {percent}; it must be from 0 to {LARGEST_PERCENT} %.")
+    return percent / 100
+
+
+def recipe_from(model, percent, criterion, repair, multiple, text, own_text, tokens, seed) -> Recipe:
+    """What the visitor chose, validated."""
+    fraction = fraction_of(percent)
+    if fraction == 0:
+        raise RecipeError("Nothing is cut yet: move the slider, then press Prune.")
+    if text == OWN:
+        if not isinstance(own_text, str) or not own_text.strip():
+            raise RecipeError("Paste the text to calibrate on, or choose a bundled one.")
+        if len(own_text) > MAX_OWN_TEXT:
+            raise RecipeError(
+                f"Your text has {len(own_text):,} characters; at most {MAX_OWN_TEXT:,} are read here."
+            )
+        calibration = Calibration.own(own_text, tokens=whole(tokens, "calibration tokens"))
+    else:
+        calibration = Calibration(text=text, tokens=whole(tokens, "calibration tokens"))
+    step = Neurons(
+        fraction=fraction,
+        criterion=criterion,
+        repair=repair,
+        multiple_of=whole(multiple, "multiple"),
+    )
+    return Recipe(base=model, calibration=calibration, steps=[step], seed=whole(seed, "seed"))
+
+
+def whole(value: float, name: str) -> int:
+    """A number field's value, which arrives as a float."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise RecipeError(f"The {name} is {str(value)[:40]!r}; a whole number is needed.")
+    return value
+
+
+def show_shape(
+    model, percent, criterion, multiple, request: gr.Request, token: gr.OAuthToken | None
+) -> tuple[str, str]:
+    """The picture and the count, which move with the slider: from the config alone."""
+    with shown_errors():
+        fraction = fraction_of(percent)
+        before = workbench.shape(model, visitor_of(request, token))
+        after = before
+        if fraction:
+            step = Neurons(fraction=fraction, criterion=criterion, multiple_of=whole(multiple, "multiple"))
+            after = step.reshape(before)
+        width, layers = before.count(NEURON), before.anatomy.layers
+        note = render.neurons_note(width, after.count(NEURON), layers)
+        return render.picture(before, after), note
+
+
+def describe_criterion(name: str) -> tuple[str, gr.Checkbox]:
+    """The formula of a criterion; repair goes with those that calibrate."""
+    with shown_errors():
+        criterion = criterion_named(name)
+        return render.criterion_note(criterion), gr.Checkbox(
+            value=criterion.statistics, interactive=not criterion.gated_only
+        )
+
+
+def ask_for_text(name: str) -> gr.Textbox:
+    return gr.Textbox(visible=name == OWN)
+
+
+@spaces.GPU(duration=60)
+def written(recipe: Recipe, visitor: Visitor, prompt: str, sampling: Sampling, job: Job):
+    """Both texts, as they grow."""
+    pruned = workbench.pruned(recipe, visitor)
+    base = workbench.base(recipe.base, visitor, recipe.revision)
+    yield from compare((base.model, pruned.model), pruned.tokenizer, prompt, sampling, lambda: job.stopped)
+
+
+def prune(request: gr.Request, token: gr.OAuthToken | None, *values) -> Iterator[dict]:
+    """Prune, write, measure: each result is shown as soon as it is there."""
+    *choices, prompt, length, temperature = values
+    session = request.session_hash or ""
+    job = jobs.start(session)
+    visitor = visitor_of(request, token)
+    yield {prune_button: gr.Button(visible=False), stop_button: gr.Button(visible=True)}
+    try:
+        recipe = recipe_from(*choices)
+        sampling = Sampling(whole(length, "length"), float(temperature), recipe.seed)
+        for event in job.watch(lambda tell: workbench.pruned(recipe, visitor, tell)):
+            if isinstance(event, Progress):
+                yield {status: render.status(event.text, event.done, event.total, "busy")}
+        (pruned,) = event
+        base = workbench.base(recipe.base, visitor, recipe.revision)
+        encode_prompt(pruned.tokenizer, prompt)
+        yield {
+            picture: render.picture(Shape.of(base.model.config), pruned.shape, _whence(base)),
+            measures: _measures(pruned.report),
+            genres: _genres(pruned.report),
+            status: render.status("Writing", kind="busy"),
+            texts: render.texts(prompt, "", "", writing=True),
+            made: recipe,
+            recipe_code: pruned.recipe.to_yaml(),
+            python_code: pruned.recipe.to_python(),
+            take: gr.Column(visible=True),
+            prepared: gr.DownloadButton(visible=False),
+            prepare_button: gr.Button(visible=True),
+            push_status: "",
+        }
+        before = after = ""
+        for before, after in written(recipe, visitor, prompt, sampling, job):
+            job.check()
+            yield {texts: render.texts(prompt, before, after, writing=True)}
+        yield {texts: render.texts(prompt, before, after)}
+        for event in job.watch(lambda tell: _measure(recipe, visitor, tell)):
+            if isinstance(event, Progress):
+                yield {status: render.status(event.text, event.done, event.total, "busy")}
+            elif not isinstance(event, tuple):
+                yield {measures: _measures(event.report), genres: _genres(event.report)}
+        yield {status: render.status("Done.", kind="done")}
+    except Cancelled as stop:
+        yield {status: render.status(str(stop), kind="stopped")}
+    except PruningError as error:
+        yield {status: render.status(str(error), kind="failed")}
+    except Exception:
+        log.exception("a job failed")
+        yield {status: render.status("Something broke; it has been logged. Try again.", kind="failed")}
+    finally:
+        jobs.finish(session, job)
+    yield {prune_button: gr.Button(visible=True), stop_button: gr.Button(visible=False)}
+
+
+def _measure(recipe: Recipe, visitor: Visitor, tell) -> None:
+    for pruned in workbench.measuring(recipe, visitor, tell):
+        tell(pruned)
+
+
+def stop(request: gr.Request) -> tuple[str, gr.Button, gr.Button]:
+    jobs.stop(request.session_hash or "")
+    return (
+        render.status("Stopped. Nothing was changed.", kind="stopped"),
+        gr.Button(visible=True),
+        gr.Button(visible=False),
+    )
+
+
+def leave(request: gr.Request) -> None:
+    jobs.stop(request.session_hash or "")
+
+
+def _whence(base) -> str:
+    revision = base.source.revision or ""
+    short = revision if revision.startswith("pypi:") else revision[:12]
+    return f"Weights: {base.source.whence}; revision {short}."
+
+
+def _measures(report) -> str:
+    """The results so far, as rows of the table."""
+    return render.measures(
+        [
+            render.Measure(
+                "Parameters",
+                "Numbers that the model has learned; tied embeddings are counted once",
+                f"{report.parameters_before:,}",
+                f"{report.parameters_after:,}",
+                render.change(report.parameters_before, report.parameters_after),
+            ),
+            render.Measure(
+                "Weights on disk",
+                "Bytes of the safetensors file, in the precision of the base model",
+                f"{report.bytes_before / 1e6:,.0f} MB",
+                f"{report.bytes_after / 1e6:,.0f} MB",
+                render.change(report.bytes_before, report.bytes_after),
+            ),
+            _perplexity(report),
+            _speed(report),
+        ]
+    )
+
+
+def _perplexity(report) -> render.Measure:
+    row = render.Measure(
+        "Perplexity",
+        "exp of the mean negative log-likelihood of the next token; lower is better",
+    )
+    before, after = report.quality_before, report.quality_after
+    if before is None:
+        return row
+    where = before.overall
+    row = replace(
+        row,
+        before=f"{where.value:.1f}",
+        detail=f"{where.text}; {where.tokens:,} tokens in windows of {where.window}",
+    )
+    if after is None or len(after.genres) < len(GENRES):
+        return row
+    ratio = render.large(after.overall.value / where.value, 2)
+    return replace(row, after=render.large(after.overall.value), change=f"× {ratio}")
+
+
+def _speed(report) -> render.Measure:
+    before, after = report.speed_before, report.speed_after
+    return render.Measure(
+        "Tokens per second",
+        "Text generation, one text at a time",
+        f"{before:.1f}" if before else "…",
+        f"{after:.1f}" if after else "…",
+        render.change(before, after) if after else "",
+        "on this machine just now; it varies from run to run",
+    )
+
+
+def _genres(report) -> str:
+    before = report.quality_before.genres if report.quality_before else {}
+    after = report.quality_after.genres if report.quality_after else {}
+    return render.genres([(title, before.get(key), after.get(key)) for key, title in GENRES.items()])
+
+
+def prepare(recipe: Recipe | None, request: gr.Request, token: gr.OAuthToken | None) -> Iterator[dict]:
+    """Save the model and offer it as one file."""
+    with shown_errors():
+        job = jobs.start(f"{request.session_hash} download")
+        folder = Path(tempfile.mkdtemp(prefix="secateur-"))
+        try:
+            name = _name(recipe)
+            visitor = visitor_of(request, token)
+
+            def work(tell):
+                pruned = _measured(recipe, visitor, tell)
+                save(pruned, folder / name, tell)
+                tell(Progress("Packing"))
+                return shutil.make_archive(str(folder / name), "zip", folder, name)
+
+            for event in job.watch(work):
+                if isinstance(event, Progress):
+                    yield {push_status: render.status(event.text, event.done, event.total, "busy")}
+            yield {
+                prepared: gr.DownloadButton(label=f"Download {name}.zip", value=event[0], visible=True),
+                prepare_button: gr.Button(visible=False),
+                push_status: render.status("Ready: press Download.", kind="done"),
+            }
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def push(
+    recipe: Recipe | None,
+    name: str,
+    private: bool,
+    request: gr.Request,
+    token: gr.OAuthToken | None,
+) -> Iterator[str]:
+    """Publish the model under the visitor's name."""
+    if ON_SPACE and token is None:
+        yield render.message("Sign in first, with the button above.", "warning")
+        return
+    try:
+        if not isinstance(name, str) or not name.strip():
+            raise RecipeError("Give the repository a name.")
+        visitor = visitor_of(request, token)
+        job = jobs.start(f"{request.session_hash} push")
+
+        def work(tell):
+            pruned = _measured(recipe, visitor, tell)
+            return publish(pruned, name.strip(), private=bool(private), token=visitor.token, progress=tell)
+
+        for event in job.watch(work):
+            if isinstance(event, Progress):
+                yield render.status(event.text, event.done, event.total, "busy")
+        yield render.message("Published:", "done", link=event[0])
+    except PruningError as error:
+        yield render.message(str(error), "warning")
+    except Exception:
+        log.exception("publishing failed")
+        yield render.message("Something broke; it has been logged. Try again.", "warning")
+
+
+def _measured(recipe: Recipe | None, visitor: Visitor, tell):
+    if recipe is None:
+        raise RecipeError("There is nothing to take yet: press Prune first.")
+    *_, measured = workbench.measuring(recipe, visitor, tell)
+    return measured
+
+
+def _name(recipe: Recipe | None) -> str:
+    if recipe is None:
+        raise RecipeError("There is nothing to take yet: press Prune first.")
+    base = recipe.base.split("/")[-1]
+    return f"{base}-pruned-{recipe.digest[:6]}"
+
+
+def first_look(request: gr.Request, token: gr.OAuthToken | None) -> Iterator[tuple[str, str, str]]:
+    """What a visitor finds: the default model, or what it is still waiting for."""
+    note = ""
+    while not ready.wait(timeout=0.5):
+        shown = preparing[-1] if preparing else Progress("Loading the model")
+        note = render.status(shown.text, shown.done, shown.total, "busy")
+        if shape_known.is_set():
+            break
+        yield gr.skip(), gr.skip(), note
+    drawn, count = show_shape(catalog.DEFAULT, 20, DEFAULT_CRITERION, 1, request, token)
+    yield drawn, count, render.status("Ready. Move the slider, then press Prune.")
+
+
+ready, shape_known = threading.Event(), threading.Event()
+preparing: list[Progress] = []
+
+
+def warm_up() -> None:
+    """Load, calibrate and measure the default model, so that the first visitor need not wait."""
+
+    def report(progress: Progress) -> None:
+        preparing[:] = [progress]
+
+    try:
+        visitor = Visitor(token=False if ON_SPACE else None)
+        workbench.base(catalog.DEFAULT, visitor, progress=report)
+        shape_known.set()
+        workbench.prepare(default_recipe(), visitor, report)
+    except PruningError as error:
+        log.warning("the default model is not ready: %s", error)
+    except Exception:
+        log.exception("warming up failed")
+    finally:
+        shape_known.set()
+        ready.set()
+
+
+def model_choices() -> list[tuple[str, str]]:
+    return [
+        (
+            f"{entry.title}, {render.count(entry.parameters)}{', gated' if entry.gated else ''}",
+            entry.name,
+        )
+        for entry in catalog.MODELS.values()
+    ]
+
+
+THEME = gr.themes.Base(
+    primary_hue=gr.themes.Color(
+        name="leaf",
+        c50="#f1f8f1",
+        c100="#dcefdc",
+        c200="#b9dfba",
+        c300="#8cc98e",
+        c400="#5fae63",
+        c500="#3c9142",
+        c600="#2c7532",
+        c700="#245e29",
+        c800="#1f4b23",
+        c900="#193e1d",
+        c950="#0b220e",
+    ),
+    neutral_hue="zinc",
+    radius_size="sm",
+    font=["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"],
+    font_mono=["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"],
+).set(
+    body_text_color_subdued="*neutral_600",
+    body_text_color_subdued_dark="*neutral_400",
+    block_info_text_color="*neutral_600",
+    block_info_text_color_dark="*neutral_400",
+    block_title_text_color="*neutral_800",
+    block_title_text_color_dark="*neutral_100",
+    slider_color="*primary_600",
+    slider_color_dark="*primary_400",
+)
+
+with gr.Blocks(title="Secateur", analytics_enabled=False, delete_cache=(3600, 7200)) as demo:
+    made = gr.State(None)
+    gr.HTML(
+        '<header class="head"><h1>Secateur</h1><p>Cut neurons out of a real language model, and read '
+        "what it still says.</p></header>"
+    )
+    with gr.Row(elem_classes="desk"):
+        with gr.Column(scale=4, min_width=320, elem_classes="choices"):
+            model = gr.Dropdown(
+                model_choices(),
+                value=catalog.DEFAULT,
+                label="Model",
+                info="Or the id of any model on the Hub, such as owner/name",
+                allow_custom_value=True,
+                elem_id="model",
+            )
+            percent = gr.Slider(
+                0,
+                LARGEST_PERCENT,
+                value=20,
+                step=1,
+                label="MLP neurons to cut, %",
+                info="The same share of the intermediate size in every layer",
+                elem_id="percent",
+            )
+            neurons_note = gr.HTML(elem_id="neurons-note", min_height=24)
+            with gr.Accordion("How to choose what goes", open=False):
+                criterion = gr.Dropdown(
+                    [(entry.title, name) for name, entry in CRITERIA.items()],
+                    value=DEFAULT_CRITERION,
+                    label="Importance of a neuron",
+                    info="The criterion: those with the lowest score are cut",
+                    elem_id="criterion",
+                )
+                criterion_text = gr.HTML(render.criterion_note(CRITERIA[DEFAULT_CRITERION]))
+                text = gr.Dropdown(
+                    [(title, name) for name, title in CALIBRATION_NAMES.items()],
+                    value="general",
+                    label="Calibration text",
+                    info="What the model reads to show which neurons it uses: choose what you use it for",
+                    elem_id="calibration",
+                )
+                own_text = gr.Textbox(
+                    label="Your text",
+                    lines=6,
+                    max_lines=12,
+                    visible=False,
+                    max_length=MAX_OWN_TEXT,
+                    placeholder="At least about 250 words. It is not kept after your visit.",
+                )
+                repair = gr.Checkbox(
+                    value=True,
+                    label="Repair what remains",
+                    info="Refits each layer's output projection to the neurons kept, by least squares",
+                    elem_id="repair",
+                )
+                with gr.Row():
+                    multiple = gr.Dropdown(
+                        [("any width", 1), ("8", 8), ("32", 32), ("64", 64), ("128", 128)],
+                        value=1,
+                        label="Width a multiple of",
+                        info="Multiples run faster on many machines",
+                        min_width=140,
+                    )
+                    tokens = gr.Number(
+                        8192, label="Calibration tokens", precision=0, minimum=256, min_width=140
+                    )
+            prompt = gr.Textbox(
+                FIRST_PROMPT, label="Prompt", info="The model continues it", lines=2, elem_id="prompt"
+            )
+            with gr.Accordion("How to write", open=False):
+                length = gr.Slider(5, 200, value=40, step=1, label="New tokens")
+                temperature = gr.Slider(
+                    0,
+                    1.5,
+                    value=0,
+                    step=0.1,
+                    label="Temperature",
+                    info="0 takes the likeliest token each time; more is more varied",
+                )
+                seed = gr.Number(0, label="Seed", precision=0, info="Both texts are drawn from it")
+            prune_button = gr.Button("Prune", variant="primary", elem_id="prune")
+            stop_button = gr.Button("Stop", variant="stop", visible=False, elem_id="stop")
+            status = gr.HTML(render.status(), elem_id="status", min_height=44)
+        with gr.Column(scale=7, min_width=320, elem_classes="results"):
+            picture = gr.HTML(elem_id="picture", min_height=230)
+            texts = gr.HTML(render.empty_texts(), elem_id="texts", min_height=180)
+            measures = gr.HTML(elem_id="measures", min_height=150)
+            genres = gr.HTML(elem_id="genres", min_height=190)
+            with gr.Column(visible=False, elem_id="take") as take:
+                gr.HTML("<h2>Take it with you</h2>")
+                with gr.Tabs():
+                    with gr.Tab("Download"):
+                        gr.HTML(
+                            '<p class="note">One zip file that plain transformers loads, with a model card '
+                            "that says what was lost.</p>"
+                        )
+                        prepare_button = gr.Button("Prepare the download", elem_id="prepare")
+                        prepared = gr.DownloadButton(
+                            "Download", visible=False, variant="primary", elem_id="download"
+                        )
+                    with gr.Tab("Push to the Hub"):
+                        if ON_SPACE:
+                            gr.LoginButton(size="md")
+                        else:
+                            gr.HTML(
+                                '<p class="note">Uses the account that this machine is signed in with '
+                                "(<code>hf auth login</code>).</p>"
+                            )
+                        with gr.Row():
+                            repository = gr.Textbox(
+                                label="Name of the repository",
+                                placeholder="my-small-model, or owner/my-small-model",
+                                max_length=120,
+                                elem_id="repository",
+                            )
+                            private = gr.Checkbox(
+                                value=True, label="Private", info="Only you can see it", min_width=120
+                            )
+                        push_button = gr.Button("Push", elem_id="push")
+                    with gr.Tab("Recipe"):
+                        recipe_code = gr.Code(
+                            language="yaml", label="Recipe", interactive=False, elem_id="recipe"
+                        )
+                    with gr.Tab("Python"):
+                        python_code = gr.Code(
+                            language="python", label="The same in Python", interactive=False
+                        )
+                push_status = gr.HTML(elem_id="push-status", min_height=44)
+
+    shape_inputs = [model, percent, criterion, multiple]
+    gr.on(
+        [model.change, percent.change, criterion.change, multiple.change],
+        show_shape,
+        shape_inputs,
+        [picture, neurons_note],
+        queue=False,
+        show_progress="hidden",
+        trigger_mode="always_last",
+        api_name="preview",
+    )
+    criterion.change(
+        describe_criterion, criterion, [criterion_text, repair], queue=False, show_progress="hidden"
+    )
+    text.change(ask_for_text, text, own_text, queue=False, show_progress="hidden")
+    results = [
+        status,
+        picture,
+        texts,
+        measures,
+        genres,
+        made,
+        recipe_code,
+        python_code,
+        take,
+        prepared,
+        prepare_button,
+        push_status,
+        prune_button,
+        stop_button,
+    ]
+    pruning_event = gr.on(
+        [prune_button.click, prompt.submit],
+        prune,
+        [
+            model,
+            percent,
+            criterion,
+            repair,
+            multiple,
+            text,
+            own_text,
+            tokens,
+            seed,
+            prompt,
+            length,
+            temperature,
+        ],
+        results,
+        show_progress="minimal",
+        show_progress_on=[status],
+        concurrency_id="model",
+        concurrency_limit=1,
+        api_name="prune",
+    )
+    stop_button.click(
+        stop,
+        None,
+        [status, prune_button, stop_button],
+        queue=False,
+        cancels=[pruning_event],
+        show_progress="hidden",
+    )
+    prepare_button.click(
+        prepare,
+        made,
+        [prepared, prepare_button, push_status],
+        show_progress="hidden",
+        concurrency_id="model",
+        concurrency_limit=1,
+    )
+    push_button.click(
+        push,
+        [made, repository, private],
+        push_status,
+        show_progress="hidden",
+        concurrency_id="model",
+        concurrency_limit=1,
+        api_name="push",
+    )
+    demo.load(first_look, None, [picture, neurons_note, status], show_progress="hidden")
+    demo.unload(leave)
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    for noisy in ("httpx", "transformers"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    threading.Thread(target=warm_up, daemon=True).start()
+    demo.queue(max_size=32).launch(
+        theme=THEME,
+        head=f"<style>{STYLE.read_text()}</style>",
+        server_name=None if ON_SPACE else "127.0.0.1",
+        server_port=int(os.environ.get("PORT", 7860)) if not ON_SPACE else None,
+        ssr_mode=False,
+        footer_links=[],
+        show_error=True,
+    )
+
+
+if __name__ == "__main__":
+    main()

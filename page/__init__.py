@@ -1,0 +1,1 @@
+"""What the page shows: HTML from numbers. Nothing here touches a model."""

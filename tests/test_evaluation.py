@@ -1,0 +1,103 @@
+"""Perplexity is what a plain loss says, and quality covers every genre alike."""
+
+import json
+import math
+
+import pytest
+import torch
+from models import WITH_BOS, loaded, trained
+
+from pruning import RecipeError, perplexity, quality
+from pruning.evaluation import Quality, by_genre, size_on_disk, summarise, tokens_per_second
+from pruning.texts import GENRES, passage
+
+TEXT = passage("story", "heldout")
+
+
+def plain(base, tokens, window, text=TEXT):
+    """From the losses that transformers computes, window by window."""
+    ids = base.tokenizer(text, add_special_tokens=False).input_ids[:tokens]
+    start = [base.tokenizer.bos_token_id] if base.model.config.model_type in WITH_BOS else []
+    size, total, count, read = window - len(start), 0.0, 0, 0
+    for first in range(0, len(ids), size):
+        piece = torch.tensor([start + ids[first : first + size]])
+        if piece.shape[1] > 1:
+            total += float(base.model(input_ids=piece, labels=piece).loss) * (piece.shape[1] - 1)
+            count += piece.shape[1] - 1
+            read += piece.shape[1]
+    return math.exp(total / count), read
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt", "llama", "qwen2", "gemma2"])
+@pytest.mark.parametrize(
+    ("tokens", "window"), [(200, 512), (200, 100), (201, 100), (199, 100), (65, 16), (2, 16), (40, 2)]
+)
+def test_perplexity_is_the_plain_loss(family, tokens, window):
+    base = loaded(family)
+    measured = perplexity(base.model, base.tokenizer, TEXT, tokens, window)
+    value, read = plain(base, tokens, window)
+    assert measured.value == pytest.approx(value, rel=1e-4)
+    assert (measured.tokens, measured.window) == (read, window)
+
+
+def test_whole_text_is_read_unless_told_otherwise():
+    base = loaded("gpt2")
+    short = TEXT[:700]
+    measured = perplexity(base.model, base.tokenizer, short)
+    assert measured.tokens == len(base.tokenizer(short).input_ids)
+    assert measured == perplexity(base.model, base.tokenizer, short, 10**6)
+
+
+def test_windows_are_no_longer_than_the_model_can_read():
+    base = loaded("gpt2", n_positions=64)
+    measured = perplexity(base.model, base.tokenizer, TEXT, 200)
+    assert measured.window == 64
+    assert measured.value == pytest.approx(plain(base, 200, 64)[0], rel=1e-4)
+    assert quality(base.model, base.tokenizer, tokens=500).overall.window == 64
+
+
+@pytest.mark.parametrize("text", ["", "a"])
+def test_text_too_short_is_refused(text):
+    base = loaded("gpt2")
+    with pytest.raises(RecipeError, match="at least two tokens are needed"):
+        perplexity(base.model, base.tokenizer, text)
+
+
+def test_token_that_the_model_does_not_know_is_named():
+    base = loaded("qwen2", vocab_size=320)
+    with pytest.raises(RecipeError, match=r"'<\|endoftext\|>'"):
+        perplexity(base.model, base.tokenizer, "Hello <|endoftext|>")
+
+
+def test_quality_weighs_five_genres_alike():
+    base, lines = trained(), []
+    measured = quality(base.model, base.tokenizer, lines.append, tokens=1000)
+    assert list(measured.genres) == list(GENRES)
+    for genre, title in GENRES.items():
+        alone = perplexity(base.model, base.tokenizer, passage(genre, "heldout"), 200)
+        assert measured.genres[genre].value == pytest.approx(alone.value)
+        assert title in measured.genres[genre].text
+        assert any(title in line for line in lines)
+    product = math.prod(one.value for one in measured.genres.values())
+    assert measured.overall.value == pytest.approx(product ** (1 / 5))
+    assert measured.overall.tokens == sum(one.tokens for one in measured.genres.values())
+    assert measured == summarise(dict(by_genre(base.model, base.tokenizer, tokens=1000)))
+    assert Quality.from_dict(json.loads(json.dumps(measured.to_dict()))) == measured
+
+
+def test_a_ruined_model_is_infinitely_surprised():
+    base = loaded("gpt2", seed=2)
+    kept = base.model.lm_head.weight.clone()
+    base.model.lm_head.weight.mul_(1e6)
+    try:
+        assert perplexity(base.model, base.tokenizer, TEXT, 50).value == math.inf
+        assert quality(base.model, base.tokenizer, tokens=50).overall.value == math.inf
+    finally:
+        base.model.lm_head.weight.copy_(kept)
+
+
+def test_speed_and_size():
+    base = loaded("gpt2")
+    assert 0 < tokens_per_second(base.model, base.tokenizer, 4) < math.inf
+    assert size_on_disk(10, torch.float32) == 40
+    assert size_on_disk(10, torch.bfloat16) == 20

@@ -1,0 +1,116 @@
+"""Whatever happens to a writer, its readers find the old or the new, and never a part of it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import pruning
+from pruning.files import cache_folder, new_folder, replacing
+
+WRITER = """
+import sys
+from pathlib import Path
+from pruning.files import new_folder, replacing
+
+with replacing(Path("file")) as file, new_folder(Path("folder")) as folder:
+    file.write_text("half")
+    (folder / "part").write_text("half")
+    print("writing", flush=True)
+    sys.stdin.read()
+"""
+
+
+def write(writing, target, failure=None):
+    with writing(target) as temporary:
+        (temporary / "part" if temporary.is_dir() else temporary).write_text("new")
+        if failure:
+            raise failure
+
+
+def visible(folder):
+    return {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+
+
+def test_replacing(tmp_path):
+    target = tmp_path / "deep" / "file"
+    for text in ("first", "second"):
+        with replacing(target) as temporary:
+            temporary.write_text(text)
+        assert target.read_text() == text
+    assert [path.name for path in target.parent.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("failure", [OSError, KeyboardInterrupt])
+def test_a_failing_writer_leaves_the_old_file(tmp_path, failure):
+    target = tmp_path / "out" / "file"
+    target.parent.mkdir()
+    target.write_text("old")
+    with pytest.raises(failure):
+        write(replacing, target, failure)
+    assert target.read_text() == "old"
+    assert [path.name for path in target.parent.iterdir()] == ["file"]
+
+
+def test_a_killed_writer_leaves_the_old_file_and_no_folder(tmp_path):
+    (tmp_path / "file").write_text("old")
+    command, pipes = [sys.executable, "-c", WRITER], {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    env = os.environ | {"PYTHONPATH": str(Path(pruning.__file__).parents[1])}
+    with subprocess.Popen(command, **pipes, cwd=tmp_path, env=env) as writer:
+        assert writer.stdout.readline() == b"writing\n"
+        writer.kill()
+    assert (tmp_path / "file").read_text() == "old"
+    assert visible(tmp_path) == {"file"}
+    write(replacing, tmp_path / "file")
+    write(new_folder, tmp_path / "folder")
+    assert (tmp_path / "file").read_text() == (tmp_path / "folder" / "part").read_text() == "new"
+
+
+def test_a_new_folder_appears_whole(tmp_path):
+    target = tmp_path / "deep" / "folder"
+    with new_folder(target) as temporary:
+        (temporary / "part").write_text("x")
+        assert not target.exists()
+    assert visible(target) == {"part"}
+    assert [path.name for path in target.parent.iterdir()] == ["folder"]
+
+
+@pytest.mark.parametrize("failure", [OSError, KeyboardInterrupt])
+def test_a_failing_writer_leaves_no_folder(tmp_path, failure):
+    with pytest.raises(failure):
+        write(new_folder, tmp_path / "out" / "folder", failure)
+    assert not os.listdir(tmp_path / "out")
+
+
+def test_what_is_there_is_not_overwritten(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "part").write_text("mine")
+    for name in ("file", "full"):
+        with pytest.raises(FileExistsError):
+            write(new_folder, tmp_path / name)
+    assert (tmp_path / "file").read_text() == (tmp_path / "full" / "part").read_text() == "mine"
+    (tmp_path / "empty").mkdir()
+    write(new_folder, tmp_path / "empty")
+    assert visible(tmp_path / "empty") == {"part"}
+
+
+def test_of_two_writers_the_first_to_finish_wins(tmp_path):
+    target = tmp_path / "out" / "folder"
+    slower = new_folder(target)
+    slower.__enter__()
+    write(new_folder, target)
+    with pytest.raises(FileExistsError):
+        slower.__exit__(None, None, None)
+    assert visible(target) == {"part"}
+    assert os.listdir(target.parent) == ["folder"]
+
+
+def test_where_the_cache_is(monkeypatch):
+    monkeypatch.setenv("SECATEUR_CACHE", "/somewhere")
+    assert str(cache_folder()) == "/somewhere"
+    monkeypatch.delenv("SECATEUR_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
+    assert str(cache_folder()) == "/caches/secateur"
