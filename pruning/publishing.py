@@ -219,7 +219,8 @@ def _hub_errors(action: str) -> Iterator[None]:
     except UnicodeEncodeError:
         raise SavingError("The access token has characters that no token has. Sign in again.") from None
     except ValueError as error:
-        raise SavingError(f"The Hub did not accept the model card: {error}") from None
+        reason = " ".join(str(error).split())[:300]
+        raise SavingError(f"The Hub did not accept the model card, README.md: {reason}") from None
 
 
 _REASONS = {

@@ -1,13 +1,14 @@
 """Repair in closed form: what the kept neurons can say of what the removed ones said."""
 
+import math
 from dataclasses import dataclass
 
 import torch
 
 from pruning.statistics import SiteGram
 
-DAMPINGS = (0.001, 0.01, 0.1, 1.0)
-"""Candidates for λ, as a share of the mean of the diagonal of H."""
+DAMPINGS = (10.0, 1.0, 0.1, 0.01, 0.001)
+"""Candidates for λ, as a share of the mean of the diagonal of H, from the most cautious on."""
 
 
 @dataclass(frozen=True)
@@ -29,39 +30,52 @@ def repair_projection(site: SiteGram, weight: torch.Tensor, kept: torch.Tensor) 
     """Refit a projection `[channels, neurons]` to the neurons kept.
 
     Solves argmin_V ‖X_k V − X Wᵀ‖² + λ̄ ‖V − W_kᵀ‖² with λ̄ = λ · mean(diag H) and H = XᵀX, as
-    V = W_kᵀ + (H_kk + λ̄ I)⁻¹ H_kr W_rᵀ, by Cholesky in float64: ridge regression toward the
-    untouched weights. The held-out rows choose λ, or no repair; the choice is then solved again
-    over all rows.
+    V = W_kᵀ + (H_kk + λ̄ I)⁻¹ H_kr W_rᵀ, by Cholesky: ridge regression toward the untouched weights.
+    The held-out rows choose λ, or no repair, in float32, trying less caution for as long as it helps;
+    the choice is then solved again over all rows in float64.
     """
-    neurons = weight.shape[1]
-    removed = torch.ones(neurons, dtype=torch.bool, device=weight.device)
+    removed = torch.ones(weight.shape[1], dtype=torch.bool, device=weight.device)
     removed[kept] = False
     removed = removed.nonzero().squeeze(1)
-    lost = weight[:, removed].double()
-
-    def solve(gram: torch.Tensor, damping: float) -> torch.Tensor:
-        """What to add to the kept weights, `[kept, channels]`."""
-        system = gram[kept][:, kept].double()
-        system.diagonal().add_(damping * gram.diagonal().double().mean())
-        factor = torch.linalg.cholesky(system)
-        return torch.cholesky_solve(gram[kept][:, removed].double() @ lost.T, factor)
-
-    rows_kept = site.heldout[:, kept].double()
-    missing = site.heldout[:, removed].double() @ lost.T
-    energy = (site.heldout @ weight.float().T).double().square().sum().clamp_min(1e-30)
-    errors = {None: missing.square().sum()}
-    if site.gram.diagonal().sum() > 0:
-        for damping in DAMPINGS:
-            change = solve(site.gram, damping)
-            errors[damping] = (rows_kept @ change - missing).square().sum()
-    best = min(errors, key=lambda damping: float(errors[damping]))
+    lost = weight[:, removed].float()
+    rows = site.heldout[:, kept]
+    missing = site.heldout[:, removed] @ lost.T
+    errors = {None: _energy(missing)}
+    system, wanted = _normal_equations(site.gram, kept, removed, lost)
+    scale = float(site.gram.diagonal().mean(dtype=torch.float64))
+    previous = math.inf
+    for damping in DAMPINGS if scale > 0 else ():
+        change = _solve(system, wanted, damping * scale)
+        error = math.inf if change is None else _energy(rows @ change - missing)
+        if error >= previous:
+            break
+        errors[damping] = previous = error
+    best = min(errors, key=errors.get)
     repaired = None
     if best is not None:
-        gram = site.gram + site.heldout.T @ site.heldout
-        repaired = (weight[:, kept].double() + solve(gram, best).T).float()
-    return Repair(
-        weight=repaired,
-        damping=best,
-        error_before=float(errors[None] / energy),
-        error_after=float(errors[best] / energy),
-    )
+        gram = torch.addmm(site.gram, site.heldout.T, site.heldout)
+        system, wanted = _normal_equations(gram, kept, removed, lost.double())
+        change = _solve(system, wanted, best * float(gram.diagonal().mean(dtype=torch.float64)))
+        repaired = (weight[:, kept] + change.T).float()
+    energy = max(_energy(site.heldout @ weight.float().T), 1e-30)
+    return Repair(repaired, best, errors[None] / energy, errors[best] / energy)
+
+
+def _normal_equations(
+    gram: torch.Tensor, kept: torch.Tensor, removed: torch.Tensor, lost: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """H_kk and H_kr W_rᵀ, in the precision of the lost weights."""
+    rows = gram.index_select(0, kept).to(lost.dtype)
+    return rows.index_select(1, kept), rows.index_select(1, removed) @ lost.T
+
+
+def _solve(system: torch.Tensor, wanted: torch.Tensor, ridge: float) -> torch.Tensor | None:
+    """What to add to the kept weights, `[kept, channels]`; None where the precision does not reach."""
+    damped = system.clone()
+    damped.diagonal().add_(ridge)
+    factor, failed = torch.linalg.cholesky_ex(damped)
+    return None if failed else torch.cholesky_solve(wanted, factor)
+
+
+def _energy(values: torch.Tensor) -> float:
+    return float(values.square().sum(dtype=torch.float64))

@@ -4,9 +4,11 @@ A *site* is a projection, by its module name. Its input, after the activation fu
 neuron says; moments of it rank the neurons, and its second-moment matrix repairs what remains.
 """
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -196,10 +198,15 @@ def _collect(
 
 @contextmanager
 def _watching(model: nn.Module, sites: Mapping[str, _Site]) -> Iterator[None]:
+    reader = threading.get_ident()
+
+    def watch(module, inputs, site):
+        # Someone else may be writing text with the same model meanwhile.
+        if threading.get_ident() == reader:
+            site.see(inputs[0])
+
     handles = [
-        model.get_submodule(name).register_forward_pre_hook(
-            lambda module, inputs, site=site: site.see(inputs[0])
-        )
+        model.get_submodule(name).register_forward_pre_hook(partial(watch, site=site))
         for name, site in sites.items()
     ]
     try:

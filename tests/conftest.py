@@ -8,8 +8,16 @@ from hub import CLIENT_ENV, LoopbackHub
 
 NOWHERE = "http://127.0.0.1:9"
 USER_CACHE = os.environ.get("SECATEUR_CACHE")
+USERS_SETTINGS = (
+    "HF_TOKEN",
+    "HUGGING_FACE_HUB_TOKEN",
+    "HF_TOKEN_PATH",
+    "HF_HUB_CACHE",
+    "HUGGINGFACE_HUB_CACHE",
+    "SECATEUR_MAX_BYTES",
+)
 
-# huggingface_hub reads these once, when it is imported: below, by the fixtures that need it.
+# huggingface_hub reads these when it is imported, which nothing above does.
 os.environ.update(CLIENT_ENV | {"HF_ENDPOINT": NOWHERE})
 
 
@@ -34,7 +42,7 @@ def user_cache():
 def own_state(tmp_path, monkeypatch):
     """No test sees the user's caches and tokens, or what another test left behind."""
     home = tmp_path / "state"
-    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_CACHE", "HF_TOKEN_PATH", "SECATEUR_MAX_BYTES"):
+    for name in USERS_SETTINGS:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SECATEUR_CACHE", str(home / "secateur"))
     monkeypatch.setenv("HF_HOME", str(home))

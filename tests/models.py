@@ -174,6 +174,8 @@ def loaded(model_type: str, **overrides) -> pruning.LoadedModel:
 @lru_cache
 def trained() -> pruning.LoadedModel:
     """A small Llama that has read some stories: what it learnt can be lost by cutting badly."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # More gain nothing here, and wait for one another on a busy machine.
     sizes = {"hidden_size": 48, "intermediate_size": 128, "num_hidden_layers": 2, "head_dim": 12}
     model = _build(config("llama", **sizes))
     generator = torch.Generator().manual_seed(0)
@@ -191,6 +193,7 @@ def trained() -> pruning.LoadedModel:
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
+    torch.set_num_threads(threads)
     folder = Path(tempfile.mkdtemp(prefix="trained-", dir=_folders.name))
     model.requires_grad_(False).eval().save_pretrained(folder)
     words.save_pretrained(folder)

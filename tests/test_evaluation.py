@@ -97,7 +97,8 @@ def test_a_ruined_model_is_infinitely_surprised():
 
 
 def test_speed_and_size():
-    base = loaded("gpt2")
-    assert 0 < tokens_per_second(base.model, base.tokenizer, 4) < math.inf
+    small, large = loaded("gpt2"), loaded("gpt2", n_layer=24)
+    speeds = tokens_per_second((small.model, large.model), small.tokenizer, 8)
+    assert speeds[0] > speeds[1] > 0
     assert size_on_disk(10, torch.float32) == 40
     assert size_on_disk(10, torch.bfloat16) == 20

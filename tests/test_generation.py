@@ -16,7 +16,8 @@ HOT = {"max_new_tokens": 24, "temperature": 1.0}
 def plain(base, prompt=PROMPT, new_tokens=20):
     """What transformers itself writes."""
     ids = base.tokenizer(prompt, return_tensors="pt").input_ids
-    written = base.model.generate(ids, max_new_tokens=new_tokens, do_sample=False, pad_token_id=0)
+    settings = {"attention_mask": torch.ones_like(ids), "do_sample": False, "pad_token_id": 0}
+    written = base.model.generate(ids, max_new_tokens=new_tokens, **settings)
     return base.tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True)
 
 

@@ -5,6 +5,7 @@ import math
 import os
 import re
 import resource
+import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -70,6 +71,16 @@ def signed_in(hub, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "ada-token")
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
     return hub
+
+
+def refused(saved, repo_id="ada/cut", **options):
+    with pytest.raises(pruning.SavingError) as error:
+        pruning.publish(saved, repo_id, **options)
+    message = str(error.value)
+    assert "\n" not in message
+    assert "token-" not in message
+    assert len(message) < 400
+    return message
 
 
 def logits(model):
@@ -290,14 +301,11 @@ def test_a_folder_that_holds_no_saved_model(signed_in, tmp_path):
     assert not signed_in.repos
 
 
-def refused(saved, repo_id="ada/cut", **options):
-    with pytest.raises(pruning.SavingError) as error:
-        pruning.publish(saved, repo_id, **options)
-    message = str(error.value)
-    assert "\n" not in message
-    assert "token-" not in message
-    assert len(message) < 400
-    return message
+def test_a_card_that_was_broken_by_hand(signed_in, saved, tmp_path):
+    folder = shutil.copytree(saved, tmp_path / "cut")
+    (folder / "README.md").write_text("---\nlicense: mit: or not\n---\n")
+    assert "did not accept the model card, README.md" in refused(folder)
+    assert not signed_in.repos
 
 
 def test_tokens_that_do_not_open(hub, saved, monkeypatch):

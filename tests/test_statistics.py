@@ -1,5 +1,7 @@
 """One pass over the text says the same however it is cut up, kept or repeated."""
 
+import threading
+
 import pytest
 import torch
 from models import FAMILIES, loaded, write_module
@@ -118,6 +120,23 @@ def test_damaged_or_missing_file_is_none(tmp_path):
         assert read_statistics(file) is None
     file.write_bytes(b"\xff" * len(whole))
     assert read_statistics(file) is None
+
+
+def test_who_else_uses_the_model_is_not_counted():
+    model = loaded("mistral", seed=3).model
+    alone, done = collected(model), threading.Event()
+
+    def disturb():
+        while not done.is_set():
+            model(input_ids=torch.arange(7)[None])
+
+    other = threading.Thread(target=disturb)
+    other.start()
+    disturbed = [collected(model) for _ in range(5)]
+    done.set()
+    other.join()
+    for statistics in disturbed:
+        assert_same(alone, statistics, **EXACT)
 
 
 def test_stopping_leaves_no_hook_behind():
