@@ -6,8 +6,6 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
@@ -15,24 +13,24 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 import gradio as gr
 import spaces
 
-from page import render
+from page import render, results
+from page.choices import LARGEST_PERCENT, MAX_OWN_TEXT, fraction_of, recipe_from, whole
 from page.jobs import Job, Jobs
-from pruning import Calibration, Neurons, PruningError, Recipe, Sampling, catalog
+from page.theme import HEAD, THEME
+from pruning import Neurons, PruningError, Recipe, Sampling, catalog
 from pruning.anatomy import NEURON
 from pruning.criteria import CRITERIA, criterion_named
 from pruning.criteria import DEFAULT as DEFAULT_CRITERION
 from pruning.errors import Cancelled, RecipeError
 from pruning.generation import compare, encode_prompt
+from pruning.loading import saved_token
 from pruning.progress import Progress
 from pruning.publishing import publish, save
 from pruning.shape import Shape
-from pruning.texts import CALIBRATION_NAMES, GENRES, OWN
+from pruning.texts import CALIBRATION_NAMES, OWN
 from pruning.workbench import Visitor, Workbench
 
 ON_SPACE = "SPACE_ID" in os.environ
-LARGEST_PERCENT = 90
-MAX_OWN_TEXT = 200_000
-STYLE = Path(__file__).parent / "page" / "style.css"
 FIRST_PROMPT = "Paris is the capital of"
 
 log = logging.getLogger("secateur")
@@ -49,92 +47,43 @@ def visitor_of(request: gr.Request | None, token: gr.OAuthToken | None) -> Visit
     session = getattr(request, "session_hash", None) or ""
     if ON_SPACE:
         return Visitor(owner=session, token=token.token if token else False)
-    return Visitor(owner=session, token=None)
+    return Visitor(owner=session, token=saved_token())
 
 
-@contextmanager
-def shown_errors() -> Iterator[None]:
-    """A `PruningError` is for the visitor; anything else is a bug, logged whole."""
-    try:
-        yield
-    except PruningError as error:
-        raise gr.Error(str(error), title="That did not work", print_exception=False) from None
-    except gr.Error:
-        raise
-    except Exception:
-        log.exception("a handler failed")
-        raise gr.Error(
-            "Something broke that should not have. It has been logged; please try again.",
-            title="A fault of this page",
-            print_exception=False,
-        ) from None
-
-
-def fraction_of(percent: float) -> float:
-    """The slider's percentage as a share. Sliders are not limits: it is checked here."""
-    if isinstance(percent, bool) or not isinstance(percent, int | float):
-        raise RecipeError(f"The share of neurons is {str(percent)[:40]!r}; a number is needed.")
-    if not 0 <= percent <= LARGEST_PERCENT:
-        raise RecipeError(f"The share of neurons is {percent}; it must be from 0 to {LARGEST_PERCENT} %.")
-    return percent / 100
-
-
-def recipe_from(model, percent, criterion, repair, multiple, text, own_text, tokens, seed) -> Recipe:
-    """What the visitor chose, validated."""
-    fraction = fraction_of(percent)
-    if fraction == 0:
-        raise RecipeError("Nothing is cut yet: move the slider, then press Prune.")
-    if text == OWN:
-        if not isinstance(own_text, str) or not own_text.strip():
-            raise RecipeError("Paste the text to calibrate on, or choose a bundled one.")
-        if len(own_text) > MAX_OWN_TEXT:
-            raise RecipeError(
-                f"Your text has {len(own_text):,} characters; at most {MAX_OWN_TEXT:,} are read here."
-            )
-        calibration = Calibration.own(own_text, tokens=whole(tokens, "calibration tokens"))
-    else:
-        calibration = Calibration(text=text, tokens=whole(tokens, "calibration tokens"))
-    step = Neurons(
-        fraction=fraction,
-        criterion=criterion,
-        repair=repair,
-        multiple_of=whole(multiple, "multiple"),
-    )
-    return Recipe(base=model, calibration=calibration, steps=[step], seed=whole(seed, "seed"))
-
-
-def whole(value: float, name: str) -> int:
-    """A number field's value, which arrives as a float."""
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise RecipeError(f"The {name} is {str(value)[:40]!r}; a whole number is needed.")
-    return value
+def told(error: Exception) -> str:
+    """What a visitor is told: a `PruningError` as it is; anything else is a bug, and logged whole."""
+    if isinstance(error, PruningError):
+        return str(error)
+    log.error("a handler failed", exc_info=error)
+    return "Something broke that should not have. It has been logged; please try again."
 
 
 def show_shape(
     model, percent, criterion, multiple, request: gr.Request, token: gr.OAuthToken | None
 ) -> tuple[str, str]:
     """The picture and the count, which move with the slider: from the config alone."""
-    with shown_errors():
+    try:
         fraction = fraction_of(percent)
-        before = workbench.shape(model, visitor_of(request, token))
+        before, source = workbench.look(model, visitor_of(request, token))
         after = before
         if fraction:
             step = Neurons(fraction=fraction, criterion=criterion, multiple_of=whole(multiple, "multiple"))
             after = step.reshape(before)
         width, layers = before.count(NEURON), before.anatomy.layers
         note = render.neurons_note(width, after.count(NEURON), layers)
-        return render.picture(before, after), note
+        return render.picture(before, after, results.whence(source)), note
+    except Exception as error:
+        return gr.skip(), render.message(told(error), "warning")
 
 
 def describe_criterion(name: str) -> tuple[str, gr.Checkbox]:
     """The formula of a criterion; repair goes with those that calibrate."""
-    with shown_errors():
+    try:
         criterion = criterion_named(name)
-        return render.criterion_note(criterion), gr.Checkbox(
-            value=criterion.statistics, interactive=not criterion.gated_only
-        )
+    except Exception as error:
+        return render.message(told(error), "warning"), gr.skip()
+    repair = gr.Checkbox(value=criterion.statistics, interactive=not criterion.gated_only)
+    return render.criterion_note(criterion), repair
 
 
 def ask_for_text(name: str) -> gr.Textbox:
@@ -166,9 +115,9 @@ def prune(request: gr.Request, token: gr.OAuthToken | None, *values) -> Iterator
         base = workbench.base(recipe.base, visitor, recipe.revision)
         encode_prompt(pruned.tokenizer, prompt)
         yield {
-            picture: render.picture(Shape.of(base.model.config), pruned.shape, _whence(base)),
-            measures: _measures(pruned.report),
-            genres: _genres(pruned.report),
+            picture: render.picture(Shape.of(base.model.config), pruned.shape, results.whence(base.source)),
+            measures: results.measures(pruned.report),
+            genres: results.genres(pruned.report),
             status: render.status("Writing", kind="busy"),
             texts: render.texts(prompt, "", "", writing=True),
             made: recipe,
@@ -177,6 +126,7 @@ def prune(request: gr.Request, token: gr.OAuthToken | None, *values) -> Iterator
             take: gr.Column(visible=True),
             prepared: gr.DownloadButton(visible=False),
             prepare_button: gr.Button(visible=True),
+            prepare_status: "",
             push_status: "",
         }
         before = after = ""
@@ -188,15 +138,12 @@ def prune(request: gr.Request, token: gr.OAuthToken | None, *values) -> Iterator
             if isinstance(event, Progress):
                 yield {status: render.status(event.text, event.done, event.total, "busy")}
             elif not isinstance(event, tuple):
-                yield {measures: _measures(event.report), genres: _genres(event.report)}
+                yield {measures: results.measures(event.report), genres: results.genres(event.report)}
         yield {status: render.status("Done.", kind="done")}
     except Cancelled as stop:
         yield {status: render.status(str(stop), kind="stopped")}
-    except PruningError as error:
-        yield {status: render.status(str(error), kind="failed")}
-    except Exception:
-        log.exception("a job failed")
-        yield {status: render.status("Something broke; it has been logged. Try again.", kind="failed")}
+    except Exception as error:
+        yield {status: render.status(told(error), kind="failed")}
     finally:
         jobs.finish(session, job)
     yield {prune_button: gr.Button(visible=True), stop_button: gr.Button(visible=False)}
@@ -220,99 +167,31 @@ def leave(request: gr.Request) -> None:
     jobs.stop(request.session_hash or "")
 
 
-def _whence(base) -> str:
-    revision = base.source.revision or ""
-    short = revision if revision.startswith("pypi:") else revision[:12]
-    return f"Weights: {base.source.whence}; revision {short}."
-
-
-def _measures(report) -> str:
-    """The results so far, as rows of the table."""
-    return render.measures(
-        [
-            render.Measure(
-                "Parameters",
-                "Numbers that the model has learned; tied embeddings are counted once",
-                f"{report.parameters_before:,}",
-                f"{report.parameters_after:,}",
-                render.change(report.parameters_before, report.parameters_after),
-            ),
-            render.Measure(
-                "Weights on disk",
-                "Bytes of the safetensors file, in the precision of the base model",
-                f"{report.bytes_before / 1e6:,.0f} MB",
-                f"{report.bytes_after / 1e6:,.0f} MB",
-                render.change(report.bytes_before, report.bytes_after),
-            ),
-            _perplexity(report),
-            _speed(report),
-        ]
-    )
-
-
-def _perplexity(report) -> render.Measure:
-    row = render.Measure(
-        "Perplexity",
-        "exp of the mean negative log-likelihood of the next token; lower is better",
-    )
-    before, after = report.quality_before, report.quality_after
-    if before is None:
-        return row
-    where = before.overall
-    row = replace(
-        row,
-        before=f"{where.value:.1f}",
-        detail=f"{where.text}; {where.tokens:,} tokens in windows of {where.window}",
-    )
-    if after is None or len(after.genres) < len(GENRES):
-        return row
-    ratio = render.large(after.overall.value / where.value, 2)
-    return replace(row, after=render.large(after.overall.value), change=f"× {ratio}")
-
-
-def _speed(report) -> render.Measure:
-    before, after = report.speed_before, report.speed_after
-    return render.Measure(
-        "Tokens per second",
-        "Text generation, one text at a time",
-        f"{before:.1f}" if before else "…",
-        f"{after:.1f}" if after else "…",
-        render.change(before, after) if after else "",
-        "on this machine just now; it varies from run to run",
-    )
-
-
-def _genres(report) -> str:
-    before = report.quality_before.genres if report.quality_before else {}
-    after = report.quality_after.genres if report.quality_after else {}
-    return render.genres([(title, before.get(key), after.get(key)) for key, title in GENRES.items()])
-
-
 def prepare(recipe: Recipe | None, request: gr.Request, token: gr.OAuthToken | None) -> Iterator[dict]:
     """Save the model and offer it as one file."""
-    with shown_errors():
-        job = jobs.start(f"{request.session_hash} download")
-        folder = Path(tempfile.mkdtemp(prefix="secateur-"))
-        try:
-            name = _name(recipe)
-            visitor = visitor_of(request, token)
+    job = jobs.start(f"{request.session_hash} download")
+    folder = Path(tempfile.mkdtemp(prefix="secateur-"))
+    try:
+        name = _name(recipe)
+        visitor = visitor_of(request, token)
 
-            def work(tell):
-                pruned = _measured(recipe, visitor, tell)
-                save(pruned, folder / name, tell)
-                tell(Progress("Packing"))
-                return shutil.make_archive(str(folder / name), "zip", folder, name)
+        def work(tell):
+            save(_measured(recipe, visitor, tell), folder / name, tell)
+            tell(Progress("Packing"))
+            return shutil.make_archive(str(folder / name), "zip", folder, name)
 
-            for event in job.watch(work):
-                if isinstance(event, Progress):
-                    yield {push_status: render.status(event.text, event.done, event.total, "busy")}
-            yield {
-                prepared: gr.DownloadButton(label=f"Download {name}.zip", value=event[0], visible=True),
-                prepare_button: gr.Button(visible=False),
-                push_status: render.status("Ready: press Download.", kind="done"),
-            }
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        for event in job.watch(work):
+            if isinstance(event, Progress):
+                yield {prepare_status: render.status(event.text, event.done, event.total, "busy")}
+        yield {
+            prepared: gr.DownloadButton(label=f"Download {name}.zip", value=event[0], visible=True),
+            prepare_button: gr.Button(visible=False),
+            prepare_status: render.status("Ready: press Download.", kind="done"),
+        }
+    except Exception as error:
+        yield {prepare_status: render.status(told(error), kind="failed")}
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def push(
@@ -340,11 +219,8 @@ def push(
             if isinstance(event, Progress):
                 yield render.status(event.text, event.done, event.total, "busy")
         yield render.message("Published:", "done", link=event[0])
-    except PruningError as error:
-        yield render.message(str(error), "warning")
-    except Exception:
-        log.exception("publishing failed")
-        yield render.message("Something broke; it has been logged. Try again.", "warning")
+    except Exception as error:
+        yield render.message(told(error), "warning")
 
 
 def _measured(recipe: Recipe | None, visitor: Visitor, tell):
@@ -385,7 +261,7 @@ def warm_up() -> None:
         preparing[:] = [progress]
 
     try:
-        visitor = Visitor(token=False if ON_SPACE else None)
+        visitor = visitor_of(None, None)
         workbench.base(catalog.DEFAULT, visitor, progress=report)
         shape_known.set()
         workbench.prepare(default_recipe(), visitor, report)
@@ -407,36 +283,6 @@ def model_choices() -> list[tuple[str, str]]:
         for entry in catalog.MODELS.values()
     ]
 
-
-THEME = gr.themes.Base(
-    primary_hue=gr.themes.Color(
-        name="leaf",
-        c50="#f1f8f1",
-        c100="#dcefdc",
-        c200="#b9dfba",
-        c300="#8cc98e",
-        c400="#5fae63",
-        c500="#3c9142",
-        c600="#2c7532",
-        c700="#245e29",
-        c800="#1f4b23",
-        c900="#193e1d",
-        c950="#0b220e",
-    ),
-    neutral_hue="zinc",
-    radius_size="sm",
-    font=["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"],
-    font_mono=["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"],
-).set(
-    body_text_color_subdued="*neutral_600",
-    body_text_color_subdued_dark="*neutral_400",
-    block_info_text_color="*neutral_600",
-    block_info_text_color_dark="*neutral_400",
-    block_title_text_color="*neutral_800",
-    block_title_text_color_dark="*neutral_100",
-    slider_color="*primary_600",
-    slider_color_dark="*primary_400",
-)
 
 with gr.Blocks(title="Secateur", analytics_enabled=False, delete_cache=(3600, 7200)) as demo:
     made = gr.State(None)
@@ -539,6 +385,7 @@ with gr.Blocks(title="Secateur", analytics_enabled=False, delete_cache=(3600, 72
                         prepared = gr.DownloadButton(
                             "Download", visible=False, variant="primary", elem_id="download"
                         )
+                        prepare_status = gr.HTML(elem_id="prepare-status", min_height=44)
                     with gr.Tab("Push to the Hub"):
                         if ON_SPACE:
                             gr.LoginButton(size="md")
@@ -558,6 +405,7 @@ with gr.Blocks(title="Secateur", analytics_enabled=False, delete_cache=(3600, 72
                                 value=True, label="Private", info="Only you can see it", min_width=120
                             )
                         push_button = gr.Button("Push", elem_id="push")
+                        push_status = gr.HTML(elem_id="push-status", min_height=44)
                     with gr.Tab("Recipe"):
                         recipe_code = gr.Code(
                             language="yaml", label="Recipe", interactive=False, elem_id="recipe"
@@ -566,7 +414,6 @@ with gr.Blocks(title="Secateur", analytics_enabled=False, delete_cache=(3600, 72
                         python_code = gr.Code(
                             language="python", label="The same in Python", interactive=False
                         )
-                push_status = gr.HTML(elem_id="push-status", min_height=44)
 
     shape_inputs = [model, percent, criterion, multiple]
     gr.on(
@@ -583,7 +430,7 @@ with gr.Blocks(title="Secateur", analytics_enabled=False, delete_cache=(3600, 72
         describe_criterion, criterion, [criterion_text, repair], queue=False, show_progress="hidden"
     )
     text.change(ask_for_text, text, own_text, queue=False, show_progress="hidden")
-    results = [
+    shown = [
         status,
         picture,
         texts,
@@ -595,6 +442,7 @@ with gr.Blocks(title="Secateur", analytics_enabled=False, delete_cache=(3600, 72
         take,
         prepared,
         prepare_button,
+        prepare_status,
         push_status,
         prune_button,
         stop_button,
@@ -616,7 +464,7 @@ with gr.Blocks(title="Secateur", analytics_enabled=False, delete_cache=(3600, 72
             length,
             temperature,
         ],
-        results,
+        shown,
         show_progress="minimal",
         show_progress_on=[status],
         concurrency_id="model",
@@ -634,7 +482,7 @@ with gr.Blocks(title="Secateur", analytics_enabled=False, delete_cache=(3600, 72
     prepare_button.click(
         prepare,
         made,
-        [prepared, prepare_button, push_status],
+        [prepared, prepare_button, prepare_status],
         show_progress="hidden",
         concurrency_id="model",
         concurrency_limit=1,
@@ -659,7 +507,7 @@ def main() -> None:
     threading.Thread(target=warm_up, daemon=True).start()
     demo.queue(max_size=32).launch(
         theme=THEME,
-        head=f"<style>{STYLE.read_text()}</style>",
+        head=HEAD,
         server_name=None if ON_SPACE else "127.0.0.1",
         server_port=int(os.environ.get("PORT", 7860)) if not ON_SPACE else None,
         ssr_mode=False,

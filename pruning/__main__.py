@@ -122,7 +122,7 @@ def prune(
         raise RecipeError(f"{output} exists and is not empty. Choose another folder.")
     steps = _steps(neurons, width, multiple_of, criterion, repair)
     if recipe_file is not None:
-        if model is not None or steps:
+        if model is not None or steps or criterion is not None or repair is not None:
             raise RecipeError("Give either a recipe or a model with cuts, and not both.")
         recipe = _read_recipe(recipe_file, calibration)
     elif model is None:
@@ -347,7 +347,9 @@ def main() -> int:
         return 130
     except Exception as error:
         if hasattr(error, "format_message"):
-            print(f"Error: {error.format_message()}", file=sys.stderr)
+            # Empty where the help was printed, for want of a command.
+            if message := error.format_message():
+                print(f"Error: {message}", file=sys.stderr)
             return 2
         raise
     return 0

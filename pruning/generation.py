@@ -100,7 +100,10 @@ def stream(
     sampling: Sampling | None = None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Iterator[str]:
-    """The continuation of a prompt, piece by piece; `stopped` is asked after every token."""
+    """The continuation of a prompt, piece by piece; `stopped` is asked after every token.
+
+    Raises `RecipeError` at once for a prompt that the model cannot continue.
+    """
     sampling = sampling or Sampling()
     inputs = encode_prompt(tokenizer, prompt).to(model.device)
     check_vocabulary(model, tokenizer, inputs)
@@ -110,6 +113,16 @@ def stream(
             f"The prompt has {inputs.shape[1]} tokens; with {sampling.max_new_tokens} new ones that is "
             f"more than the {longest} that this model can read. Shorten it."
         )
+    return _written(model, tokenizer, inputs, sampling, stopped)
+
+
+def _written(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    inputs: torch.Tensor,
+    sampling: Sampling,
+    stopped: Callable[[], bool],
+) -> Iterator[str]:
     pieces = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     given_up = threading.Event()
     failure: list[BaseException] = []

@@ -16,7 +16,7 @@ from math import prod
 from pathlib import Path
 
 import torch
-from huggingface_hub import HfApi, hf_hub_download, snapshot_download, try_to_load_from_cache
+from huggingface_hub import HfApi, get_token, hf_hub_download, snapshot_download, try_to_load_from_cache
 from huggingface_hub import constants as hub
 from huggingface_hub.errors import (
     EntryNotFoundError,
@@ -88,6 +88,11 @@ def size_limit() -> int:
         return int(float(value))
     except (ValueError, OverflowError):
         raise ModelError(f"SECATEUR_MAX_BYTES is {value!r}; a number of bytes is needed.") from None
+
+
+def saved_token() -> Token:
+    """The token that this machine is signed in with, or False."""
+    return get_token() or False
 
 
 def load(

@@ -13,7 +13,7 @@ import psutil
 
 from pruning import loading, pipeline
 from pruning.calibration import statistics_of
-from pruning.loading import LoadedModel, Token
+from pruning.loading import LoadedModel, Source, Token
 from pruning.pipeline import Pruned
 from pruning.progress import Reporter, silent
 from pruning.recipe import Recipe
@@ -49,17 +49,17 @@ class Workbench:
         self.working = threading.RLock()
         self._lock = threading.RLock()
         self._entries: OrderedDict[tuple, tuple[object, int]] = OrderedDict()
-        self._shapes: dict[tuple, Shape] = {}
+        self._looks: dict[tuple, tuple[Shape, Source]] = {}
 
-    def shape(self, name: str, visitor: Visitor) -> Shape:
-        """The shape of a base, from its config alone."""
+    def look(self, name: str, visitor: Visitor) -> tuple[Shape, Source]:
+        """The shape of a base and where it comes from, without its weights."""
         key = (name, visitor.owner)
-        if key not in self._shapes:
-            config, _ = loading.read_config(name, token=visitor.token, own_machine=visitor.own_machine)
-            if len(self._shapes) > 256:
-                self._shapes.clear()
-            self._shapes[key] = Shape.of(config)
-        return self._shapes[key]
+        if key not in self._looks:
+            config, source = loading.read_config(name, token=visitor.token, own_machine=visitor.own_machine)
+            if len(self._looks) > 256:
+                self._looks.clear()
+            self._looks[key] = Shape.of(config), source
+        return self._looks[key]
 
     def base(
         self, name: str, visitor: Visitor, revision: str | None = None, progress: Reporter = silent

@@ -138,6 +138,13 @@ def test_enormous_prompt_is_refused_before_it_is_tokenised():
         encode_prompt(None, "x" * 100_000)
 
 
+def test_what_cannot_be_continued_is_refused_before_the_first_piece():
+    base = loaded("gpt2", n_positions=64)
+    for prompt in ("", "x" * 100_000, "x y z " * 40):
+        with pytest.raises(RecipeError):
+            stream(base.model, base.tokenizer, prompt)
+
+
 def test_prompt_longer_than_the_model_reads_is_refused():
     base = loaded("gpt2", n_positions=64)
     tokens = encode_prompt(base.tokenizer, PROMPT).shape[1]

