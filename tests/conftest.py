@@ -19,6 +19,7 @@ USERS_SETTINGS = (
 
 # huggingface_hub reads these when it is imported, which nothing above does.
 os.environ.update(CLIENT_ENV | {"HF_ENDPOINT": NOWHERE})
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @pytest.fixture(scope="session")
