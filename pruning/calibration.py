@@ -136,7 +136,7 @@ def statistics_of(
     file = None
     if keep and base.source.name == catalog.DEFAULT and calibration.text in (GENERAL, *GENRES):
         file = cache_folder() / "statistics" / f"{key}.safetensors"
-        if (saved := read_statistics(file)) is not None:
+        if (saved := read_statistics(file, base.model.device)) is not None:
             return saved
     newest = _newest.get(base.model)
     if newest is not None and newest[0] == key:

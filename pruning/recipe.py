@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Annotated
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from pruning.errors import RecipeError
 from pruning.schema import Frozen
@@ -17,6 +17,15 @@ from pruning.steps import AnyStep
 from pruning.texts import CALIBRATION_NAMES, OWN
 
 MAX_TOKENS = 1_000_000
+
+
+def _visible(value: str) -> str:
+    if not value.isprintable():
+        raise ValueError("a name holds no line breaks and no invisible characters; remove them")
+    return value
+
+
+Name = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_visible)]
 
 
 class Calibration(Frozen):
@@ -65,8 +74,8 @@ class Calibration(Frozen):
 class Recipe(Frozen):
     """What to cut out of which model, and how. `revision` pins the base once it was loaded."""
 
-    base: Annotated[str, Field(min_length=1, max_length=4096)]
-    revision: Annotated[str, Field(min_length=1)] | None = None
+    base: Name
+    revision: Name | None = None
     calibration: Calibration = Calibration()
     steps: Annotated[tuple[AnyStep, ...], Field(min_length=1, max_length=32)]
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0

@@ -34,6 +34,7 @@ def repair_projection(site: SiteGram, weight: torch.Tensor, kept: torch.Tensor) 
     The held-out rows choose λ, or no repair, in float32, trying less caution for as long as it helps;
     the choice is then solved again over all rows in float64.
     """
+    kept = kept.to(weight.device)
     removed = torch.ones(weight.shape[1], dtype=torch.bool, device=weight.device)
     removed[kept] = False
     removed = removed.nonzero().squeeze(1)

@@ -107,9 +107,9 @@ class Statistics:
 class SavedStatistics:
     """Statistics read back from a file, second moments only when they are asked for."""
 
-    def __init__(self, file: Path):
+    def __init__(self, file: Path, device: torch.device | str = "cpu"):
         """Raises `SafetensorError`, `OSError` or `ValueError` where the file is missing or damaged."""
-        self._file = safe_open(file, framework="pt")
+        self._file = safe_open(file, framework="pt", device=str(device))
         self._tokens = int((self._file.metadata() or {}).get("tokens", ""))
         names = self._file.keys()
         sites = [name.removesuffix("/square") for name in names if name.endswith("/square")]
@@ -130,10 +130,10 @@ class SavedStatistics:
         )
 
 
-def read_statistics(file: Path) -> SavedStatistics | None:
-    """Statistics from a file, or None where there is none or it is damaged."""
+def read_statistics(file: Path, device: torch.device | str = "cpu") -> SavedStatistics | None:
+    """Statistics from a file, read to a device, or None where there is none or it is damaged."""
     try:
-        return SavedStatistics(file)
+        return SavedStatistics(file, device)
     except (SafetensorError, OSError, ValueError):
         return None
 

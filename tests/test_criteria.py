@@ -81,6 +81,12 @@ def test_independent_scores_each_matrix_apart():
     torch.testing.assert_close(scores, torch.stack([read.abs().sum(dim=1) for read in reads]))
 
 
+def test_independent_leaves_nothing_to_repair():
+    shape = Shape.of(loaded("llama").model.config)
+    with pytest.raises(RecipeError, match="Switch repair off"):
+        Neurons(fraction=0.2, criterion="independent", repair=True).reshape(shape)
+
+
 @pytest.mark.parametrize("criterion", CRITERIA.values(), ids=CRITERIA)
 def test_criterion_explains_itself(criterion):
     assert criterion.name

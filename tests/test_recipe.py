@@ -38,10 +38,11 @@ calibrations = st.builds(
     tokens=st.integers(256, 1_000_000),
     window=st.integers(16, 8192),
 ) | st.builds(Calibration.own, st.text(), tokens=st.integers(256, 9999))
+names = st.text(min_size=1).filter(str.isprintable)
 recipes = st.builds(
     Recipe,
-    base=st.text(min_size=1),
-    revision=st.none() | st.text(min_size=1),
+    base=names,
+    revision=st.none() | names,
     calibration=calibrations,
     steps=st.lists(steps, min_size=1, max_size=3),
     seed=st.integers(0, 2**63 - 1),
@@ -161,6 +162,9 @@ def test_recipes_do_not_change():
         ("base", {"base": 5}),
         ("base", {"base": None}),
         ("base", {"base": "x" * 5000}),
+        ("base", {"base": "two\nlines"}),
+        ("base", {"base": "next\u2028line"}),
+        ("revision", {"revision": "next\x85line"}),
         ("seed", {"seed": -1}),
         ("seed", {"seed": 2**63}),
         ("seed", {"seed": 1.5}),
