@@ -7,13 +7,15 @@ from pruning.loading import LoadedModel, load
 from pruning.pipeline import Preview, Pruned, Report, measure, preview, prune, run
 from pruning.publishing import publish, save
 from pruning.recipe import Calibration, Recipe
-from pruning.steps import Neurons
+from pruning.steps import Heads, Layers, Neurons
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Calibration",
     "Cancelled",
+    "Heads",
+    "Layers",
     "LoadedModel",
     "ModelError",
     "Neurons",

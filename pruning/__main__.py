@@ -21,10 +21,40 @@ app = typer.Typer(
 
 Model = Annotated[str, typer.Argument(help="A catalogue name, a Hub id, or a folder.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else.")]
+
+
+def _in_order(context: typer.Context, option: typer.CallbackParam, value):
+    """Remember the order in which the cuts were written: it is the order of the recipe's steps."""
+    if value is not None:
+        context.meta.setdefault("cuts", {})[option.name] = value
+    return value
+
+
 NeuronsOption = Annotated[
-    str | None, typer.Option("--neurons", help="Share of MLP neurons to cut, such as 20%.")
+    str | None,
+    typer.Option("--neurons", help="Share of MLP neurons to cut, such as 20%.", callback=_in_order),
 ]
-WidthOption = Annotated[int | None, typer.Option("--width", help="MLP neurons to keep instead.")]
+HeadsOption = Annotated[
+    int | None,
+    typer.Option("--heads", help="Key/value groups to cut out of every layer.", callback=_in_order),
+]
+QueryHeadsOption = Annotated[
+    int | None,
+    typer.Option("--query-heads", help="Query heads to cut out of every group.", callback=_in_order),
+]
+LayersOption = Annotated[
+    str | None,
+    typer.Option(
+        "--layers", help="How many layers to cut, or which: 3, or 4,5,9 (5, for one).", callback=_in_order
+    ),
+]
+LayerMethodOption = Annotated[
+    str | None,
+    typer.Option("--layer-method", help="How to choose layers; block influence unless said otherwise."),
+]
+WidthOption = Annotated[
+    int | None, typer.Option("--width", help="MLP neurons to keep instead.", callback=_in_order)
+]
 MultipleOption = Annotated[
     int, typer.Option("--multiple-of", help="Round the width up to a multiple of this.")
 ]
@@ -78,9 +108,14 @@ def methods(as_json: AsJson = False) -> None:
 
 @app.command()
 def preview(
+    context: typer.Context,
     model: Model,
     neurons: NeuronsOption = None,
     width: WidthOption = None,
+    heads: HeadsOption = None,
+    query_heads: QueryHeadsOption = None,
+    layers: LayersOption = None,
+    layer_method: LayerMethodOption = None,
     multiple_of: MultipleOption = 1,
     criterion: CriterionOption = None,
     repair: RepairOption = None,
@@ -89,7 +124,7 @@ def preview(
     """Show the shape that a cut leads to, from the config alone."""
     from pruning import pipeline
 
-    recipe = _recipe(model, _steps(neurons, width, multiple_of, criterion, repair))
+    recipe = _recipe(model, _steps(context, multiple_of, criterion, repair, layer_method))
     result = pipeline.preview(recipe).to_dict()
     if as_json:
         _print_json(result)
@@ -99,6 +134,7 @@ def preview(
 
 @app.command()
 def prune(
+    context: typer.Context,
     model: Annotated[str | None, typer.Argument(help="A catalogue name, a Hub id, or a folder.")] = None,
     output: Annotated[Path, typer.Option("--output", help="The folder to write.")] = ...,
     recipe_file: Annotated[
@@ -106,6 +142,10 @@ def prune(
     ] = None,
     neurons: NeuronsOption = None,
     width: WidthOption = None,
+    heads: HeadsOption = None,
+    query_heads: QueryHeadsOption = None,
+    layers: LayersOption = None,
+    layer_method: LayerMethodOption = None,
     multiple_of: MultipleOption = 1,
     criterion: CriterionOption = None,
     repair: RepairOption = None,
@@ -120,7 +160,7 @@ def prune(
 
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise RecipeError(f"{output} exists and is not empty. Choose another folder.")
-    steps = _steps(neurons, width, multiple_of, criterion, repair)
+    steps = _steps(context, multiple_of, criterion, repair, layer_method)
     if recipe_file is not None:
         if model is not None or steps or criterion is not None or repair is not None:
             raise RecipeError("Give either a recipe or a model with cuts, and not both.")
@@ -224,19 +264,36 @@ def publish(
         print(url)
 
 
-def _steps(neurons, width, multiple_of, criterion, repair) -> list:
-    from pruning.steps import Neurons
+def _steps(context: typer.Context, multiple_of, criterion, repair, layer_method) -> list:
+    """The cuts as steps, in the order in which they were written."""
+    from pruning.steps import Heads, Neurons
 
-    if neurons is None and width is None:
-        return []
-    values = {"multiple_of": multiple_of, "repair": repair}
-    if neurons is not None:
-        values["fraction"] = _share(neurons)
-    if width is not None:
-        values["width"] = width
+    cuts = context.meta.get("cuts", {})
+    neurons = {"multiple_of": multiple_of, "repair": repair}
     if criterion is not None:
-        values["criterion"] = criterion
-    return [Neurons(**values)]
+        neurons["criterion"] = criterion
+    make = {
+        "neurons": lambda share: Neurons(fraction=_share(share), width=cuts.get("width"), **neurons),
+        "width": lambda width: None if "neurons" in cuts else Neurons(width=width, **neurons),
+        "heads": lambda groups: Heads(groups=groups, repair=repair is not False),
+        "query_heads": lambda queries: Heads(queries=queries, repair=repair is not False),
+        "layers": lambda layers: _layers(layers, layer_method),
+    }
+    steps = [make[name](value) for name, value in cuts.items()]
+    return [step for step in steps if step is not None]
+
+
+def _layers(text: str, method: str | None):
+    """`3` as a count of layers; `4,5,9` as those layers; `5,` as one."""
+    from pruning.steps import Layers
+
+    try:
+        numbers = [int(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise RecipeError(f"--layers is {text!r}; write how many, such as 3, or which: 4,5,9.") from None
+    if "," in text:
+        return Layers(layers=tuple(numbers))
+    return Layers(count=numbers[0] if numbers else 0, **({"method": method} if method else {}))
 
 
 def _share(text: str) -> float:

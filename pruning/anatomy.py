@@ -7,8 +7,8 @@ repairing read these labels and nothing else, so a new family is one entry in `F
 import copy
 import json
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import torch
@@ -21,6 +21,7 @@ GATE, UP = "neuron:gate", "neuron:up"
 QUERY, KEY_VALUE = "query head", "key/value head"
 CHANNEL = "channel"
 TOKEN = "token"
+LAYER = "layer"
 
 COMPONENTS = ("embeddings", "attention", "mlp", "norms", "head")
 
@@ -31,6 +32,11 @@ Label = str | tuple[str, ...] | None
 """What one axis counts. A tuple: several kinds one after the other, as in fused projections."""
 
 Tensors = Mapping[str, tuple[Label, ...]]
+
+_HEAD_SIZE_DERIVED = (
+    "its config has no head size of its own: it follows from the embedding size and the number of heads, "
+    "so a model with fewer heads would not load"
+)
 
 
 def _linear(name: str, outputs: Label, inputs: Label) -> Tensors:
@@ -50,8 +56,9 @@ def _norm(*names: str, axis: Label = CHANNEL) -> Tensors:
 class Family:
     """One architecture: its tensors by component, and the config keys that hold its sizes.
 
-    Names of tensors inside a layer are relative to the layer. `mlp_write` is the projection that
-    writes the neurons back into the residual stream; its input is what calibration observes.
+    Names of tensors inside a layer are relative to the layer. `writes` names, for neurons and for
+    heads, the projection that writes them back into the residual stream; its input is what
+    calibration observes. `fixed` says, for the kinds of unit that cannot be cut, why.
     """
 
     model_type: str
@@ -63,8 +70,9 @@ class Family:
     norms: Tensors
     final_norm: Tensors
     head: Tensors
-    mlp_write: str
+    writes: Mapping[str, str]
     sizes: Mapping[str, str]
+    fixed: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def gated(self) -> bool:
@@ -110,13 +118,14 @@ _LLAMA = Family(
     ),
     final_norm=_norm("model.norm"),
     head=_linear("lm_head", TOKEN, CHANNEL),
-    mlp_write="mlp.down_proj",
+    writes={NEURON: "mlp.down_proj", QUERY: "self_attn.o_proj"},
     sizes={
         NEURON: "intermediate_size",
         QUERY: "num_attention_heads",
         KEY_VALUE: "num_key_value_heads",
         CHANNEL: "hidden_size",
         TOKEN: "vocab_size",
+        LAYER: "num_hidden_layers",
     },
 )
 
@@ -134,14 +143,16 @@ _GPT2 = Family(
     norms=_norm("ln_1", "ln_2"),
     final_norm=_norm("transformer.ln_f"),
     head=_linear("lm_head", TOKEN, CHANNEL),
-    mlp_write="mlp.c_proj",
+    writes={NEURON: "mlp.c_proj", QUERY: "attn.c_proj"},
     sizes={
         NEURON: "n_inner",
         QUERY: "n_head",
         KEY_VALUE: "n_head",
         CHANNEL: "n_embd",
         TOKEN: "vocab_size",
+        LAYER: "n_layer",
     },
+    fixed={QUERY: _HEAD_SIZE_DERIVED},
 )
 
 _OPT = Family(
@@ -162,14 +173,16 @@ _OPT = Family(
     norms=_norm("self_attn_layer_norm", "final_layer_norm"),
     final_norm=_norm("model.decoder.final_layer_norm"),
     head=_linear("lm_head", TOKEN, None),
-    mlp_write="fc2",
+    writes={NEURON: "fc2", QUERY: "self_attn.out_proj"},
     sizes={
         NEURON: "ffn_dim",
         QUERY: "num_attention_heads",
         KEY_VALUE: "num_attention_heads",
         CHANNEL: "hidden_size",
         TOKEN: "vocab_size",
+        LAYER: "num_hidden_layers",
     },
+    fixed={QUERY: _HEAD_SIZE_DERIVED},
 )
 
 _GPT_NEOX = Family(
@@ -184,14 +197,16 @@ _GPT_NEOX = Family(
     norms=_norm("input_layernorm", "post_attention_layernorm"),
     final_norm=_norm("gpt_neox.final_layer_norm"),
     head=_linear("lm_head", TOKEN, CHANNEL),
-    mlp_write="mlp.dense_4h_to_h",
+    writes={NEURON: "mlp.dense_4h_to_h", QUERY: "attention.dense"},
     sizes={
         NEURON: "intermediate_size",
         QUERY: "num_attention_heads",
         KEY_VALUE: "num_attention_heads",
         CHANNEL: "hidden_size",
         TOKEN: "vocab_size",
+        LAYER: "num_hidden_layers",
     },
+    fixed={QUERY: _HEAD_SIZE_DERIVED},
 )
 
 _PHI3 = replace(
@@ -247,8 +262,11 @@ class Anatomy:
     family: Family
     config: PreTrainedConfig
     tensors: tuple[TensorSpec, ...]
-    layers: int
     units: Mapping[str, int]
+
+    @property
+    def layers(self) -> int:
+        return self.units[LAYER]
 
     def segments(self, label: Label, length: int) -> Iterator[tuple[str | None, int, int]]:
         """The runs of one axis of `length` entries: (kind, number of units, entries per unit)."""
@@ -268,9 +286,18 @@ class Anatomy:
     def tensor(self, name: str) -> TensorSpec:
         return next(spec for spec in self.tensors if spec.name == name)
 
-    def write_module(self, layer: int) -> str:
-        """The full name of the projection through which a layer's neurons write."""
-        return f"{self.family.layers}.{layer}.{self.family.mlp_write}"
+    def write_module(self, layer: int, kind: str = NEURON) -> str:
+        """The full name of the projection through which a layer's neurons or heads write."""
+        return f"{self.family.layers}.{layer}.{self.family.writes[kind]}"
+
+    def layer_module(self, layer: int) -> str:
+        return f"{self.family.layers}.{layer}"
+
+    def moved(self, spec: TensorSpec, layer: int | None) -> str:
+        """The name of a tensor once its layer has another number."""
+        if spec.layer is None:
+            return spec.name
+        return spec.name.replace(self.layer_module(spec.layer), self.layer_module(layer), 1)
 
 
 def _parts(label: Label) -> tuple[str | None, ...]:
@@ -306,13 +333,13 @@ def _anatomy(config_json: str) -> Anatomy:
         for kind, key in family.sizes.items()
         if (size := getattr(config, key, None)) is not None
     }
-    write = f"{family.layers}.0.{family.mlp_write}.weight"
+    write = f"{family.layers}.0.{family.writes[NEURON]}.weight"
     spec = next((spec for spec in tensors if spec.name == write), None)
     if spec is None:
         raise ModelError(f"This {family.title} config has no layers: there is nothing to cut.")
     units[NEURON] = spec.shape[spec.labels.index(NEURON)]
-    layers = 1 + max(spec.layer for spec in tensors if spec.layer is not None)
-    return Anatomy(family, config, tensors, layers, units)
+    units[LAYER] = 1 + max(spec.layer for spec in tensors if spec.layer is not None)
+    return Anatomy(family, config, tensors, units)
 
 
 def config_from_dict(values: dict) -> PreTrainedConfig:
@@ -350,10 +377,31 @@ def build_on_meta(config: PreTrainedConfig, dtype: torch.dtype | None = None) ->
         raise ModelError(f"The config describes a model that cannot be built: {error}") from error
 
 
-def resize(config: PreTrainedConfig, units: Mapping[str, int]) -> PreTrainedConfig:
-    """A copy of the config with new numbers of units, under the keys that the family uses."""
+def resize(
+    config: PreTrainedConfig, units: Mapping[str, int], layers: Sequence[int] | None = None
+) -> PreTrainedConfig:
+    """A copy of the config with new numbers of units, under the keys that the family uses.
+
+    `layers`: which layers stay, where some do not; lists with an entry for each layer (such as
+    `layer_types`) keep theirs. Before it is known which, the first ones stand in.
+    """
     family = family_of(config.model_type)
-    resized = copy.deepcopy(config)
+    values = config.to_dict()
+    if QUERY in units:
+        values["head_dim"] = head_size(config)
+    if LAYER in units:
+        before = values[family.sizes[LAYER]]
+        staying = range(units[LAYER]) if layers is None else layers
+        for key, value in values.items():
+            if isinstance(value, list) and len(value) == before and "layer" in key:
+                values[key] = [value[layer] for layer in staying]
     for kind, count in units.items():
-        setattr(resized, family.sizes[kind], count)
+        values[family.sizes[kind]] = count
+    resized = config_from_dict(values)
+    resized._attn_implementation = config._attn_implementation
     return resized
+
+
+def head_size(config: PreTrainedConfig) -> int:
+    """Entries of one head's query."""
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
@@ -20,6 +19,7 @@ from pruning.progress import Reporter, silent
 from pruning.recipe import Calibration
 from pruning.statistics import SavedStatistics, Statistics, read_statistics
 from pruning.texts import GENERAL, GENRES, OWN, SELF, WIKITEXT, passage
+from pruning.windows import Windows
 
 HELD_OUT = 8
 """One in so many calibration tokens is held out to choose how far to repair."""
@@ -28,27 +28,6 @@ LEAST_TOKENS = 256
 
 _FORMAT = 1
 """Raised when what is kept on disk changes its meaning."""
-
-
-@dataclass(frozen=True)
-class Windows:
-    """Token windows, each a vector of at most the window's length: to fit on, and held out."""
-
-    fitting: tuple[torch.Tensor, ...]
-    heldout: tuple[torch.Tensor, ...]
-
-    @property
-    def tokens(self) -> int:
-        return sum(map(len, self.fitting + self.heldout))
-
-    @property
-    def digest(self) -> str:
-        total = hashlib.sha256()
-        for part in (self.fitting, self.heldout):
-            for window in part:
-                total.update(window.numpy().astype("<i8").tobytes() + b"|")
-            total.update(b"#")
-        return total.hexdigest()[:32]
 
 
 def windows_of(

@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
-from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pruning.calibration import readable, split, token_ids
 from pruning.errors import RecipeError
+from pruning.likelihood import token_losses
 from pruning.progress import Progress, Reporter, silent
 from pruning.texts import GENRES, passage
 
@@ -154,10 +154,7 @@ def _losses(model, windows, name: str, progress: Reporter):
         progress(Progress(f"Measuring perplexity on {name}, windows", done, len(windows)))
         if len(window) < 2:
             continue
-        ids = window[None].to(model.device)
-        with torch.inference_mode():
-            logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
-            yield functional.cross_entropy(logits, ids[0, 1:], reduction="none"), len(window)
+        yield token_losses(model, window), len(window)
 
 
 def _exp(value: float) -> float:

@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pruning import catalog, evaluation, loading
-from pruning.calibration import statistics_of
+from pruning.calibration import statistics_of, windows_of
 from pruning.evaluation import Quality
 from pruning.files import cache_folder, replacing
 from pruning.generation import Sampling, complete
@@ -141,10 +141,10 @@ def prune(recipe: Recipe, base: LoadedModel, progress: Reporter = silent) -> Pru
     reshape(recipe, first)
     model, shape, repairs, seconds = base.model, first, [], {}
     for step in recipe.steps:
-        statistics = None
+        statistics = windows = None
         start = time.perf_counter()
+        current = LoadedModel(model, base.tokenizer, base.source, base.storage_dtype)
         if sites := step.sites(shape):
-            current = LoadedModel(model, base.tokenizer, base.source, base.storage_dtype)
             statistics = statistics_of(
                 current,
                 recipe.calibration,
@@ -153,8 +153,10 @@ def prune(recipe: Recipe, base: LoadedModel, progress: Reporter = silent) -> Pru
                 keep=model is base.model,
                 progress=progress,
             )
+        if step.reads_text:
+            windows = windows_of(current, recipe.calibration, recipe.seed, progress)
         calibrated = time.perf_counter()
-        subject = Subject(model, shape, statistics, recipe.seed, progress)
+        subject = Subject(model, shape, statistics, windows, recipe.seed, progress)
         kept = step.rank(subject)
         refit = step.refit(subject, kept)
         progress(Progress("Cutting"))

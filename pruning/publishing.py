@@ -45,7 +45,7 @@ def save(pruned: Pruned, folder: Path, progress: Reporter = silent, name: str | 
             progress(Progress("Writing the model"))
             model = pruned.model
             if pruned.storage_dtype != model.dtype:
-                model = recast(model, pruned.shape, pruned.storage_dtype)
+                model = recast(model, pruned.storage_dtype)
             model.save_pretrained(temporary)
             pruned.tokenizer.save_pretrained(temporary)
             pruned = _without_paths(pruned)

@@ -1,12 +1,12 @@
 """The size of a model before any weight is touched."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 
 from transformers import PreTrainedConfig
 
-from pruning.anatomy import COMPONENTS, Anatomy, anatomy_of, kind_of, resize
+from pruning.anatomy import COMPONENTS, LAYER, Anatomy, anatomy_of, kind_of, resize
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,21 @@ class Shape:
 
     @property
     def config(self) -> PreTrainedConfig:
-        return resize(self.anatomy.config, self.units)
+        return self.config_of()
+
+    def config_of(self, layers: Sequence[int] | None = None) -> PreTrainedConfig:
+        """The config of this shape; `layers` says which stay, once that is known."""
+        return resize(self.anatomy.config, self.units, layers)
 
     @property
     def components(self) -> dict[str, int]:
         """Parameters by component; tied embeddings are counted once, under `embeddings`."""
         totals = dict.fromkeys(COMPONENTS, 0)
+        layers = self.count(LAYER)
         for spec in self.anatomy.tensors:
+            # All layers of a model have one shape, so the first ones stand in for those that stay.
+            if spec.layer is not None and spec.layer >= layers:
+                continue
             totals[spec.component] += prod(
                 self._length(label, length) for label, length in zip(spec.labels, spec.shape, strict=True)
             )

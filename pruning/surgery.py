@@ -5,15 +5,16 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from pruning.anatomy import CHANNEL, Anatomy, Label, TensorSpec, build_on_meta, kind_of
+from pruning.anatomy import CHANNEL, LAYER, Anatomy, Label, TensorSpec, build_on_meta, kind_of
 from pruning.shape import Shape
 
 Kept = Mapping[str, Sequence[torch.Tensor]]
 """For each kind of unit, the kept indices of each layer, ascending.
 
-`neuron:gate` and `neuron:up` may be given apart from `neuron`; otherwise they follow it.
+`neuron:gate` and `neuron:up` may be given apart from `neuron`; otherwise they follow it. For the
+layers themselves there is one entry, which holds the layers that stay.
 """
 
 
@@ -29,25 +30,33 @@ def cut(
     `replaced` (by parameter name, already in the new shape) are used instead of slices.
     """
     replaced = replaced or {}
+    anatomy = shape.anatomy
     parameters = dict(base.named_parameters())
+    staying = kept[LAYER][0].tolist() if LAYER in kept else list(range(anatomy.layers))
+    number = {layer: place for place, layer in enumerate(staying)}
     tensors = {}
-    for spec in shape.anatomy.tensors:
+    for spec in anatomy.tensors:
+        if spec.layer is not None and spec.layer not in number:
+            continue
+        name = anatomy.moved(spec, number.get(spec.layer))
         if spec.name in replaced:
-            tensors[spec.name] = replaced[spec.name].to(parameters[spec.name])
+            tensors[name] = replaced[spec.name].to(parameters[spec.name])
             continue
         tensor = parameters[spec.name].detach()
         for axis, label in enumerate(spec.labels):
-            index = _indices(shape.anatomy, label, tensor.shape[axis], spec.layer, kept)
+            index = _indices(anatomy, label, tensor.shape[axis], spec.layer, kept)
             if index is not None:
                 tensor = tensor.index_select(axis, index.to(tensor.device))
-        tensors[spec.name] = tensor
-    return assemble(base, shape, tensors)
+        tensors[name] = tensor
+    return assemble(base, shape.config_of(staying), tensors)
 
 
-def assemble(base: PreTrainedModel, shape: Shape, tensors: Mapping[str, torch.Tensor]) -> PreTrainedModel:
-    """An ordinary model of a shape around given parameters; buffers come from the base."""
+def assemble(
+    base: PreTrainedModel, config: PreTrainedConfig, tensors: Mapping[str, torch.Tensor]
+) -> PreTrainedModel:
+    """An ordinary model of a config around given parameters; buffers come from the base."""
     dtype = next(iter(tensors.values())).dtype
-    config = shape.config
+    config = copy.deepcopy(config)
     config._attn_implementation = base.config._attn_implementation
     config.dtype = dtype
     model = build_on_meta(config, dtype)
@@ -66,10 +75,10 @@ def assemble(base: PreTrainedModel, shape: Shape, tensors: Mapping[str, torch.Te
     return model.eval()
 
 
-def recast(model: PreTrainedModel, shape: Shape, dtype: torch.dtype) -> PreTrainedModel:
+def recast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     """The same model in another precision, as a new model."""
     tensors = {name: parameter.detach().to(dtype) for name, parameter in model.named_parameters()}
-    return assemble(model, shape, tensors)
+    return assemble(model, model.config, tensors)
 
 
 def neuron_matrices(

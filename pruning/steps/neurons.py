@@ -9,10 +9,9 @@ from pruning.anatomy import GATE, NEURON, UP
 from pruning.criteria import DEFAULT, MLP, criterion_named
 from pruning.errors import RecipeError
 from pruning.progress import Progress
-from pruning.repair import repair_projection
 from pruning.shape import Shape
-from pruning.steps.base import Refit, Step, Subject
-from pruning.surgery import Kept, neuron_matrices, oriented
+from pruning.steps.base import Refit, Step, Subject, refit_writes, top
+from pruning.surgery import Kept, neuron_matrices
 
 
 class Neurons(Step):
@@ -107,41 +106,14 @@ class Neurons(Step):
                 scores if criterion.gated_only else scores[None],
                 strict=True,
             ):
-                kept[kind].append(_top(row, count))
+                kept[kind].append(top(row, count))
             if criterion.gated_only:
                 kept[NEURON].append(kept[GATE][-1])
         return kept
 
     def refit(self, subject: Subject, kept: Kept) -> Refit:
-        if not self.repair:
-            return Refit()
-        anatomy = subject.shape.anatomy
-        tensors, notes = {}, []
-        for layer, indices in enumerate(kept[NEURON]):
-            subject.progress(Progress("Repairing, layers", layer, anatomy.layers))
-            module = anatomy.write_module(layer)
-            site = subject.statistics.gram(module, subject.progress)
-            write = anatomy.tensor(f"{module}.weight")
-            matrix = neuron_matrices(subject.model, anatomy, layer)[1]
-            repair = repair_projection(site, matrix, indices)
-            if repair.weight is not None:
-                tensors[write.name] = oriented(repair.weight, write)
-            notes.append(
-                {
-                    "layer": layer,
-                    "damping": repair.damping,
-                    "lost_before": repair.error_before,
-                    "lost_after": repair.error_after,
-                }
-            )
-        return Refit(tensors, tuple(notes))
+        return refit_writes(subject, NEURON, kept[NEURON]) if self.repair else Refit()
 
     def describe(self) -> str:
         size = f"{self.fraction:.4g} of" if self.fraction else f"all but {self.width} of"
         return f"{size} the MLP neurons"
-
-
-def _top(scores: torch.Tensor, count: int) -> torch.Tensor:
-    """Indices of the highest scores, ascending; the first of equals wins."""
-    order = torch.sort(scores.float(), descending=True, stable=True).indices
-    return order[:count].sort().values

@@ -1,0 +1,150 @@
+"""Whole layers."""
+
+from collections.abc import Callable
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field, field_validator, model_validator
+
+from pruning.anatomy import LAYER
+from pruning.errors import RecipeError
+from pruning.influence import angular_distances, block_influences
+from pruning.likelihood import mean_loss
+from pruning.progress import Progress
+from pruning.shape import Shape
+from pruning.steps.base import Step, Subject, top
+from pruning.surgery import Kept, cut
+
+Method = Literal["last", "first", "influence", "angular", "perplexity", "greedy"]
+
+
+class Layers(Step):
+    """Remove whole layers.
+
+    Give either `layers`, the numbers of those to remove, from 0 on, or `count`, how many, and a
+    `method` that chooses: `last` and `first` by place; `influence`, the least block influence
+    1 − E[cos(h_in, h_out)] (ShortGPT; Men et al., 2024, eq. 1); `angular`, the run of layers with the
+    least angular distance between its input and its output (Gromov et al., 2024, eq. 5, over all
+    tokens); `perplexity`, those whose removal alone costs least on calibration text; `greedy`, the same
+    one after the other. Unless `protect` is off, methods that choose never take the first or the last
+    layer.
+    """
+
+    step: Literal["layers"] = "layers"
+    count: Annotated[int, Field(ge=1)] | None = None
+    layers: tuple[Annotated[int, Field(ge=0)], ...] | None = None
+    method: Method = "influence"
+    protect: bool = True
+
+    @field_validator("layers", mode="before")
+    @classmethod
+    def _listed(cls, value):
+        return tuple(value) if isinstance(value, list) else value
+
+    @model_validator(mode="after")
+    def _one_choice(self):
+        if (self.count is None) == (self.layers is None):
+            raise ValueError("give either count or layers for the layers to remove, and not both")
+        if self.layers is not None and len(set(self.layers)) < max(len(self.layers), 1):
+            raise ValueError("name each layer to remove once, and at least one")
+        return self
+
+    @property
+    def reads_text(self) -> bool:
+        return self.layers is None and self.method not in ("last", "first")
+
+    def sites(self, shape: Shape) -> tuple[str, ...]:
+        return ()
+
+    def reshape(self, shape: Shape) -> Shape:
+        there = shape.count(LAYER)
+        for layer in self.layers or ():
+            if layer >= there:
+                raise RecipeError(
+                    f"There is no layer {layer}: the last of {there} has the number {there - 1}."
+                )
+        removed = self.count or len(self.layers)
+        spared = 2 if self.protect and self.reads_text else 1
+        if removed > there - spared:
+            raise RecipeError(
+                f"{removed} of {there} layers cannot be removed: {spared} must stay at least. Remove fewer."
+            )
+        return shape.resized(LAYER, there - removed)
+
+    def rank(self, subject: Subject) -> Kept:
+        there = subject.shape.count(LAYER)
+        removed = set(self.layers or _METHODS[self.method](self, subject))
+        return {LAYER: [torch.tensor([layer for layer in range(there) if layer not in removed])]}
+
+    def choices(self, shape: Shape) -> list[int]:
+        """The layers that may go."""
+        there = shape.count(LAYER)
+        return list(range(1, there - 1)) if self.protect else list(range(there))
+
+    def describe(self) -> str:
+        if self.layers is not None:
+            return f"layers {', '.join(map(str, self.layers))}"
+        return f"{self.count} layer{'s' if self.count > 1 else ''} ({self.method})"
+
+
+def _last(step: Layers, subject: Subject) -> list[int]:
+    there = subject.shape.count(LAYER)
+    return list(range(there - step.count, there))
+
+
+def _first(step: Layers, subject: Subject) -> list[int]:
+    return list(range(step.count))
+
+
+def _influence(step: Layers, subject: Subject) -> list[int]:
+    scores = block_influences(subject.model, subject.shape.anatomy, subject.windows, subject.progress)
+    choices = torch.tensor(step.choices(subject.shape))
+    return choices[top(-scores[choices], step.count)].tolist()
+
+
+def _angular(step: Layers, subject: Subject) -> list[int]:
+    distances = angular_distances(
+        subject.model, subject.shape.anatomy, subject.windows, step.count, subject.progress
+    )
+    choices = step.choices(subject.shape)
+    starts = [layer for layer in choices if layer + step.count - 1 <= choices[-1]]
+    start = min(starts, key=lambda layer: float(distances[layer]))
+    return list(range(start, start + step.count))
+
+
+def _perplexity(step: Layers, subject: Subject) -> list[int]:
+    choices = step.choices(subject.shape)
+    losses = _losses_without(subject, [], choices)
+    return sorted(sorted(choices, key=losses.get)[: step.count])
+
+
+def _greedy(step: Layers, subject: Subject) -> list[int]:
+    gone: list[int] = []
+    while len(gone) < step.count:
+        losses = _losses_without(
+            subject, gone, [layer for layer in step.choices(subject.shape) if layer not in gone]
+        )
+        gone.append(min(losses, key=losses.get))
+    return sorted(gone)
+
+
+def _losses_without(subject: Subject, gone: list[int], choices: list[int]) -> dict[int, float]:
+    """The loss on held-out calibration text without each of the choices, beside those gone already."""
+    losses = {}
+    for done, layer in enumerate(choices):
+        subject.progress(Progress("Trying without each layer", done, len(choices)))
+        stay = [n for n in range(subject.shape.count(LAYER)) if n != layer and n not in gone]
+        kept = {LAYER: [torch.tensor(stay)]}
+        without = cut(subject.model, subject.shape.resized(LAYER, len(stay)), kept)
+        losses[layer] = mean_loss(without, subject.windows.heldout)
+    return losses
+
+
+_METHODS: dict[str, Callable[[Layers, Subject], list[int]]] = {
+    "last": _last,
+    "first": _first,
+    "influence": _influence,
+    "angular": _angular,
+    "perplexity": _perplexity,
+    "greedy": _greedy,
+}
