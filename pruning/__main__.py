@@ -259,7 +259,7 @@ def publish(
 
     url = push(folder, repo_id, private=not public, overwrite=overwrite, progress=_reporter())
     if as_json:
-        _print_json({"url": url, "private": not public})
+        _print_json({"url": url})
     else:
         print(url)
 

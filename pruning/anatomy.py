@@ -237,7 +237,7 @@ FAMILIES = {
 
 def family_of(model_type: str | None) -> Family:
     """The family of a `model_type`; raises `ModelError` naming the known ones."""
-    if model_type in FAMILIES:
+    if isinstance(model_type, str) and model_type in FAMILIES:
         return FAMILIES[model_type]
     raise ModelError(
         f"Models of type {model_type!r} cannot be pruned here. Known families: {', '.join(sorted(FAMILIES))}."
@@ -353,7 +353,8 @@ def config_from_dict(values: dict) -> PreTrainedConfig:
     try:
         return CONFIG_MAPPING[family.model_type](**values)
     except Exception as error:
-        raise ModelError(f"The config describes no valid {family.title} model: {error}") from error
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(f"The config describes no valid {family.title} model: {reason}") from error
 
 
 def _check_size(values: dict, key: str, largest: int) -> None:
@@ -374,7 +375,8 @@ def build_on_meta(config: PreTrainedConfig, dtype: torch.dtype | None = None) ->
                 copy.deepcopy(config), dtype=dtype, trust_remote_code=False
             )
     except Exception as error:
-        raise ModelError(f"The config describes a model that cannot be built: {error}") from error
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(f"The config describes a model that cannot be built: {reason}") from error
 
 
 def resize(

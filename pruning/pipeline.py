@@ -156,7 +156,7 @@ def prune(recipe: Recipe, base: LoadedModel, progress: Reporter = silent) -> Pru
         if step.reads_text:
             windows = windows_of(current, recipe.calibration, recipe.seed, progress)
         calibrated = time.perf_counter()
-        subject = Subject(model, shape, statistics, windows, recipe.seed, progress)
+        subject = Subject(model, shape, statistics, recipe.seed, windows, progress)
         kept = step.rank(subject)
         refit = step.refit(subject, kept)
         progress(Progress("Cutting"))

@@ -31,14 +31,29 @@ class Frozen(BaseModel, metaclass=_Explaining):
             raise RecipeError(_explain(error)) from None
 
 
+_MESSAGES = {
+    "extra_forbidden": "there is no such setting; remove it",
+    "union_tag_not_found": "say which step it is, for example step: neurons",
+    "union_tag_invalid": "there is no step '{tag}'; choose one of {expected_tags}",
+}
+
+
 def _explain(error: ValidationError) -> str:
     """One sentence for the first thing that is wrong."""
     first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"])
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "extra_forbidden":
-        message = "there is no such setting; remove it"
-    elif first["type"] not in ("missing", "value_error"):
-        message = f"{message}, not {str(first['input'])[:60]!r}"
+    place = ".".join(_written(first["loc"]))
+    if first["type"] in _MESSAGES:
+        message = _MESSAGES[first["type"]].format(**first.get("ctx", {}))
+    else:
+        message = first["msg"].removeprefix("Value error, ")
+        if first["type"] not in ("missing", "value_error"):
+            message = f"{message}, not {str(first['input'])[:60]!r}"
     line = f"{place}: {message}." if place else f"{message[:1].upper()}{message[1:]}."
     return " ".join(line.split())
+
+
+def _written(place: tuple[str | int, ...]) -> list[str]:
+    """The parts of a place as they are written: what follows an index is the kind of the entry."""
+    return [
+        str(part) for before, part in zip((None, *place), place, strict=False) if not isinstance(before, int)
+    ]

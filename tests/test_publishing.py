@@ -388,7 +388,7 @@ def test_publish_from_the_shell(hub, saved, tmp_path):
 
     done = publish("ada/cut", "--json", token="ada-token")
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == {"url": f"{hub.url}/ada/cut", "private": True}
+    assert json.loads(done.stdout) == {"url": f"{hub.url}/ada/cut"}
     assert hub.repos["ada/cut"].files.items() >= content(saved).items()
     failed = publish("ada/cut", "--public", token="bob-token")
     assert (failed.returncode, failed.stdout) == (2, "")

@@ -50,7 +50,9 @@ recipes = st.builds(
 
 
 def parsed(**values):
-    return Recipe.parse(yaml.safe_dump({"base": "gpt2", "steps": [{"fraction": 0.2}]} | values))
+    return Recipe.parse(
+        yaml.safe_dump({"base": "gpt2", "steps": [{"step": "neurons", "fraction": 0.2}]} | values)
+    )
 
 
 def without_content(recipe):
@@ -103,7 +105,7 @@ def test_digest_knows_every_setting_and_no_order():
         {"calibration": values["calibration"] | {"window": 257}},
         {"steps": values["steps"][::-1]},
         {"steps": values["steps"][:1]},
-        {"steps": [values["steps"][0] | {"fraction": 0.2000001}]},
+        {"steps": [values["steps"][0] | {"step": "neurons", "fraction": 0.2000001}]},
         {"steps": [values["steps"][0] | {"criterion": "wanda"}]},
         {"steps": [values["steps"][0] | {"repair": False}]},
         {"steps": [values["steps"][0] | {"multiple_of": 2}]},
@@ -136,27 +138,34 @@ def test_recipes_do_not_change():
     ("place", "values"),
     [
         *(
-            ("steps.0.fraction", {"steps": [{"fraction": value}]})
+            ("steps.0.fraction", {"steps": [{"step": "neurons", "fraction": value}]})
             for value in (0, 1, -0.1, 1.5, math.nan, math.inf, -math.inf, "abc", "0.2", True, [0.2], 10**400)
         ),
-        *(("steps.0.width", {"steps": [{"width": value}]}) for value in (0, -5, 2.5, "many", True, math.nan)),
         *(
-            ("steps.0.multiple_of", {"steps": [{"fraction": 0.2, "multiple_of": value}]})
+            ("steps.0.width", {"steps": [{"step": "neurons", "width": value}]})
+            for value in (0, -5, 2.5, "many", True, math.nan)
+        ),
+        *(
+            ("steps.0.multiple_of", {"steps": [{"step": "neurons", "fraction": 0.2, "multiple_of": value}]})
             for value in (0, 5000, "8", None)
         ),
-        ("steps.0.repair", {"steps": [{"fraction": 0.2, "repair": "yes please"}]}),
-        ("steps.0.repair", {"steps": [{"fraction": 0.2, "repair": 1}]}),
-        ("steps.0.criterion", {"steps": [{"fraction": 0.2, "criterion": 5}]}),
-        ("no criterion 'taylor'", {"steps": [{"fraction": 0.2, "criterion": "taylor"}]}),
-        ("steps.0.step", {"steps": [{"step": "heads", "fraction": 0.2}]}),
-        ("steps.0.colour", {"steps": [{"fraction": 0.2, "colour": "green"}]}),
-        ("steps.0", {"steps": [{"fraction": 0.2, "width": 10}]}),
+        ("steps.0.repair", {"steps": [{"step": "neurons", "fraction": 0.2, "repair": "yes please"}]}),
+        ("steps.0.repair", {"steps": [{"step": "neurons", "fraction": 0.2, "repair": 1}]}),
+        ("steps.0.criterion", {"steps": [{"step": "neurons", "fraction": 0.2, "criterion": 5}]}),
+        ("no criterion 'taylor'", {"steps": [{"step": "neurons", "fraction": 0.2, "criterion": "taylor"}]}),
+        ("steps.0: there is no step 'hands'", {"steps": [{"step": "hands", "fraction": 0.2}]}),
+        ("steps.0: say which step", {"steps": [{"fraction": 0.2}]}),
+        ("steps.0.colour", {"steps": [{"step": "neurons", "fraction": 0.2, "colour": "green"}]}),
+        ("steps.0", {"steps": [{"step": "neurons", "fraction": 0.2, "width": 10}]}),
         ("steps.0", {"steps": [{}]}),
         ("steps.0", {"steps": ["neurons"]}),
-        ("steps.1.fraction", {"steps": [{"fraction": 0.2}, {"fraction": 7}]}),
+        (
+            "steps.1.fraction",
+            {"steps": [{"step": "neurons", "fraction": 0.2}, {"step": "neurons", "fraction": 7}]},
+        ),
         ("steps", {"steps": []}),
-        ("steps", {"steps": [{"fraction": 0.2} for _ in range(33)]}),
-        ("steps", {"steps": {"fraction": 0.2}}),
+        ("steps", {"steps": [{"step": "neurons", "fraction": 0.2} for _ in range(33)]}),
+        ("steps", {"steps": {"step": "neurons", "fraction": 0.2}}),
         ("steps", {"steps": None}),
         ("base", {"base": ""}),
         ("base", {"base": 5}),
@@ -205,7 +214,7 @@ def test_what_is_wrong_is_said_in_one_line(place, values):
         "base: gpt2\n\tsteps: 3",
         "base: gpt2",
         "steps:\n- fraction: 0.2",
-        '{"base": "gpt2", "steps": [{"fraction": 0.2}]',
+        '{"base": "gpt2", "steps": [{"step": "neurons", "fraction": 0.2}]',
         "5: gpt2",
         "base: gpt2\nsteps: &a [*a]",
         "a: &a [1, 2]\nb: [*a, *a]",

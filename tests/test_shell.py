@@ -229,7 +229,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(arguments, message, refused, t
     (work / "empty").mkdir(parents=True)
     places["SHORT"].write_text("Too short.")
     places["BINARY"].write_bytes(b"\xff\xfe\x00" * 2000)
-    places["RECIPE"].write_text(f"base: {folder_of('gpt2')}\nsteps:\n- fraction: 1.5\n")
+    places["RECIPE"].write_text(f"base: {folder_of('gpt2')}\nsteps:\n- step: neurons\n  fraction: 1.5\n")
     shutil.copytree(folder_of("gpt2"), places["DAMAGED"])
     weights = places["DAMAGED"] / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:5000])

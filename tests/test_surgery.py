@@ -169,7 +169,7 @@ def test_independent_tears_gate_and_up_apart(family):
 
 def test_recast_keeps_the_shape(family, pruned_of):
     pruned = pruned_of(family, "l2")
-    halved = recast(pruned.model, pruned.shape, torch.bfloat16)
+    halved = recast(pruned.model, torch.bfloat16)
     assert {parameter.dtype for parameter in halved.parameters()} == {torch.bfloat16}
     assert halved.config.dtype == torch.bfloat16
     assert {parameter.dtype for parameter in pruned.model.parameters()} == {torch.float32}

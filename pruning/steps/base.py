@@ -24,8 +24,8 @@ class Subject:
     model: PreTrainedModel
     shape: Shape
     statistics: Statistics | SavedStatistics | None
-    windows: Windows | None
     seed: int
+    windows: Windows | None = None
     progress: Reporter = silent
 
 
