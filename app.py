@@ -14,6 +14,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import gradio as gr
 import spaces
+from transformers.utils import logging as transformers_logging
 
 from page import render, results
 from page.choices import LARGEST_PERCENT, MAX_OWN_TEXT, fraction_of, recipe_from, whole
@@ -504,8 +505,9 @@ with gr.Blocks(title="Secateur", analytics_enabled=False, delete_cache=(3600, 72
 
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
-    for noisy in ("httpx", "transformers"):
+    for noisy in ("httpx", "httpx2", "transformers"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
+    transformers_logging.disable_progress_bar()
     threading.Thread(target=warm_up, daemon=True).start()
     demo.queue(max_size=32).launch(
         theme=THEME,

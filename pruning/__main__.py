@@ -390,9 +390,10 @@ def _print_parameters(parameters: dict) -> None:
 
 def main() -> int:
     """Run the shell; a `PruningError` is one line on standard error and exit status 2."""
-    import logging
+    from transformers.utils import logging
 
-    logging.getLogger("transformers").setLevel(logging.ERROR)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
         app(standalone_mode=False)
     except PruningError as error:

@@ -163,6 +163,7 @@ def _settings(model: PreTrainedModel, sampling: Sampling) -> dict:
         "temperature": None,
         "top_p": None,
         "top_k": None,
+        "repetition_penalty": 1.0,
         "logits_processor": LogitsProcessorList(noise),
         "pad_token_id": settings.pad_token_id
         if settings.pad_token_id is not None

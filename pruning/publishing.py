@@ -48,6 +48,8 @@ def save(pruned: Pruned, folder: Path, progress: Reporter = silent, name: str | 
                 model = recast(model, pruned.storage_dtype)
             model.save_pretrained(temporary)
             pruned.tokenizer.save_pretrained(temporary)
+            for file in temporary.glob("*.safetensors"):
+                file.chmod(0o644)  # safetensors writes files that only their owner can read.
             pruned = _without_paths(pruned)
             (temporary / RECIPE_FILE).write_text(pruned.recipe.to_yaml(), encoding="utf-8")
             card = model_card(pruned, name or folder.name)
