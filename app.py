@@ -14,7 +14,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import gradio as gr
 import spaces
-from transformers.utils import logging as transformers_logging
 
 from page import render, results
 from page.choices import LARGEST_PERCENT, MAX_OWN_TEXT, fraction_of, recipe_from, whole
@@ -27,7 +26,7 @@ from pruning.criteria import DEFAULT as DEFAULT_CRITERION
 from pruning.errors import Cancelled, RecipeError
 from pruning.generation import compare, encode_prompt
 from pruning.loading import saved_token
-from pruning.progress import Progress
+from pruning.progress import Progress, quiet
 from pruning.publishing import publish, save
 from pruning.shape import Shape
 from pruning.texts import CALIBRATION_NAMES, OWN
@@ -505,9 +504,9 @@ with gr.Blocks(title="Secateur", analytics_enabled=False, delete_cache=(3600, 72
 
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
-    for noisy in ("httpx", "httpx2", "transformers"):
+    for noisy in ("httpx", "httpx2"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
-    transformers_logging.disable_progress_bar()
+    quiet()
     threading.Thread(target=warm_up, daemon=True).start()
     demo.queue(max_size=32).launch(
         theme=THEME,

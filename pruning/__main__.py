@@ -10,7 +10,7 @@ import typer
 
 from pruning import catalog
 from pruning.errors import PruningError, RecipeError
-from pruning.progress import Progress
+from pruning.progress import Progress, quiet
 
 app = typer.Typer(
     help="Prune small language models.",
@@ -390,10 +390,7 @@ def _print_parameters(parameters: dict) -> None:
 
 def main() -> int:
     """Run the shell; a `PruningError` is one line on standard error and exit status 2."""
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    quiet()
     try:
         app(standalone_mode=False)
     except PruningError as error:

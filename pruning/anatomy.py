@@ -97,6 +97,15 @@ class Family:
         )
 
 
+_SIZES = {
+    NEURON: "intermediate_size",
+    QUERY: "num_attention_heads",
+    KEY_VALUE: "num_key_value_heads",
+    CHANNEL: "hidden_size",
+    TOKEN: "vocab_size",
+    LAYER: "num_hidden_layers",
+}
+
 _LLAMA = Family(
     model_type="llama",
     title="Llama",
@@ -119,14 +128,7 @@ _LLAMA = Family(
     final_norm=_norm("model.norm"),
     head=_linear("lm_head", TOKEN, CHANNEL),
     writes={NEURON: "mlp.down_proj", QUERY: "self_attn.o_proj"},
-    sizes={
-        NEURON: "intermediate_size",
-        QUERY: "num_attention_heads",
-        KEY_VALUE: "num_key_value_heads",
-        CHANNEL: "hidden_size",
-        TOKEN: "vocab_size",
-        LAYER: "num_hidden_layers",
-    },
+    sizes=_SIZES,
 )
 
 _GPT2 = Family(
@@ -174,14 +176,7 @@ _OPT = Family(
     final_norm=_norm("model.decoder.final_layer_norm"),
     head=_linear("lm_head", TOKEN, None),
     writes={NEURON: "fc2", QUERY: "self_attn.out_proj"},
-    sizes={
-        NEURON: "ffn_dim",
-        QUERY: "num_attention_heads",
-        KEY_VALUE: "num_attention_heads",
-        CHANNEL: "hidden_size",
-        TOKEN: "vocab_size",
-        LAYER: "num_hidden_layers",
-    },
+    sizes=_SIZES | {NEURON: "ffn_dim", KEY_VALUE: "num_attention_heads"},
     fixed={QUERY: _HEAD_SIZE_DERIVED},
 )
 
@@ -198,14 +193,7 @@ _GPT_NEOX = Family(
     final_norm=_norm("gpt_neox.final_layer_norm"),
     head=_linear("lm_head", TOKEN, CHANNEL),
     writes={NEURON: "mlp.dense_4h_to_h", QUERY: "attention.dense"},
-    sizes={
-        NEURON: "intermediate_size",
-        QUERY: "num_attention_heads",
-        KEY_VALUE: "num_attention_heads",
-        CHANNEL: "hidden_size",
-        TOKEN: "vocab_size",
-        LAYER: "num_hidden_layers",
-    },
+    sizes=_SIZES | {KEY_VALUE: "num_attention_heads"},
     fixed={QUERY: _HEAD_SIZE_DERIVED},
 )
 

@@ -25,3 +25,11 @@ Reporter = Callable[[Progress], None]
 
 def silent(progress: Progress) -> None:
     """A reporter that says nothing."""
+
+
+def quiet() -> None:
+    """Keep transformers' own bars and warnings out of a terminal or a log that shows ours."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from huggingface_hub import HfApi
@@ -24,16 +25,18 @@ from pruning.card import TAG, model_card
 from pruning.errors import SavingError
 from pruning.files import new_folder
 from pruning.loading import Token
-from pruning.pipeline import Pruned
 from pruning.progress import Progress, Reporter, silent
 from pruning.surgery import recast
+
+if TYPE_CHECKING:
+    from pruning.pipeline import Pruned
 
 RECIPE_FILE = "recipe.yaml"
 LOADED_FILES = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model", "*.txt")
 """What transformers might still read of an earlier model in the same repository."""
 
 
-def save(pruned: Pruned, folder: Path, progress: Reporter = silent, name: str | None = None) -> Path:
+def save(pruned: "Pruned", folder: Path, progress: Reporter = silent, name: str | None = None) -> Path:
     """Write config, safetensors, tokenizer, generation config, recipe and card.
 
     Written to a temporary folder, read back by plain transformers and compared, then renamed; on any
@@ -72,7 +75,7 @@ def save(pruned: Pruned, folder: Path, progress: Reporter = silent, name: str | 
     return folder
 
 
-def _without_paths(pruned: Pruned) -> Pruned:
+def _without_paths(pruned: "Pruned") -> "Pruned":
     """A base that is a folder goes by its name; where it lies is nobody else's business."""
     if pruned.source.hub_id is not None:
         return pruned
@@ -80,7 +83,7 @@ def _without_paths(pruned: Pruned) -> Pruned:
     return replace(pruned, recipe=recipe)
 
 
-def _check_reload(pruned: Pruned, folder: Path) -> None:
+def _check_reload(pruned: "Pruned", folder: Path) -> None:
     """The saved model must give the logits of the one in memory."""
     reloaded = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
     reloaded = reloaded.to(device=pruned.model.device, dtype=pruned.model.dtype).eval()
@@ -94,7 +97,7 @@ def _check_reload(pruned: Pruned, folder: Path) -> None:
 
 
 def publish(
-    pruned: Pruned | str | Path,
+    pruned: "Pruned | str | Path",
     repo_id: str,
     *,
     private: bool = True,
@@ -112,7 +115,7 @@ def publish(
     with _hub_errors("sign in"):
         owners = _owners(api)
     repo_id = _checked_id(repo_id, owners)
-    if not isinstance(pruned, Pruned):
+    if isinstance(pruned, str | Path):
         return _push(api, _saved_folder(Path(pruned)), repo_id, private, overwrite, progress)
     with tempfile.TemporaryDirectory(prefix="secateur-") as temporary:
         folder = save(pruned, Path(temporary) / "model", progress, name=repo_id.split("/")[1])

@@ -271,5 +271,5 @@ def test_python_values_are_as_strict():
 
 
 def test_steps_describe_themselves():
-    assert Neurons(fraction=0.2).describe() == "0.2 of the MLP neurons"
+    assert Neurons(fraction=0.2).describe() == "20 % of the MLP neurons"
     assert Neurons(width=100).describe() == "all but 100 of the MLP neurons"

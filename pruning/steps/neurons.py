@@ -115,5 +115,5 @@ class Neurons(Step):
         return refit_writes(subject, NEURON, kept[NEURON]) if self.repair else Refit()
 
     def describe(self) -> str:
-        size = f"{self.fraction:.4g} of" if self.fraction else f"all but {self.width} of"
+        size = f"{100 * self.fraction:.4g} % of" if self.fraction else f"all but {self.width} of"
         return f"{size} the MLP neurons"
