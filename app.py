@@ -156,16 +156,8 @@ def _measure(recipe: Recipe, visitor: Visitor, tell) -> None:
         tell(pruned)
 
 
-def stop(request: gr.Request) -> tuple[str, gr.Button, gr.Button]:
-    jobs.stop(request.session_hash or "")
-    return (
-        render.status("Stopped. Nothing was changed.", kind="stopped"),
-        gr.Button(visible=True),
-        gr.Button(visible=False),
-    )
-
-
-def leave(request: gr.Request) -> None:
+def stop(request: gr.Request) -> None:
+    """End the visitor's job; it says so itself, so that nothing it still had to say comes after."""
     jobs.stop(request.session_hash or "")
 
 
@@ -449,7 +441,7 @@ with gr.Blocks(title="Secateur", analytics_enabled=False, delete_cache=(3600, 72
         prune_button,
         stop_button,
     ]
-    pruning_event = gr.on(
+    gr.on(
         [prune_button.click, prompt.submit],
         prune,
         [
@@ -473,14 +465,7 @@ with gr.Blocks(title="Secateur", analytics_enabled=False, delete_cache=(3600, 72
         concurrency_limit=1,
         api_name="prune",
     )
-    stop_button.click(
-        stop,
-        None,
-        [status, prune_button, stop_button],
-        queue=False,
-        cancels=[pruning_event],
-        show_progress="hidden",
-    )
+    stop_button.click(stop, None, None, queue=False, show_progress="hidden")
     prepare_button.click(
         prepare,
         made,
@@ -499,7 +484,7 @@ with gr.Blocks(title="Secateur", analytics_enabled=False, delete_cache=(3600, 72
         api_name="push",
     )
     demo.load(first_look, None, [picture, neurons_note, status], show_progress="hidden")
-    demo.unload(leave)
+    demo.unload(stop)
 
 
 def main() -> None:
