@@ -6,6 +6,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
@@ -152,8 +153,10 @@ def prune(request: gr.Request, token: gr.OAuthToken | None, *values) -> Iterator
 
 
 def _measure(recipe: Recipe, visitor: Visitor, tell) -> None:
-    for pruned in workbench.measuring(recipe, visitor, tell):
-        tell(pruned)
+    # Closed here, in the thread that took the workbench's lock, also when the job is stopped.
+    with closing(workbench.measuring(recipe, visitor, tell)) as steps:
+        for pruned in steps:
+            tell(pruned)
 
 
 def stop(request: gr.Request) -> None:

@@ -87,6 +87,18 @@ def test_stop_leaves_the_page_usable(visit):
     assert pruned(page, 30).startswith("Done")
 
 
+def test_stop_while_measuring_frees_the_model(visit):
+    page = visit()
+    set_percent(page, 44)
+    page.click("#prune")
+    page.wait_for_selector("#status:has-text('Measuring perplexity')")
+    page.click("#stop")
+    page.wait_for_selector("#status .stopped")
+    page.wait_for_selector("#prune:visible")
+    page.click("#prune")
+    page.wait_for_selector("#status .done")
+
+
 @pytest.mark.parametrize(
     ("model", "says"),
     [
