@@ -6,8 +6,9 @@ from pruning.generation import Sampling, complete, stream
 from pruning.loading import LoadedModel, load
 from pruning.pipeline import Preview, Pruned, Report, measure, preview, prune, run
 from pruning.publishing import publish, save
-from pruning.recipe import Calibration, Recipe
+from pruning.recipe import Recipe
 from pruning.steps import Heads, Layers, Neurons
+from pruning.texts.choice import Calibration
 
 __version__ = "0.1.0"
 

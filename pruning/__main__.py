@@ -1,5 +1,6 @@
 """The shell: python -m pruning …"""
 
+import inspect
 import json
 import sys
 from collections.abc import Callable
@@ -11,6 +12,8 @@ import typer
 from pruning import catalog
 from pruning.errors import PruningError, RecipeError
 from pruning.progress import Progress, quiet
+from pruning.steps import STEPS
+from pruning.steps.settings import Setting, Switch
 
 app = typer.Typer(
     help="Prune small language models.",
@@ -30,36 +33,40 @@ def _in_order(context: typer.Context, option: typer.CallbackParam, value):
     return value
 
 
-NeuronsOption = Annotated[
-    str | None,
-    typer.Option("--neurons", help="Share of MLP neurons to cut, such as 20%.", callback=_in_order),
-]
-HeadsOption = Annotated[
-    int | None,
-    typer.Option("--heads", help="Key/value groups to cut out of every layer.", callback=_in_order),
-]
-QueryHeadsOption = Annotated[
-    int | None,
-    typer.Option("--query-heads", help="Query heads to cut out of every group.", callback=_in_order),
-]
-LayersOption = Annotated[
-    str | None,
-    typer.Option(
-        "--layers", help="How many layers to cut, or which: 3, or 4,5,9 (5, for one).", callback=_in_order
-    ),
-]
-LayerMethodOption = Annotated[
-    str | None,
-    typer.Option("--layer-method", help="How to choose layers; block influence unless said otherwise."),
-]
-WidthOption = Annotated[
-    int | None, typer.Option("--width", help="MLP neurons to keep instead.", callback=_in_order)
-]
-MultipleOption = Annotated[
-    int, typer.Option("--multiple-of", help="Round the width up to a multiple of this.")
-]
-CriterionOption = Annotated[str | None, typer.Option("--criterion", help="How to rank; see `methods`.")]
-RepairOption = Annotated[bool | None, typer.Option("--repair/--no-repair", help="Refit what writes back.")]
+def _settings() -> dict[str, tuple[str, bool]]:
+    """Every flag of every step, with its help and whether it is a switch."""
+    flags: dict[str, tuple[str, bool]] = {}
+    for step in STEPS.values():
+        for setting in step.settings:
+            flags.setdefault(setting.flag, (setting.label, isinstance(setting.control, Switch)))
+    return flags
+
+
+def with_cuts(command):
+    """Give a command the options of every step, from the steps' own tables."""
+
+    def run(**values):
+        for name in names:
+            values.pop(name)
+        return command(**values)
+
+    signature = inspect.signature(command)
+    names, parameters = [], list(signature.parameters.values())
+    for flag, (label, switch) in _settings().items():
+        name = flag.removeprefix("--").replace("-", "_")
+        declared = f"{flag}/--no-{flag.removeprefix('--')}" if switch else flag
+        option = typer.Option(declared, help=f"{label}.", callback=_in_order)
+        annotation = Annotated[(bool if switch else str) | None, option]
+        names.append(name)
+        parameters.append(
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+        )
+    run.__signature__ = signature.replace(parameters=parameters)
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    run.__name__, run.__doc__ = command.__name__, command.__doc__
+    return run
+
+
 CalibrationOption = Annotated[
     str, typer.Option("--calibration", help="A bundled text by name, or a text file.")
 ]
@@ -107,24 +114,16 @@ def methods(as_json: AsJson = False) -> None:
 
 
 @app.command()
+@with_cuts
 def preview(
     context: typer.Context,
     model: Model,
-    neurons: NeuronsOption = None,
-    width: WidthOption = None,
-    heads: HeadsOption = None,
-    query_heads: QueryHeadsOption = None,
-    layers: LayersOption = None,
-    layer_method: LayerMethodOption = None,
-    multiple_of: MultipleOption = 1,
-    criterion: CriterionOption = None,
-    repair: RepairOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Show the shape that a cut leads to, from the config alone."""
     from pruning import pipeline
 
-    recipe = _recipe(model, _steps(context, multiple_of, criterion, repair, layer_method))
+    recipe = _recipe(model, _steps(context))
     result = pipeline.preview(recipe).to_dict()
     if as_json:
         _print_json(result)
@@ -133,6 +132,7 @@ def preview(
 
 
 @app.command()
+@with_cuts
 def prune(
     context: typer.Context,
     model: Annotated[str | None, typer.Argument(help="A catalogue name, a Hub id, or a folder.")] = None,
@@ -140,15 +140,6 @@ def prune(
     recipe_file: Annotated[
         Path | None, typer.Option("--recipe", help="A recipe in YAML or JSON, instead of options.")
     ] = None,
-    neurons: NeuronsOption = None,
-    width: WidthOption = None,
-    heads: HeadsOption = None,
-    query_heads: QueryHeadsOption = None,
-    layers: LayersOption = None,
-    layer_method: LayerMethodOption = None,
-    multiple_of: MultipleOption = 1,
-    criterion: CriterionOption = None,
-    repair: RepairOption = None,
     calibration: CalibrationOption = "general",
     tokens: TokensOption = 8192,
     seed: SeedOption = 0,
@@ -160,9 +151,9 @@ def prune(
 
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise RecipeError(f"{output} exists and is not empty. Choose another folder.")
-    steps = _steps(context, multiple_of, criterion, repair, layer_method)
+    steps = _steps(context)
     if recipe_file is not None:
-        if model is not None or steps or criterion is not None or repair is not None:
+        if model is not None or context.meta.get("cuts"):
             raise RecipeError("Give either a recipe or a model with cuts, and not both.")
         recipe = _read_recipe(recipe_file, calibration)
     elif model is None:
@@ -264,48 +255,32 @@ def publish(
         print(url)
 
 
-def _steps(context: typer.Context, multiple_of, criterion, repair, layer_method) -> list:
+def _steps(context: typer.Context) -> list:
     """The cuts as steps, in the order in which they were written."""
-    from pruning.steps import Heads, Neurons
-
-    cuts = context.meta.get("cuts", {})
-    neurons = {"multiple_of": multiple_of, "repair": repair}
-    if criterion is not None:
-        neurons["criterion"] = criterion
-    make = {
-        "neurons": lambda share: Neurons(fraction=_share(share), width=cuts.get("width"), **neurons),
-        "width": lambda width: None if "neurons" in cuts else Neurons(width=width, **neurons),
-        "heads": lambda groups: Heads(groups=groups, repair=repair is not False),
-        "query_heads": lambda queries: Heads(queries=queries, repair=repair is not False),
-        "layers": lambda layers: _layers(layers, layer_method),
-    }
-    steps = [make[name](value) for name, value in cuts.items()]
-    return [step for step in steps if step is not None]
-
-
-def _layers(text: str, method: str | None):
-    """`3` as a count of layers; `4,5,9` as those layers; `5,` as one."""
-    from pruning.steps import Layers
-
-    try:
-        numbers = [int(part) for part in text.split(",") if part.strip()]
-    except ValueError:
-        raise RecipeError(f"--layers is {text!r}; write how many, such as 3, or which: 4,5,9.") from None
-    if "," in text:
-        return Layers(layers=tuple(numbers))
-    return Layers(count=numbers[0] if numbers else 0, **({"method": method} if method else {}))
+    given = {f"--{name.replace('_', '-')}": value for name, value in context.meta.get("cuts", {}).items()}
+    values: dict[str, dict] = {}
+    for flag, text in given.items():
+        for name, step in STEPS.items():
+            for setting in step.settings:
+                if setting.flag == flag and setting.starts:
+                    values.setdefault(name, {}).update(_value(setting, text))
+    used = set()
+    for name, fields in values.items():
+        for setting in STEPS[name].settings:
+            if setting.flag in given:
+                used.add(setting.flag)
+                if not setting.starts:
+                    fields.update(_value(setting, given[setting.flag]))
+    # Switching off what is not there does no harm.
+    idle = [flag for flag, value in given.items() if flag not in used and value is not False]
+    if values and idle:
+        raise RecipeError(f"{idle[0]} belongs to a cut that is not asked for. Remove it, or add the cut.")
+    return [STEPS[name](**fields) for name, fields in values.items()]
 
 
-def _share(text: str) -> float:
-    """`20%` or `0.2` as 0.2."""
-    number, percent = text.strip().removesuffix("%"), text.strip().endswith("%")
-    try:
-        value = float(number)
-    except ValueError:
-        raise RecipeError(f"--neurons is {text!r}; a share such as 20% is needed.") from None
-    if not percent and value > 1:
-        raise RecipeError(f"--neurons is {text!r}; write a share with its sign, such as {number}%.")
-    return value / 100 if percent else value
+def _value(setting: Setting, text: str | bool) -> dict:
+    value = setting.read(setting.flag, text) if setting.read else text
+    return value if isinstance(value, dict) else {setting.field: value}
 
 
 def _recipe(model: str, steps: list, calibration=None, seed: int = 0):
@@ -331,12 +306,16 @@ def _calibration(name: str, tokens: int):
 
 
 def _read_recipe(file: Path, calibration: str):
-    from pruning.recipe import Recipe
+    from pruning import pipeline
+    from pruning.recipe import Recipe, located
     from pruning.texts import OWN
 
-    recipe = Recipe.parse(_read_text(file))
-    if recipe.calibration.text == OWN and Path(calibration).is_file():
+    text = _read_text(file)
+    recipe = Recipe.parse(text)
+    if any(choice.text == OWN for choice in recipe.texts) and Path(calibration).is_file():
         recipe = recipe.with_own_text(_read_text(Path(calibration)))
+    with located(text):
+        pipeline.preview(recipe)
     return recipe
 
 

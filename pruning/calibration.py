@@ -16,9 +16,9 @@ from pruning.files import cache_folder
 from pruning.generation import check_vocabulary, sample_text
 from pruning.loading import LoadedModel
 from pruning.progress import Reporter, silent
-from pruning.recipe import Calibration
 from pruning.statistics import SavedStatistics, Statistics, read_statistics
 from pruning.texts import GENERAL, GENRES, OWN, SELF, WIKITEXT, passage
+from pruning.texts.choice import Calibration
 from pruning.windows import Windows
 
 HELD_OUT = 8

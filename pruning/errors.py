@@ -14,7 +14,14 @@ class ModelError(PruningError):
 
 
 class RecipeError(PruningError):
-    """A recipe asks for something that is impossible or unclear."""
+    """A recipe asks for something that is impossible or unclear.
+
+    `place`: where in the recipe, as keys and indices from the outside in; empty where that is not known.
+    """
+
+    def __init__(self, message: str, place: tuple[str | int, ...] = ()):
+        super().__init__(message)
+        self.place = place
 
 
 class SavingError(PruningError):

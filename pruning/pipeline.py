@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pruning import catalog, evaluation, loading
 from pruning.calibration import statistics_of, windows_of
+from pruning.errors import RecipeError
 from pruning.evaluation import Quality
 from pruning.files import cache_folder, replacing
 from pruning.generation import Sampling, complete
@@ -20,7 +21,6 @@ from pruning.progress import Progress, Reporter, silent
 from pruning.recipe import Recipe
 from pruning.shape import Shape
 from pruning.steps.base import Subject
-from pruning.surgery import cut
 
 SAMPLE_PROMPTS = ("Paris is the capital of", "The best way to learn is", "def add(a, b):")
 
@@ -51,7 +51,7 @@ class Report:
     components_after: dict[str, int]
     bytes_before: int
     bytes_after: int
-    repairs: tuple[tuple[dict, ...], ...] = ()
+    notes: tuple[tuple[dict, ...], ...] = ()
     quality_before: Quality | None = None
     quality_after: Quality | None = None
     speed_before: float | None = None
@@ -110,9 +110,19 @@ def preview(recipe: Recipe, *, token: Token = None, own_machine: bool = True) ->
 
 
 def reshape(recipe: Recipe, shape: Shape) -> Shape:
-    """Every step of a recipe, on the shape alone."""
-    for step in recipe.steps:
-        shape = step.reshape(shape)
+    """Every step of a recipe, on the shape alone. Raises `RecipeError` with the place of the step."""
+    before = None
+    for number, step in enumerate(recipe.steps):
+        place = ("steps", number)
+        if before is not None and before.last:
+            raise RecipeError(
+                f"Nothing can follow the step {before.step}: {before.last}. Put it last.", place
+            )
+        try:
+            shape = step.reshape(shape)
+        except RecipeError as error:
+            raise RecipeError(str(error), place) from None
+        before = step
     return shape
 
 
@@ -139,32 +149,28 @@ def prune(recipe: Recipe, base: LoadedModel, progress: Reporter = silent) -> Pru
     """Carry out the steps of a recipe on a loaded base, without measuring anything."""
     first = Shape.of(base.model.config)
     reshape(recipe, first)
-    model, shape, repairs, seconds = base.model, first, [], {}
+    model, tokenizer, shape, notes, seconds = base.model, base.tokenizer, first, [], {}
     for step in recipe.steps:
-        statistics = windows = None
         start = time.perf_counter()
-        current = LoadedModel(model, base.tokenizer, base.source, base.storage_dtype)
+        subject = Subject(model, tokenizer, shape, base, seed=recipe.seed, progress=progress)
         if sites := step.sites(shape):
             statistics = statistics_of(
-                current,
+                subject.loaded,
                 recipe.calibration,
                 sites,
                 recipe.seed,
                 keep=model is base.model,
                 progress=progress,
             )
+            subject = replace(subject, statistics=statistics)
         if step.reads_text:
-            windows = windows_of(current, recipe.calibration, recipe.seed, progress)
+            windows = windows_of(subject.loaded, recipe.calibration, recipe.seed, progress)
+            subject = replace(subject, windows=windows)
         calibrated = time.perf_counter()
-        subject = Subject(model, shape, statistics, recipe.seed, windows, progress)
-        kept = step.rank(subject)
-        refit = step.refit(subject, kept)
-        progress(Progress("Cutting"))
-        # What is seen is what is saved: repaired weights are rounded to the stored precision.
-        tensors = {name: value.to(base.storage_dtype) for name, value in refit.tensors.items()}
-        model = cut(model, step.reshape(shape), kept, tensors)
+        outcome = step.apply(subject)
+        model, tokenizer = outcome.model, outcome.tokenizer
         shape = Shape.of(model.config)
-        repairs.append(refit.notes)
+        notes.append(outcome.notes)
         seconds["calibrate"] = seconds.get("calibrate", 0) + calibrated - start
         seconds["cut"] = seconds.get("cut", 0) + time.perf_counter() - calibrated
     before, after = first.components, shape.components
@@ -175,11 +181,11 @@ def prune(recipe: Recipe, base: LoadedModel, progress: Reporter = silent) -> Pru
         components_after=after,
         bytes_before=evaluation.size_on_disk(sum(before.values()), base.storage_dtype),
         bytes_after=evaluation.size_on_disk(sum(after.values()), base.storage_dtype),
-        repairs=tuple(repairs),
+        notes=tuple(notes),
         seconds=seconds,
     )
     pinned = recipe.pinned(base.source.revision)
-    return Pruned(model, base.tokenizer, pinned, report, base.source, shape, base.storage_dtype)
+    return Pruned(model, tokenizer, pinned, report, base.source, shape, base.storage_dtype)
 
 
 def measure(pruned: Pruned, base: LoadedModel, progress: Reporter = silent) -> Pruned:

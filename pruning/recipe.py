@@ -5,7 +5,8 @@ Same recipe, same base revision → the same weights, bit for bit, on the same m
 
 import hashlib
 import json
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Annotated
 
 import yaml
@@ -14,9 +15,8 @@ from pydantic import AfterValidator, Field, model_validator
 from pruning.errors import RecipeError
 from pruning.schema import Frozen
 from pruning.steps import AnyStep
-from pruning.texts import CALIBRATION_NAMES, OWN
-
-MAX_TOKENS = 1_000_000
+from pruning.texts import OWN
+from pruning.texts.choice import Calibration, TextChoice
 
 
 def _visible(value: str) -> str:
@@ -26,49 +26,6 @@ def _visible(value: str) -> str:
 
 
 Name = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_visible)]
-
-
-class Calibration(Frozen):
-    """The text that a model reads before it is cut, and how much of it.
-
-    `text`: a bundled genre, `general` for their even mix, `self` for the model's own samples,
-    `wikitext-2` from the Hub, or `own`. An own text is held in `content`, which is never written
-    into a recipe; its digest is. `window`: tokens that are read in one piece.
-    """
-
-    text: str = "general"
-    tokens: Annotated[int, Field(ge=256, le=MAX_TOKENS)] = 8192
-    window: Annotated[int, Field(ge=16, le=8192)] = 512
-    sha256: str | None = None
-    content: str | None = Field(default=None, exclude=True, repr=False)
-
-    @classmethod
-    def own(cls, content: str, **values) -> "Calibration":
-        """Calibrate on a text of one's own."""
-        return cls(text=OWN, content=content, **values)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _digest(cls, values):
-        if isinstance(values, dict) and isinstance(values.get("content"), str):
-            values = {"text": OWN} | values
-            digest = hashlib.sha256(values["content"].encode("utf-8", "replace")).hexdigest()
-            if values.setdefault("sha256", digest) != digest:
-                raise ValueError(
-                    "this is not the text that the recipe was calibrated on: its sha256 is "
-                    f"{digest[:12]}…, the recipe says {str(values['sha256'])[:12]}…"
-                )
-        return values
-
-    @model_validator(mode="after")
-    def _known(self):
-        if self.text not in CALIBRATION_NAMES:
-            raise ValueError(
-                f"there is no calibration text {self.text!r}; choose one of: {', '.join(CALIBRATION_NAMES)}"
-            )
-        if self.text == OWN and self.sha256 is None:
-            raise ValueError("an own calibration text needs its content")
-        return self
 
 
 class Recipe(Frozen):
@@ -91,10 +48,23 @@ class Recipe(Frozen):
         """The same recipe on a known revision of its base."""
         return self.model_copy(update={"revision": revision})
 
+    @property
+    def texts(self) -> tuple[TextChoice, ...]:
+        """Every text that the recipe reads: for calibration first, then by its steps."""
+        own = (value for step in self.steps for _, value in step if isinstance(value, TextChoice))
+        return (self.calibration, *own)
+
     def with_own_text(self, content: str) -> "Recipe":
-        """The same recipe with the text that it was calibrated on put back in."""
-        values = self.calibration.model_dump() | {"content": content}
-        return self.model_copy(update={"calibration": Calibration(**values)})
+        """The same recipe with the user's own text put back in wherever one is missing."""
+
+        def filled(choice: object) -> object:
+            missing = isinstance(choice, TextChoice) and choice.text == OWN and choice.content is None
+            return choice.with_content(content) if missing else choice
+
+        steps = tuple(
+            step.model_copy(update={name: filled(value) for name, value in step}) for step in self.steps
+        )
+        return self.model_copy(update={"calibration": filled(self.calibration), "steps": steps})
 
     @property
     def digest(self) -> str:
@@ -111,16 +81,14 @@ class Recipe(Frozen):
 
     def to_python(self) -> str:
         """The Python that does the same."""
-        text = f"text={self.calibration.text!r}, " if self.calibration.text != OWN else ""
-        own = 'content=open("my-text.txt").read(), ' if self.calibration.text == OWN else ""
+        calibration = self.calibration.to_python()
         steps = "".join(f"        {step.to_python()},\n" for step in self.steps)
         revision = f"    revision={self.revision!r},\n" if self.revision else ""
         return (
             "import pruning\n\n"
             "recipe = pruning.Recipe(\n"
             f"    base={self.base!r},\n{revision}"
-            f"    calibration=pruning.Calibration({text}{own}tokens={self.calibration.tokens}, "
-            f"window={self.calibration.window}),\n"
+            f"    calibration={calibration},\n"
             f"    steps=[\n{steps}    ],\n"
             f"    seed={self.seed},\n"
             ")\n"
@@ -140,9 +108,42 @@ class Recipe(Frozen):
         if isinstance(calibration, dict) and "content" in calibration:
             raise RecipeError("calibration.content: a recipe never holds the text itself. Remove it.")
         try:
-            return cls.from_json(json.dumps(values, default=str))
+            with located(text):
+                return cls.from_json(json.dumps(values, default=str))
         except TypeError:
             raise RecipeError("The keys of a recipe are words. One of them is something else.") from None
+
+
+@contextmanager
+def located(text: str) -> Iterator[None]:
+    """Name the line of a written recipe in errors that know their place in it."""
+    try:
+        yield
+    except RecipeError as error:
+        line = _line(text, error.place)
+        if line is None:
+            raise
+        raise RecipeError(f"Line {line}: {error}", error.place) from None
+
+
+def _line(text: str, place: tuple[str | int, ...]) -> int | None:
+    """The line, from 1 on, of the innermost part of a place that is written in a recipe."""
+    if not place:
+        return None
+    node = yaml.compose(text, Loader=yaml.SafeLoader)
+    line = None
+    for part in place:
+        if isinstance(node, yaml.MappingNode):
+            found = next(((key, value) for key, value in node.value if key.value == part), None)
+            if found is None:
+                # Missing: the place is where the mapping begins. The kind of a step is no key.
+                line = node.start_mark.line + 1 if line is None else line
+                continue
+            line, node = found[0].start_mark.line + 1, found[1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+            line = node.start_mark.line + 1
+    return line
 
 
 def _read(text: str) -> object:

@@ -14,7 +14,7 @@ class _Explaining(type(BaseModel)):
         try:
             return super().__call__(*args, **values)
         except ValidationError as error:
-            raise RecipeError(_explain(error)) from None
+            raise _explain(error) from None
 
 
 class Frozen(BaseModel, metaclass=_Explaining):
@@ -28,7 +28,7 @@ class Frozen(BaseModel, metaclass=_Explaining):
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
-            raise RecipeError(_explain(error)) from None
+            raise _explain(error) from None
 
 
 _MESSAGES = {
@@ -38,9 +38,10 @@ _MESSAGES = {
 }
 
 
-def _explain(error: ValidationError) -> str:
+def _explain(error: ValidationError) -> RecipeError:
     """One sentence for the first thing that is wrong."""
-    first = error.errors()[0]
+    # A misspelt key is what is wrong, not that the right one is missing.
+    first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
     place = ".".join(_written(first["loc"]))
     if first["type"] in _MESSAGES:
         message = _MESSAGES[first["type"]].format(**first.get("ctx", {}))
@@ -49,7 +50,7 @@ def _explain(error: ValidationError) -> str:
         if first["type"] not in ("missing", "value_error"):
             message = f"{message}, not {str(first['input'])[:60]!r}"
     line = f"{place}: {message}." if place else f"{message[:1].upper()}{message[1:]}."
-    return " ".join(line.split())
+    return RecipeError(" ".join(line.split()), first["loc"])
 
 
 def _written(place: tuple[str | int, ...]) -> list[str]:

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from pruning import Neurons, Recipe, RecipeError, preview, prune
 from pruning.criteria import CRITERIA
-from pruning.recipe import Calibration
+from pruning import Calibration
 from pruning.surgery import recast
 
 WEIGHT_CRITERIA = [name for name, known in CRITERIA.items() if not known.statistics and not known.gated_only]
@@ -76,7 +76,7 @@ def test_preview_counts_what_is_there(family, cut, pruned_of):
 def test_cut_model_is_the_base_without_the_removed_neurons(family, cut, pruned_of):
     base, result = loaded(family).model, pruned_of(family, cut)
     pruned, masked = result.model, copy.deepcopy(base)
-    refitted = {note["layer"] for note in result.report.repairs[0] if note["damping"]}
+    refitted = {note["layer"] for note in result.report.notes[0] if note["damping"]}
     for layer in range(base.config.num_hidden_layers):
         kept = neurons_kept(base, pruned, layer)
         assert torch.equal(kept, kept.sort().values)

@@ -1,4 +1,4 @@
-"""What to cut: one file per kind of unit. To add one, write its file and name it in `AnyStep`."""
+"""What a recipe can do, one file per step. To add one, write its file and name it here."""
 
 from typing import Annotated
 
@@ -11,6 +11,7 @@ from pruning.steps.neurons import Neurons
 AnyStep = Annotated[Neurons | Heads | Layers, Field(discriminator="step")]
 """Every step, told apart by its field `step`."""
 
-STEPS = {"neurons": Neurons, "heads": Heads, "layers": Layers}
+STEPS = {step.model_fields["step"].default: step for step in (Neurons, Heads, Layers)}
+"""Every step by name, in the order in which people meet them."""
 
 __all__ = ["STEPS", "AnyStep", "Heads", "Layers", "Neurons"]

@@ -3,30 +3,52 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from pruning.loading import LoadedModel
 from pruning.progress import Progress, Reporter, silent
 from pruning.repair import repair_projection
 from pruning.schema import Frozen
 from pruning.shape import Shape
 from pruning.statistics import SavedStatistics, Statistics
-from pruning.surgery import Kept, oriented
+from pruning.steps.settings import Setting
+from pruning.surgery import Kept, cut, oriented
 from pruning.windows import Windows
 
 
 @dataclass(frozen=True)
 class Subject:
-    """The model that a step works on. `statistics` and the windows of the calibration text are there
-    for a step that asked for them."""
+    """The model that a step works on, as the steps before it left it.
+
+    `statistics` and the `windows` of the calibration text are there for a step that asked for them.
+    `base` is the dense model that the recipe began with.
+    """
 
     model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
     shape: Shape
-    statistics: Statistics | SavedStatistics | None
-    seed: int
+    base: LoadedModel
+    statistics: Statistics | SavedStatistics | None = None
     windows: Windows | None = None
+    seed: int = 0
     progress: Reporter = silent
+
+    @property
+    def loaded(self) -> LoadedModel:
+        """The model and its tokenizer together, with the provenance of the base."""
+        return LoadedModel(self.model, self.tokenizer, self.base.source, self.base.storage_dtype)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a step made. `notes`: plain values for the report, such as a line on each projection."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    notes: tuple[dict, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -38,28 +60,34 @@ class Refit:
 
 
 class Step(Frozen, ABC):
-    """One cut. The shape that results follows from the config alone; the rest needs the model."""
+    """One entry of a recipe. The shape that results follows from the config alone; the rest needs the
+    model.
 
-    @abstractmethod
+    `title` and `hint` introduce the step on the page and in the shell; `settings` are what a person
+    can set. `last`: whether nothing may be cut after it, and why.
+    """
+
+    title: ClassVar[str]
+    hint: ClassVar[str]
+    settings: ClassVar[tuple[Setting, ...]] = ()
+    last: ClassVar[str] = ""
+
     def sites(self, shape: Shape) -> tuple[str, ...]:
-        """The projections whose inputs ranking or repairing must have seen; empty for none."""
+        """The projections whose inputs the step must have seen; empty for none."""
+        return ()
 
     @property
     def reads_text(self) -> bool:
-        """Whether ranking runs the model on the calibration text itself."""
+        """Whether the step runs the model on the calibration text itself."""
         return False
 
     @abstractmethod
     def reshape(self, shape: Shape) -> Shape:
-        """The shape after the cut. Raises `RecipeError` where it is impossible."""
+        """The shape after the step. Raises `RecipeError` where it is impossible."""
 
     @abstractmethod
-    def rank(self, subject: Subject) -> Kept:
-        """Which units stay in each layer."""
-
-    def refit(self, subject: Subject, kept: Kept) -> Refit:
-        """New values for what writes back into the residual stream; empty for none."""
-        return Refit()
+    def apply(self, subject: Subject) -> Outcome:
+        """Carry the step out. The subject's model is not changed."""
 
     @abstractmethod
     def describe(self) -> str:
@@ -70,6 +98,27 @@ class Step(Frozen, ABC):
         values = self.model_dump(exclude={"step"}, exclude_none=True)
         inner = ", ".join(f"{key}={value!r}" for key, value in values.items())
         return f"pruning.{type(self).__name__}({inner})"
+
+
+class Cut(Step):
+    """A step that takes units away: it ranks them, keeps the best, and may refit what writes back."""
+
+    @abstractmethod
+    def rank(self, subject: Subject) -> Kept:
+        """Which units stay in each layer."""
+
+    def refit(self, subject: Subject, kept: Kept) -> Refit:
+        """New values for what writes back into the residual stream; empty for none."""
+        return Refit()
+
+    def apply(self, subject: Subject) -> Outcome:
+        kept = self.rank(subject)
+        refit = self.refit(subject, kept)
+        subject.progress(Progress("Cutting"))
+        # What is seen is what is saved: repaired weights are rounded to the stored precision.
+        tensors = {name: value.to(subject.base.storage_dtype) for name, value in refit.tensors.items()}
+        model = cut(subject.model, self.reshape(subject.shape), kept, tensors)
+        return Outcome(model, subject.tokenizer, refit.notes)
 
 
 def refit_writes(subject: Subject, kind: str, kept: Sequence[torch.Tensor]) -> Refit:

@@ -1,38 +1,93 @@
 """Attention heads: whole key/value groups, or the same number of query heads out of every group."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from pruning.anatomy import KEY_VALUE, QUERY, Anatomy, head_size
+from pruning.anatomy import CHANNEL, KEY_VALUE, QUERY, Anatomy, head_size
 from pruning.errors import RecipeError
 from pruning.progress import Progress
 from pruning.shape import Shape
-from pruning.steps.base import Refit, Step, Subject, refit_writes, top
+from pruning.steps.base import Cut, Refit, Subject, refit_writes, top
+from pruning.steps.settings import Choices, Setting, Slider, Switch, whole, word
 from pruning.surgery import Kept, oriented
 
 
-class Heads(Step):
+class Heads(Cut):
     """Cut attention heads, chosen layer by layer.
 
-    Give either `groups`, how many key/value heads to remove with all the query heads that share them,
-    or `queries`, how many query heads to remove out of every group. `criterion`: `contribution`,
+    `groups`: how many key/value heads to remove with all the query heads that share them. `queries`: how
+    many query heads to remove out of every group that stays. `criterion`: `contribution`,
     E‖X_h W_hᵀ‖², what a head adds to the residual stream (as the Gram matrix of its outputs gives it);
     or `minitron`, the L2 norm of a head's output, mean over the sequence and L2 over the batch
     (Muralidharan et al., 2024, §2.2). `repair` refits the output projection to the heads kept.
     """
 
+    title: ClassVar[str] = "Attention heads"
+    hint: ClassVar[str] = "What looks back at earlier words; heads that share keys and values form a group"
+    settings: ClassVar[tuple[Setting, ...]] = (
+        Setting(
+            "groups",
+            "--heads",
+            "Groups of heads to cut",
+            "Key/value groups, each with the query heads that share it, in every layer",
+            whole,
+            Slider(lambda shape: 0 if QUERY in shape.anatomy.family.fixed else shape.count(KEY_VALUE) - 1),
+            starts=True,
+        ),
+        Setting(
+            "queries",
+            "--query-heads",
+            "Heads to cut out of every group",
+            "Query heads of each key/value group that stays",
+            whole,
+            Slider(
+                lambda shape: (
+                    0
+                    if QUERY in shape.anatomy.family.fixed
+                    else shape.count(QUERY) // shape.count(KEY_VALUE) - 1
+                )
+            ),
+            starts=True,
+        ),
+        Setting(
+            "criterion",
+            "--head-criterion",
+            "Importance of a head",
+            "What its output adds to the residual stream, or how large its output is",
+            word,
+            Choices({"contribution": "What it contributes", "minitron": "Minitron's importance"}),
+        ),
+        Setting(
+            "repair",
+            "--repair",
+            "Repair what remains",
+            "Refits each layer's output projection to the heads kept, by least squares",
+            control=Switch(),
+        ),
+    )
+
     step: Literal["heads"] = "heads"
-    groups: Annotated[int, Field(ge=1)] | None = None
-    queries: Annotated[int, Field(ge=1)] | None = None
+    groups: Annotated[int, Field(ge=0)] = 0
+    queries: Annotated[int, Field(ge=0)] = 0
     criterion: Literal["contribution", "minitron"] = "contribution"
     repair: bool = True
 
+    @field_validator("groups", "queries", mode="before")
+    @classmethod
+    def _uniform(cls, value):
+        if isinstance(value, list | tuple | dict):
+            raise ValueError(
+                "every layer loses the same number of heads: a config holds one number for all layers, "
+                "so a model with several would not load. Give one number"
+            )
+        return value
+
     @model_validator(mode="after")
-    def _one_kind(self):
-        if (self.groups is None) == (self.queries is None):
-            raise ValueError("give either groups or queries for the heads to cut, and not both")
+    def _something(self):
+        if not self.groups and not self.queries:
+            raise ValueError("give groups or queries for the heads to cut; both are 0")
         return self
 
     def sites(self, shape: Shape) -> tuple[str, ...]:
@@ -45,17 +100,16 @@ class Heads(Step):
             raise RecipeError(f"The heads of {family.title} cannot be cut: {family.fixed[QUERY]}.")
         pairs, queries = shape.count(KEY_VALUE), shape.count(QUERY)
         each = queries // pairs
-        removed, there, unit = (
-            (self.groups, pairs, "key/value groups")
-            if self.groups
-            else (self.queries, each, "query heads of a group")
-        )
-        if removed >= there:
-            raise RecipeError(
-                f"There are {there} {unit}; {removed} cannot be removed. At least one must stay."
-            )
-        pairs, each = (pairs - removed, each) if self.groups else (pairs, each - removed)
-        channels = shape.anatomy.config.hidden_size
+        for removed, there, unit in (
+            (self.groups, pairs, "key/value groups"),
+            (self.queries, each, "query heads of a group"),
+        ):
+            if removed >= there:
+                raise RecipeError(
+                    f"There are {there} {unit}; {removed} cannot be removed. At least one must stay."
+                )
+        pairs, each = pairs - self.groups, each - self.queries
+        channels = shape.count(CHANNEL)
         if channels % (pairs * each):
             raise RecipeError(
                 f"{pairs * each} query heads would stay, which does not divide the hidden size {channels}, "
@@ -65,22 +119,18 @@ class Heads(Step):
 
     def rank(self, subject: Subject) -> Kept:
         anatomy = subject.shape.anatomy
-        after = self.reshape(subject.shape)
         pairs, each = anatomy.units[KEY_VALUE], anatomy.units[QUERY] // anatomy.units[KEY_VALUE]
         kept: dict[str, list[torch.Tensor]] = {QUERY: [], KEY_VALUE: []}
         for layer in range(anatomy.layers):
             subject.progress(Progress("Ranking heads, layers", layer + 1, anatomy.layers))
-            scores = self._scores(subject, anatomy, layer, 1 if self.queries else each).view(pairs, -1)
+            groups, heads = torch.arange(pairs), torch.arange(each).repeat(pairs, 1)
             if self.groups:
-                stay = top(scores[:, 0], after.count(KEY_VALUE))
-                heads = (stay[:, None] * each + torch.arange(each)).flatten()
-            else:
-                stay = torch.arange(pairs)
-                heads = torch.cat(
-                    [top(row, each - self.queries) + pair * each for pair, row in enumerate(scores)]
-                )
-            kept[KEY_VALUE].append(stay)
-            kept[QUERY].append(heads)
+                groups = top(self._scores(subject, anatomy, layer, each), pairs - self.groups)
+            if self.queries:
+                scores = self._scores(subject, anatomy, layer, 1).view(pairs, each)
+                heads = torch.stack([top(row, each - self.queries) for row in scores])
+            kept[KEY_VALUE].append(groups)
+            kept[QUERY].append((groups[:, None] * each + heads[groups]).flatten())
         return kept
 
     def _scores(self, subject: Subject, anatomy: Anatomy, layer: int, heads_per_unit: int) -> torch.Tensor:
@@ -103,6 +153,9 @@ class Heads(Step):
         return refit_writes(subject, QUERY, columns)
 
     def describe(self) -> str:
+        parts = []
         if self.groups:
-            return f"{self.groups} key/value group{'s' if self.groups > 1 else ''} of every layer"
-        return f"{self.queries} query head{'s' if self.queries > 1 else ''} of every group"
+            parts.append(f"{self.groups} key/value group{'s' if self.groups > 1 else ''} of every layer")
+        if self.queries:
+            parts.append(f"{self.queries} query head{'s' if self.queries > 1 else ''} of every group")
+        return " and ".join(parts)

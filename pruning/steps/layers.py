@@ -1,7 +1,7 @@
 """Whole layers."""
 
 from collections.abc import Callable
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field, field_validator, model_validator
@@ -12,13 +12,31 @@ from pruning.influence import angular_distances, block_influences
 from pruning.likelihood import mean_loss
 from pruning.progress import Progress
 from pruning.shape import Shape
-from pruning.steps.base import Step, Subject, top
+from pruning.steps.base import Cut, Subject, top
+from pruning.steps.settings import Choices, Setting, Slider, Switch, word
 from pruning.surgery import Kept, cut
 
-Method = Literal["last", "first", "influence", "angular", "perplexity", "greedy"]
+METHODS = {
+    "influence": "Those that change least (block influence)",
+    "angular": "The run that turns least (angular distance)",
+    "perplexity": "Those missed least, one by one",
+    "greedy": "Those missed least, one after the other",
+    "last": "The last ones",
+    "first": "The first ones",
+}
+Method = Literal["influence", "angular", "perplexity", "greedy", "last", "first"]
 
 
-class Layers(Step):
+def _read(flag: str, text: str) -> dict:
+    """`3` as a count of layers; `4,5,9` as those layers; `5,` as one."""
+    try:
+        numbers = [int(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise RecipeError(f"{flag} is {text!r}; write how many, such as 3, or which: 4,5,9.") from None
+    return {"layers": tuple(numbers)} if "," in text else {"count": numbers[0] if numbers else 0}
+
+
+class Layers(Cut):
     """Remove whole layers.
 
     Give either `layers`, the numbers of those to remove, from 0 on, or `count`, how many, and a
@@ -29,6 +47,29 @@ class Layers(Step):
     one after the other. Unless `protect` is off, methods that choose never take the first or the last
     layer.
     """
+
+    title: ClassVar[str] = "Layers"
+    hint: ClassVar[str] = "Whole layers, one stacked on the other: the depth of the model"
+    settings: ClassVar[tuple[Setting, ...]] = (
+        Setting(
+            "count",
+            "--layers",
+            "Layers to cut",
+            "How many; in the shell also which, such as 4,5,9",
+            _read,
+            Slider(lambda shape: max(shape.count(LAYER) - 2, 0)),
+            starts=True,
+        ),
+        Setting(
+            "method",
+            "--layer-method",
+            "Which layers",
+            "How they are chosen; the first and the last stay unless they are asked for",
+            word,
+            Choices(METHODS),
+        ),
+        Setting("protect", "--protect", "Keep the first and the last", control=Switch()),
+    )
 
     step: Literal["layers"] = "layers"
     count: Annotated[int, Field(ge=1)] | None = None
@@ -53,9 +94,6 @@ class Layers(Step):
     def reads_text(self) -> bool:
         return self.layers is None and self.method not in ("last", "first")
 
-    def sites(self, shape: Shape) -> tuple[str, ...]:
-        return ()
-
     def reshape(self, shape: Shape) -> Shape:
         there = shape.count(LAYER)
         for layer in self.layers or ():
@@ -73,7 +111,7 @@ class Layers(Step):
 
     def rank(self, subject: Subject) -> Kept:
         there = subject.shape.count(LAYER)
-        removed = set(self.layers or _METHODS[self.method](self, subject))
+        removed = set(self.layers or _CHOOSERS[self.method](self, subject))
         return {LAYER: [torch.tensor([layer for layer in range(there) if layer not in removed])]}
 
     def choices(self, shape: Shape) -> list[int]:
@@ -140,7 +178,7 @@ def _losses_without(subject: Subject, gone: list[int], choices: list[int]) -> di
     return losses
 
 
-_METHODS: dict[str, Callable[[Layers, Subject], list[int]]] = {
+_CHOOSERS: dict[str, Callable[[Layers, Subject], list[int]]] = {
     "last": _last,
     "first": _first,
     "influence": _influence,

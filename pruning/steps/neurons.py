@@ -1,20 +1,21 @@
 """MLP neurons: the same number in every layer, chosen layer by layer."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field, field_validator, model_validator
 
 from pruning.anatomy import GATE, NEURON, UP
-from pruning.criteria import DEFAULT, MLP, criterion_named
+from pruning.criteria import CRITERIA, DEFAULT, MLP, criterion_named
 from pruning.errors import RecipeError
 from pruning.progress import Progress
 from pruning.shape import Shape
-from pruning.steps.base import Refit, Step, Subject, refit_writes, top
+from pruning.steps.base import Cut, Refit, Subject, refit_writes, top
+from pruning.steps.settings import Choices, Setting, Slider, Switch, share, whole, word
 from pruning.surgery import Kept, neuron_matrices
 
 
-class Neurons(Step):
+class Neurons(Cut):
     """Cut MLP neurons.
 
     Give either `fraction`, the share of neurons to remove (`removed = int(fraction · intermediate
@@ -23,12 +24,60 @@ class Neurons(Step):
     by default it does so for the criteria that read calibration text.
     """
 
+    title: ClassVar[str] = "MLP neurons"
+    hint: ClassVar[str] = "The hidden units of the feed-forward layers: most of a model's parameters"
+    settings: ClassVar[tuple[Setting, ...]] = (
+        Setting(
+            "fraction",
+            "--neurons",
+            "MLP neurons to cut, %",
+            "The same share of the intermediate size in every layer",
+            share,
+            Slider(lambda shape: 90, percent=True),
+            starts=True,
+        ),
+        Setting("width", "--width", "MLP neurons to keep in each layer, instead", read=whole, starts=True),
+        Setting(
+            "criterion",
+            "--criterion",
+            "Importance of a neuron",
+            "The criterion: those with the lowest score are cut",
+            word,
+            Choices({name: criterion.title for name, criterion in CRITERIA.items()}),
+        ),
+        Setting(
+            "multiple_of",
+            "--multiple-of",
+            "Width a multiple of",
+            "Multiples run faster on many machines; some file types need them",
+            whole,
+            Choices({1: "any width", 8: "8", 32: "32", 64: "64", 128: "128", 256: "256"}),
+        ),
+        Setting(
+            "repair",
+            "--repair",
+            "Repair what remains",
+            "Refits each layer's output projection to the neurons kept, by least squares",
+            control=Switch(),
+        ),
+    )
+
     step: Literal["neurons"] = "neurons"
     fraction: float | None = None
     width: Annotated[int, Field(ge=1)] | None = None
     multiple_of: Annotated[int, Field(ge=1, le=4096)] = 1
     criterion: str = DEFAULT
     repair: bool | None = None
+
+    @field_validator("fraction", "width", mode="before")
+    @classmethod
+    def _uniform(cls, value):
+        if isinstance(value, list | tuple | dict):
+            raise ValueError(
+                "every layer keeps the same number of neurons: a config holds one intermediate size for "
+                "all layers, so a model with several would not load. Give one number"
+            )
+        return value
 
     @field_validator("fraction")
     @classmethod
