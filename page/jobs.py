@@ -13,6 +13,15 @@ class Job:
 
     def __init__(self):
         self._stopped = threading.Event()
+        self._asked = threading.Event()
+
+    def ask(self) -> None:
+        """Ask the work to end by itself, with what it has."""
+        self._asked.set()
+
+    @property
+    def asked(self) -> bool:
+        return self._asked.is_set() or self.stopped
 
     def stop(self) -> None:
         self._stopped.set()
@@ -74,6 +83,11 @@ class Jobs:
                 self._jobs[session].stop()
             job = self._jobs[session] = Job()
             return job
+
+    def ask(self, session: str) -> None:
+        with self._lock:
+            if session in self._jobs:
+                self._jobs[session].ask()
 
     def stop(self, session: str) -> None:
         with self._lock:

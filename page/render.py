@@ -1,11 +1,13 @@
 """The drawings of the page, as HTML. Everything that a person or a model wrote is escaped."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from math import log10
 
+from pruning.anatomy import CHANNEL, KEY_VALUE, LAYER, NEURON, QUERY, TOKEN
 from pruning.criteria import Criterion
-from pruning.evaluation import Perplexity
+from pruning.distilling import TrainingProgress
 from pruning.shape import Shape
 
 COMPONENT_TITLES = {
@@ -72,13 +74,35 @@ def picture(before: Shape, after: Shape, whence: str = "") -> str:
     )
 
 
-def neurons_note(before: int, after: int, layers: int) -> str:
-    """How many neurons go, in each layer."""
-    if before == after:
+UNIT_TITLES = {
+    NEURON: "MLP neurons of every layer",
+    KEY_VALUE: "key/value groups of every layer",
+    QUERY: "attention heads of every layer",
+    LAYER: "layers",
+    CHANNEL: "channels of the residual stream",
+    TOKEN: "tokens of the vocabulary",
+}
+
+
+def cut_note(before: Shape, after: Shape, also: Sequence[str] = ()) -> str:
+    """What goes, unit by unit. `also`: what the shape does not show."""
+    lines = [
+        f"<b>{before.count(unit) - after.count(unit):,}</b> of {before.count(unit):,} {title}"
+        for unit, title in UNIT_TITLES.items()
+        if after.count(unit) < before.count(unit)
+    ]
+    lines += [escape(line) for line in also]
+    if not lines:
         return '<p class="note">Nothing is cut yet: move the slider.</p>'
+    return f'<p class="note">Cut: {"; ".join(lines)}.</p>'
+
+
+def given_note(steps: Sequence[str]) -> str:
+    """A recipe that says more than the controls can, and that Prune follows as it stands."""
+    lines = "".join(f"<li>{escape(step)}</li>" for step in steps)
     return (
-        f'<p class="note"><b>{before - after:,}</b> of {before:,} neurons go in each of {layers} layers; '
-        f"{after:,} stay.</p>"
+        f'<div class="given"><p><b>A whole recipe is set.</b> Prune carries it out:</p><ol>{lines}</ol>'
+        "<p>Move any control to go back to the controls.</p></div>"
     )
 
 
@@ -95,14 +119,49 @@ def criterion_note(criterion: Criterion) -> str:
     )
 
 
-def status(text: str = "", done: int = 0, total: int = 0, kind: str = "idle") -> str:
-    """One line on what is going on, how far it is, in a place that is always there."""
+def status(text: str = "", done: int = 0, total: int = 0, kind: str = "idle", counted: bool = True) -> str:
+    """One line on what is going on, how far it is, in a place that is always there.
+
+    `counted`: whether the parts that are done have a number that says something.
+    """
     share = 100 * done / total if total else 0
     unknown = "" if total or kind != "busy" else " unknown"
-    far = f"{done} of {total}" if total else ""
+    far = f"{done} of {total}" if total and counted else ""
     return (
         f'<div class="status {kind}" role="status"><span>{escape(text)}</span><span>{far}</span>'
         f'<div class="track{unknown}"><div style="width:{share:.1f}%"></div></div></div>'
+    )
+
+
+def training(progress: TrainingProgress) -> str:
+    """Where a training stands."""
+    left = f"{progress.remaining / 60:.1f} minutes left" if progress.step else "starting"
+    line = (
+        f"{left}; {progress.tokens:,} tokens read; perplexity {progress.before:.1f} → {progress.heldout:.1f} "
+        f"(dense {progress.dense:.1f})"
+    )
+    return status(line, progress.done, progress.total, "busy", counted=False)
+
+
+def taught(note: dict) -> str:
+    """What a training came to."""
+    if not note["improved"]:
+        return status(
+            "It learnt nothing that helps on held-out text, so the model is as it was.", kind="stopped"
+        )
+    return status(
+        f"Taught on {note['tokens']:,} tokens in {note['seconds'] / 60:.1f} minutes: perplexity "
+        f"{note['perplexity_before']:.1f} → {note['perplexity_after']:.1f} "
+        f"(dense {note['perplexity_dense']:.1f}).",
+        kind="done",
+    )
+
+
+def sample(prompt: str, said: str) -> str:
+    """What the model says while it learns."""
+    return (
+        '<section class="sample"><h3>What it says now</h3><p class="text"><span class="prompt">'
+        f"{escape(prompt)}</span>{escape(said)}</p></section>"
     )
 
 
@@ -148,7 +207,7 @@ def empty_texts() -> str:
     """What stands where the texts will be."""
     return (
         '<section class="texts empty"><article><h3>Before</h3><p class="text">What the model says as it '
-        'is.</p></article><article><h3>After</h3><p class="text">What it still says with the neurons gone. '
+        'is.</p></article><article><h3>After</h3><p class="text">What it still says after the cut. '
         "Press <b>Prune</b>.</p></article></section>"
     )
 
@@ -178,31 +237,32 @@ def measures(rows: list[Measure]) -> str:
     )
 
 
-def genres(results: list[tuple[str, Perplexity | None, Perplexity | None]]) -> str:
-    """Perplexity by genre, before and after, as a dot plot over one scale, each row with its figures."""
-    known = [p.value for _, *pair in results for p in pair if p is not None]
+def genres(results: Sequence[tuple[str, float | None, float | None]], measure: str = "Perplexity") -> str:
+    """A measure by genre, before and after, as a dot plot over one scale, each row with its figures."""
+    known = [value for _, *pair in results for value in pair if value is not None]
+    digits = 3 if max(known, default=100.0) < 10 else 1
     top = _scale(max(known, default=1.0))
     rows = []
     for title, before, after in results:
         dots, figures = "", "…"
         if before is not None:
-            dots += _dot("before", before.value, top)
-            figures = f"{before.value:.1f}"
+            dots += _dot("before", before, top)
+            figures = f"{before:.{digits}f}"
         if before is not None and after is not None:
-            low, high = sorted((_place(before.value, top), _place(after.value, top)))
+            low, high = sorted((_place(before, top), _place(after, top)))
             dots = f'<span class="span" style="left:{low:.2f}%;width:{high - low:.2f}%"></span>{dots}'
-            dots += _dot("after", after.value, top)
-            figures = f"{before.value:.1f} → <b>{large(after.value)}</b>"
+            dots += _dot("after", after, top)
+            figures = f"{figures} → <b>{large(after, digits)}</b>"
         rows.append(f'<tr><th>{escape(title)}</th><td class="plot">{dots}</td><td>{figures}</td></tr>')
     return (
-        '<table class="genres"><caption>Perplexity by kind of text, lower is better '
+        f'<table class="genres"><caption>{measure} by kind of text, lower is better '
         '<span class="key"><i class="before"></i>before <i class="after"></i>after</span></caption>'
         f"<tbody>{''.join(rows)}</tbody></table>"
     )
 
 
 def _scale(largest: float) -> float:
-    return min(max(largest * 1.05, 10.0), 1e12)
+    return min(max(largest * 1.05, 0.1), 1e12)
 
 
 def _place(value: float, top: float) -> float:

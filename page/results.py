@@ -3,8 +3,10 @@
 from dataclasses import replace
 
 from page import render
+from pruning.evaluation import Perplexity
 from pruning.loading import Source
 from pruning.pipeline import Report
+from pruning.recipe import Recipe
 from pruning.texts import GENRES
 
 
@@ -15,9 +17,10 @@ def whence(source: Source) -> str:
     return f"Weights: {source.whence}; revision {short}."
 
 
-def measures(report: Report) -> str:
+def measures(report: Report, recipe: Recipe) -> str:
     """The results so far, as rows of the table."""
-    return render.measures(
+    cautions = [step.caution for step in recipe.steps if step.caution]
+    table = render.measures(
         [
             render.Measure(
                 "Parameters",
@@ -33,10 +36,16 @@ def measures(report: Report) -> str:
                 f"{report.bytes_after / 1e6:,.0f} MB",
                 render.change(report.bytes_before, report.bytes_after),
             ),
-            _perplexity(report),
+            _bits(report) if retokenized(recipe) else _perplexity(report),
             _speed(report),
         ]
     )
+    return table + "".join(render.message(caution, "warning") for caution in cautions)
+
+
+def retokenized(recipe: Recipe) -> bool:
+    """Whether the model reads other tokens afterwards, so that perplexities do not compare."""
+    return any(step.retokenizes for step in recipe.steps)
 
 
 def _perplexity(report: Report) -> render.Measure:
@@ -53,10 +62,26 @@ def _perplexity(report: Report) -> render.Measure:
         before=f"{where.value:.1f}",
         detail=f"{where.text}; {where.tokens:,} tokens in windows of {where.window}",
     )
-    if after is None or len(after.genres) < len(GENRES):
+    if not report.judged:
         return row
     ratio = render.large(after.overall.value / where.value, 2)
     return replace(row, after=render.large(after.overall.value), change=f"× {ratio}")
+
+
+def _bits(report: Report) -> render.Measure:
+    row = render.Measure(
+        "Bits per byte",
+        "How many bits the model needs for each byte of the text; lower is better. Perplexities over "
+        "different vocabularies do not compare",
+    )
+    if report.quality_before is None:
+        return row
+    before = report.quality_before.overall
+    row = replace(row, before=f"{before.bits_per_byte:.3f}", detail=before.text)
+    if not report.judged:
+        return row
+    after = report.quality_after.overall.bits_per_byte
+    return replace(row, after=f"{after:.3f}", change=f"{after - before.bits_per_byte:+.3f}")
 
 
 def _speed(report: Report) -> render.Measure:
@@ -71,8 +96,15 @@ def _speed(report: Report) -> render.Measure:
     )
 
 
-def genres(report: Report) -> str:
-    """Perplexity by genre, as far as it was measured."""
+def genres(report: Report, recipe: Recipe) -> str:
+    """Quality by genre, as far as it was measured."""
     before = report.quality_before.genres if report.quality_before else {}
     after = report.quality_after.genres if report.quality_after else {}
-    return render.genres([(title, before.get(key), after.get(key)) for key, title in GENRES.items()])
+
+    def value(result: Perplexity | None) -> float | None:
+        if result is None:
+            return None
+        return result.bits_per_byte if retokenized(recipe) else result.value
+
+    rows = [(title, value(before.get(key)), value(after.get(key))) for key, title in GENRES.items()]
+    return render.genres(rows, "Bits per byte" if retokenized(recipe) else "Perplexity")

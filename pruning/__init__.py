@@ -7,14 +7,16 @@ from pruning.loading import LoadedModel, load
 from pruning.pipeline import Preview, Pruned, Report, measure, preview, prune, run
 from pruning.publishing import publish, save
 from pruning.recipe import Recipe
-from pruning.steps import Heads, Layers, Neurons
-from pruning.texts.choice import Calibration
+from pruning.steps import Channels, Distillation, Heads, Layers, Neurons, Vocabulary, Weights
+from pruning.texts.choice import Calibration, TextChoice
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Calibration",
     "Cancelled",
+    "Channels",
+    "Distillation",
     "Heads",
     "Layers",
     "LoadedModel",
@@ -28,6 +30,9 @@ __all__ = [
     "Report",
     "Sampling",
     "SavingError",
+    "TextChoice",
+    "Vocabulary",
+    "Weights",
     "complete",
     "load",
     "measure",

@@ -11,9 +11,10 @@ import typer
 
 from pruning import catalog
 from pruning.errors import PruningError, RecipeError
-from pruning.progress import Progress, quiet
+from pruning.progress import Progress, quiet, silent
 from pruning.steps import STEPS
 from pruning.steps.settings import Setting, Switch
+from pruning.texts.choice import Calibration, TextChoice, read_text
 
 app = typer.Typer(
     help="Prune small language models.",
@@ -123,7 +124,7 @@ def preview(
     """Show the shape that a cut leads to, from the config alone."""
     from pruning import pipeline
 
-    recipe = _recipe(model, _steps(context))
+    recipe = _recipe(model, _steps(context, model))
     result = pipeline.preview(recipe).to_dict()
     if as_json:
         _print_json(result)
@@ -138,7 +139,8 @@ def prune(
     model: Annotated[str | None, typer.Argument(help="A catalogue name, a Hub id, or a folder.")] = None,
     output: Annotated[Path, typer.Option("--output", help="The folder to write.")] = ...,
     recipe_file: Annotated[
-        Path | None, typer.Option("--recipe", help="A recipe in YAML or JSON, instead of options.")
+        str | None,
+        typer.Option("--recipe", help="A recipe in YAML or JSON, or a model that carries one, not options."),
     ] = None,
     calibration: CalibrationOption = "general",
     tokens: TokensOption = 8192,
@@ -151,7 +153,6 @@ def prune(
 
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise RecipeError(f"{output} exists and is not empty. Choose another folder.")
-    steps = _steps(context)
     if recipe_file is not None:
         if model is not None or context.meta.get("cuts"):
             raise RecipeError("Give either a recipe or a model with cuts, and not both.")
@@ -159,7 +160,8 @@ def prune(
     elif model is None:
         raise RecipeError("Name a model, or give a recipe with --recipe.")
     else:
-        recipe = _recipe(model, steps, _calibration(calibration, tokens), seed)
+        text = Calibration.named(calibration, tokens=tokens)
+        recipe = _recipe(model, _steps(context, model), text, seed)
     pruned = pipeline.run(recipe, evaluate=evaluate, progress=_reporter())
     pruned.save(output, progress=_reporter())
     result = pruned.to_dict() | {"output": str(output)}
@@ -170,7 +172,11 @@ def prune(
     _print_parameters(result["parameters"])
     if report.quality_after:
         before, after = report.quality_before.overall, report.quality_after.overall
-        print(f"perplexity {before.value:.2f} → {after.value:.2f} ({after.text}, {after.tokens} tokens)")
+        if any(step.retokenizes for step in recipe.steps):
+            measure, values = "bits per byte", (before.bits_per_byte, after.bits_per_byte)
+        else:
+            measure, values = "perplexity", (before.value, after.value)
+        print(f"{measure} {values[0]:.3f} → {values[1]:.3f} ({after.text}, {after.tokens} tokens)")
     print(f"saved to {output}")
 
 
@@ -181,11 +187,11 @@ def evaluate(
     tokens: Annotated[int | None, typer.Option("--tokens", help="Tokens to read.", min=2)] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure perplexity, on the bundled held-out passages or on a text file."""
+    """Measure perplexity and bits per byte, on the bundled held-out passages or on a text file."""
     from pruning import evaluation
     from pruning.loading import load
 
-    content = _read_text(text) if text else None
+    content = read_text(text) if text else None
     loaded = load(model, progress=_reporter())
     if content is not None:
         measured = evaluation.perplexity(
@@ -197,17 +203,20 @@ def evaluate(
         measured, genres = found.overall, found.genres
     result = {
         "perplexity": measured.value,
+        "bits_per_byte": measured.bits_per_byte,
         "tokens": measured.tokens,
         "window": measured.window,
         "text": measured.text,
         "genres": {genre: one.value for genre, one in genres.items()},
+        "genres_bits_per_byte": {genre: one.bits_per_byte for genre, one in genres.items()},
     }
     if as_json:
         _print_json(result)
         return
-    print(f"perplexity {measured.value:.3f} on {measured.tokens} tokens ({measured.text})")
+    print(f"perplexity {measured.value:.3f}, {measured.bits_per_byte:.3f} bits per byte")
     for genre, one in genres.items():
-        print(f"  {genre:<14} {one.value:.3f}")
+        print(f"  {genre:<14} {one.value:>8.3f}  {one.bits_per_byte:.3f}")
+    print(f"on {measured.tokens} tokens ({measured.text})")
 
 
 @app.command()
@@ -236,6 +245,94 @@ def generate(
 
 
 @app.command()
+def verify(model: Model, as_json: AsJson = False) -> None:
+    """Check that a saved model is what its recipe and its card say."""
+    from pruning.verification import verify as check
+
+    result = check(model, progress=_reporter())
+    result.require()
+    if as_json:
+        _print_json(result.to_dict())
+        return
+    for each in result.checks:
+        print(f"{'holds' if each.holds else '–':<6} {each.name}: {each.detail}")
+
+
+@app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(help="A folder written by `prune`.")],
+    output: Annotated[Path, typer.Option("--output", help="The file to write.")],
+    form: Annotated[str, typer.Option("--format", help="gguf, the format of llama.cpp.")] = "gguf",
+    kind: Annotated[str, typer.Option("--type", help="How to store weights: f16 or q8_0.")] = "f16",
+    as_json: AsJson = False,
+) -> None:
+    """Convert a saved model to the format of another program."""
+    from pruning.export import export as convert
+
+    if form != "gguf":
+        raise RecipeError(f"There is no format {form!r} to export to; choose gguf.")
+    file = convert(folder, output, kind, progress=_reporter())
+    if as_json:
+        _print_json({"output": str(file), "type": kind, "bytes": file.stat().st_size})
+    else:
+        print(f"saved to {file}, {file.stat().st_size / 1e6:.0f} MB")
+
+
+@app.command()
+def distill(
+    model: Model,
+    teacher: Annotated[str, typer.Option("--teacher", help="The model that it was made from.")],
+    output: Annotated[Path, typer.Option("--output", help="The folder to write.")],
+    minutes: Annotated[float | None, typer.Option("--minutes", help="How long; 5 by default.")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", help="How many steps, instead.")] = None,
+    text: Annotated[str, typer.Option("--text", help="A bundled text by name, or a text file.")] = "general",
+    dataset: Annotated[
+        str | None, typer.Option("--dataset", help="OWNER/NAME[:COLUMN] on the Hub, instead.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Another setting: NAME=VALUE, such as batch=8.")
+    ] = None,
+    checkpoint_every: Annotated[float, typer.Option(help="Seconds between checkpoints.")] = 60.0,
+    seed: SeedOption = 0,
+    evaluate: Annotated[bool, typer.Option(help="Measure perplexity and speed, for the model card.")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Train a pruned model to say what its teacher says. Ctrl-C ends it and keeps the best so far; killed,
+    it goes on from its checkpoint when it is called again. `accelerate launch -m pruning distill …` shares
+    the work between processes."""
+    from pruning import pipeline
+    from pruning.distilling import is_first_process, stopping
+    from pruning.steps.distillation import settings_from
+
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise RecipeError(f"{output} exists and is not empty. Choose another folder.")
+    length = {"steps": steps} if steps is not None else {"minutes": 5.0 if minutes is None else minutes}
+    if steps is not None and minutes is not None:
+        raise RecipeError("Give either --minutes or --steps, and not both.")
+    source = {"text": TextChoice.named(text)} | settings_from(dataset, settings or [])
+    checkpoint = output.parent / f".{output.name}.checkpoint"
+    step = STEPS["distillation"](teacher=teacher, **length, **source).keeping(checkpoint, checkpoint_every)
+    first = is_first_process()
+    with stopping(_reporter() if first else silent) as report:
+        recipe = _recipe(model, [step], seed=seed)
+        pruned = pipeline.run(recipe, evaluate=evaluate and first, progress=report)
+    if not first:
+        return
+    pruned.save(output, progress=_reporter())
+    checkpoint.unlink(missing_ok=True)
+    (notes,) = pruned.report.notes[0]
+    if as_json:
+        _print_json(pruned.to_dict() | {"output": str(output)})
+        return
+    before, after = notes["perplexity_before"], notes["perplexity_after"]
+    print(f"{notes['steps']} steps, {notes['tokens']:,} tokens, {notes['seconds']:.0f} seconds")
+    print(f"held-out perplexity {before:.2f} → {after:.2f}, the teacher's {notes['perplexity_dense']:.2f}")
+    if not notes["improved"]:
+        print("Nothing was gained: this is the model that went in.")
+    print(f"saved to {output}")
+
+
+@app.command()
 def publish(
     folder: Annotated[Path, typer.Argument(help="A folder written by `prune`.")],
     repo_id: Annotated[str, typer.Argument(metavar="OWNER/NAME")],
@@ -255,7 +352,7 @@ def publish(
         print(url)
 
 
-def _steps(context: typer.Context) -> list:
+def _steps(context: typer.Context, model: str) -> list:
     """The cuts as steps, in the order in which they were written."""
     given = {f"--{name.replace('_', '-')}": value for name, value in context.meta.get("cuts", {}).items()}
     values: dict[str, dict] = {}
@@ -270,12 +367,15 @@ def _steps(context: typer.Context) -> list:
             if setting.flag in given:
                 used.add(setting.flag)
                 if not setting.starts:
-                    fields.update(_value(setting, given[setting.flag]))
+                    said = _value(setting, given[setting.flag])
+                    if fields.keys() & said.keys():
+                        raise RecipeError(f"{setting.flag} says again what another option says. Remove one.")
+                    fields.update(said)
     # Switching off what is not there does no harm.
     idle = [flag for flag, value in given.items() if flag not in used and value is not False]
     if values and idle:
         raise RecipeError(f"{idle[0]} belongs to a cut that is not asked for. Remove it, or add the cut.")
-    return [STEPS[name](**fields) for name, fields in values.items()]
+    return [STEPS[name].for_model(model, **fields) for name, fields in values.items()]
 
 
 def _value(setting: Setting, text: str | bool) -> dict:
@@ -283,48 +383,28 @@ def _value(setting: Setting, text: str | bool) -> dict:
     return value if isinstance(value, dict) else {setting.field: value}
 
 
-def _recipe(model: str, steps: list, calibration=None, seed: int = 0):
-    from pruning.recipe import Calibration, Recipe
+def _recipe(model: str, steps: list, calibration: Calibration | None = None, seed: int = 0):
+    from pruning.recipe import Recipe
 
     if not steps:
         raise RecipeError("Nothing to cut: say what, for example --neurons 20%.")
     return Recipe(base=model, steps=steps, calibration=calibration or Calibration(), seed=seed)
 
 
-def _calibration(name: str, tokens: int):
-    from pruning.recipe import Calibration
-    from pruning.texts import CALIBRATION_NAMES, OWN
-
-    if name in CALIBRATION_NAMES and name != OWN:
-        return Calibration(text=name, tokens=tokens)
-    if not Path(name).is_file():
-        raise RecipeError(
-            f"There is no calibration text {name!r}: neither a file, nor one of "
-            f"{', '.join(known for known in CALIBRATION_NAMES if known != OWN)}."
-        )
-    return Calibration.own(_read_text(Path(name)), tokens=tokens)
-
-
-def _read_recipe(file: Path, calibration: str):
-    from pruning import pipeline
+def _read_recipe(name: str, calibration: str):
+    """The recipe in a file, in the folder of a saved model, or in a model on the Hub."""
+    from pruning import loading, pipeline
     from pruning.recipe import Recipe, located
     from pruning.texts import OWN
 
-    text = _read_text(file)
+    is_file = Path(name).is_file() or Path(name).suffix in (".yaml", ".yml", ".json")
+    text = read_text(Path(name)) if is_file else loading.fetch_recipe(name)
     recipe = Recipe.parse(text)
     if any(choice.text == OWN for choice in recipe.texts) and Path(calibration).is_file():
-        recipe = recipe.with_own_text(_read_text(Path(calibration)))
+        recipe = recipe.with_own_text(read_text(Path(calibration)))
     with located(text):
         pipeline.preview(recipe)
     return recipe
-
-
-def _read_text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise RecipeError(f"{file} cannot be read: {reason}.") from None
 
 
 def _reporter() -> Callable[[Progress], None]:

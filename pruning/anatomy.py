@@ -38,6 +38,11 @@ _HEAD_SIZE_DERIVED = (
     "so a model with fewer heads would not load"
 )
 
+_HEAD_SIZE_FOLLOWS = (
+    "its config has no head size of its own: it follows from the embedding size and the number of heads, "
+    "so the heads would shrink with the channels, and their weights would no longer fit"
+)
+
 
 def _linear(name: str, outputs: Label, inputs: Label) -> Tensors:
     return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
@@ -59,6 +64,10 @@ class Family:
     Names of tensors inside a layer are relative to the layer. `writes` names, for neurons and for
     heads, the projection that writes them back into the residual stream; its input is what
     calibration observes. `fixed` says, for the kinds of unit that cannot be cut, why.
+
+    `norm_offset`: what a norm adds to its weight before it multiplies. `embedding_scale`: the buffer, if
+    there is one, that holds √(hidden size) and multiplies every embedding; `closing_norms`: the norms
+    that a layer's outputs pass on their way into the residual stream.
     """
 
     model_type: str
@@ -73,6 +82,9 @@ class Family:
     writes: Mapping[str, str]
     sizes: Mapping[str, str]
     fixed: Mapping[str, str] = field(default_factory=dict)
+    norm_offset: float = 0.0
+    embedding_scale: str = ""
+    closing_norms: tuple[str, ...] = ()
 
     @property
     def gated(self) -> bool:
@@ -154,7 +166,7 @@ _GPT2 = Family(
         TOKEN: "vocab_size",
         LAYER: "n_layer",
     },
-    fixed={QUERY: _HEAD_SIZE_DERIVED},
+    fixed={QUERY: _HEAD_SIZE_DERIVED, CHANNEL: _HEAD_SIZE_FOLLOWS},
 )
 
 _OPT = Family(
@@ -177,7 +189,7 @@ _OPT = Family(
     head=_linear("lm_head", TOKEN, None),
     writes={NEURON: "fc2", QUERY: "self_attn.out_proj"},
     sizes=_SIZES | {NEURON: "ffn_dim", KEY_VALUE: "num_attention_heads"},
-    fixed={QUERY: _HEAD_SIZE_DERIVED},
+    fixed={QUERY: _HEAD_SIZE_DERIVED, CHANNEL: _HEAD_SIZE_FOLLOWS},
 )
 
 _GPT_NEOX = Family(
@@ -194,7 +206,14 @@ _GPT_NEOX = Family(
     head=_linear("lm_head", TOKEN, CHANNEL),
     writes={NEURON: "mlp.dense_4h_to_h", QUERY: "attention.dense"},
     sizes=_SIZES | {KEY_VALUE: "num_attention_heads"},
-    fixed={QUERY: _HEAD_SIZE_DERIVED},
+    fixed={QUERY: _HEAD_SIZE_DERIVED, CHANNEL: _HEAD_SIZE_FOLLOWS},
+)
+
+_GEMMA = replace(
+    _LLAMA,
+    norm_offset=1.0,
+    embedding_scale="model.embed_tokens.embed_scale",
+    closing_norms=("post_attention_layernorm", "post_feedforward_layernorm"),
 )
 
 _PHI3 = replace(
@@ -216,8 +235,8 @@ FAMILIES = {
         replace(_LLAMA, model_type="mistral", title="Mistral"),
         replace(_LLAMA, model_type="qwen2", title="Qwen2"),
         replace(_LLAMA, model_type="qwen3", title="Qwen3"),
-        replace(_LLAMA, model_type="gemma2", title="Gemma 2"),
-        replace(_LLAMA, model_type="gemma3_text", title="Gemma 3 (text)"),
+        replace(_GEMMA, model_type="gemma2", title="Gemma 2"),
+        replace(_GEMMA, model_type="gemma3_text", title="Gemma 3 (text)"),
         _PHI3,
     )
 }
@@ -241,6 +260,11 @@ class TensorSpec:
     labels: tuple[Label, ...]
     component: str
     layer: int | None
+
+    @property
+    def module(self) -> str:
+        """The name of the module that it belongs to."""
+        return self.name.rpartition(".")[0]
 
 
 @dataclass(frozen=True)
@@ -277,6 +301,35 @@ class Anatomy:
     def write_module(self, layer: int, kind: str = NEURON) -> str:
         """The full name of the projection through which a layer's neurons or heads write."""
         return f"{self.family.layers}.{layer}.{self.family.writes[kind]}"
+
+    def input_axis(self, spec: TensorSpec) -> int:
+        """The axis of a projection inside a layer that its inputs run along: what writes into the
+        residual stream has the channels on the other one."""
+        writes = (self.write_module(spec.layer, kind) for kind in self.family.writes)
+        axis = spec.labels.index(CHANNEL)
+        return 1 - axis if spec.module in writes else axis
+
+    @property
+    def norms(self) -> tuple[TensorSpec, ...]:
+        """The weights of the norms over the channels."""
+        return tuple(
+            spec for spec in self.tensors if spec.component == "norms" and spec.name.endswith(".weight")
+        )
+
+    def reads(self, layer: int, component: str) -> tuple[TensorSpec, ...]:
+        """The matrices of a layer's attention or MLP that read the residual stream; all see the same."""
+        return tuple(
+            spec
+            for spec in self.tensors
+            if spec.layer == layer
+            and spec.component == component
+            and len(spec.shape) == 2
+            and spec.labels[self.input_axis(spec)] == CHANNEL
+        )
+
+    def closes(self, norm: TensorSpec) -> bool:
+        """Whether a norm stands between a layer's output and the residual stream."""
+        return norm.module.rpartition(".")[2] in self.family.closing_norms
 
     def layer_module(self, layer: int) -> str:
         return f"{self.family.layers}.{layer}"
@@ -377,7 +430,7 @@ def resize(
     """
     family = family_of(config.model_type)
     values = config.to_dict()
-    if QUERY in units:
+    if QUERY in units or CHANNEL in units:
         values["head_dim"] = head_size(config)
     if LAYER in units:
         before = values[family.sizes[LAYER]]

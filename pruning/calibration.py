@@ -18,7 +18,7 @@ from pruning.loading import LoadedModel
 from pruning.progress import Reporter, silent
 from pruning.statistics import SavedStatistics, Statistics, read_statistics
 from pruning.texts import GENERAL, GENRES, OWN, SELF, WIKITEXT, passage
-from pruning.texts.choice import Calibration
+from pruning.texts.choice import Calibration, TextChoice
 from pruning.windows import Windows
 
 HELD_OUT = 8
@@ -26,7 +26,7 @@ HELD_OUT = 8
 
 LEAST_TOKENS = 256
 
-_FORMAT = 1
+_FORMAT = 3
 """Raised when what is kept on disk changes its meaning."""
 
 
@@ -43,7 +43,9 @@ def windows_of(
     window = readable(base.model, calibration.window)
     fitting, heldout = [], []
     for text in texts:
-        tokens = token_ids(base.model, base.tokenizer, text)[:share]
+        tokens = spread(
+            token_ids(base.model, base.tokenizer, text), share, window - len(beginning(base.tokenizer))
+        )
         if len(tokens) < min(share, LEAST_TOKENS // len(texts)):
             raise RecipeError(
                 f"The calibration text has {len(tokens)} tokens; at least {LEAST_TOKENS} are needed. "
@@ -68,31 +70,51 @@ def readable(model: PreTrainedModel, window: int) -> int:
     return min(window, getattr(model.config, "max_position_embeddings", None) or window)
 
 
+def beginning(tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
+    """What the tokenizer begins a text with: a BOS token, or nothing."""
+    return torch.tensor(tokenizer("", verbose=False).input_ids, dtype=torch.long)
+
+
 def split(tokenizer: PreTrainedTokenizerBase, tokens: torch.Tensor, window: int) -> list[torch.Tensor]:
     """Cut tokens into windows, each beginning as the tokenizer begins a text (with a BOS token, where
     the model expects one). Nothing is padded; the last window may be short."""
-    prefix = torch.tensor(tokenizer("", verbose=False).input_ids, dtype=torch.long)
+    prefix = beginning(tokenizer)
     length = window - len(prefix)
     return [torch.cat([prefix, piece]) for piece in tokens.split(length) if len(piece)]
 
 
+def spread(tokens: torch.Tensor, count: int, length: int) -> torch.Tensor:
+    """`count` tokens in runs of `length`, taken evenly from all of a longer text: many subjects weigh
+    more than much of one."""
+    runs, there = -(-count // length), len(tokens) // length
+    if len(tokens) <= count or there <= runs:
+        return tokens[:count]
+    starts = torch.arange(runs) * there // runs * length
+    return torch.cat([tokens[start : start + length] for start in starts.tolist()])[:count]
+
+
 def _texts(base: LoadedModel, calibration: Calibration, seed: int, progress: Reporter) -> Sequence[str]:
-    match calibration.text:
+    if calibration.text == SELF:
+        return [_self_written(base, calibration.tokens, seed, progress)]
+    return written_texts(calibration, progress)
+
+
+def written_texts(choice: TextChoice, progress: Reporter = silent) -> Sequence[str]:
+    """The texts of a choice that no model has to write, whole."""
+    match choice.text:
         case name if name == GENERAL:
             return [passage(genre, "calibration") for genre in GENRES]
         case name if name in GENRES:
             return [passage(name, "calibration")]
-        case name if name == SELF:
-            return [_self_written(base, calibration.tokens, seed, progress)]
         case name if name == WIKITEXT:
             return [loading.wikitext(progress=progress)]
-    if calibration.content is None:
+    if choice.content is None:
         raise RecipeError(
             "This recipe was calibrated on a text of the user's own (sha256 "
-            f"{calibration.sha256[:12]}…), which a recipe never holds. Give the same text again."
+            f"{choice.sha256[:12]}…), which a recipe never holds. Give the same text again."
         )
-    assert calibration.text == OWN
-    return [calibration.content]
+    assert choice.text == OWN
+    return [choice.content]
 
 
 def statistics_of(
@@ -108,28 +130,33 @@ def statistics_of(
     Kept for the default model as it was loaded (`keep`) and the bundled texts; never for a user's
     own text.
     """
+    asked = f"{calibration!r}|{seed}|{sites}"
+    last_asked, last_key, newest = _newest.get(base.model, ("", "", None))
+    if asked == last_asked and calibration.text != OWN:
+        return newest
     windows = windows_of(base, calibration, seed, progress)
     key = hashlib.sha256(
         f"{_FORMAT}|{base.source.revision}|{windows.digest}|{'|'.join(sites)}".encode()
     ).hexdigest()[:32]
+    if key == last_key:
+        return newest
     file = None
     if keep and base.source.name == catalog.DEFAULT and calibration.text in (GENERAL, *GENRES):
         file = cache_folder() / "statistics" / f"{key}.safetensors"
         if (saved := read_statistics(file, base.model.device)) is not None:
+            _newest[base.model] = asked, key, saved
             return saved
-    newest = _newest.get(base.model)
-    if newest is not None and newest[0] == key:
-        return newest[1]
     statistics = Statistics(base.model, sites, windows.fitting, windows.heldout, progress=progress)
     if file is not None:
         _keep(statistics, file)
     elif statistics.complete:
-        _newest[base.model] = key, statistics
+        _newest[base.model] = asked, key, statistics
     return statistics
 
 
 _newest: WeakKeyDictionary = WeakKeyDictionary()
-"""For each model in memory, the statistics that were last computed and are not on disk."""
+"""For each model in memory, the statistics that were last used, computed or mapped from their file: what
+was asked for (an own text by its digest), the digest of what was read, and they."""
 
 _self_texts: WeakKeyDictionary = WeakKeyDictionary()
 

@@ -2,28 +2,67 @@
 
 import math
 import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from pruning.errors import ModelError
 from pruning.evaluation import Perplexity
+from pruning.loading import Source
+from pruning.provenance import provenance
+from pruning.texts import GENRES, passage
 
 TAG = "secateur"
 LICENCES_NOT_INHERITED = (None, "", "unknown")
 
+_PASSAGES = "secateur-heldout-"
+_PERPLEXITY = "perplexity"
+
 
 def model_card(pruned, name: str) -> ModelCard:
-    """The card of a pruned model, from its recipe and its report."""
-    source, report, recipe = pruned.source, pruned.report, pruned.recipe
+    """The card of a pruned model, from its recipe and its report.
+
+    What programs read is in its front matter: the perplexities as the results of a model index, and
+    under `secateur` the number of parameters and the recipe's digest.
+    """
+    report, recipe = pruned.report, pruned.recipe
     data = ModelCardData(
-        base_model=source.hub_id,
-        license=None if source.licence in LICENCES_NOT_INHERITED else source.licence,
+        base_model=pruned.source.hub_id,
+        **_licence(pruned.source),
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=[TAG, "pruned", "structured-pruning", *(step.step for step in recipe.steps)],
         model_name=name,
         eval_results=_results(report),
+        secateur={"recipe": recipe.digest, "parameters": report.parameters_after},
     )
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{_body(pruned, name)}")
+
+
+def _licence(source: Source) -> dict[str, str]:
+    """The base's licence; one that the Hub does not know comes with its name and its text's address."""
+    if source.licence in LICENCES_NOT_INHERITED:
+        return {}
+    licence = {"license": source.licence}
+    note = source.folder / "README.md"
+    if source.licence != "other" or not note.is_file():
+        return licence
+    told = ModelCard.load(note, ignore_metadata_errors=True).data
+    if told.license_name:
+        licence["license_name"] = str(told.license_name)
+    if told.license_link:
+        licence["license_link"] = _address(str(told.license_link), source)
+    return licence
+
+
+def _address(link: str, source: Source) -> str:
+    """Where a link in the base's card leads: a file's name there means nothing here."""
+    if source.hub_id is None or re.match(r"https?://", link):
+        return link
+    return f"https://huggingface.co/{source.hub_id}/blob/{source.revision}/{link.removeprefix('./')}"
 
 
 def _results(report) -> list[EvalResult] | None:
@@ -33,15 +72,67 @@ def _results(report) -> list[EvalResult] | None:
         EvalResult(
             task_type="text-generation",
             task_name="Language modelling",
-            dataset_type=f"secateur-heldout-{genre}",
+            dataset_type=f"{_PASSAGES}{genre}",
             dataset_name=f"Bundled passages: {result.text}",
-            metric_type="perplexity",
-            metric_name=f"Perplexity ({result.tokens} tokens, windows of {result.window})",
-            metric_value=round(result.value, 3),
+            dataset_revision=text_revision(genre),
+            metric_type=metric,
+            metric_name=f"{title} ({result.tokens} tokens, windows of {result.window})",
+            metric_value=round(value, 4),
+            metric_args={"tokens": result.tokens, "window": result.window},
         )
         for genre, result in report.quality_after.genres.items()
-        if math.isfinite(result.value)
+        for metric, title, value in (
+            (_PERPLEXITY, "Perplexity", result.value),
+            ("bits_per_byte", "Bits per byte", result.bits_per_byte),
+        )
+        if value is not None and math.isfinite(value)
     ] or None
+
+
+def text_revision(genre: str) -> str:
+    """Sixteen hexadecimal digits that identify a genre's held-out passage."""
+    return sha256(passage(genre, "heldout").encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Stated:
+    """What a card says in numbers. `perplexities`: those by genre that were measured on these passages."""
+
+    recipe: str | None
+    parameters: int | None
+    perplexities: dict[str, Perplexity]
+
+
+def read_card(folder: Path) -> Stated:
+    """What the card in a folder states. Raises `ModelError` where there is none that can be read."""
+    note = folder / "README.md"
+    if not note.is_file():
+        raise ModelError(f"{folder.name} has no model card, README.md. Save the model again.")
+    try:
+        data = ModelCard.load(note).data
+        stated = data.get("secateur") or {}
+        return Stated(
+            recipe=stated.get("recipe"),
+            parameters=stated.get("parameters"),
+            perplexities={
+                genre: Perplexity(
+                    float(result.metric_value),
+                    int(result.metric_args["tokens"]),
+                    int(result.metric_args["window"]),
+                    result.dataset_name,
+                )
+                for result in data.eval_results or []
+                for genre in GENRES
+                if result.metric_type == _PERPLEXITY
+                and result.dataset_type == f"{_PASSAGES}{genre}"
+                and result.dataset_revision == text_revision(genre)
+            },
+        )
+    except Exception as error:  # A card is written by people: whatever stands there is no bug here.
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(
+            f"The model card of {folder.name} cannot be read: {reason}. Mend README.md."
+        ) from None
 
 
 def _body(pruned, name: str) -> str:
@@ -56,16 +147,24 @@ def _body(pruned, name: str) -> str:
         _usage(),
         "## What it lost",
         _sizes(report),
-        _qualities(report),
+        _qualities(report, recipe),
         _samples(report),
         "## What was not done",
         _limits(recipe),
         "## Recipe",
-        f"Base revision: `{source.revision}`. Made with Secateur; the same recipe on the same base and "
-        "machine gives the same weights.",
+        "The same recipe on the same base, machine and libraries gives the same weights file. From a folder "
+        "or a repository that holds `recipe.yaml`, `python -m pruning prune --recipe … --output …` makes "
+        "the model again, and `python -m pruning verify …` checks it against this card.",
         _fenced(recipe.to_yaml(), "yaml"),
+        _origin(pruned),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _origin(pruned) -> str:
+    """Where the model came from, and when: the time stands here alone, and in no other file."""
+    facts = {"made": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")} | provenance(pruned)
+    return _fenced("".join(f"{key}: {value}\n" for key, value in facts.items()), "text")
 
 
 def _usage() -> str:
@@ -102,27 +201,31 @@ def _sizes(report) -> str:
     return _table(("", "before", "after"), rows)
 
 
-def _qualities(report) -> str:
+def _qualities(report, recipe) -> str:
     if report.quality_after is None:
         return "Quality was not measured."
-    rows = [
-        _quality_row(result, report.quality_after.genres[genre])
-        for genre, result in report.quality_before.genres.items()
-    ]
-    rows.append(_quality_row(report.quality_before.overall, report.quality_after.overall))
-    return "Perplexity, lower is better, on passages that calibration did not see:\n\n" + _table(
+    before, after = report.quality_before, report.quality_after
+    pairs = [(result, after.genres[genre]) for genre, result in before.genres.items()]
+    pairs.append((before.overall, after.overall))
+    measure, field = "Perplexity", "value"
+    if any(step.retokenizes for step in recipe.steps):
+        measure = "Bits per byte, which compare models with different vocabularies as perplexity does not"
+        field = "bits_per_byte"
+    rows = [_quality_row(first, second, field) for first, second in pairs]
+    return f"{measure}, lower is better, on passages that calibration did not see:\n\n" + _table(
         ("text", "tokens", "window", "before", "after", "ratio"), rows
     )
 
 
-def _quality_row(before: Perplexity, after: Perplexity) -> tuple[str, ...]:
+def _quality_row(before: Perplexity, after: Perplexity, field: str) -> tuple[str, ...]:
+    first, second = getattr(before, field), getattr(after, field)
     return (
         before.text,
         f"{after.tokens:,}",
         str(after.window),
-        f"{before.value:.2f}",
-        f"{after.value:.2f}",
-        f"{after.value / before.value:.2f}",
+        f"{first:.2f}",
+        f"{second:.2f}",
+        f"{second / first:.2f}",
     )
 
 

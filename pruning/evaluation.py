@@ -1,4 +1,4 @@
-"""What a model is worth: perplexity on text it was not calibrated on, size, speed."""
+"""What a model is worth: perplexity and bits per byte on text it was not calibrated on, size, speed."""
 
 import hashlib
 import math
@@ -10,32 +10,42 @@ from dataclasses import asdict, dataclass
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pruning.calibration import readable, split, token_ids
+from pruning.calibration import beginning, readable, split
 from pruning.errors import RecipeError
-from pruning.likelihood import token_losses
+from pruning.generation import check_vocabulary
+from pruning.likelihood import perplexity_of, token_losses
 from pruning.progress import Progress, Reporter, silent
 from pruning.texts import GENRES, passage
 
 WINDOW = 512
-GENRE_TOKENS = 1024
+GENRE_CHARACTERS = 4000
+"""How much of each passage is read: the same text, however many tokens a vocabulary makes of it."""
+
+_FORMAT = 2
+"""Raised when what is kept on disk changes its meaning."""
 
 
 @dataclass(frozen=True)
 class Perplexity:
-    """exp of the mean negative log-likelihood of each token but the first of each window.
+    """exp of the mean negative log-likelihood of each token, but for the first of a window that begins
+    with none before it.
 
-    `tokens` are the tokens read, `window` how many at a time, `text` which text.
+    `tokens` are the text's tokens that were read, not counting what the tokenizer adds; `window` how many
+    tokens at a time; `text` which text. `bits_per_byte` is the same total in bits over the UTF-8 bytes of
+    the tokens predicted (Gao et al., 2020, The Pile): unlike perplexity, it compares models with
+    different vocabularies. None where it was not measured.
     """
 
     value: float
     tokens: int
     window: int
     text: str
+    bits_per_byte: float | None = None
 
 
 @dataclass(frozen=True)
 class Quality:
-    """Perplexity on the held-out passages: over all of them, and by genre."""
+    """Perplexity and bits per byte on the held-out passages: over all of them, and by genre."""
 
     overall: Perplexity
     genres: dict[str, Perplexity]
@@ -59,18 +69,26 @@ def perplexity(
     progress: Reporter = silent,
 ) -> Perplexity:
     """Perplexity on the first `tokens` tokens of a text, in windows that do not overlap."""
-    ids = token_ids(model, tokenizer, text)[:tokens]
-    window = readable(model, window)
-    total, count, read = 0.0, 0, 0
-    for loss, length in _losses(model, split(tokenizer, ids, window), name, progress):
-        total, count, read = (
-            total + float(loss.sum(dtype=torch.float64)),
-            count + len(loss),
-            read + length,
-        )
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    ids = torch.tensor(encoded.input_ids[:tokens], dtype=torch.long)
+    check_vocabulary(model, tokenizer, ids)
+    ends = [end for _, end in encoded.offset_mapping]
+    window, added = readable(model, window), len(beginning(tokenizer))
+    windows = split(tokenizer, ids, window)
+    total, count, size, read = 0.0, 0, 0, 0
+    for done, piece in enumerate(windows):
+        progress(Progress(f"Measuring perplexity on {name}, windows", done, len(windows)))
+        first, last = read + (added == 0), read + len(piece) - added
+        if first == last:
+            continue  # One token, and nothing to predict it from.
+        losses = token_losses(model, piece)[max(added - 1, 0) :]
+        total += float(losses.sum(dtype=torch.float64))
+        count += len(losses)
+        size += len(text[ends[first - 1] if first else 0 : ends[last - 1]].encode())
+        read = last
     if not count:
         raise RecipeError("The text to evaluate on is too short: at least two tokens are needed.")
-    return Perplexity(_exp(total / count), read, window, name)
+    return Perplexity(perplexity_of(total / count), read, window, name, total / math.log(2) / max(size, 1))
 
 
 def quality(
@@ -79,7 +97,11 @@ def quality(
     progress: Reporter = silent,
     tokens: int | None = None,
 ) -> Quality:
-    """Perplexity on the bundled held-out passages: `tokens` in all, the same number of each genre."""
+    """Perplexity and bits per byte on the bundled held-out passages.
+
+    The same number of characters of each genre; or `tokens` in all, the same number of each genre, which
+    is not the same text for every vocabulary.
+    """
     return summarise(dict(by_genre(model, tokenizer, progress, tokens)))
 
 
@@ -90,27 +112,30 @@ def by_genre(
     tokens: int | None = None,
 ) -> Iterator[tuple[str, Perplexity]]:
     """The parts of `quality`, one genre after the other."""
-    share = GENRE_TOKENS if tokens is None else max(2, tokens // len(GENRES))
     for genre, title in GENRES.items():
-        name = f"{title}, held out"
-        yield (
-            genre,
-            perplexity(model, tokenizer, passage(genre, "heldout"), share, name=name, progress=progress),
-        )
+        name, text = f"{title}, held out", passage(genre, "heldout")
+        if tokens is None:
+            yield genre, perplexity(model, tokenizer, text[:GENRE_CHARACTERS], name=name, progress=progress)
+        else:
+            share = max(2, tokens // len(GENRES))
+            yield genre, perplexity(model, tokenizer, text, share, name=name, progress=progress)
 
 
 def summarise(genres: dict[str, Perplexity]) -> Quality:
-    """All genres together, each weighing the same: the geometric mean of their perplexities."""
+    """All genres together, each weighing the same: the geometric mean of their perplexities, and the
+    mean of their bits per byte."""
     mean = sum(math.log(result.value) for result in genres.values()) / len(genres)
     tokens = sum(result.tokens for result in genres.values())
     window = next(iter(genres.values())).window
-    return Quality(Perplexity(_exp(mean), tokens, window, "five genres, held out"), genres)
+    bits = statistics.fmean(result.bits_per_byte for result in genres.values())
+    return Quality(Perplexity(perplexity_of(mean), tokens, window, "five genres, held out", bits), genres)
 
 
 def digest(revision: str | None) -> str:
     """Identifies a measurement of `quality`: the model's revision and the texts it was made on."""
     texts = "".join(passage(genre, "heldout") for genre in GENRES)
-    return hashlib.sha256(f"{revision}|{WINDOW}|{GENRE_TOKENS}|{texts}".encode()).hexdigest()[:32]
+    key = f"{_FORMAT}|{revision}|{WINDOW}|{GENRE_CHARACTERS}|{texts}"
+    return hashlib.sha256(key.encode()).hexdigest()[:32]
 
 
 def tokens_per_second(
@@ -146,16 +171,3 @@ def tokens_per_second(
 def size_on_disk(parameters: int, dtype: torch.dtype) -> int:
     """Bytes that the weights take in a safetensors file, without its small header."""
     return parameters * dtype.itemsize
-
-
-def _losses(model, windows, name: str, progress: Reporter):
-    """The negative log-likelihood of each predicted token, window by window."""
-    for done, window in enumerate(windows):
-        progress(Progress(f"Measuring perplexity on {name}, windows", done, len(windows)))
-        if len(window) < 2:
-            continue
-        yield token_losses(model, window), len(window)
-
-
-def _exp(value: float) -> float:
-    return math.exp(value) if value < 700 else math.inf

@@ -4,6 +4,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from transformers import (
@@ -43,6 +44,13 @@ class Sampling:
 def _check_whole(name: str, value: int, least: int, most: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
         raise RecipeError(f"{name} is {value!r}; a whole number from {least} to {most} is needed.")
+
+
+class Speaker(Protocol):
+    """A model with the tokenizer that it reads and writes with."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
 
 
 class GumbelNoise(LogitsProcessor):
@@ -174,8 +182,7 @@ def _settings(model: PreTrainedModel, sampling: Sampling) -> dict:
 
 
 def compare(
-    models: Sequence[PreTrainedModel],
-    tokenizer: PreTrainedTokenizerBase,
+    models: Sequence[Speaker],
     prompt: str,
     sampling: Sampling | None = None,
     stopped: Callable[[], bool] = lambda: False,
@@ -190,7 +197,11 @@ def compare(
     def write(which: int) -> None:
         try:
             for piece in stream(
-                models[which], tokenizer, prompt, sampling, lambda: over.is_set() or stopped()
+                models[which].model,
+                models[which].tokenizer,
+                prompt,
+                sampling,
+                lambda: over.is_set() or stopped(),
             ):
                 pieces.put((which, piece))
             pieces.put((which, None))

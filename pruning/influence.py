@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -15,7 +16,22 @@ from pruning.windows import Windows
 def block_influences(
     model: nn.Module, anatomy: Anatomy, windows: Windows, progress: Reporter = silent
 ) -> torch.Tensor:
-    """1 − E[cos(h_in, h_out)] of every layer over all tokens, `[layers]` (ShortGPT, eq. 1)."""
+    """1 − E[cos(h_in, h_out)] of every layer over all tokens, `[layers]` (ShortGPT, eq. 1).
+
+    Computed once for a model and a text.
+    """
+    known = _influences.setdefault(model, {})
+    if windows.digest not in known:
+        known[windows.digest] = _block_influences(model, anatomy, windows, progress)
+    return known[windows.digest]
+
+
+_influences: WeakKeyDictionary = WeakKeyDictionary()
+
+
+def _block_influences(
+    model: nn.Module, anatomy: Anatomy, windows: Windows, progress: Reporter
+) -> torch.Tensor:
     total = torch.zeros(anatomy.layers, dtype=torch.float64)
     for states in residual_streams(model, anatomy, windows, progress):
         for layer in range(anatomy.layers):

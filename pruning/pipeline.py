@@ -20,7 +20,8 @@ from pruning.loading import LoadedModel, Source, Token
 from pruning.progress import Progress, Reporter, silent
 from pruning.recipe import Recipe
 from pruning.shape import Shape
-from pruning.steps.base import Subject
+from pruning.steps.base import Step, Subject
+from pruning.texts import GENRES
 
 SAMPLE_PROMPTS = ("Paris is the capital of", "The best way to learn is", "def add(a, b):")
 
@@ -58,6 +59,11 @@ class Report:
     speed_after: float | None = None
     samples: tuple[tuple[str, str, str], ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def judged(self) -> bool:
+        """Whether the quality after is known for every genre."""
+        return self.quality_after is not None and len(self.quality_after.genres) == len(GENRES)
 
     def to_dict(self) -> dict:
         return asdict(self)
@@ -147,45 +153,56 @@ def run(
 
 def prune(recipe: Recipe, base: LoadedModel, progress: Reporter = silent) -> Pruned:
     """Carry out the steps of a recipe on a loaded base, without measuring anything."""
-    first = Shape.of(base.model.config)
-    reshape(recipe, first)
-    model, tokenizer, shape, notes, seconds = base.model, base.tokenizer, first, [], {}
+    shape = Shape.of(base.model.config)
+    reshape(recipe, shape)
+    before = shape.components
+    size = evaluation.size_on_disk(sum(before.values()), base.storage_dtype)
+    report = Report(sum(before.values()), sum(before.values()), before, before, size, size)
+    pinned = recipe.pinned(base.source.revision)
+    pruned = Pruned(base.model, base.tokenizer, pinned, report, base.source, shape, base.storage_dtype)
     for step in recipe.steps:
-        start = time.perf_counter()
-        subject = Subject(model, tokenizer, shape, base, seed=recipe.seed, progress=progress)
-        if sites := step.sites(shape):
-            statistics = statistics_of(
-                subject.loaded,
-                recipe.calibration,
-                sites,
-                recipe.seed,
-                keep=model is base.model,
-                progress=progress,
-            )
-            subject = replace(subject, statistics=statistics)
-        if step.reads_text:
-            windows = windows_of(subject.loaded, recipe.calibration, recipe.seed, progress)
-            subject = replace(subject, windows=windows)
-        calibrated = time.perf_counter()
-        outcome = step.apply(subject)
-        model, tokenizer = outcome.model, outcome.tokenizer
-        shape = Shape.of(model.config)
-        notes.append(outcome.notes)
-        seconds["calibrate"] = seconds.get("calibrate", 0) + calibrated - start
-        seconds["cut"] = seconds.get("cut", 0) + time.perf_counter() - calibrated
-    before, after = first.components, shape.components
-    report = Report(
-        parameters_before=sum(before.values()),
+        pruned = _carried_out(step, pruned, base, progress)
+    return pruned
+
+
+def further(pruned: Pruned, base: LoadedModel, step: Step, progress: Reporter = silent) -> Pruned:
+    """One more step on a pruned model; its recipe says so."""
+    recipe = pruned.recipe.model_copy(update={"steps": (*pruned.recipe.steps, step)})
+    reshape(recipe, Shape.of(base.model.config))
+    report = replace(pruned.report, quality_after=None, speed_before=None, speed_after=None, samples=())
+    return _carried_out(step, replace(pruned, recipe=recipe, report=report), base, progress)
+
+
+def _carried_out(step: Step, pruned: Pruned, base: LoadedModel, progress: Reporter) -> Pruned:
+    """The model after one more step, and its report with what the step notes."""
+    recipe, shape, start = pruned.recipe, pruned.shape, time.perf_counter()
+    subject = Subject(pruned.model, pruned.tokenizer, shape, base, seed=recipe.seed, progress=progress)
+    if sites := step.sites(shape):
+        keep = pruned.model is base.model
+        statistics = statistics_of(
+            subject.loaded, recipe.calibration, sites, recipe.seed, keep=keep, progress=progress
+        )
+        subject = replace(subject, statistics=statistics)
+    if step.reads_text:
+        windows = windows_of(subject.loaded, recipe.calibration, recipe.seed, progress)
+        subject = replace(subject, windows=windows)
+    calibrated = time.perf_counter()
+    outcome = step.apply(subject)
+    shape, report = Shape.of(outcome.model.config), pruned.report
+    seconds = report.seconds | {
+        "calibrate": report.seconds.get("calibrate", 0) + calibrated - start,
+        "cut": report.seconds.get("cut", 0) + time.perf_counter() - calibrated,
+    }
+    after = shape.components
+    report = replace(
+        report,
         parameters_after=sum(after.values()),
-        components_before=before,
         components_after=after,
-        bytes_before=evaluation.size_on_disk(sum(before.values()), base.storage_dtype),
         bytes_after=evaluation.size_on_disk(sum(after.values()), base.storage_dtype),
-        notes=tuple(notes),
+        notes=(*report.notes, outcome.notes),
         seconds=seconds,
     )
-    pinned = recipe.pinned(base.source.revision)
-    return Pruned(model, tokenizer, pinned, report, base.source, shape, base.storage_dtype)
+    return replace(pruned, model=outcome.model, tokenizer=outcome.tokenizer, shape=shape, report=report)
 
 
 def measure(pruned: Pruned, base: LoadedModel, progress: Reporter = silent) -> Pruned:
@@ -216,7 +233,11 @@ def measuring(pruned: Pruned, base: LoadedModel, progress: Reporter = silent) ->
         speed_before=speed_before,
         speed_after=speed_after,
         samples=tuple(
-            (prompt, *(complete(each, tokenizer, prompt, sampling) for each in (base.model, model)))
+            (
+                prompt,
+                complete(base.model, base.tokenizer, prompt, sampling),
+                complete(model, tokenizer, prompt, sampling),
+            )
             for prompt in SAMPLE_PROMPTS
         ),
     )

@@ -28,8 +28,11 @@ def silent(progress: Progress) -> None:
 
 
 def quiet() -> None:
-    """Keep transformers' own bars and warnings out of a terminal or a log that shows ours."""
-    from transformers.utils import logging
+    """Keep the libraries' own bars and warnings out of a terminal or a log that shows ours."""
+    import logging
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("accelerate").setLevel(logging.ERROR)

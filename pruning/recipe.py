@@ -104,14 +104,26 @@ class Recipe(Frozen):
             raise RecipeError("A recipe is a mapping with the keys base and steps.")
         if any(not isinstance(key, str) for key in values):
             raise RecipeError("The keys of a recipe are words: base, steps, calibration, seed.")
-        calibration = values.get("calibration")
-        if isinstance(calibration, dict) and "content" in calibration:
-            raise RecipeError("calibration.content: a recipe never holds the text itself. Remove it.")
+        if (place := _holds_text(values)) is not None:
+            raise RecipeError(f"{place}: a recipe never holds the text itself. Remove it.")
         try:
             with located(text):
                 return cls.from_json(json.dumps(values, default=str))
         except TypeError:
             raise RecipeError("The keys of a recipe are words. One of them is something else.") from None
+
+
+def _holds_text(values: object, place: str = "") -> str | None:
+    """Where in plain values a text itself stands, which only Python may give."""
+    inside = (
+        values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
+    )
+    for key, value in inside:
+        if key == "content":
+            return f"{place}content"
+        if (found := _holds_text(value, f"{place}{key}.")) is not None:
+            return found
+    return None
 
 
 @contextmanager

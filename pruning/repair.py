@@ -1,14 +1,10 @@
 """Repair in closed form: what the kept neurons can say of what the removed ones said."""
 
-import math
 from dataclasses import dataclass
 
 import torch
 
 from pruning.statistics import SiteGram
-
-DAMPINGS = (10.0, 1.0, 0.1, 0.01, 0.001)
-"""Candidates for λ, as a share of the mean of the diagonal of H, from the most cautious on."""
 
 
 @dataclass(frozen=True)
@@ -29,53 +25,42 @@ class Repair:
 def repair_projection(site: SiteGram, weight: torch.Tensor, kept: torch.Tensor) -> Repair:
     """Refit a projection `[channels, neurons]` to the neurons kept.
 
-    Solves argmin_V ‖X_k V − X Wᵀ‖² + λ̄ ‖V − W_kᵀ‖² with λ̄ = λ · mean(diag H) and H = XᵀX, as
-    V = W_kᵀ + (H_kk + λ̄ I)⁻¹ H_kr W_rᵀ, by Cholesky: ridge regression toward the untouched weights.
-    The held-out rows choose λ, or no repair, in float32, trying less caution for as long as it helps;
-    the choice is then solved again over all rows in float64.
+    Solves argmin_V ‖X_k V − X Wᵀ‖² + λ̄ ‖V − W_kᵀ‖² with H = XᵀX, as V = W_kᵀ + C: ridge regression
+    toward the untouched weights. C = (H_kk + λ̄ I)⁻¹ H_kr W_rᵀ is also −P_kr P_rr⁻¹ W_rᵀ with
+    P = (H + λ̄ I)⁻¹ over all neurons (block inversion; Golub & Van Loan, §2.1.4), which is known before
+    anything is cut: what remains to solve is as small as the cut. Held-out rows decide between this and
+    no repair.
     """
     kept = kept.to(weight.device)
-    removed = torch.ones(weight.shape[1], dtype=torch.bool, device=weight.device)
-    removed[kept] = False
-    removed = removed.nonzero().squeeze(1)
-    lost = weight[:, removed].float()
-    rows = site.heldout[:, kept]
-    missing = site.heldout[:, removed] @ lost.T
-    errors = {None: _energy(missing)}
-    system, wanted = _normal_equations(site.gram, kept, removed, lost)
-    scale = float(site.gram.diagonal().mean(dtype=torch.float64))
-    previous = math.inf
-    for damping in DAMPINGS if scale > 0 else ():
-        change = _solve(system, wanted, damping * scale)
-        error = math.inf if change is None else _energy(rows @ change - missing)
-        if error >= previous:
-            break
-        errors[damping] = previous = error
-    best = min(errors, key=errors.get)
-    repaired = None
-    if best is not None:
-        gram = torch.addmm(site.gram, site.heldout.T, site.heldout)
-        system, wanted = _normal_equations(gram, kept, removed, lost.double())
-        change = _solve(system, wanted, best * float(gram.diagonal().mean(dtype=torch.float64)))
-        repaired = (weight[:, kept] + change.T).float()
+    stays = torch.zeros(weight.shape[1], dtype=torch.bool, device=weight.device)
+    stays[kept] = True
+    removed = (~stays).nonzero().squeeze(1)
+    lost = weight.index_select(1, removed).float().T
+    change = _change(site, kept, removed, lost)
+    missing = site.heldout.index_select(1, removed) @ lost
+    before = _energy(missing)
+    after = _energy(site.heldout.index_select(1, kept) @ change - missing)
     energy = max(_energy(site.heldout @ weight.float().T), 1e-30)
-    return Repair(repaired, best, errors[None] / energy, errors[best] / energy)
+    if not after < before:
+        return Repair(None, None, before / energy, before / energy)
+    return Repair(
+        weight.index_select(1, kept).float() + change.T, site.damping, before / energy, after / energy
+    )
 
 
-def _normal_equations(
-    gram: torch.Tensor, kept: torch.Tensor, removed: torch.Tensor, lost: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """H_kk and H_kr W_rᵀ, in the precision of the lost weights."""
-    rows = gram.index_select(0, kept).to(lost.dtype)
-    return rows.index_select(1, kept), rows.index_select(1, removed) @ lost.T
+def _change(site: SiteGram, kept: torch.Tensor, removed: torch.Tensor, lost: torch.Tensor) -> torch.Tensor:
+    """C, `[kept, channels]`, by the smaller of both systems; `lost` is W_rᵀ."""
+    if len(removed) <= len(kept):
+        rows = site.inverse.index_select(0, removed)
+        return -(rows.index_select(1, kept).T @ _solve(rows.index_select(1, removed), lost))
+    rows = site.gram.index_select(0, kept)
+    system = rows.index_select(1, kept)
+    system.diagonal().add_(site.ridge or 1.0)
+    return _solve(system, rows.index_select(1, removed) @ lost)
 
 
-def _solve(system: torch.Tensor, wanted: torch.Tensor, ridge: float) -> torch.Tensor | None:
-    """What to add to the kept weights, `[kept, channels]`; None where the precision does not reach."""
-    damped = system.clone()
-    damped.diagonal().add_(ridge)
-    factor, failed = torch.linalg.cholesky_ex(damped)
-    return None if failed else torch.cholesky_solve(wanted, factor)
+def _solve(system: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    return torch.cholesky_inverse(torch.linalg.cholesky(system)) @ wanted
 
 
 def _energy(values: torch.Tensor) -> float:

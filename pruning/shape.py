@@ -6,7 +6,7 @@ from math import prod
 
 from transformers import PreTrainedConfig
 
-from pruning.anatomy import COMPONENTS, LAYER, Anatomy, anatomy_of, kind_of, resize
+from pruning.anatomy import COMPONENTS, LAYER, Anatomy, Label, anatomy_of, kind_of, resize
 
 
 @dataclass(frozen=True)
@@ -43,21 +43,21 @@ class Shape:
     def components(self) -> dict[str, int]:
         """Parameters by component; tied embeddings are counted once, under `embeddings`."""
         totals = dict.fromkeys(COMPONENTS, 0)
-        layers = self.count(LAYER)
         for spec in self.anatomy.tensors:
-            # All layers of a model have one shape, so the first ones stand in for those that stay.
-            if spec.layer is not None and spec.layer >= layers:
-                continue
-            totals[spec.component] += prod(
-                self._length(label, length) for label, length in zip(spec.labels, spec.shape, strict=True)
-            )
+            # All layers of a model have one shape, so the first stands in for those that stay.
+            if spec.layer in (None, 0):
+                size = prod(
+                    self.length(label, length) for label, length in zip(spec.labels, spec.shape, strict=True)
+                )
+                totals[spec.component] += size * (1 if spec.layer is None else self.count(LAYER))
         return totals
 
     @property
     def parameters(self) -> int:
         return sum(self.components.values())
 
-    def _length(self, label, length: int) -> int:
+    def length(self, label: Label, length: int) -> int:
+        """How long an axis of `length` entries becomes."""
         if not self.units:
             return length
         return sum(

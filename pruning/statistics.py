@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import psutil
@@ -19,9 +19,18 @@ from torch import nn
 
 from pruning.files import replacing
 from pruning.progress import Progress, Reporter, silent
+from pruning.windows import Windows
 
-HELD_OUT_ROWS = 1024
+HELD_OUT_ROWS = 128
 """About so many held-out rows are kept of each site, evenly from all of the held-out text."""
+
+PRIOR_TOKENS = 8192
+"""Repair shrinks toward the untouched weights as if they had been right on so many tokens.
+
+The best ridge for held-out rows, as a share of the median of the diagonal of H, halves where the text
+is twice as long: between 1,024 and 16,384 tokens of SmolLM2-135M it is 8,000 to 10,000 tokens' worth
+(`benchmarks/README.md`). The median, because a few neurons with massive activations rule the mean.
+"""
 
 
 @dataclass(frozen=True)
@@ -41,13 +50,42 @@ class SiteGram:
     """Second moments of one site for least squares.
 
     `gram`: XᵀX over the fitting part of the text, `[neurons, neurons]`, float32, not divided by the
-    number of tokens. `heldout`: rows of X that `gram` has not seen, `[rows, neurons]`, which choose
-    how far to trust it. `tokens`: rows in `gram`.
+    number of tokens. `heldout`: rows of X that `gram` has not seen, `[rows, neurons]`, which say whether
+    to trust it. `tokens`: rows in `gram`. `saved`: the inverse, where it was read from a file.
     """
 
     gram: torch.Tensor
     heldout: torch.Tensor
     tokens: int
+    saved: torch.Tensor | None = None
+
+    @property
+    def damping(self) -> float:
+        """λ, as a share of the median of the diagonal of H."""
+        return PRIOR_TOKENS / self.tokens
+
+    @cached_property
+    def ridge(self) -> float:
+        """λ̄ = λ · median(diag H); of the neurons that ever fire, so that it is 0 only if none does."""
+        diagonal = self.gram.diagonal()
+        firing = diagonal[diagonal > 0]
+        return self.damping * float(firing.median()) if len(firing) else 0.0
+
+    @cached_property
+    def inverse(self) -> torch.Tensor:
+        """(H + λ̄ I)⁻¹, `[neurons, neurons]`, float32: made when first asked for, then kept.
+
+        Inverted by Cholesky with a diagonal of ones, D (D A D)⁻¹ D with D = diag(A)^(-1/2): so float32
+        is enough where some neurons fire a thousand times as strongly as others.
+        """
+        if self.saved is not None:
+            return self.saved
+        system = self.gram.clone()
+        system.diagonal().add_(self.ridge or 1.0)
+        scale = system.diagonal().rsqrt()
+        factor = torch.linalg.cholesky(system.mul_(scale).mul_(scale[:, None]))
+        # LAPACK writes by columns; of a symmetric matrix the transpose is the same, by rows.
+        return torch.cholesky_inverse(factor).mul_(scale).mul_(scale[:, None]).T.contiguous()
 
 
 class Statistics:
@@ -97,6 +135,7 @@ class Statistics:
             tensors[f"{site}/square"] = moments.square.cpu()
             tensors[f"{site}/sequence"] = moments.sequence.cpu()
             tensors[f"{site}/gram"] = gram.gram.cpu()
+            tensors[f"{site}/inverse"] = gram.inverse.cpu()
             tensors[f"{site}/heldout"] = gram.heldout.cpu()
         tokens = next(iter(self._grams.values())).tokens
         with replacing(file) as temporary:
@@ -127,6 +166,7 @@ class SavedStatistics:
             gram=self._file.get_tensor(f"{site}/gram"),
             heldout=self._file.get_tensor(f"{site}/heldout"),
             tokens=self._tokens,
+            saved=self._file.get_tensor(f"{site}/inverse"),
         )
 
 
@@ -136,6 +176,13 @@ def read_statistics(file: Path, device: torch.device | str = "cpu") -> SavedStat
         return SavedStatistics(file, device)
     except (SafetensorError, OSError, ValueError):
         return None
+
+
+def moments_of(
+    model: nn.Module, sites: Sequence[str], windows: Windows, progress: Reporter = silent
+) -> Mapping[str, SiteMoments]:
+    """The moments of any number of sites over all of a text, without second moments."""
+    return _collect(model, sites, (), windows.fitting, windows.heldout, progress)[0]
 
 
 class _Site:
@@ -221,9 +268,9 @@ def _batches(sites: Sequence[str], model: nn.Module, budget: int) -> Iterator[li
     batch: list[str] = []
     free = budget
     for site in sites:
-        weight = model.get_submodule(site).weight
-        width = weight.numel() // model.config.hidden_size
-        size = 4 * width * (width + HELD_OUT_ROWS)
+        module = model.get_submodule(site)
+        width = module.in_features if isinstance(module, nn.Linear) else module.nx
+        size = 4 * width * (2 * width + HELD_OUT_ROWS)
         if batch and size > free:
             yield batch
             batch, free = [], budget

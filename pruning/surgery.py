@@ -1,14 +1,32 @@
 """Base model + kept units → a new model on a new shape, sharing every tensor that was not cut."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections import ChainMap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 
 import torch
+from accelerate import dispatch_model
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.integrations.accelerate import load_offloaded_parameter
 
-from pruning.anatomy import CHANNEL, LAYER, Anatomy, Label, TensorSpec, build_on_meta, kind_of
+from pruning.anatomy import (
+    CHANNEL,
+    KEY_VALUE,
+    LAYER,
+    Anatomy,
+    Label,
+    TensorSpec,
+    build_on_meta,
+    family_of,
+    kind_of,
+)
+from pruning.errors import ModelError
 from pruning.shape import Shape
+
+DISK = "disk"
+"""Where accelerate leaves what no device has room for."""
 
 Kept = Mapping[str, Sequence[torch.Tensor]]
 """For each kind of unit, the kept indices of each layer, ascending.
@@ -31,44 +49,117 @@ def cut(
     """
     replaced = replaced or {}
     anatomy = shape.anatomy
-    parameters = dict(base.named_parameters())
-    staying = kept[LAYER][0].tolist() if LAYER in kept else list(range(anatomy.layers))
-    number = {layer: place for place, layer in enumerate(staying)}
-    tensors = {}
-    for spec in anatomy.tensors:
-        if spec.layer is not None and spec.layer not in number:
-            continue
-        name = anatomy.moved(spec, number.get(spec.layer))
-        if spec.name in replaced:
-            tensors[name] = replaced[spec.name].to(parameters[spec.name])
-            continue
-        tensor = parameters[spec.name].detach()
-        for axis, label in enumerate(spec.labels):
-            index = _indices(anatomy, label, tensor.shape[axis], spec.layer, kept)
-            if index is not None:
-                tensor = tensor.index_select(axis, index.to(tensor.device))
-        tensors[name] = tensor
-    return assemble(base, shape.config_of(staying), tensors)
+
+    def make(spec: TensorSpec) -> torch.Tensor:
+        whole = parameter(base, spec.name)
+        new = replaced.get(spec.name)
+        return cut_tensor(whole, spec, anatomy, kept) if new is None else new.to(whole)
+
+    tensors = OnDemand({name: partial(make, spec) for name, spec in remaining(anatomy, kept).items()})
+    layers = staying(anatomy, kept)
+    return assemble(base, shape.config_of(layers), tensors, layers)
+
+
+def parameter(model: nn.Module, name: str) -> torch.Tensor:
+    """The values of a parameter, also where accelerate left them on disk. Not a copy."""
+    values = model.get_parameter(name).detach()
+    if not values.is_meta:
+        return values
+    try:
+        return load_offloaded_parameter(model, name)
+    except KeyError:
+        raise ModelError(
+            f"The files hold {name} only under the name of a parameter that is tied to it, and so it cannot "
+            "be read from disk. Load the model whole, save it with save_pretrained, and use that."
+        ) from None
+
+
+class OnDemand(Mapping[str, torch.Tensor]):
+    """Tensors by name, each made anew whenever it is asked for."""
+
+    def __init__(self, makers: Mapping[str, Callable[[], torch.Tensor]]):
+        self._makers = makers
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self._makers[name]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._makers)
+
+    def __len__(self) -> int:
+        return len(self._makers)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._makers  # Mapping's own would make the tensor.
+
+
+def staying(anatomy: Anatomy, kept: Kept) -> list[int]:
+    """The layers that stay, ascending, by their numbers in the base."""
+    return kept[LAYER][0].tolist() if LAYER in kept else list(range(anatomy.layers))
+
+
+def remaining(anatomy: Anatomy, kept: Kept) -> dict[str, TensorSpec]:
+    """The parameters of the new model: the name of each, and which of the base's it is made of."""
+    place = {layer: number for number, layer in enumerate(staying(anatomy, kept))}
+    return {
+        anatomy.moved(spec, place.get(spec.layer)): spec
+        for spec in anatomy.tensors
+        if spec.layer is None or spec.layer in place
+    }
+
+
+def cut_tensor(tensor: torch.Tensor, spec: TensorSpec, anatomy: Anatomy, kept: Kept) -> torch.Tensor:
+    """What is kept of one parameter; the tensor itself where none of its axes is cut."""
+    for axis, label in enumerate(spec.labels):
+        index = _indices(anatomy, label, tensor.shape[axis], spec.layer, kept)
+        if index is not None:
+            tensor = tensor.index_select(axis, index.to(tensor.device))
+    return tensor
 
 
 def assemble(
-    base: PreTrainedModel, config: PreTrainedConfig, tensors: Mapping[str, torch.Tensor]
+    base: PreTrainedModel,
+    config: PreTrainedConfig,
+    tensors: Mapping[str, torch.Tensor],
+    layers: Sequence[int] | None = None,
 ) -> PreTrainedModel:
-    """An ordinary model of a config around given parameters; buffers come from the base."""
-    dtype = next(iter(tensors.values())).dtype
+    """An ordinary model of a config around given parameters; buffers come from the base, but for the
+    one that follows from the number of channels.
+
+    `layers`: which of the base's layers the new ones are, where some are gone. Where accelerate placed
+    the base on several devices, each layer stays on its own; those it left on disk stay there, and
+    `tensors` is asked for them whenever they are needed.
+    """
+    places = _places(base, layers)
+    held = {name: tensors[name] for name in tensors if _place(name, places) != DISK}
+    dtype = next(iter((held or tensors).values())).dtype
     config = copy.deepcopy(config)
     config._attn_implementation = base.config._attn_implementation
     config.dtype = dtype
     model = build_on_meta(config, dtype)
+    family = family_of(config.model_type)
     buffers = dict(base.named_buffers())
+    if family.embedding_scale:
+        scale = getattr(config, family.sizes[CHANNEL]) ** 0.5
+        buffers[family.embedding_scale] = torch.full_like(buffers[family.embedding_scale], scale)
     for name, _ in list(model.named_buffers()):
         module, _, attribute = name.rpartition(".")
         setattr(model.get_submodule(module), attribute, buffers[name])
-    model.load_state_dict(tensors, strict=False, assign=True)
+    model.load_state_dict(held, strict=False, assign=True)
     model.tie_weights()
-    left = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    left = [name for name, each in model.named_parameters() if each.is_meta and _place(name, places) != DISK]
     if left:
         raise AssertionError(f"surgery left tensors without values: {left}")
+    if places:
+        waiting = {name: partial(tensors.__getitem__, name) for name in tensors if name not in held}
+        waiting |= {tied: waiting[to] for tied, to in model.all_tied_weights_keys.items() if to in waiting}
+        dispatch_model(
+            model,
+            device_map=places,
+            state_dict=ChainMap(held, OnDemand(waiting)),
+            offload_index={},
+            skip_keys=model._skip_keys_device_placement,
+        )
     model.requires_grad_(False)
     model.generation_config = copy.deepcopy(base.generation_config)
     model.name_or_path = base.name_or_path
@@ -77,8 +168,43 @@ def assemble(
 
 def recast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     """The same model in another precision, as a new model."""
-    tensors = {name: parameter.detach().to(dtype) for name, parameter in model.named_parameters()}
+
+    def make(name: str) -> torch.Tensor:
+        return parameter(model, name).to(dtype)
+
+    tensors = OnDemand({name: partial(make, name) for name, _ in model.named_parameters()})
     return assemble(model, model.config, tensors)
+
+
+def spread(model: nn.Module) -> dict[str, int | str | torch.device]:
+    """Where accelerate placed each module of a model; empty where all of it is on one device."""
+    places = getattr(model, "hf_device_map", {})
+    return dict(places) if len(set(places.values())) > 1 or DISK in places.values() else {}
+
+
+def _places(base: PreTrainedModel, layers: Sequence[int] | None) -> dict[str, int | str | torch.device]:
+    """Where the modules of a base are, by their names in the new model."""
+    places = spread(base)
+    if layers is None:
+        return places
+    prefix = f"{family_of(base.config.model_type).layers}."
+    number = {str(old): new for new, old in enumerate(layers)}
+    moved = {}
+    for module, place in places.items():
+        if module.startswith(prefix):
+            layer, dot, rest = module.removeprefix(prefix).partition(".")
+            if layer not in number:
+                continue
+            module = f"{prefix}{number[layer]}{dot}{rest}"
+        moved[module] = place
+    return moved
+
+
+def _place(name: str, places: Mapping[str, int | str | torch.device]) -> int | str | torch.device | None:
+    """Where a parameter belongs; None where accelerate placed nothing."""
+    return next(
+        (place for module, place in places.items() if not module or f"{name}.".startswith(f"{module}.")), None
+    )
 
 
 def neuron_matrices(
@@ -90,17 +216,37 @@ def neuron_matrices(
     for spec in anatomy.tensors:
         if spec.layer != layer or spec.component != "mlp" or len(spec.shape) != 2:
             continue
-        tensor = model.get_parameter(spec.name).detach()
         if spec.name == f"{anatomy.write_module(layer)}.weight":
-            write = oriented(tensor, spec)
-            continue
-        axis = 1 - spec.labels.index(CHANNEL)
-        start = 0
-        for _, count, width in anatomy.segments(spec.labels[axis], tensor.shape[axis]):
-            part = tensor.narrow(axis, start, count * width)
-            reads.append(part if axis == 0 else part.T)
-            start += count * width
+            write = oriented(parameter(model, spec.name), spec)
+        else:
+            reads += [matrix for _, matrix in _fused(model, anatomy, spec)]
     return tuple(reads), write
+
+
+def value_matrix(model: nn.Module, anatomy: Anatomy, layer: int) -> torch.Tensor:
+    """The matrix that reads the values of a layer's attention, `[key/value heads · head size, channels]`.
+    A view, not a copy."""
+    found = [
+        matrix
+        for spec in anatomy.tensors
+        if spec.layer == layer and spec.component == "attention" and CHANNEL in spec.labels
+        if len(spec.shape) == 2
+        for part, matrix in _fused(model, anatomy, spec)
+        if part == KEY_VALUE
+    ]
+    return found[-1]  # In every family, the values come after the keys.
+
+
+def _fused(model: nn.Module, anatomy: Anatomy, spec: TensorSpec) -> Iterator[tuple[Label, torch.Tensor]]:
+    """The matrices side by side in one that reads the residual stream: the kind of unit, and the part
+    `[entries, channels]`. Views, not copies."""
+    tensor = parameter(model, spec.name)
+    axis = 1 - spec.labels.index(CHANNEL)
+    start = 0
+    for part, count, width in anatomy.segments(spec.labels[axis], tensor.shape[axis]):
+        matrix = tensor.narrow(axis, start, count * width)
+        yield part, matrix if axis == 0 else matrix.T
+        start += count * width
 
 
 def oriented(weight: torch.Tensor, spec: TensorSpec) -> torch.Tensor:

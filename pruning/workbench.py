@@ -6,19 +6,24 @@ here, and made again when it was evicted.
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 
 import psutil
 
-from pruning import loading, pipeline
+from pruning import inspection, loading, pipeline
 from pruning.calibration import statistics_of
 from pruning.loading import LoadedModel, Source, Token
 from pruning.pipeline import Pruned
 from pruning.progress import Reporter, silent
 from pruning.recipe import Recipe
+from pruning.search import Budget, Found, Point, searching
 from pruning.shape import Shape
+from pruning.steps import Distillation
+from pruning.sweep import SweepPoint, sweeping
 from pruning.texts import OWN
+from pruning.texts.choice import Calibration
 
 MEMORY_SHARE = 0.4
 
@@ -67,8 +72,10 @@ class Workbench:
         """A base model, loaded if it is not here."""
         with self.working:
             for owner in ("", visitor.owner):
-                if (found := self._get(("base", name, revision, owner))) is not None:
-                    return found
+                for known in (revision, None):
+                    found = self._get(("base", name, known, owner))
+                    if found is not None and revision in (None, found.source.revision):
+                        return found
             base = loading.load(
                 name,
                 revision=revision,
@@ -91,6 +98,20 @@ class Workbench:
             self._put(key, pruned, _bytes(pruned.model, base.model))
             return pruned
 
+    def teach(
+        self, recipe: Recipe, step: Distillation, visitor: Visitor, progress: Reporter = silent
+    ) -> Pruned:
+        """The model of a recipe after a distillation. Others may work on models meanwhile."""
+        base, pruned = self.pair(recipe, visitor, progress)
+        taught = pipeline.further(pruned, base, step, progress)
+        self._put(self._key(taught.recipe, base, visitor), taught, _bytes(taught.model, base.model))
+        return taught
+
+    def judged(self, recipe: Recipe, visitor: Visitor, progress: Reporter = silent) -> Pruned:
+        """The model of a recipe with its quality measured, before and after."""
+        with closing(self.measuring(recipe, visitor, progress)) as steps:
+            return next(step for step in steps if step.report.judged)
+
     def measuring(self, recipe: Recipe, visitor: Visitor, progress: Reporter = silent) -> Iterator[Pruned]:
         """The model of a recipe, its report fuller each time; at once where it was measured before."""
         with self.working:
@@ -102,6 +123,73 @@ class Workbench:
             for measured in pipeline.measuring(pruned, base, progress):
                 yield measured
             self._put(self._key(recipe, base, visitor), measured, _bytes(pruned.model, base.model))
+
+    def searching(
+        self,
+        name: str,
+        budget: str,
+        calibration: Calibration,
+        seed: int,
+        visitor: Visitor,
+        progress: Reporter = silent,
+    ) -> Iterator[Point | Found]:
+        """Search a base for the best mix of cuts within a budget, point by point."""
+        shape, _ = self.look(name, visitor)
+        Budget.parse(budget, shape, 2)
+        with self.working:
+            base = self.base(name, visitor, progress=progress)
+            target = Budget.parse(budget, shape, base.storage_dtype.itemsize)
+            yield from searching(base, target, calibration, seed, progress)
+
+    def pair(
+        self, recipe: Recipe, visitor: Visitor, progress: Reporter = silent
+    ) -> tuple[LoadedModel, Pruned]:
+        """The base and the pruned model of a recipe."""
+        with self.working:
+            base = self.base(recipe.base, visitor, recipe.revision, progress)
+            return base, self.pruned(recipe, visitor, progress)
+
+    def importances(
+        self,
+        name: str,
+        criteria: tuple[str, str],
+        fraction: float,
+        calibration: Calibration,
+        seed: int,
+        visitor: Visitor,
+        progress: Reporter = silent,
+    ) -> tuple[list[list[float]], list[float]]:
+        """The importance map of a base under the first criterion, and which share of what it
+        keeps the second keeps too, when a fraction goes."""
+        with self.working:
+            base = self.base(name, visitor, progress=progress)
+            one, other = (
+                inspection.neuron_scores(base, criterion, calibration, seed, progress)
+                for criterion in criteria
+            )
+        return inspection.importance_map(one), inspection.overlaps(one, other, fraction)
+
+    def influences(
+        self, name: str, calibration: Calibration, seed: int, visitor: Visitor, progress: Reporter = silent
+    ) -> list[float]:
+        """The block influence of every layer of a base."""
+        with self.working:
+            base = self.base(name, visitor, progress=progress)
+            return inspection.layer_influences(base, calibration, seed, progress)
+
+    def sweeping(
+        self,
+        name: str,
+        criteria: Iterable[str],
+        calibration: Calibration,
+        seed: int,
+        visitor: Visitor,
+        progress: Reporter = silent,
+    ) -> Iterator[SweepPoint]:
+        """Quality against size of a base, for several criteria, point by point."""
+        with self.working:
+            base = self.base(name, visitor, progress=progress)
+            yield from sweeping(base, criteria, calibration, seed, progress)
 
     def prepare(self, recipe: Recipe, visitor: Visitor, progress: Reporter = silent) -> None:
         """Do ahead what the first visitor would wait for: load, calibrate, measure the base."""
@@ -117,7 +205,7 @@ class Workbench:
 
     @staticmethod
     def _key(recipe: Recipe, base: LoadedModel, visitor: Visitor) -> tuple:
-        private = not base.source.public or recipe.calibration.text == OWN
+        private = not base.source.public or any(choice.text == OWN for choice in recipe.texts)
         return ("pruned", recipe.digest, visitor.owner if private else "")
 
     @property

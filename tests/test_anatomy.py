@@ -74,6 +74,55 @@ def test_neuron_matrices_are_the_ones_written_down_by_hand(family):
         assert all(torch.equal(read, wanted) for read, wanted in zip(reads, expected, strict=True))
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_projections_know_their_inputs(family):
+    """GPT-2 keeps its projections as inputs × outputs, everyone else the other way round."""
+    model = loaded(family).model
+    anatomy = anatomy_of(model.config)
+    found = {"attention": 0, "mlp": 0}
+    for spec in anatomy.tensors:
+        if spec.component in found and len(spec.shape) == 2:
+            module = model.get_submodule(spec.module)
+            inputs = module.nx if family == "gpt2" else module.in_features
+            assert anatomy.input_axis(spec) == (0 if family == "gpt2" else 1)
+            assert spec.shape[anatomy.input_axis(spec)] == inputs
+            found[spec.component] += 1
+    assert all(count >= 2 * anatomy.layers for count in found.values())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_norms_and_what_reads_behind_them(family):
+    model = loaded(family).model
+    anatomy = anatomy_of(model.config)
+    writes = {anatomy.write_module(0, kind) for kind in (NEURON, QUERY)}
+    for part in ("attention", "mlp"):
+        modules = {spec.module for spec in anatomy.reads(0, part)}
+        assert modules
+        assert not modules & writes
+    everything = {spec.module for part in ("attention", "mlp") for spec in anatomy.reads(0, part)} | writes
+    assert everything == {
+        spec.module
+        for spec in anatomy.tensors
+        if spec.layer == 0 and spec.component in ("attention", "mlp") and len(spec.shape) == 2
+    }
+    kinds = {type(model.get_submodule(spec.module)).__name__ for spec in anatomy.norms}
+    assert len(kinds) == 1
+    assert kinds.pop().endswith("Norm")
+    closing = [spec.module for spec in anatomy.norms if anatomy.closes(spec)]
+    assert len(closing) == (2 * anatomy.layers if family in ("gemma2", "gemma3_text") else 0)
+
+
+@pytest.mark.parametrize("family", GATED)
+def test_norms_multiply_by_their_weight_and_their_offset(family):
+    model = loaded(family).model
+    anatomy = anatomy_of(model.config)
+    states = torch.randn(5, 32)
+    unit = states / states.square().mean(dim=1, keepdim=True).add(model.config.rms_norm_eps).sqrt()
+    for spec in anatomy.norms:
+        factor = model.get_parameter(spec.name) + anatomy.family.norm_offset
+        torch.testing.assert_close(model.get_submodule(spec.module)(states), unit * factor)
+
+
 @settings(max_examples=50, deadline=None)
 @given(
     family=st.sampled_from(FAMILIES),

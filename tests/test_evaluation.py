@@ -1,4 +1,4 @@
-"""Perplexity is what a plain loss says, and quality covers every genre alike."""
+"""Perplexity and bits per byte are what a plain loss says, and quality covers every genre alike."""
 
 import json
 import math
@@ -7,11 +7,13 @@ import pytest
 import torch
 from models import WITH_BOS, loaded, trained
 
+import pruning
 from pruning import RecipeError, perplexity, quality
-from pruning.evaluation import Quality, by_genre, size_on_disk, summarise, tokens_per_second
+from pruning.evaluation import GENRE_CHARACTERS, Quality, by_genre, size_on_disk, summarise, tokens_per_second
 from pruning.texts import GENRES, passage
 
 TEXT = passage("story", "heldout")
+RECIPE = pruning.Recipe(base="tiny", steps=[pruning.Vocabulary(size=270)])
 
 
 def plain(base, tokens, window, text=TEXT):
@@ -24,7 +26,7 @@ def plain(base, tokens, window, text=TEXT):
         if piece.shape[1] > 1:
             total += float(base.model(input_ids=piece, labels=piece).loss) * (piece.shape[1] - 1)
             count += piece.shape[1] - 1
-            read += piece.shape[1]
+            read += piece.shape[1] - len(start)
     return math.exp(total / count), read
 
 
@@ -38,6 +40,50 @@ def test_perplexity_is_the_plain_loss(family, tokens, window):
     value, read = plain(base, tokens, window)
     assert measured.value == pytest.approx(value, rel=1e-4)
     assert (measured.tokens, measured.window) == (read, window)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen2"])
+@pytest.mark.parametrize("window", [512, 16, 7])
+def test_bits_per_byte_count_the_bytes_of_what_is_predicted(family, window):
+    base, text = loaded(family), "Señor — 日本 ☕ said: 'naïve 🌲🌲 trees'.\n" * 4
+    ids = base.tokenizer(text, add_special_tokens=False).input_ids
+    measured = perplexity(base.model, base.tokenizer, text, window=window)
+    starts = [] if family in WITH_BOS else ids[::window]  # What nothing stands before is not predicted.
+    predicted = len(ids) - len(starts)
+    size = len(text.encode()) - sum(
+        len(base.tokenizer.convert_ids_to_tokens(token))  # One character for each byte.
+        for token in starts
+    )
+    bits = math.log2(measured.value) * predicted
+    # A character that a window's end splits counts where it began.
+    split = 0 if family in WITH_BOS else 4 * len(starts) / size
+    assert measured.bits_per_byte == pytest.approx(bits / size, rel=split + 1e-9)
+    assert measured.tokens == len(ids)
+
+
+def test_bits_per_byte_compare_different_vocabularies():
+    """A model that knows nothing takes all tokens for equally likely."""
+    base, text = loaded("llama", seed=1), TEXT[:1500]
+    head = base.model.lm_head.weight
+    kept = head.clone()
+    head.zero_()
+    try:
+        for one in (base, pruning.prune(RECIPE, base)):
+            measured, known = perplexity(one.model, one.tokenizer, text), one.model.config.vocab_size
+            bits = len(one.tokenizer(text, add_special_tokens=False).input_ids) * math.log2(known)
+            assert measured.value == pytest.approx(known)
+            assert measured.bits_per_byte == pytest.approx(bits / len(text.encode()))
+    finally:
+        head.copy_(kept)
+
+
+def test_every_vocabulary_is_measured_on_the_same_text():
+    base = loaded("llama")
+    for one in (base, pruning.prune(RECIPE, base)):
+        genre, measured = next(by_genre(one.model, one.tokenizer))
+        text = passage(genre, "heldout")[:GENRE_CHARACTERS]
+        assert measured == perplexity(one.model, one.tokenizer, text, name=measured.text)
+        assert measured.tokens == len(one.tokenizer(text, add_special_tokens=False).input_ids)
 
 
 def test_whole_text_is_read_unless_told_otherwise():
@@ -80,6 +126,8 @@ def test_quality_weighs_five_genres_alike():
         assert any(title in line for line in lines)
     product = math.prod(one.value for one in measured.genres.values())
     assert measured.overall.value == pytest.approx(product ** (1 / 5))
+    mean = sum(one.bits_per_byte for one in measured.genres.values()) / 5
+    assert measured.overall.bits_per_byte == pytest.approx(mean)
     assert measured.overall.tokens == sum(one.tokens for one in measured.genres.values())
     assert measured == summarise(dict(by_genre(base.model, base.tokenizer, tokens=1000)))
     assert Quality.from_dict(json.loads(json.dumps(measured.to_dict()))) == measured

@@ -175,21 +175,21 @@ def test_settings_out_of_range_are_refused(settings):
 @pytest.mark.parametrize("settings", [{"max_new_tokens": 24}, HOT | {"seed": 3}])
 def test_compared_models_write_what_they_write_alone(settings):
     base, other = loaded("llama"), loaded("llama", seed=1)
-    *_, last = compare((base.model, other.model), base.tokenizer, PROMPT, Sampling(**settings))
+    *_, last = compare((base, other), PROMPT, Sampling(**settings))
     assert last == (text(base, **settings), text(other, **settings))
-    *_, last = compare((base.model, base.model), base.tokenizer, PROMPT, Sampling(**settings))
+    *_, last = compare((base, base), PROMPT, Sampling(**settings))
     assert last[0] == last[1]
 
 
 def test_comparing_stops_and_fails_as_a_whole():
     base, before = trained(), threading.active_count()
-    both = compare((base.model, base.model), base.tokenizer, PROMPT, Sampling(900))
+    both = compare((base, base), PROMPT, Sampling(900))
     next(both)
     both.close()
     assert threading.active_count() == before
-    assert list(compare((base.model,), base.tokenizer, PROMPT, Sampling(900), lambda: True))
+    assert list(compare((base,), PROMPT, Sampling(900), lambda: True))
     with pytest.raises(RecipeError, match="prompt is empty"):
-        list(compare((base.model, base.model), base.tokenizer, ""))
+        list(compare((base, base), ""))
     assert threading.active_count() == before
 
 

@@ -4,14 +4,33 @@ from typing import Annotated
 
 from pydantic import Field
 
+from pruning.steps.channels import Channels
+from pruning.steps.distillation import Distillation
 from pruning.steps.heads import Heads
 from pruning.steps.layers import Layers
 from pruning.steps.neurons import Neurons
+from pruning.steps.vocabulary import Vocabulary
+from pruning.steps.weights import Weights
 
-AnyStep = Annotated[Neurons | Heads | Layers, Field(discriminator="step")]
+AnyStep = Annotated[
+    Neurons | Heads | Layers | Channels | Vocabulary | Weights | Distillation, Field(discriminator="step")
+]
 """Every step, told apart by its field `step`."""
 
-STEPS = {step.model_fields["step"].default: step for step in (Neurons, Heads, Layers)}
-"""Every step by name, in the order in which people meet them."""
+STEPS = {
+    step.model_fields["step"].default: step
+    for step in (Layers, Heads, Channels, Neurons, Vocabulary, Distillation, Weights)
+}
+"""Every step by name, in the order in which they are best carried out."""
 
-__all__ = ["STEPS", "AnyStep", "Heads", "Layers", "Neurons"]
+__all__ = [
+    "STEPS",
+    "AnyStep",
+    "Channels",
+    "Distillation",
+    "Heads",
+    "Layers",
+    "Neurons",
+    "Vocabulary",
+    "Weights",
+]

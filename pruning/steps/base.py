@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -15,7 +15,8 @@ from pruning.schema import Frozen
 from pruning.shape import Shape
 from pruning.statistics import SavedStatistics, Statistics
 from pruning.steps.settings import Setting
-from pruning.surgery import Kept, cut, oriented
+from pruning.surgery import Kept, cut, oriented, parameter
+from pruning.texts.choice import TextChoice
 from pruning.windows import Windows
 
 
@@ -64,13 +65,22 @@ class Step(Frozen, ABC):
     model.
 
     `title` and `hint` introduce the step on the page and in the shell; `settings` are what a person
-    can set. `last`: whether nothing may be cut after it, and why.
+    can set. `last`: whether nothing may be cut after it, and why. `retokenizes`: whether the model reads
+    other tokens afterwards, so that perplexities before and after do not compare, and only bits per byte
+    do. `caution`: what must be said of a model that the step made.
     """
 
     title: ClassVar[str]
     hint: ClassVar[str]
     settings: ClassVar[tuple[Setting, ...]] = ()
     last: ClassVar[str] = ""
+    caution: ClassVar[str] = ""
+    retokenizes: ClassVar[bool] = False
+
+    @classmethod
+    def for_model(cls, model: str, **values) -> Self:
+        """The step as somebody asked for it, who may have left open what only a model's files can say."""
+        return cls(**values)
 
     def sites(self, shape: Shape) -> tuple[str, ...]:
         """The projections whose inputs the step must have seen; empty for none."""
@@ -93,10 +103,17 @@ class Step(Frozen, ABC):
     def describe(self) -> str:
         """The step in one line, for people."""
 
+    def without_paths(self) -> Self:
+        """The step as others may see it: a folder goes by its name."""
+        return self
+
     def to_python(self) -> str:
         """The expression that makes this step."""
-        values = self.model_dump(exclude={"step"}, exclude_none=True)
-        inner = ", ".join(f"{key}={value!r}" for key, value in values.items())
+        inner = ", ".join(
+            f"{name}={value.to_python() if isinstance(value, TextChoice) else repr(value)}"
+            for name, value in self
+            if name != "step" and value is not None
+        )
         return f"pruning.{type(self).__name__}({inner})"
 
 
@@ -132,7 +149,7 @@ def refit_writes(subject: Subject, kind: str, kept: Sequence[torch.Tensor]) -> R
         subject.progress(Progress("Repairing, layers", layer, anatomy.layers))
         module = anatomy.write_module(layer, kind)
         write = anatomy.tensor(f"{module}.weight")
-        matrix = oriented(subject.model.get_parameter(write.name).detach(), write)
+        matrix = oriented(parameter(subject.model, write.name), write)
         repair = repair_projection(subject.statistics.gram(module, subject.progress), matrix, indices)
         if repair.weight is not None:
             tensors[write.name] = oriented(repair.weight, write)

@@ -11,7 +11,7 @@ from pruning.progress import Progress
 from pruning.shape import Shape
 from pruning.steps.base import Cut, Refit, Subject, refit_writes, top
 from pruning.steps.settings import Choices, Setting, Slider, Switch, whole, word
-from pruning.surgery import Kept, oriented
+from pruning.surgery import Kept, oriented, parameter, value_matrix
 
 
 class Heads(Cut):
@@ -20,8 +20,11 @@ class Heads(Cut):
     `groups`: how many key/value heads to remove with all the query heads that share them. `queries`: how
     many query heads to remove out of every group that stays. `criterion`: `contribution`,
     E‖X_h W_hᵀ‖², what a head adds to the residual stream (as the Gram matrix of its outputs gives it);
-    or `minitron`, the L2 norm of a head's output, mean over the sequence and L2 over the batch
-    (Muralidharan et al., 2024, §2.2). `repair` refits the output projection to the heads kept.
+    `minitron`, the L2 norm of a head's output, mean over the sequence and L2 over the batch
+    (Muralidharan et al., 2024, §2.2); or `weights`, ‖W_O,h W_V,h‖_F, how much of the residual stream a
+    head can move, by its output-value circuit (Elhage et al., 2021, "A mathematical framework for
+    transformer circuits") and no text. `repair` refits the output projection to the heads kept; by
+    default it does so for the criteria that read calibration text.
     """
 
     title: ClassVar[str] = "Attention heads"
@@ -57,7 +60,13 @@ class Heads(Cut):
             "Importance of a head",
             "What its output adds to the residual stream, or how large its output is",
             word,
-            Choices({"contribution": "What it contributes", "minitron": "Minitron's importance"}),
+            Choices(
+                {
+                    "contribution": "What it contributes",
+                    "minitron": "Minitron's importance",
+                    "weights": "The size of its weights (no text needed)",
+                }
+            ),
         ),
         Setting(
             "repair",
@@ -71,8 +80,15 @@ class Heads(Cut):
     step: Literal["heads"] = "heads"
     groups: Annotated[int, Field(ge=0)] = 0
     queries: Annotated[int, Field(ge=0)] = 0
-    criterion: Literal["contribution", "minitron"] = "contribution"
-    repair: bool = True
+    criterion: Literal["contribution", "minitron", "weights"] = "contribution"
+    repair: bool | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_repair(cls, values):
+        if isinstance(values, dict) and values.get("repair") is None:
+            values = values | {"repair": values.get("criterion") != "weights"}
+        return values
 
     @field_validator("groups", "queries", mode="before")
     @classmethod
@@ -91,6 +107,8 @@ class Heads(Cut):
         return self
 
     def sites(self, shape: Shape) -> tuple[str, ...]:
+        if self.criterion == "weights" and not self.repair:
+            return ()
         anatomy = shape.anatomy
         return tuple(anatomy.write_module(layer, QUERY) for layer in range(anatomy.layers))
 
@@ -140,7 +158,10 @@ class Heads(Cut):
         if self.criterion == "minitron":
             return subject.statistics.moments[module].sequence.view(-1, width).norm(dim=1)
         spec = anatomy.tensor(f"{module}.weight")
-        write = oriented(subject.model.get_parameter(spec.name).detach(), spec).double()
+        write = oriented(parameter(subject.model, spec.name), spec).double()
+        if self.criterion == "weights":
+            circuits = _circuits(write, value_matrix(subject.model, anatomy, layer), anatomy)
+            return circuits.view(-1, heads_per_unit).sum(dim=1)
         gram = subject.statistics.gram(module, subject.progress).gram.double()
         contributions = (gram * (write.T @ write)).view(-1, width, gram.shape[1] // width, width)
         return contributions.sum(dim=(1, 3)).diagonal()
@@ -159,3 +180,13 @@ class Heads(Cut):
         if self.queries:
             parts.append(f"{self.queries} query head{'s' if self.queries > 1 else ''} of every group")
         return " and ".join(parts)
+
+
+def _circuits(write: torch.Tensor, values: torch.Tensor, anatomy: Anatomy) -> torch.Tensor:
+    """‖W_O,h W_V,h‖_F of each query head, by ‖A B‖²_F = ⟨Aᵀ A, B Bᵀ⟩, products of the size of a head."""
+    width = head_size(anatomy.config)
+    values = values.double().view(anatomy.units[KEY_VALUE], width, -1)
+    writes = write.view(len(write), anatomy.units[QUERY], width).permute(1, 2, 0)
+    each = anatomy.units[QUERY] // anatomy.units[KEY_VALUE]
+    shared = (values @ values.mT).repeat_interleave(each, dim=0)
+    return (shared * (writes @ writes.mT)).sum(dim=(1, 2)).sqrt()

@@ -1,14 +1,25 @@
 """Which text a model reads: a name in a recipe, or a text of the user's own, which a recipe never holds."""
 
 import hashlib
+from pathlib import Path
 from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
+from pruning.errors import RecipeError
 from pruning.schema import Frozen
 from pruning.texts import CALIBRATION_NAMES, OWN
 
 MAX_TOKENS = 1_000_000
+
+
+def read_text(file: Path) -> str:
+    """The text of a file. Raises `RecipeError` where it cannot be read."""
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise RecipeError(f"{file} cannot be read: {reason}.") from None
 
 
 class TextChoice(Frozen):
@@ -27,6 +38,18 @@ class TextChoice(Frozen):
     def own(cls, content: str, **values) -> Self:
         """Choose a text of one's own."""
         return cls(text=OWN, content=content, **values)
+
+    @classmethod
+    def named(cls, name: str, **values) -> Self:
+        """Choose a bundled text by its name, or a file. Raises `RecipeError` where there is neither."""
+        if name in CALIBRATION_NAMES and name != OWN:
+            return cls(text=name, **values)
+        if not Path(name).is_file():
+            raise RecipeError(
+                f"There is no calibration text {name!r}: neither a file, nor one of "
+                f"{', '.join(known for known in CALIBRATION_NAMES if known != OWN)}."
+            )
+        return cls.own(read_text(Path(name)), **values)
 
     @model_validator(mode="before")
     @classmethod

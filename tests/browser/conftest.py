@@ -51,16 +51,17 @@ def browser(need):
 
 @pytest.fixture
 def visit(browser, page_url):
-    """`visit(width, height)` opens the page and waits until it has drawn the model."""
+    """`visit(width, height)` opens the page, or another address of it, and waits until it has drawn the
+    model."""
     contexts = []
 
-    def open_page(width=1366, height=900, **settings):
+    def open_page(width=1366, height=900, address=page_url, **settings):
         context = browser.new_context(viewport={"width": width, "height": height}, **settings)
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(240_000)
-        page.goto(page_url)
-        page.wait_for_selector("#parameters-after")
+        page.goto(address)
+        page.wait_for_selector("#parameters-after", state="attached")
         return page
 
     yield open_page

@@ -7,15 +7,30 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import pruning
+from pruning import Heads, Layers, Neurons
+
 pytestmark = [pytest.mark.browser, pytest.mark.real]
 
 DENSE, AT_30_PERCENT = 134_515_008, 110_668_608
 
 
-def set_percent(page, value):
-    box = page.locator("#percent input[type=number]")
+def set_slider(page, name, value):
+    box = page.locator(f"#{name} input[type=number]")
     box.fill(str(value))
     box.press("Tab")
+
+
+def set_percent(page, value):
+    set_slider(page, "neurons-fraction", value)
+
+
+def wait_for_count(page, parameters):
+    page.wait_for_function(f"document.querySelector('#parameters-after').dataset.count == {parameters}")
+
+
+def previewed(*steps):
+    return pruning.preview(pruning.Recipe(base="smollm2-135m", steps=list(steps))).after.parameters
 
 
 def count(page, which="after"):
@@ -34,8 +49,8 @@ def test_prune_read_download_and_push(visit, served_hub, tmp_path):
     page = visit()
     assert count(page, "before") == DENSE
     set_percent(page, 30)
-    page.wait_for_function(f"document.querySelector('#parameters-after').dataset.count == {AT_30_PERCENT}")
-    assert "460 of 1,536" in page.inner_text("#neurons-note")
+    wait_for_count(page, AT_30_PERCENT)
+    assert "460 of 1,536" in page.inner_text("#cut-note")
 
     assert pruned(page, 30).startswith("Done")
     assert count(page) == AT_30_PERCENT
@@ -74,6 +89,89 @@ def test_prune_read_download_and_push(visit, served_hub, tmp_path):
     repository = served_hub.repos["ada/smaller"]
     assert repository.private
     assert json.loads(repository.files["config.json"])["intermediate_size"] == 1536 - 460
+
+
+def test_every_part_can_be_cut_and_a_link_opens_the_same(visit):
+    page = visit()
+    set_percent(page, 25)
+    page.click("#other-parts button")
+    set_slider(page, "heads-groups", 1)
+    page.wait_for_selector("#heads-criterion:visible")
+    set_slider(page, "layers-count", 2)
+    expected = previewed(Neurons(fraction=0.25), Heads(groups=1), Layers(count=2))
+    wait_for_count(page, expected)
+    page.click("#prune")
+    page.wait_for_selector("#status .done, #status .failed")
+    assert page.inner_text("#status").startswith("Done")
+    assert count(page) == expected
+    page.get_by_role("tab", name="Recipe").click()
+    address = page.input_value("#link input, #link textarea")
+
+    other = visit(address=address)
+    wait_for_count(other, expected)
+    assert other.input_value("#neurons-fraction input[type=number]") == "25"
+    other.click("#other-parts button")
+    assert other.input_value("#layers-count input[type=number]") == "2"
+
+
+def test_a_recipe_that_says_more_than_the_controls_is_carried_out(visit):
+    page = visit()
+    page.click("#from-recipe button")
+    page.fill("#recipe-text textarea", "base: smollm2-135m\nsteps:\n- step: layers\n  layers: [4, 5]\n")
+    page.click("#use-recipe")
+    page.wait_for_selector("#given:has-text('layers 4, 5')")
+    wait_for_count(page, previewed(Layers(layers=(4, 5))))
+    page.click("#prune")
+    page.wait_for_selector("#status .done, #status .failed")
+    assert count(page) == previewed(Layers(layers=(4, 5)))
+    page.fill("#recipe-text textarea", "base: smollm2-135m\nsteps:\n- step: layers\n  lairs: 2\n")
+    page.click("#use-recipe")
+    page.wait_for_selector("#status .failed:has-text('Line 4')")
+
+
+def test_a_damaged_link_says_so(visit, page_url):
+    page = visit(address=f"{page_url}/?recipe=%3Cscript%3E")
+    page.wait_for_selector("#status .failed:has-text('damaged')")
+
+
+def test_aim_for_a_size(visit):
+    page = visit()
+    page.click("#how-to-choose button")
+    page.fill("#tokens input", "512")
+    page.press("#tokens input", "Tab")
+    page.click("#aim button")
+    page.fill("#budget input, #budget textarea", "12%")
+    page.click("#find")
+    page.wait_for_selector("#status .done, #status .failed")
+    assert "promises most" in page.inner_text("#status")
+    assert count(page) <= 0.88 * DENSE
+    assert page.locator("#points tbody tr").count() >= 5
+    page.wait_for_selector("#given:has-text('A whole recipe is set')")
+
+
+def test_look_closer_and_teach_again(visit):
+    page = visit()
+    assert pruned(page, 30).startswith("Done")
+    page.click("#next")
+    page.wait_for_selector("#next-words tbody tr")
+    assert page.locator("#next-words tbody tr").count() == 20
+    page.get_by_role("tab", name="Word by word").click()
+    page.fill("#loss-text textarea", "The <b>cat</b> sat on the mat.")
+    page.click("#losses")
+    page.wait_for_selector("#loss-words article")
+    assert page.locator("#loss-words b").count() == 0
+    assert "The <b>cat</b> sat on the mat." in page.inner_text("#loss-words article p >> nth=0")
+    page.get_by_role("tab", name="Importance").click()
+    page.click("#importance")
+    page.wait_for_selector("#importance-map tbody tr")
+    assert page.locator("#importance-map tbody tr").count() == 30
+
+    page.click("#teach-start")
+    page.wait_for_selector("#teach-curve:visible")
+    page.click("#teach-stop")
+    page.wait_for_selector("#teach-status .done, #teach-status .stopped, #teach-status .failed")
+    said = page.inner_text("#teach-status")
+    assert "Taught on" in said or "learnt nothing" in said
 
 
 def test_stop_leaves_the_page_usable(visit):

@@ -1,0 +1,224 @@
+"""Channels of the residual stream: the same ones in every layer, wherever they are read or written."""
+
+from math import ceil, lcm
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field, field_validator, model_validator
+
+from pruning.anatomy import CHANNEL, QUERY, Anatomy
+from pruning.errors import ModelError, RecipeError
+from pruning.progress import Progress
+from pruning.repair import repair_projection
+from pruning.residual import NormMoments, norm_moments
+from pruning.shape import Shape
+from pruning.steps.base import Cut, Refit, Subject, top
+from pruning.steps.settings import Choices, Setting, Slider, Switch, share, whole, word
+from pruning.surgery import Kept
+
+READERS = ("attention", "mlp")
+
+
+class Channels(Cut):
+    """Cut channels of the residual stream: entries of the hidden state that all layers share.
+
+    Give either `fraction`, the share of channels to remove, or `width`, the hidden size to keep. The number
+    kept is rounded up to a multiple of the number of heads, which configs ask for, and of `multiple_of`.
+    `criterion`: `energy`, a channel's share of the energy E[x² / mean(x²)] at the inputs of all norms; or
+    `minitron`, its size at the outputs of all norms, mean over the sequence and L2 over the batch
+    (Muralidharan et al., 2024, §2.2). The weights of the norms are scaled by
+    √E[mean_kept(x²) / mean(x²)] of what they normalise. `repair` refits everything that reads the residual
+    stream inside the layers to the channels that remain.
+    """
+
+    title: ClassVar[str] = "Channels"
+    hint: ClassVar[str] = "The width of the stream that every layer reads from and writes to"
+    settings: ClassVar[tuple[Setting, ...]] = (
+        Setting(
+            "fraction",
+            "--channels",
+            "Channels to cut, %",
+            "The same ones in every layer; the hidden size stays a multiple of the number of heads",
+            share,
+            Slider(lambda shape: 0 if CHANNEL in shape.anatomy.family.fixed else 75, percent=True),
+            starts=True,
+        ),
+        Setting("width", "--hidden-size", "Channels to keep, instead", read=whole, starts=True),
+        Setting(
+            "criterion",
+            "--channel-criterion",
+            "Importance of a channel",
+            "How much of the stream's energy it carries, or how much of it the norms let through",
+            word,
+            Choices({"energy": "Share of the energy", "minitron": "Minitron's importance"}),
+        ),
+        Setting(
+            "multiple_of",
+            "--channel-multiple-of",
+            "Hidden size a multiple of",
+            "Multiples run faster on many machines; some file types need them",
+            whole,
+            Choices({1: "any width", 8: "8", 32: "32", 64: "64", 128: "128", 256: "256"}),
+        ),
+        Setting(
+            "repair",
+            "--repair",
+            "Repair what remains",
+            "Refits all that reads the channels to those kept, by least squares",
+            control=Switch(),
+        ),
+    )
+
+    step: Literal["channels"] = "channels"
+    fraction: float | None = None
+    width: Annotated[int, Field(ge=1)] | None = None
+    multiple_of: Annotated[int, Field(ge=1, le=4096)] = 1
+    criterion: Literal["energy", "minitron"] = "energy"
+    repair: bool = True
+
+    @field_validator("fraction", "width", mode="before")
+    @classmethod
+    def _uniform(cls, value):
+        if isinstance(value, list | tuple | dict):
+            raise ValueError("all layers share the channels of one residual stream. Give one number")
+        return value
+
+    @field_validator("fraction")
+    @classmethod
+    def _open_interval(cls, value: float | None) -> float | None:
+        if value is not None and not 0 < value < 1:
+            raise ValueError(
+                f"a share of the channels greater than 0 and less than 1 is needed, not {value:g}"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _one_size(self):
+        if (self.fraction is None) == (self.width is None):
+            raise ValueError("give either fraction or width for the channels to cut, and not both")
+        return self
+
+    @property
+    def reads_text(self) -> bool:
+        return True
+
+    def sites(self, shape: Shape) -> tuple[str, ...]:
+        if not self.repair:
+            return ()
+        anatomy = shape.anatomy
+        # The matrices that read the same need only one look.
+        return tuple(
+            anatomy.reads(layer, part)[0].module for layer in range(anatomy.layers) for part in READERS
+        )
+
+    def reshape(self, shape: Shape) -> Shape:
+        family = shape.anatomy.family
+        if CHANNEL in family.fixed:
+            raise RecipeError(f"The channels of {family.title} cannot be cut: {family.fixed[CHANNEL]}.")
+        channels, heads = shape.count(CHANNEL), shape.count(QUERY)
+        step = lcm(heads, self.multiple_of)
+        asked = self.width if self.fraction is None else channels - int(self.fraction * channels)
+        kept = -(-asked // step) * step
+        if kept >= channels:
+            largest = (channels - 1) // step * step
+            rounding = f" and of {self.multiple_of}, as asked" if self.multiple_of > 1 else ""
+            percent = ceil(1000 * (channels - largest) / channels) / 10
+            way = (
+                f"cut at least {percent:g} %, down to {largest}"
+                if largest
+                else "no smaller size is, so ask for another multiple"
+            )
+            raise RecipeError(
+                f"This removes none of the {channels} channels. The hidden size must be a multiple of the "
+                f"number of heads, {heads}{rounding}; {way}."
+            )
+        resized = shape.resized(CHANNEL, kept)
+        try:
+            resized.config  # noqa: B018 - whether there is such a config
+        except ModelError as error:
+            raise RecipeError(f"A model with {kept} channels would not load. {error}") from None
+        return resized
+
+    def rank(self, subject: Subject) -> Kept:
+        anatomy = subject.shape.anatomy
+        moments = self._moments(subject)
+        if self.criterion == "minitron":
+            scores = sum(norm.sequence.double() for norm in moments.values())
+        else:
+            scores = sum(norm.share.double() for norm in moments.values())
+        if not torch.isfinite(scores).all():
+            raise RecipeError(
+                "The scores of the channels are not finite: the weights or the calibration text are damaged. "
+                "Load the model again or choose another text."
+            )
+        kept = top(scores, self.reshape(subject.shape).count(CHANNEL))
+        return {CHANNEL: [kept] * anatomy.layers}
+
+    def refit(self, subject: Subject, kept: Kept) -> Refit:
+        channels = kept[CHANNEL][0]
+        tensors = _scaled_norms(subject, self._moments(subject), channels)
+        if not self.repair:
+            return Refit(tensors)
+        repaired = _refitted_reads(subject, channels)
+        return Refit({**tensors, **repaired.tensors}, repaired.notes)
+
+    def _moments(self, subject: Subject) -> dict[str, NormMoments]:
+        return norm_moments(subject.model, subject.shape.anatomy, subject.windows, subject.progress)
+
+    def describe(self) -> str:
+        size = f"{100 * self.fraction:.4g} % of" if self.fraction else f"all but {self.width} of"
+        return f"{size} the channels"
+
+
+def _scaled_norms(
+    subject: Subject, moments: dict[str, NormMoments], kept: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """The weights of the norms, so that what they let through is as large as it was.
+
+    A norm divides by the root mean square over its channels, which changes with them. Where embeddings
+    are multiplied by √(hidden size), the stream begins smaller, and what is added to it must follow; the
+    norms that read it undo it.
+    """
+    anatomy = subject.shape.anatomy
+    offset = anatomy.family.norm_offset
+    scaled = {}
+    for spec in anatomy.norms:
+        weight = subject.model.get_parameter(spec.name).detach()
+        scale = moments[spec.module].share[kept].double().mean().sqrt()
+        if anatomy.closes(spec):
+            scale = scale * (len(kept) / anatomy.units[CHANNEL]) ** 0.5
+        scaled[spec.name] = ((weight[kept].double() + offset) * scale - offset).to(weight.dtype)
+    return scaled
+
+
+def _refitted_reads(subject: Subject, kept: torch.Tensor) -> Refit:
+    """Everything that reads the residual stream inside the layers, refitted to the channels kept."""
+    anatomy: Anatomy = subject.shape.anatomy
+    tensors, notes = {}, []
+    for layer in range(anatomy.layers):
+        subject.progress(Progress("Repairing, layers", layer, anatomy.layers))
+        for part in READERS:
+            specs = anatomy.reads(layer, part)
+            matrices = [
+                weight if anatomy.input_axis(spec) == 1 else weight.T
+                for spec in specs
+                for weight in [subject.model.get_parameter(spec.name).detach()]
+            ]
+            gram = subject.statistics.gram(specs[0].module, subject.progress)
+            repair = repair_projection(gram, torch.cat(matrices), kept)
+            if repair.weight is not None:
+                parts = repair.weight.split([len(matrix) for matrix in matrices])
+                for spec, refitted in zip(specs, parts, strict=True):
+                    # Copies, because parts of one storage cannot be saved apart.
+                    turned = refitted if anatomy.input_axis(spec) == 1 else refitted.T
+                    tensors[spec.name] = turned.clone(memory_format=torch.contiguous_format)
+            notes.append(
+                {
+                    "layer": layer,
+                    "component": part,
+                    "damping": repair.damping,
+                    "lost_before": repair.error_before,
+                    "lost_after": repair.error_after,
+                }
+            )
+    return Refit(tensors, tuple(notes))

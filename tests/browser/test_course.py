@@ -1,0 +1,59 @@
+"""Every lesson, walked through in a real browser on the default model: it shows what it claims."""
+
+import pytest
+
+from pruning.lessons import LESSONS
+
+pytestmark = [pytest.mark.browser, pytest.mark.real]
+
+
+@pytest.fixture
+def lesson_page(visit, page_url):
+    """`lesson_page(number)` opens a lesson by its link."""
+
+    def open_lesson(number, query=""):
+        page = visit(address=f"{page_url}/?lesson={number}{query}")
+        page.wait_for_selector("#lesson-see:visible")
+        return page
+
+    return open_lesson
+
+
+@pytest.mark.parametrize("lesson", LESSONS, ids=lambda lesson: lesson.key)
+def test_lesson(lesson_page, lesson):
+    page = lesson_page(lesson.number)
+    page.wait_for_selector(f"#lesson-see:has-text('{lesson.title}')")
+    question, options = lesson.prediction
+    assert question in page.inner_text("#predict")
+    page.locator("#predict label").nth(lesson.answer).click()
+    page.click("#lesson-run")
+    page.wait_for_selector("#lesson-status .done, #lesson-status .failed")
+    assert page.inner_text("#lesson-status").startswith("Done")
+    notice = page.inner_text("#notice")
+    assert "so it is" in notice
+    assert "not what this lesson expects" not in notice
+    assert "$" not in notice
+    rows = page.locator("#lesson-results tbody tr.said").count()
+    assert rows == (len(lesson.runs) + 1 if lesson.runs else 2 if lesson.budget else 0)
+    assert not page.is_visible(f"text={lesson.explanation[:40]}")
+    page.click("#reveal button")
+    page.wait_for_selector(f"text={lesson.explanation[:40]}")
+
+
+def test_a_lesson_opens_on_the_workbench_and_can_stand_alone(lesson_page):
+    page = lesson_page(4, "&only=1")
+    assert page.locator("#lesson-list").is_hidden()
+    page.click("#lesson-run")
+    page.wait_for_selector("#open-result:visible")
+    page.click("#open-result")
+    page.wait_for_selector("#prune:visible")
+    assert page.input_value("#neurons-fraction input[type=number]") == "20"
+
+
+@pytest.mark.parametrize(("width", "height"), [(390, 844), (1920, 1080)])
+def test_a_lesson_fits_the_screen(visit, page_url, width, height):
+    page = visit(width, height, address=f"{page_url}/?lesson=1")
+    page.wait_for_selector("#lesson-see:visible")
+    page.click("#lesson-run")
+    page.wait_for_selector("#lesson-status .done")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
