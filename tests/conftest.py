@@ -2,6 +2,8 @@
 
 import importlib.util
 import os
+import resource
+from contextlib import contextmanager
 
 import pytest
 from hub import CLIENT_ENV, LoopbackHub
@@ -57,6 +59,22 @@ def own_state(tmp_path, monkeypatch):
     }
     for name, path in read_at_import.items():
         monkeypatch.setattr(f"huggingface_hub.constants.{name}", str(path))
+
+
+@pytest.fixture
+def files_of_at_most():
+    """`with files_of_at_most(size)`: writing more bytes than that to a file fails, as on a full disk."""
+
+    @contextmanager
+    def limit(size):
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return limit
 
 
 @pytest.fixture

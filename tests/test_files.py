@@ -3,12 +3,14 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 import pruning
-from pruning.files import cache_folder, new_folder, replacing
+from pruning import files
+from pruning.files import cache_folder, discard, new_folder, replacing, workplace
 
 WRITER = """
 import sys
@@ -63,7 +65,9 @@ def test_a_killed_writer_leaves_the_old_file_and_no_folder(tmp_path):
         writer.kill()
     assert (tmp_path / "file").read_text() == "old"
     assert visible(tmp_path) == {"file"}
+    assert len(os.listdir(tmp_path)) > 1
     write(replacing, tmp_path / "file")
+    assert os.listdir(tmp_path) == ["file"], "what the writer left is cleared away"
     write(new_folder, tmp_path / "folder")
     assert (tmp_path / "file").read_text() == (tmp_path / "folder" / "part").read_text() == "new"
 
@@ -106,6 +110,45 @@ def test_of_two_writers_the_first_to_finish_wins(tmp_path):
         slower.__exit__(None, None, None)
     assert visible(target) == {"part"}
     assert os.listdir(target.parent) == ["folder"]
+
+
+def test_nobody_clears_away_what_is_being_written(tmp_path):
+    with new_folder(tmp_path / "slow") as slow:
+        (slow / "part").write_text("x")
+        write(new_folder, tmp_path / "fast")
+        write(replacing, tmp_path / "file")
+        assert (slow / "part").exists()
+    assert visible(tmp_path) == {"slow", "fast", "file"}
+
+
+@pytest.mark.parametrize("locks", [True, False])
+def test_without_locks_age_decides(tmp_path, monkeypatch, locks):
+    if not locks:
+        monkeypatch.setattr(files, "fcntl", None)
+    for name, age in ((".secateur-old", 2 * files.ABANDONED_AFTER), (".secateur-new", 10)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "part").write_text("x")
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    (tmp_path / ".secateur-link").symlink_to(tmp_path / "mine")
+    (tmp_path / "mine").mkdir()
+    write(replacing, tmp_path / "file")
+    left = {"file", "mine", ".secateur-link"}
+    assert set(os.listdir(tmp_path)) == (left if locks else left | {".secateur-new"})
+
+
+def test_a_workplace_in_the_systems_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with workplace() as folder:
+        assert folder.parent == tmp_path
+        (folder / "part").write_text("x")
+    assert not os.listdir(tmp_path)
+
+
+def test_discarding(tmp_path):
+    write(new_folder, tmp_path / "folder")
+    for _ in range(2):
+        discard(tmp_path / "folder")
+        assert not os.listdir(tmp_path)
 
 
 def test_where_the_cache_is(monkeypatch):

@@ -307,6 +307,22 @@ def test_the_client_gives_up_at_once_on_the_rest(hub, ada, folder, tmp_path):
     assert [status for _, _, status in hub.requests if status != 200] == [429, None, 500, 503]
 
 
+def test_faults_of_the_connection(hub, ada):
+    hub.fail("POST /api/repos/create", kept=True, after=1)
+    ada.create_repo("first")
+    with pytest.raises(httpx2.RemoteProtocolError):
+        ada.create_repo("second")
+    assert list(hub.repos) == ["ada/first", "ada/second"]
+    file = f"{hub.url}/ada/first/resolve/main/.gitattributes"
+    hub.fail("GET .*/resolve/", cut=True)
+    with pytest.raises(httpx2.RemoteProtocolError, match="without sending complete"):
+        httpx2.get(file)
+    hub.fail("GET .*/resolve/", stall=20)
+    with pytest.raises(httpx2.ReadTimeout):
+        httpx2.get(file, timeout=0.2)
+    assert httpx2.get(file).content == hub.repos["ada/first"].files[".gitattributes"]
+
+
 def test_a_closed_hub_refuses_connections():
     with LoopbackHub() as hub:
         pass

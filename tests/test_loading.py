@@ -2,16 +2,18 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
-from models import folder_of, save_tiny
-from safetensors.torch import load_file, save_file
+from models import folder_of, loaded, save_tiny, tokenizer
+from safetensors.torch import load_file, save, save_file
 
 import pruning
+from pruning import catalog, loading
 from pruning.loading import read_config, wikitext
 
 DISTILGPT2 = {"model_type": "gpt2", "n_layer": 6, "n_embd": 768, "n_head": 12, "vocab_size": 50257}
@@ -66,6 +68,15 @@ def refusal(name, **options):
     with pytest.raises(pruning.ModelError) as error:
         pruning.load(name, **options)
     return str(error.value)
+
+
+def outcome(name, **options):
+    """The beginning of the refusal, or that there was none."""
+    try:
+        pruning.load(name, **options)
+    except pruning.ModelError as error:
+        return re.split("[,:]", str(error))[0]
+    return "loaded"
 
 
 def test_a_public_model_loads_and_is_pinned_to_its_commit(hub):
@@ -160,6 +171,7 @@ REFUSED = {
     "activation": ({"config__json": config(hidden_act="nothing")}, "cannot be built: 'nothing'"),
     "larger": ({"config__json": config(hidden_size=4096, vocab_size=900_000)}, "do not fit its config"),
     "no tokenizer": ({"tokenizer__json": None}, "has no tokenizer"),
+    "an adapter": ({"adapter_config__json": {"base_model_name_or_path": "/etc"}}, "holds an adapter"),
 }
 
 
@@ -172,6 +184,132 @@ def test_refused_before_any_weight_is_downloaded(hub, case):
     assert len(message) < 600
     assert not asked_for(hub, ".safetensors")
     assert not asked_for(hub, ".bin")
+
+
+def weights(**changes):
+    """The weights of the small Llama as a file; a change of None drops a tensor."""
+    tensors = load_file(folder_of("llama") / "model.safetensors") | changes
+    return save({name: tensor for name, tensor in tensors.items() if tensor is not None})
+
+
+UP = "model.layers.0.mlp.up_proj.weight"
+
+CONTRADICTIONS = {
+    "fewer layers": ({"num_hidden_layers": 2}, {}, "its config has 2 layers, and the files hold layer 3"),
+    "narrower": ({"intermediate_size": 40}, {}, r"is of another shape, \[\S+ 48\] and not \[\S+ 40\]"),
+    "fewer words": ({"vocab_size": 100}, {}, r"and not \[100, 32\]"),
+    "no layer of that number": ({}, {UP.replace("0", "9" * 30): torch.ones(1)}, None),
+    "packed": ({}, {UP: torch.ones(48, 32, dtype=torch.uint8)}, "holds U8 numbers"),
+    "much more": ({}, {"spare": torch.ones(10**6)}, r"describes [\d,]+ parameters, and the files hold 1,0"),
+}
+
+
+@pytest.mark.parametrize("case", CONTRADICTIONS)
+def test_a_config_that_lies_is_found_out_before_any_weight_is_downloaded(hub, case, monkeypatch, tmp_path):
+    monkeypatch.setattr(loading, "SPARE_NUMBERS", 10**5)
+    changes, tensors, reason = CONTRADICTIONS[case]
+    files = tiny_llama(config__json=config(**changes), model__safetensors=weights(**tensors))
+    hub.add_model("ada/tiny", files)
+    if reason is None:
+        assert pruning.load("ada/tiny")
+        return
+    assert re.search(rf"do not fit its config: .*{reason}", refusal("ada/tiny"))
+    assert not list((tmp_path / "state").rglob("*.safetensors"))
+    assert re.search(reason, refusal(written(tmp_path / "folder", files)))
+
+
+HEADERS = {
+    "no header": b"",
+    "short": b"{}",
+    "deep": b"[" * 50_000,
+    "a list": b"[1]",
+    "no text": b"\xff" * 100,
+    "tensors that are none": b'{"a": 1}',
+    "words for sizes": b'{"a": {"dtype": "F32", "shape": ["x"], "data_offsets": [0, 4]}}',
+    "numbers for words": b'{"%s": {"dtype": 7, "shape": [48, 32], "data_offsets": [0, 4]}}' % UP.encode(),
+    "endless": b'{"a": {"dtype": "F32", "shape": [1e999], "data_offsets": [0, 4]}}',
+    "negative": b'{"a": {"dtype": "F32", "shape": [-4], "data_offsets": [0, -16]}}',
+}
+
+
+@pytest.mark.parametrize("length", [None, 2**40, 2**63])
+@pytest.mark.parametrize("case", HEADERS)
+def test_a_header_that_is_none_downloads_nothing(hub, case, length, tmp_path):
+    header = HEADERS[case]
+    size = len(header) if length is None else length
+    content = size.to_bytes(8, "little") + header + bytes(400_000)
+    hub.add_model("ada/tiny", tiny_llama(model__safetensors=content))
+    assert outcome("ada/tiny") != "loaded"
+    if length or case not in ("short", "negative"):  # Headers that are odd, and contradict nothing.
+        assert not list((tmp_path / "state").rglob("*.safetensors"))
+
+
+def test_base_models_are_saved_without_the_first_part_of_their_names(tmp_path):
+    tensors = load_file(folder_of("gpt2") / "model.safetensors")
+    short = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
+    masks = {f"h.{layer}.attn.bias": torch.ones(1, 1, 1024, 1024, dtype=torch.uint8) for layer in range(2)}
+    folder = written(tmp_path / "gpt2", files_of(folder_of("gpt2"), model__safetensors=save(short | masks)))
+    state = pruning.load(folder).model.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in tensors.items())
+    short["h.2.mlp.c_fc.bias"] = torch.ones(48)
+    (tmp_path / "gpt2" / "model.safetensors").write_bytes(save(short))
+    assert "its config has 2 layers, and the files hold layer 3" in refusal(folder)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers(tmp_path, value):
+    broken = load_file(folder_of("llama") / "model.safetensors")[UP].clone()
+    broken[3, 5] = value
+    folder = written(tmp_path / "model", tiny_llama(model__safetensors=weights(**{UP: broken})))
+    assert f"damaged: {UP} holds values that are no numbers" in refusal(folder)
+
+
+def test_a_tokenizer_with_more_words_than_the_model(tmp_path):
+    folder = save_tiny(tmp_path / "model", "llama", vocab_size=300)
+    message = refusal(str(folder))
+    assert re.search("it has 3[0-9]{2} tokens, and the model knows 300", message)
+
+
+@pytest.mark.parametrize(("more", "fits"), [(1, True), (200, False)])
+def test_added_tokens_that_no_model_reads(tmp_path, more, fits):
+    folder = save_tiny(tmp_path / "model", "llama")
+    words = pruning.load(str(folder)).tokenizer
+    words.add_tokens([f"<image {number}>" for number in range(more)])
+    words.save_pretrained(folder)
+    assert (outcome(str(folder)) == "loaded") == fits
+
+
+def test_a_first_token_that_the_model_does_not_know(tmp_path):
+    words = tokenizer(bos=True)
+    folder = save_tiny(tmp_path / "model", "llama")
+    settings = json.loads((folder / "tokenizer.json").read_text())
+    for token in settings["added_tokens"]:
+        token["id"] += len(words) * (token["content"] == words.bos_token)
+    settings["post_processor"]["special_tokens"][words.bos_token]["ids"] = [len(words)]
+    settings["model"]["vocab"].pop(words.bos_token)
+    (folder / "tokenizer.json").write_text(json.dumps(settings))
+    assert "does not fit the model" in refusal(str(folder))
+
+
+def test_code_beside_a_tokenizer_is_not_run(hub, tmp_path):
+    mark = tmp_path / "ran"
+    settings = json.loads(tiny_llama()["tokenizer_config.json"])
+    settings |= {"auto_map": {"AutoTokenizer": ["code.Words", None]}, "tokenizer_class": "Words"}
+    code = f"open({str(mark)!r}, 'w')\nfrom transformers import PreTrainedTokenizerFast as Words\n".encode()
+    hub.add_model("ada/tiny", tiny_llama(tokenizer_config__json=settings, code__py=code))
+    assert outcome("ada/tiny") in ("loaded", "The tokenizer of ada/tiny cannot be read")
+    assert not mark.exists()
+    assert not asked_for(hub, "code.py")
+
+
+def test_limits_of_files(hub, monkeypatch):
+    hub.add_model("ada/tiny", tiny_llama(merges__txt=b"x" * 10**6))
+    monkeypatch.setattr(loading, "MAX_TEXT_BYTES", 10**6 - 1)
+    assert "merges.txt in ada/tiny has 1.0 MB; the limit for such a file is 1.0 MB" in refusal("ada/tiny")
+    many = {f"model-{number}.safetensors": b"x" for number in range(100)}
+    hub.add_model("ada/many", tiny_llama() | many)
+    assert "keeps its weights in 101 files; the limit is 100" in refusal("ada/many")
+    assert not asked_for(hub, ".safetensors")
 
 
 def test_too_large(hub, monkeypatch):
@@ -263,12 +401,121 @@ def test_an_unreachable_hub(hub, fault, monkeypatch):
 
 @pytest.mark.parametrize("request_that_fails", ["/resolve/.*/config.json", "/tree/", "/model.safetensors"])
 def test_a_hub_that_goes_away_leaves_nothing_half_loaded(hub, request_that_fails, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
     hub.add_model("ada/tiny", tiny_llama())
     hub.fail(request_that_fails, 503, times=20)
     assert "cannot be reached" in refusal("ada/tiny", token=False)
     hub.faults.clear()
     assert pruning.load("ada/tiny", token=False)
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """The client's pauses between attempts take no time."""
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+
+
+def same(first, second):
+    """Whether two loaded models have the same weights."""
+    others = second.model.state_dict()
+    return all(torch.equal(others[name], tensor) for name, tensor in first.model.state_dict().items())
+
+
+def requests_of_a_load(hub):
+    pruning.load("ada/tiny", token=False)
+    return [path for _, path, _ in hub.requests]
+
+
+@pytest.mark.parametrize("fault", [{"drop": True}, {"cut": True}, {"status": 503}, {"stall": 20}])
+def test_a_network_that_goes_away_at_any_request(hub, impatient, monkeypatch, tmp_path, fault):
+    hub.add_model("ada/tiny", tiny_llama())
+    requests = requests_of_a_load(hub)
+    assert len(requests) > 8
+    step = 1 if "drop" in fault else 4
+    for turn in range(1, len(requests), step):
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / f"cache{turn}"))
+        hub.fail(".", after=turn, times=10**6, **fault)
+        with monkeypatch.context() as hasty:
+            hasty.setattr(loading, "SILENCE", 0.1)
+            # The last requests are for nothing that is needed.
+            assert outcome("ada/tiny", token=False) in ("loaded", "The Hugging Face Hub cannot be reached")
+        hub.faults.clear()
+        assert same(pruning.load("ada/tiny", token=False), loaded("llama"))
+
+
+def test_a_download_that_was_cut_is_tried_again(hub, impatient):
+    hub.add_model("ada/tiny", tiny_llama())
+    hub.fail("GET .*/model.safetensors", cut=True, after=1)
+    assert same(pruning.load("ada/tiny", token=False), loaded("llama"))
+    assert not hub.faults[0].times
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
+@pytest.mark.parametrize("left", [0, 0.5])
+def test_a_cache_that_was_cut_short_is_mended(hub, name, left, monkeypatch):
+    for hub_id, short, family in [
+        ("ada/tiny", "ada/tiny", "llama"),
+        ("distilbert/distilgpt2", "distilgpt2", "gpt2"),
+    ]:
+        hub.add_model(hub_id, files_of(folder_of(family)))
+        file = (pruning.load(short, token=False).source.folder / name).resolve()
+        os.truncate(file, int(left * file.stat().st_size))
+        with monkeypatch.context() as offline:
+            offline.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+            assert "cannot be reached" in refusal(short, token=False)
+        assert same(pruning.load(short, token=False), loaded(family))
+        hub.requests.clear()
+        assert same(pruning.load(short, token=False), loaded(family))
+        assert not asked_for(hub, name)
+
+
+@pytest.fixture
+def offline_weights(monkeypatch):
+    """The default model's package, as if it were installed and held a small model."""
+    tiny, converted = loaded("llama"), []
+
+    def convert(entry, folder):
+        converted.append(entry.name)
+        loading._keep_converted(tiny.model, tiny.tokenizer, folder)
+
+    monkeypatch.setattr(loading, "_installed", lambda entry: True)
+    monkeypatch.setattr(loading, "_convert", convert)
+    return converted
+
+
+@pytest.mark.parametrize("damage", ["cut", "no tokenizer", "no weights", "no config", "a file"])
+def test_converted_weights_that_are_damaged_or_of_an_older_version_are_made_again(offline_weights, damage):
+    assert pruning.load(catalog.DEFAULT)
+    folder = loading._offline_folder(catalog.MODELS[catalog.DEFAULT])
+    lost = {"no tokenizer": "tokenizer.json", "no weights": "model.safetensors", "no config": "config.json"}
+    if damage == "cut":
+        os.truncate(folder / "model.safetensors", 1000)
+    elif damage == "a file":
+        shutil.rmtree(folder)
+        folder.write_text("")
+    else:
+        (folder / lost[damage]).unlink()
+    for _ in range(2):
+        assert same(pruning.load(catalog.DEFAULT), loaded("llama"))
+    assert len(offline_weights) == 2
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def test_a_disk_that_fills_up_while_weights_are_converted(offline_weights, files_of_at_most):
+    with files_of_at_most(5000):
+        assert "The converted weights could not be written" in refusal(catalog.DEFAULT)
+    folder = loading._offline_folder(catalog.MODELS[catalog.DEFAULT])
+    assert not list(folder.parent.iterdir())
+    assert pruning.load(catalog.DEFAULT)
+
+
+def test_a_disk_that_fills_up_during_a_download(hub, files_of_at_most):
+    hub.add_model("ada/tiny", tiny_llama())
+    with files_of_at_most(50_000):
+        message = refusal("ada/tiny", token=False)
+    assert "could not be written" in message
+    assert "Make room" in message
+    assert same(pruning.load("ada/tiny", token=False), loaded("llama"))
 
 
 def test_an_expired_token(hub):

@@ -28,6 +28,7 @@ GITATTRIBUTES = "".join(
 ).encode()
 NAME = r"[\w.-]+(?:/[\w.-]+)?"
 REPO = rf"/(?P<repo>{NAME})"
+ANY = rf"/(?:models/)?(?P<repo>(?:datasets/)?{NAME})"
 REV = r"/(?P<rev>[^/]+)"
 OID = r"/(?P<oid>[0-9a-f]{64})"
 ROUTES = []
@@ -58,6 +59,33 @@ class Reply:
             return Reply(416, b"", {"Content-Range": f"bytes */{total}"})
         span = {"Content-Range": f"bytes {start}-{stop - 1}/{total}"}
         return Reply(206, self.body[start:stop], self.headers | span)
+
+
+@dataclass
+class Fault:
+    """What goes wrong with the next `times` requests that match, after `after` have gone well.
+
+    `reply`: sent in place of an answer; None drops the connection. `kept`: the request is carried out
+    all the same, and only the answer is lost. `cut`: the true answer, its second half missing.
+    `stall`: seconds of silence before the connection is dropped.
+    """
+
+    pattern: str
+    reply: Reply | None = None
+    times: int = 1
+    after: int = 0
+    kept: bool = False
+    cut: bool = False
+    stall: float = 0.0
+
+    def strikes(self, request):
+        if self.times == 0 or not re.search(self.pattern, request):
+            return False
+        if self.after:
+            self.after -= 1
+            return False
+        self.times -= 1
+        return True
 
 
 class HubError(Exception):
@@ -229,7 +257,7 @@ class Call:
         url = f"{self.hub.url}/{self.repo.id}/commit/{self.repo.sha}"
         return {"success": True, "commitOid": self.repo.sha, "commitUrl": url, "hookOutput": ""}
 
-    @route("GET", rf"/api/models{REPO}/tree{REV}(?:/(?P<path>.+))?", "read")
+    @route("GET", rf"/api{ANY}/tree{REV}(?:/(?P<path>.+))?", "read")
     def tree(self):
         prefix = f"{self.args['path']}/" if "path" in self.args else ""
         below = {path: item for path, item in entries(self.files).items() if path.startswith(prefix)}
@@ -239,7 +267,7 @@ class Call:
             item for path, item in below.items() if self.asks("recursive") or "/" not in path[len(prefix) :]
         ]
 
-    @route("POST", rf"/api/models{REPO}/paths-info{REV}", "read")
+    @route("POST", rf"/api{ANY}/paths-info{REV}", "read")
     def paths_info(self):
         known = entries(self.files)
         asked = (path.strip("/") for path in parse_qs(self.body.decode()).get("paths", []))
@@ -263,6 +291,7 @@ class Call:
         return {}
 
     @route("GET", rf"/api/models{REPO}(?:/revision{REV})?", "read")
+    @route("GET", rf"/api/(?P<repo>datasets/{NAME})(?:/revision{REV})?", "read")
     def model_info(self):
         repo = self.repo
         known = {
@@ -301,13 +330,16 @@ class LoopbackHub:
     """The stand-in: `with LoopbackHub() as hub` serves it at `hub.url`.
 
     `requests` logs (method, path, status), with None for the status of a dropped connection.
+    `watch`, where it is set, is called with the method and the path of each request before it is answered.
     """
 
     def __init__(self):
         self.tokens: dict[str, User] = {}
         self.repos: dict[str, Repo] = {}
         self.lfs: dict[str, bytes] = {}
-        self.faults: list[tuple[str, Reply | None]] = []
+        self.faults: list[Fault] = []
+        self.watch = None
+        self.closed = threading.Event()
         self.requests: list[tuple[str, str, int | None]] = []
         self.lock = threading.Lock()
 
@@ -319,6 +351,7 @@ class LoopbackHub:
         return self
 
     def __exit__(self, *_):
+        self.closed.set()
         self.server.shutdown()
         self.server.server_close()
 
@@ -345,10 +378,11 @@ class LoopbackHub:
         path = f"datasets/{repo_id}"
         self.repos[path] = Repo(path, repo_id.partition("/")[0], files)
 
-    def fail(self, pattern, status=503, times=1, headers=None, drop=False):
-        """Answer the next `times` requests whose "METHOD path" matches with `status`, or not at all."""
-        reply = None if drop else Reply.json({"error": "Injected fault"}, status, headers)
-        self.faults += [(pattern, reply)] * times
+    def fail(self, pattern, status=503, headers=None, drop=False, **how):
+        """Answer requests whose "METHOD path" matches with `status`, or not at all; see `Fault`."""
+        silent = drop or any(how.get(name) for name in ("kept", "cut", "stall"))
+        reply = None if silent else Reply.json({"error": "Injected fault"}, status, headers)
+        self.faults.append(Fault(pattern, reply, **how))
 
     def open(self, repo_id, user, access):
         """The repository, if `user` (None for anonymous) may "read" it, read its "files" or "write" it."""
@@ -366,13 +400,20 @@ class LoopbackHub:
         """The reply to a request, None where the connection is to be dropped."""
         url = urlsplit(target)
         with self.lock:
-            faults = (fault for fault in self.faults if re.search(fault[0], f"{method} {url.path}"))
-            if fault := next(faults, None):
-                self.faults.remove(fault)
-                reply = fault[1]
-            else:
+            if self.watch:
+                self.watch(method, url.path)
+            fault = next((fault for fault in self.faults if fault.strikes(f"{method} {url.path}")), None)
+            reply = fault.reply if fault else None
+            if fault is None or fault.kept or fault.cut:
                 reply = self.answer(method, url, headers, body)
+            if fault and fault.cut:
+                whole = {"Content-Length": str(len(reply.body))}
+                reply = Reply(reply.status, reply.body[: len(reply.body) // 2], reply.headers | whole)
+            if fault and fault.kept:
+                reply = None
             self.requests.append((method, url.path, reply and reply.status))
+        if fault and fault.stall:
+            self.closed.wait(fault.stall)
         return reply
 
     def answer(self, method, url, headers, body):
