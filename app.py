@@ -75,9 +75,10 @@ def opened(read, request: gr.Request, token: gr.OAuthToken | None) -> dict:
         recipe = read()
         before, source = workbench.look(recipe.base, visitor_of(request, token))
         _, drawn = aiming.given(recipe, before, source)
+        values, note = controls.opening(recipe, before)
         return {
-            **dict(zip(column.opened, controls.opening(recipe), strict=True)),
-            column.note: "",
+            **dict(zip(column.opened, values, strict=True)),
+            column.note: note,
             desk.picture: drawn,
             desk.status: render.status("The recipe is set. Press Prune."),
         }

@@ -1,5 +1,6 @@
 """The column of choices: what to cut, made from the steps' own settings, and the picture that follows it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import gradio as gr
@@ -12,6 +13,7 @@ from pruning.criteria import CRITERIA, criterion_named
 from pruning.criteria import DEFAULT as DEFAULT_CRITERION
 from pruning.shape import Shape
 from pruning.steps import STEPS
+from pruning.steps.base import Step
 from pruning.steps.settings import Choices
 from pruning.texts import CALIBRATION_NAMES, OWN
 
@@ -171,12 +173,7 @@ def show_shape(request: gr.Request, token: gr.OAuthToken | None, model, *values)
     """The picture and the count, which move with the sliders: from the config alone."""
     try:
         before, source = workbench.look(model, visitor_of(request, token))
-        after, also = before, []
-        for step in steps_from(values):
-            shape = step.reshape(after)
-            if shape == after:
-                also.append(step.describe())
-            after = shape
+        after, also = shaped(before, steps_from(values))
         return (
             render.picture(before, after, results.whence(source)),
             render.cut_note(before, after, also),
@@ -185,6 +182,17 @@ def show_shape(request: gr.Request, token: gr.OAuthToken | None, model, *values)
         )
     except Exception as error:
         return gr.skip(), render.message(told(error), "warning"), None, ""
+
+
+def shaped(before: Shape, steps: Sequence[Step]) -> tuple[Shape, list[str]]:
+    """The shape after steps, and what they do that it does not show."""
+    after, also = before, []
+    for step in steps:
+        shape = step.reshape(after)
+        if shape == after:
+            also.append(step.describe())
+        after = shape
+    return after, also
 
 
 def unfold(*values) -> list[gr.Column]:
@@ -212,14 +220,15 @@ def _fitted(control: Control, shape: Shape) -> gr.Slider:
     return gr.Slider(maximum=max(largest, 1), interactive=largest > 0)
 
 
-def opening(recipe: Recipe) -> list:
-    """The values of `Column.opened` that stand for a recipe."""
+def opening(recipe: Recipe, before: Shape) -> tuple[list, str]:
+    """The values of `Column.opened` that stand for a recipe, and the note on its cuts."""
     values = values_of(recipe)
-    text, tokens = recipe.calibration.text, recipe.calibration.tokens
+    after, also = shaped(before, recipe.steps)
+    common = [recipe.base, recipe.calibration.text, recipe.calibration.tokens, recipe.seed]
     if values is None:
         note = render.given_note([step.describe() for step in recipe.steps])
-        return [recipe.base, text, tokens, recipe.seed, recipe, note, *[gr.skip()] * len(CONTROLS)]
-    return [recipe.base, text, tokens, recipe.seed, None, "", *values]
+        return [*common, recipe, note, *[gr.skip()] * len(CONTROLS)], ""
+    return [*common, None, "", *values], render.cut_note(before, after, also)
 
 
 def describe_criterion(name: str) -> tuple[str, gr.Checkbox]:

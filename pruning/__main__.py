@@ -115,6 +115,18 @@ def methods(as_json: AsJson = False) -> None:
 
 
 @app.command()
+def lessons(as_json: AsJson = False) -> None:
+    """List the lessons of the course."""
+    from pruning.lessons import LESSONS
+
+    rows = [
+        {"name": lesson.key, "number": lesson.number, "title": lesson.title, "see": lesson.see}
+        for lesson in LESSONS
+    ]
+    _print_rows(rows, as_json, "number", "title")
+
+
+@app.command()
 @with_cuts
 def preview(
     context: typer.Context,
@@ -178,6 +190,41 @@ def prune(
             measure, values = "perplexity", (before.value, after.value)
         print(f"{measure} {values[0]:.3f} → {values[1]:.3f} ({after.text}, {after.tokens} tokens)")
     print(f"saved to {output}")
+
+
+@app.command()
+def search(
+    model: Model,
+    budget: Annotated[str, typer.Option("--budget", help="100M parameters, 300MB on disk, or 30% smaller.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", help="A file for the recipe, for `prune --recipe`.")
+    ] = None,
+    calibration: CalibrationOption = "general",
+    tokens: TokensOption = 8192,
+    seed: SeedOption = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Find the mix of cuts within a budget that loses least."""
+    from pruning.files import replacing
+    from pruning.loading import load
+    from pruning.search import Budget
+    from pruning.search import search as find
+    from pruning.shape import Shape
+
+    text = Calibration.named(calibration, tokens=tokens)
+    base = load(model, progress=_reporter())
+    target = Budget.parse(budget, Shape.of(base.model.config), base.storage_dtype.itemsize)
+    found = find(base, target, text, seed, _reporter())
+    if output is not None:
+        with replacing(output) as temporary:
+            temporary.write_text(found.chosen.recipe.to_yaml(), encoding="utf-8")
+    if as_json:
+        _print_json(found.to_dict())
+        return
+    for point in found.points:
+        mark = "→" if point is found.chosen else " "
+        print(f"{mark} {point.mix.parameters:>14,}  perplexity {point.perplexity:>10.2f}  {point.mix.title}")
+    print(f"of {found.previewed:,} shapes; perplexity on held-out calibration text")
 
 
 @app.command()

@@ -160,6 +160,26 @@ class Found:
     dense: float
     previewed: int
 
+    def to_dict(self) -> dict:
+        """Plain values: the recipe that was chosen, every point, and the curve."""
+        return {
+            "recipe": self.chosen.recipe.to_dict(),
+            "parameters": self.chosen.mix.parameters,
+            "perplexity": self.chosen.perplexity,
+            "perplexity_dense": perplexity_of(self.dense),
+            "points": [
+                {
+                    "cut": point.mix.title,
+                    "parameters": point.mix.parameters,
+                    "perplexity": point.perplexity,
+                    "recipe": point.recipe.to_dict(),
+                }
+                for point in self.points
+            ],
+            "curve": [{"parameters": size, "perplexity": value} for size, value in self.curve],
+            "previewed": self.previewed,
+        }
+
 
 def search(
     base: LoadedModel,

@@ -73,6 +73,16 @@ TRIPLES = {
         Neurons(fraction=0.3),
         Vocabulary(fraction=0.1),
     ],
+    "layer + group + vocabulary": [
+        Layers(count=1, method="last"),
+        Heads(groups=1),
+        Vocabulary(fraction=0.1),
+    ],
+    "vocabulary + neurons + weights": [
+        Vocabulary(fraction=0.1),
+        Neurons(fraction=0.3),
+        Weights(fraction=0.5),
+    ],
     "neurons + group + weights": [Neurons(width=32), Heads(groups=1), Weights(pattern="2:4")],
 }
 COMBINATIONS = ALONE | PAIRS | TRIPLES
