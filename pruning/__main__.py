@@ -158,10 +158,13 @@ def prune(
     tokens: TokensOption = 8192,
     seed: SeedOption = 0,
     evaluate: Annotated[bool, typer.Option(help="Measure perplexity and speed, for the model card.")] = True,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="Never hold the whole model: for one larger than memory.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Prune a model and save it as a folder that plain transformers loads."""
-    from pruning import pipeline
+    from pruning import pipeline, streaming
 
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise RecipeError(f"{output} exists and is not empty. Choose another folder.")
@@ -174,8 +177,11 @@ def prune(
     else:
         text = Calibration.named(calibration, tokens=tokens)
         recipe = _recipe(model, _steps(context, model), text, seed)
-    pruned = pipeline.run(recipe, evaluate=evaluate, progress=_reporter())
-    pruned.save(output, progress=_reporter())
+    if stream:
+        pruned = streaming.prune(recipe, output, progress=_reporter())
+    else:
+        pruned = pipeline.run(recipe, evaluate=evaluate, progress=_reporter())
+        pruned.save(output, progress=_reporter())
     result = pruned.to_dict() | {"output": str(output)}
     report = pruned.report
     if as_json:
@@ -342,6 +348,9 @@ def distill(
     checkpoint_every: Annotated[float, typer.Option(help="Seconds between checkpoints.")] = 60.0,
     seed: SeedOption = 0,
     evaluate: Annotated[bool, typer.Option(help="Measure perplexity and speed, for the model card.")] = True,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="Never hold the whole model: for one larger than memory.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Train a pruned model to say what its teacher says. Ctrl-C ends it and keeps the best so far; killed,

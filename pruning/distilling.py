@@ -126,20 +126,22 @@ class Reading:
 class TrainingProgress(Progress):
     """Where a training stands, after a step.
 
-    `seconds` of training so far and `remaining`, `step`, `tokens` seen, the training `loss`; `heldout`: the
-    student's perplexity on held-out text when it was last measured, `measured` if that was just now; `best`
-    so far; `dense` and `before`: that of the teacher, and of the student as it came. `model` is the student
-    itself: it may be sampled until the reporter returns. `stop()` ends the training after this step; the
-    best so far is what is kept.
+    `seconds` of training so far and `remaining` (infinite before the first step), `step`, `tokens` seen, the
+    training `loss` of the last step (None before the first); `heldout`: the student's perplexity on held-out
+    text when it was last measured, `measured` if that was just now; `curve`: seconds, step and perplexity
+    of every measurement; `best` so far; `dense` and `before`: the perplexity of the teacher, and of the
+    student as it came. `model` is the student itself: it may be sampled until the reporter returns.
+    `stop()` ends the training here; the best so far is what is kept.
     """
 
     seconds: float
     remaining: float
     step: int
     tokens: int
-    loss: float
+    loss: float | None
     heldout: float
     measured: bool
+    curve: list[tuple[float, int, float]]
     best: float
     dense: float
     before: float
@@ -202,7 +204,7 @@ class State:
     step: int = 0
     seconds: float = 0.0
     tokens: int = 0
-    loss: float = math.nan
+    loss: float | None = None
     dense: float = math.nan
     before: float = math.nan
     heldout: float = math.nan
@@ -584,6 +586,10 @@ def _perplexity(loss: float) -> float:
     return math.exp(loss) if loss < 700 else math.inf
 
 
+def _curve(state: State) -> list[tuple[float, int, float]]:
+    return [(round(seconds, 1), step, _perplexity(loss)) for seconds, step, loss in state.curve]
+
+
 def _event(
     training: Training, state: State, share: float, fresh: bool, model: PreTrainedModel
 ) -> TrainingProgress:
@@ -597,6 +603,7 @@ def _event(
         loss=state.loss,
         heldout=_perplexity(state.heldout),
         measured=fresh,
+        curve=_curve(state),
         best=_perplexity(state.best),
         dense=_perplexity(state.dense),
         before=_perplexity(state.before),
@@ -629,7 +636,7 @@ def _notes(accelerator, training, reading, state, dtype, after, unchanged) -> di
         if accelerator.num_processes > 1
         else hardware,
         "precision": str(dtype).removeprefix("torch."),
-        "curve": [(round(seconds, 1), step, _perplexity(loss)) for seconds, step, loss in state.curve],
+        "curve": _curve(state),
     }
 
 

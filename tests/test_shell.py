@@ -145,6 +145,49 @@ def test_recipe_in_json_without_calibration(shell, tmp_path):
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").config.n_inner == 20
 
 
+def test_a_model_that_is_streamed_is_the_same(shell, as_json, tmp_path):
+    cuts = (
+        folder_of("llama"),
+        "--layers",
+        "1",
+        "--layer-method",
+        "last",
+        "--neurons",
+        "30%",
+        "--criterion",
+        "ppm",
+    )
+    held = as_json("prune", *cuts, "--output", tmp_path / "held", "--no-evaluate")
+    streamed = as_json("prune", *cuts, "--output", tmp_path / "streamed", "--stream")
+    assert held["parameters"] == streamed["parameters"]
+    assert (tmp_path / "held/model.safetensors").read_bytes() == (
+        tmp_path / "streamed/model.safetensors"
+    ).read_bytes()
+    status, _, err = shell(
+        "prune", folder_of("llama"), "--neurons", "30%", "--output", tmp_path / "no", "--stream"
+    )
+    assert status == 2
+    assert "Error" in err
+
+
+def test_search_writes_the_recipe_that_it_chose(as_json, tmp_path):
+    file = tmp_path / "recipe.yaml"
+    options = ("--tokens", "512", "--budget", "10%", "--output", file)
+    found = as_json("search", folder_of("llama"), *options)
+    assert (
+        found["parameters"]
+        <= 0.9 * as_json("preview", folder_of("llama"), "--layers", "1")["parameters"]["before"]
+    )
+    made = as_json("prune", "--recipe", file, "--output", tmp_path / "made", "--no-evaluate")
+    assert made["parameters"]["after"] == found["parameters"]
+
+
+def test_lessons_are_listed(as_json):
+    rows = as_json("lessons")
+    assert len(rows) == 12
+    assert all(row["name"] and row["title"] for row in rows)
+
+
 def test_preview_needs_only_a_config(as_json, shell, tmp_path):
     shutil.copy(folder_of("phi3") / "config.json", tmp_path)
     result = as_json("preview", tmp_path, "--neurons", "25%", "--criterion", "ppm")

@@ -189,4 +189,4 @@ def _circuits(write: torch.Tensor, values: torch.Tensor, anatomy: Anatomy) -> to
     writes = write.view(len(write), anatomy.units[QUERY], width).permute(1, 2, 0)
     each = anatomy.units[QUERY] // anatomy.units[KEY_VALUE]
     shared = (values @ values.mT).repeat_interleave(each, dim=0)
-    return (shared * (writes @ writes.mT)).sum(dim=(1, 2)).sqrt()
+    return (shared * (writes @ writes.mT)).sum(dim=(1, 2)).clamp_min(0).sqrt()
