@@ -8,7 +8,7 @@ import pandas as pd
 from page import render, results
 from page.choices import calibration_from, whole
 from page.controls import Column
-from page.session import jobs, told, visitor_of, workbench
+from page.session import jobs, started, told, visitor_of, workbench
 from page.working import Desk
 from pruning.errors import Cancelled
 from pruning.progress import Progress
@@ -32,8 +32,7 @@ def build(column: Column, desk: Desk, plot: gr.LinePlot, table: gr.Dataframe, se
     find = gr.Button("Find the best mix", elem_id="find")
 
     def search(request: gr.Request, token: gr.OAuthToken | None, model, text, own, tokens, seed, aim):
-        session = request.session_hash or ""
-        job = jobs.start(session)
+        name, job = started(request)
         visitor = visitor_of(request, token)
         yield {
             desk.prune: gr.Button(visible=False),
@@ -64,7 +63,7 @@ def build(column: Column, desk: Desk, plot: gr.LinePlot, table: gr.Dataframe, se
         except Exception as error:
             yield {desk.status: render.status(told(error), kind="failed")}
         finally:
-            jobs.finish(session, job)
+            jobs.finish(name, job)
         yield {desk.prune: gr.Button(visible=True), desk.stop: gr.Button(visible=False)}
 
     def _chosen(result: Found, request, token) -> dict:
@@ -112,8 +111,7 @@ def build(column: Column, desk: Desk, plot: gr.LinePlot, table: gr.Dataframe, se
         ],
         show_progress="minimal",
         show_progress_on=[desk.status],
-        concurrency_id="model",
-        concurrency_limit=1,
+        concurrency_limit=None,
         api_visibility="private",
     )
     table.select(

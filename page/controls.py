@@ -146,7 +146,7 @@ def wire(column: Column, picture: gr.HTML) -> None:
         queue=False,
         show_progress="hidden",
         trigger_mode="always_last",
-        api_name="preview",
+        api_visibility="private",
     )
     others = [value for control, value in zip(CONTROLS, column.values, strict=True) if control.step != MAIN]
     gr.on(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import gradio as gr
 
 from page import drawings, render, results
-from page.session import jobs, log, told, visitor_of, workbench
+from page.session import jobs, log, session_of, started, told, visitor_of, workbench
 from pruning import ModelError, Recipe, Sampling, catalog
 from pruning.anatomy import NEURON
 from pruning.calibration import Calibration
@@ -122,8 +122,7 @@ def wire(course: Course) -> None:
     )
 
     def run(request: gr.Request, token: gr.OAuthToken | None, key, guess) -> Iterator[dict]:
-        session = f"{request.session_hash} lesson"
-        job = jobs.start(session)
+        name, job = started(request, "lesson")
         visitor = visitor_of(request, token)
         yield {course.run: gr.Button(visible=False), course.stop: gr.Button(visible=True)}
         try:
@@ -148,7 +147,7 @@ def wire(course: Course) -> None:
         except Exception as error:
             yield {course.status: render.status(told(error), kind="failed")}
         finally:
-            jobs.finish(session, job)
+            jobs.finish(name, job)
         yield {course.run: gr.Button(visible=True), course.stop: gr.Button(visible=False)}
 
     course.run.click(
@@ -166,13 +165,12 @@ def wire(course: Course) -> None:
         ],
         show_progress="minimal",
         show_progress_on=[course.status],
-        concurrency_id="model",
-        concurrency_limit=1,
+        concurrency_limit=None,
         api_visibility="private",
     )
 
     def stop(request: gr.Request) -> None:
-        jobs.stop(f"{request.session_hash} lesson")
+        jobs.stop(f"{session_of(request)} lesson")
 
     course.stop.click(stop, None, None, queue=False, show_progress="hidden", api_visibility="private")
 

@@ -1,17 +1,75 @@
-"""Work that a visitor waits for: it runs in a thread, tells where it stands, and can be stopped."""
+"""Work that a visitor waits for: it takes its turn, tells where it stands, and can be stopped."""
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator
 
-from pruning.errors import Cancelled
+from pruning.errors import Cancelled, PruningError
 from pruning.progress import Progress
+
+PULSE = 2.0
+"""Seconds after which one who waits hears again, so that it shows when nobody listens any more."""
+
+
+class Busy(PruningError):
+    """Too many others are waiting."""
+
+
+class TooLong(PruningError):
+    """The work took longer than a job may."""
+
+
+class Line:
+    """Jobs that want the same thing, served one at a time in the order in which they came."""
+
+    def __init__(self, longest: int):
+        self.longest = longest
+        self._jobs: list[Job] = []
+        self._moved = threading.Condition()
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def turn(self, job: "Job") -> Iterator[int]:
+        """Wait for the turn of a job; yields how many stand before it. Raises `Busy` where the line is
+        full, `Cancelled` once the job is stopped."""
+        with self._moved:
+            if job not in self._jobs:
+                if len(self._jobs) > self.longest:
+                    raise Busy(
+                        f"{self.longest} others are already waiting, and no more fit. "
+                        "Try again in some minutes."
+                    )
+                self._jobs.append(job)
+        told, since = 0, time.monotonic()
+        while True:
+            job.check()
+            with self._moved:
+                before = self._jobs.index(job)
+                if before == 0:
+                    return
+                if before == told and time.monotonic() - since < PULSE:
+                    self._moved.wait(0.2)
+                    continue
+            told, since = before, time.monotonic()
+            yield before
+
+    def leave(self, job: "Job") -> None:
+        with self._moved:
+            if job in self._jobs:
+                self._jobs.remove(job)
+                self._moved.notify_all()
 
 
 class Job:
-    """One piece of work of one visitor."""
+    """One piece of work of one visitor. `line`: where it waits for its turn, which it keeps until it is
+    finished; `seconds`: how long it may take from then on."""
 
-    def __init__(self):
+    def __init__(self, line: Line | None = None, seconds: float | None = None, lasting: bool = False):
+        self.lasting = lasting
+        self._line, self._seconds = line, seconds
+        self._deadline: float | None = None
         self._stopped = threading.Event()
         self._asked = threading.Event()
 
@@ -33,14 +91,27 @@ class Job:
     def check(self) -> None:
         if self.stopped:
             raise Cancelled("Stopped. Nothing was changed.")
+        if self._deadline is not None and time.monotonic() > self._deadline:
+            raise TooLong(
+                f"This took longer than the {self._seconds:.0f} seconds that one job may take here, and was "
+                "stopped. Ask for less at once, or run Secateur on a machine of your own."
+            )
 
     def watch(self, work: Callable[[Callable[[object], None]], object]) -> Iterator[object]:
-        """Run `work(tell)` in a thread; yield what it tells, and last a one-tuple of its result.
+        """Wait for the job's turn, then run `work(tell)` in a thread; yield what it tells, and last a
+        one-tuple of its result.
 
         Of progress that comes faster than it is taken, only the newest is passed on. Raises what the
         work raises; `Cancelled` as soon as the job is stopped, though the thread may take a moment
-        longer to notice.
+        longer to notice. When nobody takes what is yielded any more, the work is stopped, unless the
+        job is lasting.
         """
+        if self._line is not None:
+            for before in self._line.turn(self):
+                others = "1 other is" if before == 1 else f"{before} others are"
+                yield Progress(f"Waiting for your turn: {others} before you")
+        if self._seconds is not None and self._deadline is None:
+            self._deadline = time.monotonic() + self._seconds
         events: queue.Queue = queue.Queue()
 
         def tell(event: object) -> None:
@@ -54,47 +125,67 @@ class Job:
                 events.put(error)
 
         threading.Thread(target=run, daemon=True).start()
-        while True:
-            self.check()
-            try:
-                event = events.get(timeout=0.2)
-            except queue.Empty:
-                continue
-            while isinstance(event, Progress) and not events.empty():
-                event = events.get()
-            if isinstance(event, BaseException):
-                raise event
-            yield event
-            if isinstance(event, tuple) and len(event) == 1:
-                return
+        over = False
+        try:
+            while not over:
+                self.check()
+                try:
+                    event = events.get(timeout=0.2)
+                except queue.Empty:
+                    continue
+                while isinstance(event, Progress) and not events.empty():
+                    event = events.get()
+                if isinstance(event, BaseException):
+                    raise event
+                over = isinstance(event, tuple) and len(event) == 1
+                yield event
+        finally:
+            if not over and not self.lasting:
+                self.stop()
+
+    def finish(self) -> None:
+        """Let the next in line begin."""
+        if self._line is not None:
+            self._line.leave(self)
 
 
 class Jobs:
-    """The job that each visitor has under way, by session."""
+    """What each visitor has under way: one job of a kind. A job's name is the visitor's session, then
+    its kind, if it has one."""
 
     def __init__(self):
         self._jobs: dict[str, Job] = {}
         self._lock = threading.Lock()
 
-    def start(self, session: str) -> Job:
+    def start(
+        self, name: str, line: Line | None = None, seconds: float | None = None, lasting: bool = False
+    ) -> Job:
         """A new job; the one before it is stopped."""
         with self._lock:
-            if session in self._jobs:
-                self._jobs[session].stop()
-            job = self._jobs[session] = Job()
+            if name in self._jobs:
+                self._jobs[name].stop()
+            job = self._jobs[name] = Job(line, seconds, lasting)
             return job
 
-    def ask(self, session: str) -> None:
+    def ask(self, name: str) -> None:
         with self._lock:
-            if session in self._jobs:
-                self._jobs[session].ask()
+            if name in self._jobs:
+                self._jobs[name].ask()
 
-    def stop(self, session: str) -> None:
+    def stop(self, name: str) -> None:
         with self._lock:
-            if session in self._jobs:
-                self._jobs.pop(session).stop()
+            if name in self._jobs:
+                self._jobs[name].stop()
 
-    def finish(self, session: str, job: Job) -> None:
+    def leave(self, session: str) -> None:
+        """Stop all that a visitor has under way, except what is to last."""
         with self._lock:
-            if self._jobs.get(session) is job:
-                del self._jobs[session]
+            for name, job in self._jobs.items():
+                if name.split(" ")[0] == session and not job.lasting:
+                    job.stop()
+
+    def finish(self, name: str, job: Job) -> None:
+        job.finish()
+        with self._lock:
+            if self._jobs.get(name) is job:
+                del self._jobs[name]

@@ -16,6 +16,15 @@ def encode(recipe: Recipe) -> str:
     return base64.urlsafe_b64encode(compact.encode()).decode().rstrip("=")
 
 
+def read(text: str) -> Recipe:
+    """A recipe that a visitor wrote. Raises `RecipeError`, also for one too long: YAML is slow to read."""
+    if not isinstance(text, str):
+        raise RecipeError("A recipe is a text.")
+    if len(text) > LONGEST:
+        raise RecipeError(f"The recipe has {len(text):,} characters; at most {LONGEST:,} are read here.")
+    return Recipe.parse(text)
+
+
 def decode(value: str) -> Recipe:
     """The recipe in a query parameter. Raises `RecipeError`."""
     if len(value) > LONGEST:

@@ -9,7 +9,7 @@ import pandas as pd
 from page import drawings, render
 from page.choices import calibration_from, whole
 from page.controls import Column
-from page.session import jobs, told, visitor_of, workbench
+from page.session import jobs, started, told, visitor_of, workbench
 from pruning import Recipe
 from pruning.criteria import CRITERIA, DEFAULT
 from pruning.errors import Cancelled, RecipeError
@@ -84,8 +84,7 @@ def build(column: Column, made: gr.State) -> gr.Column:
 
     def looked(request: gr.Request, token: gr.OAuthToken | None, work) -> Iterator[tuple[object, str]]:
         """Run `work(visitor, tell)` in its turn; yield each result with a status line."""
-        session = f"{request.session_hash} look"
-        job = jobs.start(session)
+        name, job = started(request, "look")
         visitor = visitor_of(request, token)
         try:
             for event in job.watch(lambda tell: work(visitor, tell)):
@@ -100,7 +99,7 @@ def build(column: Column, made: gr.State) -> gr.Column:
         except Exception as error:
             yield None, render.status(told(error), kind="failed")
         finally:
-            jobs.finish(session, job)
+            jobs.finish(name, job)
 
     def show_next(request: gr.Request, token: gr.OAuthToken | None, recipe, prompt) -> Iterator[dict]:
         def work(visitor, tell):
@@ -197,8 +196,7 @@ def build(column: Column, made: gr.State) -> gr.Column:
 
     queued = {
         "show_progress": "hidden",
-        "concurrency_id": "model",
-        "concurrency_limit": 1,
+        "concurrency_limit": None,
         "api_visibility": "private",
     }
     source = [column.model, column.text, column.own_text, column.tokens, column.seed]

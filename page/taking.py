@@ -9,12 +9,21 @@ from pathlib import Path
 import gradio as gr
 
 from page import render
-from page.session import ON_SPACE, jobs, told, visitor_of, workbench
-from pruning import Recipe
+from page.session import ON_SPACE, jobs, started, told, visitor_of, workbench
+from pruning import Pruned, Recipe
 from pruning.errors import RecipeError
+from pruning.export import TYPES, export, gguf_types
 from pruning.progress import Progress
 from pruning.publishing import publish, save
 from pruning.workbench import Visitor
+
+ZIP = "zip"
+FORMS = [
+    ("A zip file for transformers", ZIP),
+    *((f"GGUF, {kind.title}", name) for name, kind in TYPES.items()),
+]
+
+UPLOAD_SECONDS = 3600
 
 
 @dataclass(frozen=True)
@@ -34,9 +43,12 @@ def build(made: gr.State) -> Take:
         gr.HTML("<h2>Take it with you</h2>")
         with gr.Tabs():
             with gr.Tab("Download"):
-                gr.HTML(
-                    '<p class="note">One zip file that plain transformers loads, with a model card '
-                    "that says what was lost.</p>"
+                form = gr.Radio(
+                    FORMS,
+                    value=ZIP,
+                    label="As",
+                    info="GGUF runs in llama.cpp and its kin; the zip file holds a model card too",
+                    elem_id="form",
                 )
                 prepare_button = gr.Button("Prepare the download", elem_id="prepare")
                 prepared = gr.DownloadButton("Download", visible=False, variant="primary", elem_id="download")
@@ -72,13 +84,12 @@ def build(made: gr.State) -> Take:
                 )
             with gr.Tab("Python"):
                 python_code = gr.Code(language="python", label="The same in Python", interactive=False)
-    queued = {"show_progress": "hidden", "concurrency_id": "model", "concurrency_limit": 1}
-    prepare_button.click(
-        prepare, made, [prepared, prepare_button, prepare_status], **queued, api_visibility="private"
-    )
-    push_button.click(push, [made, repository, private], push_status, **queued, api_name="push")
-    # A new model makes what was prepared of the last one stale.
-    made.change(
+    queued = {"show_progress": "hidden", "concurrency_limit": None, "api_visibility": "private"}
+    prepare_button.click(prepare, [made, form], [prepared, prepare_button, prepare_status], **queued)
+    push_button.click(push, [made, repository, private], push_status, **queued)
+    # Another model or form makes what was prepared stale.
+    gr.on(
+        [made.change, form.input],
         lambda: (gr.DownloadButton(visible=False), gr.Button(visible=True)),
         None,
         [prepared, prepare_button],
@@ -89,31 +100,46 @@ def build(made: gr.State) -> Take:
     return Take(section, recipe_code, python_code, link, (prepare_status, push_status))
 
 
-def prepare(recipe: Recipe | None, request: gr.Request, token: gr.OAuthToken | None) -> Iterator[tuple]:
+def prepare(
+    recipe: Recipe | None, form: str, request: gr.Request, token: gr.OAuthToken | None
+) -> Iterator[tuple]:
     """Save the model and offer it as one file."""
-    job = jobs.start(f"{request.session_hash} download")
-    folder = Path(tempfile.mkdtemp(prefix="secateur-"))
+    started_as, job = started(request, "download")
     try:
-        name = _name(recipe)
-        visitor = visitor_of(request, token)
+        with tempfile.TemporaryDirectory(prefix="secateur-") as folder:
+            name = _name(recipe)
+            visitor = visitor_of(request, token)
 
-        def work(tell):
-            save(_measured(recipe, visitor, tell), folder / name, tell)
-            tell(Progress("Packing"))
-            return shutil.make_archive(str(folder / name), "zip", folder, name)
+            def work(tell):
+                measured = _measured(recipe, visitor, tell)
+                return _packed(measured, Path(folder) / name, form, tell)
 
-        for event in job.watch(work):
-            if isinstance(event, Progress):
-                yield gr.skip(), gr.skip(), render.status(event.text, event.done, event.total, "busy")
-        yield (
-            gr.DownloadButton(label=f"Download {name}.zip", value=event[0], visible=True),
-            gr.Button(visible=False),
-            render.status("Ready: press Download.", kind="done"),
-        )
+            for event in job.watch(work):
+                if isinstance(event, Progress):
+                    yield gr.skip(), gr.skip(), render.status(event.text, event.done, event.total, "busy")
+            (file,) = event
+            yield (
+                gr.DownloadButton(label=f"Download {Path(file).name}", value=file, visible=True),
+                gr.Button(visible=False),
+                render.status("Ready: press Download.", kind="done"),
+            )
     except Exception as error:
         yield gr.skip(), gr.skip(), render.status(told(error), kind="failed")
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        jobs.finish(started_as, job)
+
+
+def _packed(pruned: Pruned, folder: Path, form: str, tell) -> str:
+    """The model as one file, in the form that was chosen."""
+    if form not in (ZIP, *TYPES):
+        raise RecipeError(f"There is no form {str(form)[:40]!r}. Choose one of the list.")
+    if form in TYPES and (obstacle := gguf_types(pruned.shape, pruned.recipe.steps)[form]):
+        raise RecipeError(f"{obstacle} Choose a width that is a multiple, under how to choose what goes.")
+    save(pruned, folder, tell)
+    if form == ZIP:
+        tell(Progress("Packing"))
+        return shutil.make_archive(str(folder), "zip", folder.parent, folder.name)
+    return str(export(folder, folder.with_name(f"{folder.name}-{form}.gguf"), form, tell))
 
 
 def push(
@@ -127,14 +153,16 @@ def push(
     if ON_SPACE and token is None:
         yield render.message("Sign in first, with the button above.", "warning")
         return
+    # It goes on when the visitor's machine falls asleep meanwhile.
+    started_as, job = started(request, "push", seconds=UPLOAD_SECONDS, lasting=True)
     try:
         if not isinstance(name, str) or not name.strip():
             raise RecipeError("Give the repository a name.")
         visitor = visitor_of(request, token)
-        job = jobs.start(f"{request.session_hash} push")
 
         def work(tell):
             pruned = _measured(recipe, visitor, tell)
+            job.finish()  # Others may work on models while this is uploaded.
             return publish(pruned, name.strip(), private=bool(private), token=visitor.token, progress=tell)
 
         for event in job.watch(work):
@@ -143,6 +171,8 @@ def push(
         yield render.message("Published:", "done", link=event[0])
     except Exception as error:
         yield render.message(told(error), "warning")
+    finally:
+        jobs.finish(started_as, job)
 
 
 def _measured(recipe: Recipe | None, visitor: Visitor, tell):

@@ -7,7 +7,17 @@ import pandas as pd
 
 from page import render
 from page.controls import Column
-from page.session import ON_SPACE, jobs, told, visitor_of, workbench
+from page.session import (
+    ON_SPACE,
+    TEACHING_SPARE,
+    jobs,
+    session_of,
+    started,
+    teachers,
+    told,
+    visitor_of,
+    workbench,
+)
 from page.working import Desk, carried_out
 from pruning import Distillation, Sampling
 from pruning.distilling import TrainingProgress
@@ -60,12 +70,11 @@ def wire(column: Column, desk: Desk, parts: dict) -> None:
     )
 
     def teach(request: gr.Request, token: gr.OAuthToken | None, recipe, minutes, prompt) -> Iterator[dict]:
-        session = f"{request.session_hash} teach"
-        job = jobs.start(session)
         visitor = visitor_of(request, token)
         yield {start: gr.Button(visible=False), stop: gr.Button(visible=True)}
         rows: list[tuple] = []
         taught = None
+        name, job = started(request, "teach", line=teachers, seconds=60 * LONGEST + TEACHING_SPARE)
         try:
             step = Distillation(minutes=_minutes(minutes))
             if recipe is None:
@@ -107,14 +116,14 @@ def wire(column: Column, desk: Desk, parts: dict) -> None:
         except Exception as error:
             yield {status: render.status(told(error), kind="failed")}
         finally:
-            jobs.finish(session, job)
+            jobs.finish(name, job)
         yield {start: gr.Button(visible=True), stop: gr.Button(visible=False)}
         if taught is not None:
             recipe = taught.recipe
             yield from carried_out(desk, lambda: (recipe, Sampling(40)), prompt, request, token)
 
     def end(request: gr.Request) -> None:
-        jobs.ask(f"{request.session_hash} teach")
+        jobs.ask(f"{session_of(request)} teach")
 
     start.click(
         teach,
@@ -122,8 +131,7 @@ def wire(column: Column, desk: Desk, parts: dict) -> None:
         [start, stop, status, curve, sample, *desk.shown],
         show_progress="minimal",
         show_progress_on=[status],
-        concurrency_id="teaching",
-        concurrency_limit=1,
+        concurrency_limit=None,
         api_visibility="private",
     )
     stop.click(end, None, None, queue=False, show_progress="hidden", api_visibility="private")

@@ -11,7 +11,7 @@ from page import links, render, results
 from page.choices import recipe_from, whole
 from page.controls import Column
 from page.jobs import Job
-from page.session import jobs, told, visitor_of, workbench
+from page.session import jobs, session_of, started, told, visitor_of, workbench
 from pruning import Recipe, Sampling
 from pruning.errors import Cancelled
 from pruning.generation import compare, encode_prompt
@@ -76,9 +76,8 @@ def wire(column: Column, desk: Desk) -> None:
         desk.shown,
         show_progress="minimal",
         show_progress_on=[desk.status],
-        concurrency_id="model",
-        concurrency_limit=1,
-        api_name="prune",
+        concurrency_limit=None,
+        api_visibility="private",
     )
     desk.stop.click(stop, None, None, queue=False, show_progress="hidden", api_visibility="private")
 
@@ -88,8 +87,7 @@ def carried_out(desk: Desk, choose, prompt: str, request, token) -> Iterator[dic
 
     `choose()` gives the recipe and how to sample, and may raise what a visitor is then told.
     """
-    session = request.session_hash or ""
-    job = jobs.start(session)
+    name, job = started(request)
     visitor = visitor_of(request, token)
     yield {desk.prune: gr.Button(visible=False), desk.stop: gr.Button(visible=True)}
     try:
@@ -116,9 +114,10 @@ def carried_out(desk: Desk, choose, prompt: str, request, token) -> Iterator[dic
             **dict.fromkeys(desk.stale, ""),
         }
         before = after = ""
-        for before, after in written(recipe, visitor, prompt, sampling, job):
-            job.check()
-            yield {desk.texts: render.texts(prompt, before, after, writing=True)}
+        for event in job.watch(lambda tell: _write(recipe, visitor, prompt, sampling, job, tell)):
+            if len(event) == 2:
+                before, after = event
+                yield {desk.texts: render.texts(prompt, before, after, writing=True)}
         yield {desk.texts: render.texts(prompt, before, after)}
         for event in job.watch(lambda tell: _measure(recipe, visitor, tell)):
             if isinstance(event, Progress):
@@ -134,7 +133,7 @@ def carried_out(desk: Desk, choose, prompt: str, request, token) -> Iterator[dic
     except Exception as error:
         yield {desk.status: render.status(told(error), kind="failed")}
     finally:
-        jobs.finish(session, job)
+        jobs.finish(name, job)
     yield {desk.prune: gr.Button(visible=True), desk.stop: gr.Button(visible=False)}
 
 
@@ -146,6 +145,12 @@ def written(recipe: Recipe, visitor: Visitor, prompt: str, sampling: Sampling, j
     yield from compare((base, pruned), prompt, sampling, lambda: job.stopped)
 
 
+def _write(recipe: Recipe, visitor: Visitor, prompt: str, sampling: Sampling, job: Job, tell) -> None:
+    with closing(written(recipe, visitor, prompt, sampling, job)) as texts:
+        for pair in texts:
+            tell(pair)
+
+
 def _measure(recipe: Recipe, visitor: Visitor, tell) -> None:
     # Closed here, in the thread that took the workbench's lock, also when the job is stopped.
     with closing(workbench.measuring(recipe, visitor, tell)) as steps:
@@ -155,4 +160,4 @@ def _measure(recipe: Recipe, visitor: Visitor, tell) -> None:
 
 def stop(request: gr.Request) -> None:
     """End the visitor's job; it says so itself, so that nothing it still had to say comes after."""
-    jobs.stop(request.session_hash or "")
+    jobs.stop(session_of(request))

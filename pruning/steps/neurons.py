@@ -49,7 +49,7 @@ class Neurons(Cut):
             "multiple_of",
             "--multiple-of",
             "Width a multiple of",
-            "Multiples run faster on many machines; some file types need them",
+            "Multiples run faster on many machines; 8-bit GGUF files need one of 32",
             whole,
             Choices({1: "any width", 8: "8", 32: "32", 64: "64", 128: "128", 256: "256"}),
         ),
