@@ -13,6 +13,7 @@ from pruning.errors import ModelError
 from pruning.evaluation import Perplexity
 from pruning.loading import Source
 from pruning.provenance import provenance
+from pruning.steps import Distillation
 from pruning.texts import GENRES, passage
 
 TAG = "secateur"
@@ -240,8 +241,10 @@ def _samples(report) -> str:
 
 
 def _limits(recipe) -> str:
+    distilled = any(isinstance(step, Distillation) for step in recipe.steps)
+    retraining = " beyond the recipe's distillation" if distilled else ": what was lost was not learned again"
     return (
-        "- No retraining: what was lost was not learned again.\n"
+        f"- No retraining{retraining}.\n"
         "- No evaluation of safety, bias or truthfulness. Pruning can change all three; the base model's "
         "limits apply at the least.\n"
         f"- Perplexity on a few thousand tokens is a coarse measure. The text that chose what to keep was "
