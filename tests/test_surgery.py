@@ -9,9 +9,8 @@ import torch
 from models import FAMILIES, GATED, count, folder_of, loaded, matrices
 from transformers import AutoModelForCausalLM
 
-from pruning import Neurons, Recipe, RecipeError, preview, prune
+from pruning import Calibration, Neurons, Recipe, RecipeError, preview, prune
 from pruning.criteria import CRITERIA
-from pruning import Calibration
 from pruning.surgery import recast
 
 WEIGHT_CRITERIA = [name for name, known in CRITERIA.items() if not known.statistics and not known.gated_only]

@@ -23,7 +23,7 @@ def lesson_page(visit, page_url):
 def test_lesson(lesson_page, lesson):
     page = lesson_page(lesson.number)
     page.wait_for_selector(f"#lesson-see:has-text('{lesson.title}')")
-    question, options = lesson.prediction
+    question, _ = lesson.prediction
     assert question in page.inner_text("#predict")
     page.locator("#predict label").nth(lesson.answer).click()
     page.click("#lesson-run")
