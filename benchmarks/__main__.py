@@ -1,19 +1,22 @@
+"""Measurements, each a ratio within one run: `make bench`, or `python -m benchmarks NAME`."""
+
+import importlib
 import platform
 import sys
 from datetime import date
+from itertools import takewhile
 
 import torch
 
-from benchmarks import calibrating, cutting, quality
-
-BENCHMARKS = {"quality": quality.main, "cutting": cutting.main, "calibrating": calibrating.main}
+BENCHMARKS = ("quality", "cutting", "calibrating", "generating", "memory", "starting", "page", "distilling")
 
 if __name__ == "__main__":
-    chosen = sys.argv[1:] or list(BENCHMARKS)
+    # What follows the names are options of a benchmark's own.
+    chosen = list(takewhile(lambda word: not word.startswith("--"), sys.argv[1:])) or BENCHMARKS
     if unknown := set(chosen) - set(BENCHMARKS):
-        sys.exit(f"No benchmark {', '.join(unknown)}. There are: {', '.join(BENCHMARKS)}.")
+        sys.exit(f"No benchmark {', '.join(sorted(unknown))}. There are: {', '.join(BENCHMARKS)}.")
     print(
         f"{date.today()}, {platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     )
     for name in chosen:
-        BENCHMARKS[name]()
+        importlib.import_module(f"benchmarks.{name}").main()

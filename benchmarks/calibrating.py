@@ -1,40 +1,53 @@
 """The calibration pass over a plain forward pass of the same tokens."""
 
-import statistics
-import time
+from dataclasses import replace
 
 import torch
 
-from benchmarks.common import base, table
+from benchmarks.common import ROUNDS, base, medians, table
 from pruning import Calibration, Neurons
 from pruning.calibration import windows_of
 from pruning.shape import Shape
 from pruning.statistics import Statistics
 
-ROUNDS = 5
 TOKENS = 2048
+WHOLE = 8192
+"""Tokens of the default calibration, over which the inverses are spread."""
 
 
 def main() -> None:
-    model = base()
-    windows = windows_of(model, Calibration(tokens=TOKENS))
-    sites = Neurons(fraction=0.2).sites(Shape.of(model.model.config))
-    passes, plain = [], []
-    for _ in range(ROUNDS):
-        start = time.perf_counter()
-        Statistics(model.model, sites, windows.fitting, windows.heldout)
-        passes.append(time.perf_counter() - start)
-        start = time.perf_counter()
+    model = base().model
+    windows = windows_of(base(), Calibration(tokens=TOKENS))
+    sites = Neurons(fraction=0.2).sites(Shape.of(model.config))
+    made: list[Statistics] = []
+
+    def calibrate() -> None:
+        made[:] = [Statistics(model, sites, windows.fitting, windows.heldout)]
+
+    def invert() -> None:
+        for site in sites:
+            replace(made[0].gram(site)).inverse  # noqa: B018
+
+    def read() -> None:
         with torch.inference_mode():
             for window in windows.fitting + windows.heldout:
-                model.model(input_ids=window[None], use_cache=False)
-        plain.append(time.perf_counter() - start)
-    calibrated, forward = statistics.median(passes), statistics.median(plain)
+                model(input_ids=window[None], use_cache=False)
+
+    calibrate()
+    seconds = medians({"plain": read, "calibration": calibrate, "inverses": invert})
+    plain, calibration, inverses = seconds.values()
+    spread = calibration + inverses * windows.tokens / WHOLE
     table(
-        f"Calibration on {windows.tokens} tokens (medians of five, alternating)",
-        ["pass", "tokens per second", "ratio"],
+        f"Calibration on {windows.tokens:,} tokens (medians of {ROUNDS} turns). Inverting takes the same for "
+        f"any text: its share of {WHOLE:,} tokens is counted",
+        ["pass", "seconds", "tokens per second", "over plain"],
         [
-            ("plain forward", f"{windows.tokens / forward:.0f}", "1"),
-            ("calibration", f"{windows.tokens / calibrated:.0f}", f"{calibrated / forward:.2f}"),
-        ],
+            (name, f"{value:.2f}", f"{windows.tokens / value:,.0f}", f"{value / plain:.2f}")
+            for name, value in (
+                ("plain forward", plain),
+                ("calibration", calibration),
+                ("calibration and inverses for repair", spread),
+            )
+        ]
+        + [("the inverses, all layers", f"{inverses:.2f}", "", "")],
     )

@@ -1,12 +1,16 @@
-"""What the benchmarks share: the text, the default model, and tables."""
+"""What the benchmarks share: the texts, the default model, taking turns, and tables."""
 
-from collections.abc import Iterable, Sequence
+import gc
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
 import pruning
 
 WIKITEXT = Path(__file__).parents[2] / "shared" / "data" / "wikitext-2" / "valid.txt"
+ROUNDS = 5
 
 
 @cache
@@ -22,6 +26,21 @@ def wikitext() -> tuple[str, str]:
     text = WIKITEXT.read_text(encoding="utf-8")
     middle = text.index("\n = ", len(text) // 2)
     return text[:middle], text[middle:]
+
+
+def medians(tasks: Mapping[str, Callable[[], object]], rounds: int = ROUNDS) -> dict[str, float]:
+    """Median seconds of each task. They take turns, in the other order every other round, so that
+    what else the machine does weighs on all of them alike; a round before the first is not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in tasks}
+    for turn in range(rounds + 1):
+        for name in list(tasks)[:: -1 if turn % 2 else 1]:
+            gc.collect()
+            start = time.perf_counter()
+            made = tasks[name]()
+            if turn:
+                seconds[name].append(time.perf_counter() - start)
+            del made
+    return {name: statistics.median(times) for name, times in seconds.items()}
 
 
 def table(title: str, head: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

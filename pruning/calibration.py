@@ -158,6 +158,25 @@ _newest: WeakKeyDictionary = WeakKeyDictionary()
 """For each model in memory, the statistics that were last used, computed or mapped from their file: what
 was asked for (an own text by its digest), the digest of what was read, and they."""
 
+
+def kept_bytes() -> int:
+    """What the statistics in memory take."""
+    return sum(newest.bytes for _, _, newest in list(_newest.data.values()))
+
+
+def forget_read() -> None:
+    """Drop all statistics in memory."""
+    _newest.clear()
+
+
+def forget_own() -> None:
+    """Drop the statistics of people's own texts."""
+    for model in list(_newest.data):
+        asked = _newest.data.get(model, ("",))[0]
+        if f"text={OWN!r}" in asked:
+            _newest.data.pop(model, None)
+
+
 _self_texts: WeakKeyDictionary = WeakKeyDictionary()
 
 

@@ -60,7 +60,9 @@ def _change(site: SiteGram, kept: torch.Tensor, removed: torch.Tensor, lost: tor
 
 
 def _solve(system: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    return torch.cholesky_inverse(torch.linalg.cholesky(system)) @ wanted
+    """No change where the system is damaged or beyond the precision, and so no repair."""
+    factor, failed = torch.linalg.cholesky_ex(system)
+    return torch.zeros_like(wanted) if failed else torch.cholesky_inverse(factor) @ wanted
 
 
 def _energy(values: torch.Tensor) -> float:

@@ -60,6 +60,11 @@ class SiteGram:
     saved: torch.Tensor | None = None
 
     @property
+    def bytes(self) -> int:
+        """What the matrices take, the inverse included once it is made."""
+        return sum(t.nbytes for t in (self.gram, self.heldout, self.__dict__.get("inverse")) if t is not None)
+
+    @property
     def damping(self) -> float:
         """λ, as a share of the median of the diagonal of H."""
         return PRIOR_TOKENS / self.tokens
@@ -76,16 +81,21 @@ class SiteGram:
         """(H + λ̄ I)⁻¹, `[neurons, neurons]`, float32: made when first asked for, then kept.
 
         Inverted by Cholesky with a diagonal of ones, D (D A D)⁻¹ D with D = diag(A)^(-1/2): so float32
-        is enough where some neurons fire a thousand times as strongly as others.
+        is enough where some neurons fire a thousand times as strongly as others; float64 where it is not.
+        Zero for what is not finite.
         """
         if self.saved is not None:
             return self.saved
-        system = self.gram.clone()
-        system.diagonal().add_(self.ridge or 1.0)
-        scale = system.diagonal().rsqrt()
-        factor = torch.linalg.cholesky(system.mul_(scale).mul_(scale[:, None]))
-        # LAPACK writes by columns; of a symmetric matrix the transpose is the same, by rows.
-        return torch.cholesky_inverse(factor).mul_(scale).mul_(scale[:, None]).T.contiguous()
+        for precision in (torch.float32, torch.float64):
+            system = self.gram.to(precision, copy=True)
+            system.diagonal().add_(self.ridge or 1.0)
+            scale = system.diagonal().rsqrt()
+            factor, failed = torch.linalg.cholesky_ex(system.mul_(scale).mul_(scale[:, None]))
+            if not failed:
+                inverse = torch.cholesky_inverse(factor).mul_(scale).mul_(scale[:, None])
+                # LAPACK writes by columns; of a symmetric matrix the transpose is the same, by rows.
+                return inverse.T.float().contiguous()
+        return torch.zeros_like(self.gram)
 
 
 class Statistics:
@@ -117,6 +127,11 @@ class Statistics:
         """Whether all second moments are in memory, so that the model is not needed again."""
         return len(self._batches) == 1
 
+    @property
+    def bytes(self) -> int:
+        """What is held in memory."""
+        return sum(gram.bytes for gram in list(self._grams.values()))
+
     def gram(self, site: str, progress: Reporter = silent) -> SiteGram:
         """The second moments of a site."""
         if site not in self._grams:
@@ -145,6 +160,9 @@ class Statistics:
 
 class SavedStatistics:
     """Statistics read back from a file, second moments only when they are asked for."""
+
+    bytes = 0
+    """What is held in memory: the file is mapped."""
 
     def __init__(self, file: Path, device: torch.device | str = "cpu"):
         """Raises `SafetensorError`, `OSError` or `ValueError` where the file is missing or damaged."""

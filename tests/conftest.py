@@ -22,6 +22,9 @@ USERS_SETTINGS = (
 # huggingface_hub reads these when it is imported, which nothing above does.
 os.environ.update(CLIENT_ENV | {"HF_ENDPOINT": NOWHERE})
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # The workers share the machine: one thread each, read when torch is imported.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")

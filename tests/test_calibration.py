@@ -7,7 +7,7 @@ import torch
 from models import WITH_BOS, loaded, write_module
 
 from pruning import Calibration, Neurons, Recipe, RecipeError, prune
-from pruning.calibration import HELD_OUT, split, statistics_of, token_ids, windows_of
+from pruning.calibration import HELD_OUT, split, spread, statistics_of, token_ids, windows_of
 from pruning.catalog import DEFAULT
 from pruning.files import cache_folder
 from pruning.texts import GENRES, passage
@@ -30,11 +30,24 @@ def test_mix_takes_the_same_of_every_genre_and_holds_out_its_last_eighth(family)
     windows = windows_of(base, Calibration(tokens=4000, window=100))
     fitting, heldout = [], []
     for genre in GENRES:
-        ids = token_ids(base.model, base.tokenizer, passage(genre, "calibration"))[:800]
+        ids = token_ids(base.model, base.tokenizer, passage(genre, "calibration"))
+        ids = spread(ids, 800, 100 - (base.model.config.model_type in WITH_BOS))
         fitting.append(ids[: 800 - 800 // HELD_OUT])
         heldout.append(ids[800 - 800 // HELD_OUT :])
     assert torch.equal(without_prefix(base, windows.fitting), torch.cat(fitting))
     assert torch.equal(without_prefix(base, windows.heldout), torch.cat(heldout))
+
+
+def test_a_longer_text_is_read_evenly_from_beginning_to_end():
+    ids = torch.arange(10_000)
+    read = spread(ids, 1_000, 100)
+    runs = read.view(10, 100)
+    assert torch.equal(runs - runs[:, :1], torch.arange(100).expand(10, 100))
+    starts = runs[:, 0].tolist()
+    assert starts == [1000 * number for number in range(10)]
+    assert len(spread(ids, 1_050, 100)) == 1_050
+    assert torch.equal(spread(ids[:900], 1_000, 100), ids[:900])
+    assert torch.equal(spread(ids[:150], 100, 100), ids[:100])
 
 
 @pytest.mark.parametrize("family", ["gpt2", "qwen3", "llama", "gemma2"])

@@ -7,11 +7,12 @@ import torch
 from models import FAMILIES, loaded, write_module
 
 from pruning import Cancelled
-from pruning.statistics import HELD_OUT_ROWS, Statistics, read_statistics
+from pruning.statistics import HELD_OUT_ROWS, PRIOR_TOKENS, Statistics, read_statistics
 
 WINDOWS = [torch.arange(start, start + length) for start, length in ((0, 40), (100, 40), (200, 9))]
 HELDOUT = [torch.arange(50, 80)]
 MOMENTS = ("square", "sequence")
+SECOND_MOMENTS = ("gram", "heldout", "inverse")
 EXACT = {"rtol": 0, "atol": 0}
 
 
@@ -38,7 +39,7 @@ def assert_same(one, other, **tolerance):
     for site in one.moments:
         pairs = [(getattr(one.moments[site], name), getattr(other.moments[site], name)) for name in MOMENTS]
         grams = one.gram(site), other.gram(site)
-        pairs += [(grams[0].gram, grams[1].gram), (grams[0].heldout, grams[1].heldout)]
+        pairs += [(getattr(grams[0], name), getattr(grams[1], name)) for name in SECOND_MOMENTS]
         assert grams[0].tokens == grams[1].tokens
         for left, right in pairs:
             torch.testing.assert_close(left, right, **tolerance)
@@ -93,7 +94,22 @@ def test_heldout_rows_are_bounded_and_come_from_all_of_the_text():
     every = seen(model, site, text)
     rows = collected(model, heldout=text).gram(site).heldout
     assert HELD_OUT_ROWS / 2 < len(rows) < HELD_OUT_ROWS * 2
-    torch.testing.assert_close(rows.double(), every[::2], rtol=1e-4, atol=1e-5)
+    stride = round(sum(map(len, text)) / HELD_OUT_ROWS)
+    expected = torch.cat([window[::stride] for window in every.split(len(text[0]))])
+    torch.testing.assert_close(rows.double(), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["opt", "llama"])
+def test_inverse_is_of_the_damped_gram(family):
+    model = loaded(family).model
+    for site in sites_of(model):
+        gram = collected(model).gram(site)
+        diagonal = gram.gram.double().diagonal()
+        ridge = PRIOR_TOKENS * (diagonal[diagonal > 0] / gram.tokens).median()
+        eye = torch.eye(len(diagonal), dtype=torch.float64)
+        damped = gram.gram.double() + ridge * eye
+        torch.testing.assert_close(damped @ gram.inverse.double(), eye, rtol=0, atol=1e-4)
+        assert gram.inverse is gram.inverse
 
 
 @pytest.mark.parametrize("family", ["gpt2", "phi3"])

@@ -1,0 +1,95 @@
+"""`python app.py` to a page that answers over HTTP, and to a model that is ready, cold and warm."""
+
+import os
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from playwright.sync_api import Browser, sync_playwright
+
+from benchmarks.common import table
+from tests.browser.serving import ARGUMENTS
+
+ROOT = Path(__file__).parents[1]
+ROUNDS = 3
+PATIENCE = 400
+"""Seconds to wait for the page, and for the model."""
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as empty, browser() as chromium:
+        cold = [_start(chromium, {"SECATEUR_CACHE": empty})]
+    with browser() as chromium:
+        _start(chromium)
+        warm = [_start(chromium) for _ in range(ROUNDS)]
+    table(
+        f"From `python app.py` (cold: nothing converted or calibrated yet, once; warm: median of {ROUNDS})",
+        ["cache", "the page answers", "the model is ready, as the page says in a browser"],
+        [
+            (name, *(f"{statistics.median(times):.1f} s" for times in zip(*found, strict=True)))
+            for name, found in (("cold", cold), ("warm", warm))
+        ],
+    )
+
+
+def _start(chromium: Browser, environment: dict[str, str] | None = None) -> tuple[float, float]:
+    """Seconds until the page answers, and until it says that the model is ready."""
+    start = time.perf_counter()
+    with served(environment) as url:
+        answers = time.perf_counter() - start
+        page = chromium.new_page()
+        page.goto(url)
+        page.wait_for_selector("#status:has-text('Ready')", timeout=1000 * PATIENCE)
+        ready = time.perf_counter() - start
+        page.close()
+    return answers, ready
+
+
+@contextmanager
+def served(environment: dict[str, str] | None = None) -> Iterator[str]:
+    """The page as `python app.py` serves it, from when it answers: its address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    process = subprocess.Popen(
+        [sys.executable, "app.py"],
+        cwd=ROOT,
+        env=os.environ | (environment or {}) | {"PORT": str(port)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        end = time.perf_counter() + PATIENCE
+        while True:
+            try:
+                urllib.request.urlopen(url, timeout=2).close()
+                break
+            except OSError:
+                if process.poll() is not None or time.perf_counter() > end:
+                    raise RuntimeError("The page did not start: run `python app.py` to see why.") from None
+                time.sleep(0.02)
+        yield url
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+@contextmanager
+def browser() -> Iterator[Browser]:
+    """Debian's Chromium."""
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        raise SystemExit("This benchmark needs Debian's package chromium.")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
+        yield browser
+        browser.close()
