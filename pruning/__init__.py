@@ -7,7 +7,7 @@ from pruning.loading import LoadedModel, load
 from pruning.pipeline import Preview, Pruned, Report, measure, preview, prune, run
 from pruning.publishing import publish, save
 from pruning.recipe import Recipe
-from pruning.steps import Channels, Distillation, Heads, Layers, Neurons, Vocabulary, Weights
+from pruning.steps import Channels, Distillation, Heads, Layers, Neurons, Reconstruction, Vocabulary, Weights
 from pruning.texts.choice import Calibration, TextChoice
 
 __version__ = "0.1.0"
@@ -27,6 +27,7 @@ __all__ = [
     "PruningError",
     "Recipe",
     "RecipeError",
+    "Reconstruction",
     "Report",
     "Sampling",
     "SavingError",

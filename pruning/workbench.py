@@ -20,7 +20,7 @@ import psutil
 
 from pruning import inspection, loading, pipeline
 from pruning.calibration import forget_own, forget_read, kept_bytes, statistics_of
-from pruning.errors import PruningError
+from pruning.errors import ModelError, PruningError
 from pruning.loading import LoadedModel, Source, Token
 from pruning.pipeline import Pruned
 from pruning.progress import Progress, Reporter, silent
@@ -115,6 +115,7 @@ class Workbench:
 
     def look(self, name: str, visitor: Visitor) -> tuple[Shape, Source]:
         """The shape of a base and where it comes from, without its weights."""
+        _check(name)
         keys = [(name, ""), (name, visitor.owner)]
         with self._lock:
             for key in keys:
@@ -134,6 +135,7 @@ class Workbench:
         self, name: str, visitor: Visitor, revision: str | None = None, progress: Reporter = silent
     ) -> LoadedModel:
         """A base model, loaded if it is not here."""
+        _check(name)
         if (found := self._known(name, visitor, revision)) is not None:
             return found
         with self._lock:
@@ -353,6 +355,11 @@ def _held(lock, progress: Reporter, why: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _check(name: object) -> None:
+    if not isinstance(name, str) or not name:
+        raise ModelError(f"{str(name)[:40]!r} is no model. Choose one of the list, or give a Hub id.")
 
 
 def _tensors(model) -> dict[int, int]:

@@ -89,7 +89,7 @@ COMBINATIONS = ALONE | PAIRS | TRIPLES
 """What the matrix does to every family. A new step goes into `ALONE`, and into `PAIRS` and `TRIPLES` with
 every other."""
 
-ELSEWHERE = {"distillation"}
+ELSEWHERE = {"distillation", "reconstruction"}
 """Steps that are not in the matrix: their own tests cover them."""
 
 

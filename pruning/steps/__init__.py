@@ -9,17 +9,19 @@ from pruning.steps.distillation import Distillation
 from pruning.steps.heads import Heads
 from pruning.steps.layers import Layers
 from pruning.steps.neurons import Neurons
+from pruning.steps.reconstruction import Reconstruction
 from pruning.steps.vocabulary import Vocabulary
 from pruning.steps.weights import Weights
 
 AnyStep = Annotated[
-    Neurons | Heads | Layers | Channels | Vocabulary | Weights | Distillation, Field(discriminator="step")
+    Neurons | Heads | Layers | Channels | Vocabulary | Weights | Reconstruction | Distillation,
+    Field(discriminator="step"),
 ]
 """Every step, told apart by its field `step`."""
 
 STEPS = {
     step.model_fields["step"].default: step
-    for step in (Layers, Heads, Channels, Neurons, Vocabulary, Distillation, Weights)
+    for step in (Layers, Heads, Neurons, Reconstruction, Channels, Vocabulary, Distillation, Weights)
 }
 """Every step by name, in the order in which they are best carried out."""
 
@@ -31,6 +33,7 @@ __all__ = [
     "Heads",
     "Layers",
     "Neurons",
+    "Reconstruction",
     "Vocabulary",
     "Weights",
 ]
