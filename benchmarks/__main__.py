@@ -8,11 +8,14 @@ from itertools import takewhile
 
 import torch
 
-BENCHMARKS = ("quality", "cutting", "calibrating", "generating", "memory", "starting", "page", "distilling")
+USUAL = ("quality", "cutting", "calibrating", "generating", "memory", "starting", "page")
+LONG = ("distilling", "reconstruction")
+"""Half an hour or so each: they run when they are named."""
+BENCHMARKS = USUAL + LONG
 
 if __name__ == "__main__":
     # What follows the names are options of a benchmark's own.
-    chosen = list(takewhile(lambda word: not word.startswith("--"), sys.argv[1:])) or BENCHMARKS
+    chosen = list(takewhile(lambda word: not word.startswith("--"), sys.argv[1:])) or USUAL
     if unknown := set(chosen) - set(BENCHMARKS):
         sys.exit(f"No benchmark {', '.join(sorted(unknown))}. There are: {', '.join(BENCHMARKS)}.")
     print(

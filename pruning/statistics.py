@@ -27,9 +27,9 @@ HELD_OUT_ROWS = 128
 PRIOR_TOKENS = 8192
 """Repair shrinks toward the untouched weights as if they had been right on so many tokens.
 
-The best ridge for held-out rows, as a share of the median of the diagonal of H, halves where the text
-is twice as long: between 1,024 and 16,384 tokens of SmolLM2-135M it is 8,000 to 10,000 tokens' worth
-(`benchmarks/README.md`). The median, because a few neurons with massive activations rule the mean.
+The best ridge for held-out rows of SmolLM2-135M, as a share of the median of the diagonal of H, falls about
+as the text grows: 4 for 2,048 tokens, 1 for 7,168, 0.5 for 16,384 (`benchmarks/README.md`). The median,
+because a few neurons with massive activations rule the mean.
 """
 
 
