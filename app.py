@@ -11,9 +11,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import gradio as gr
 
-from page import aiming, controls, course, links, looking, render, taking, teaching, working
+from page import aiming, api, controls, course, links, looking, render, taking, teaching, working
 from page.choices import CONTROLS
-from page.session import ON_SPACE, log, told, visitor_of, workbench
+from page.door import closed_to_others
+from page.session import LINE, ON_SPACE, left, log, told, visitor_of, workbench
 from page.theme import HEAD, THEME
 from pruning import Neurons, PruningError, Recipe, catalog
 from pruning.progress import Progress, quiet
@@ -88,7 +89,7 @@ def opened(read, request: gr.Request, token: gr.OAuthToken | None) -> dict:
 
 def open_written(text, request: gr.Request, token: gr.OAuthToken | None) -> dict:
     """Set the page to a recipe that was pasted."""
-    return opened(lambda: Recipe.parse(str(text)[: links.LONGEST]), request, token)
+    return opened(lambda: links.read(text), request, token)
 
 
 def open_result(recipe, request: gr.Request, token: gr.OAuthToken | None) -> dict:
@@ -105,6 +106,7 @@ def open_lesson(request: gr.Request) -> tuple:
 
 
 with gr.Blocks(title="Secateur", analytics_enabled=False, delete_cache=(3600, 7200)) as demo:
+    api.offer()  # First, so that its functions have their own names.
     made = gr.State(None)
     gr.HTML(
         '<header class="head"><h1>Secateur</h1><p>Cut parts out of a real language model, and read '
@@ -183,7 +185,14 @@ with gr.Blocks(title="Secateur", analytics_enabled=False, delete_cache=(3600, 72
         show_progress="hidden",
         api_visibility="private",
     )
-    demo.load(first_look, None, set_by_recipe, show_progress="hidden", api_visibility="private")
+    demo.load(
+        first_look,
+        None,
+        set_by_recipe,
+        show_progress="hidden",
+        concurrency_limit=None,
+        api_visibility="private",
+    )
     course.wire(lessons)
     lessons.open.click(
         open_result,
@@ -201,16 +210,17 @@ with gr.Blocks(title="Secateur", analytics_enabled=False, delete_cache=(3600, 72
         show_progress="hidden",
         api_visibility="private",
     )
-    demo.unload(working.stop)
+    demo.unload(left)
 
 
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
-    for noisy in ("httpx", "httpx2"):
+    for noisy in ("httpx", "httpx2", "mcp"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     quiet()
     threading.Thread(target=warm_up, daemon=True).start()
-    demo.queue(max_size=32).launch(
+    # Who may wait is for the lines to say: here is only a bound on everything together.
+    demo.queue(max_size=10 * LINE, api_open=False).launch(
         theme=THEME,
         head=HEAD,
         server_name=None if ON_SPACE else "127.0.0.1",
@@ -218,6 +228,10 @@ def main() -> None:
         ssr_mode=False,
         footer_links=[],
         show_error=True,
+        mcp_server=True,
+        max_threads=4 * LINE,
+        enable_monitoring=False,
+        app_kwargs={"middleware": closed_to_others(demo)},
     )
 
 

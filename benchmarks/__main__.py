@@ -9,7 +9,7 @@ from itertools import takewhile
 import torch
 
 USUAL = ("quality", "cutting", "calibrating", "generating", "memory", "starting", "page")
-LONG = ("distilling", "reconstruction")
+LONG = ("distilling", "reconstruction", "load")
 """Half an hour or so each: they run when they are named."""
 BENCHMARKS = USUAL + LONG
 

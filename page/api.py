@@ -67,7 +67,6 @@ def prune(
     layers: int = 0,
     channels: float = 0,
     recipe: str = "",
-    progress: gr.Progress = gr.Progress(),  # noqa: B008
 ) -> dict:
     """Prune a model and say what was cut. It stays ready for generate, evaluate and push for a while.
 
@@ -88,7 +87,7 @@ def prune(
         made = workbench.pruned(asked, _anyone(), tell)
         return made.to_dict() | {"yaml": made.recipe.to_yaml(), "python": made.recipe.to_python()}
 
-    return _in_turn(request, progress, work)
+    return _in_turn(request, work)
 
 
 def generate(
@@ -103,7 +102,6 @@ def generate(
     max_new_tokens: int = 40,
     temperature: float = 0.0,
     seed: int = 0,
-    progress: gr.Progress = gr.Progress(),  # noqa: B008
 ) -> dict:
     """Continue a prompt with a model and with the same model after a cut, drawn from the same noise.
 
@@ -130,12 +128,13 @@ def generate(
         sampling = Sampling(max_new_tokens, temperature, seed)
         base, made = workbench.pair(asked, _anyone(), tell)
         encode_prompt(made.tokenizer, prompt)
-        said = ("", "")
-        for said in compare((base, made), prompt, sampling):
+        before, after = "", ""
+        for pair in compare((base, made), prompt, sampling):
+            before, after = pair
             tell(Progress("Writing"))
-        return {"prompt": prompt, "before": said[0], "after": said[1], "recipe": made.recipe.to_dict()}
+        return {"prompt": prompt, "before": before, "after": after, "recipe": made.recipe.to_dict()}
 
-    return _in_turn(request, progress, work)
+    return _in_turn(request, work)
 
 
 def evaluate(
@@ -146,7 +145,6 @@ def evaluate(
     layers: int = 0,
     channels: float = 0,
     recipe: str = "",
-    progress: gr.Progress = gr.Progress(),  # noqa: B008
 ) -> dict:
     """Measure a model before and after a cut: perplexity and bits per byte on held-out text, size, speed.
 
@@ -167,7 +165,7 @@ def evaluate(
         measured = _measured(asked, _anyone(), tell)
         return {"recipe": measured.recipe.to_dict(), "report": measured.report.to_dict()}
 
-    return _in_turn(request, progress, work)
+    return _in_turn(request, work)
 
 
 def push(
@@ -176,7 +174,6 @@ def push(
     repository: str,
     recipe: str,
     private: bool = True,
-    progress: gr.Progress = gr.Progress(),  # noqa: B008
 ) -> dict:
     """Publish a pruned model on the Hugging Face Hub, under the caller's own name.
 
@@ -202,7 +199,7 @@ def push(
         token = x_hub_token.strip()
         return {"url": published(measured, repository.strip(), private=private, token=token, progress=tell)}
 
-    return _in_turn(request, progress, work)
+    return _in_turn(request, work)
 
 
 def offer() -> None:
@@ -242,18 +239,16 @@ def _measured(recipe: Recipe, visitor: Visitor, tell) -> Pruned:
     return measured
 
 
-def _in_turn(request: gr.Request, progress: gr.Progress, work: Callable) -> dict:
-    """Carry work out when its turn comes, and tell where it stands."""
+def _in_turn(request: gr.Request, work: Callable) -> dict:
+    """Carry work out when its turn comes."""
 
     def answer() -> dict:
         # Several callers may share a session, as those of MCP do, so each call is a job of its own.
         name = f"{session_of(request)} call-{uuid.uuid4().hex}"
         job = jobs.start(name, models, JOB_SECONDS)
         try:
-            for event in job.watch(work):
-                if isinstance(event, Progress):
-                    progress((event.done, event.total) if event.total else None, desc=event.text)
-            return event[0]
+            *_, (answer,) = job.watch(work)
+            return answer
         finally:
             jobs.finish(name, job)
 

@@ -5,26 +5,43 @@ form are looked at first; what the values mean is for each handler to check.
 """
 
 import json
-import math
 import re
 from collections.abc import Iterable
+from urllib.parse import parse_qs
 
 import gradio as gr
+from gradio import server_messages
 from starlette.middleware import Middleware
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 
 LARGEST = 2_000_000
 """Bytes of one call: the longest text that can be pasted, however it is written, fits."""
 DEEPEST = 16
+LARGEST_NUMBER = 2**63
 KEYS = {"data", "event_data", "fn_index", "session_hash", "trigger_id", "event_id"}
 CALLS = re.compile(r"/gradio_api/(queue/join|(?:run|api|call)/[^/]+)/?")
 NAMED = re.compile(r"/gradio_api/call/v2/([^/]+)/?")
+ANSWERS = re.compile(r"/gradio_api/call/(?:v2/)?[^/]+/([^/]+)/?")
 SESSION = re.compile(r"[\w-]{1,64}")
 UNUSED = re.compile(
     r"/gradio_api/(upload|component_server|stream|process_recording|vibe|undo-vibe|proxy=|custom_component"
     r"|deep_link|run-history|dev/|file[=/]\w+:)|/monitoring"
 )
 """This page takes no files and shows none from elsewhere."""
+
+
+KINDS = {
+    "textbox": str,
+    "radio": str,
+    "dropdown": str | int | float,
+    "slider": int | float,
+    "number": int | float,
+    "checkbox": bool,
+    "string": str,
+    "integer": int | float,
+    "boolean": bool,
+}
+"""What the controls of the page and the arguments of its API send, besides nothing at all."""
 
 
 class Refused(Exception):
@@ -67,7 +84,23 @@ class Door:
             except Refused as refused:
                 return await _refusal(422, str(refused))(scope, receive, send)
             receive = _again(body, receive)
+        elif self._is_lost(path, scope["query_string"]):
+            # Gradio says the same to its client, and fails over it in its log.
+            said = server_messages.UnexpectedErrorMessage(message="Not found", session_not_found=True)
+            answer = Response(f"data: {said.model_dump_json()}\n\n", media_type="text/event-stream")
+            return await answer(scope, receive, send)
         return await self._app(scope, receive, send)
+
+    def _is_lost(self, path: str, query: bytes) -> bool:
+        """Whether a client asks for the answers of a session or of a call that there is not."""
+        queue = self._demo._queue
+        if path.rstrip("/") == "/gradio_api/queue/data":
+            asked = parse_qs(query.decode("latin-1")).get("session_hash", [""])
+            return asked[-1] not in queue.pending_messages_per_session
+        if called := ANSWERS.fullmatch(path):
+            known = queue.event_ids_to_events.keys() | queue.pending_messages_per_session.keys()
+            return called[1] not in known.union(*queue.pending_event_ids_session.values())
+        return False
 
     def _check_call(self, path: str, call: dict) -> None:
         if unknown := call.keys() - KEYS:
@@ -75,6 +108,9 @@ class Door:
         session = call.get("session_hash")
         if session is not None and not (isinstance(session, str) and SESSION.fullmatch(session)):
             raise Refused("A session is named by up to 64 letters and digits.")
+        trigger = call.get("trigger_id")
+        if isinstance(trigger, bool) or not (trigger is None or isinstance(trigger, int)):
+            raise Refused("What is pressed has a number.")
         values = call.get("data")
         if not isinstance(values, list):
             raise Refused("A call needs its values as a list under data.")
@@ -85,15 +121,40 @@ class Door:
             raise Refused("There is no such function.")
         else:
             function = self._demo.fns[index]
+        if any(event == "select" for _, event in function.targets) and not _is_place(call.get("event_data")):
+            raise Refused("It is not said what was selected.")
         lengths = {len(function.inputs), sum(not block.skip_api for block in function.inputs)}
         if len(values) not in (lengths if "/call/" in path else {len(function.inputs)}):
             raise Refused(f"This function takes {max(lengths)} values, not {len(values)}.")
+        if len(values) == len(function.inputs):
+            for place, (block, value) in enumerate(zip(function.inputs, values, strict=True), 1):
+                if not _fits(block, value):
+                    raise Refused(f"Value {place} is of another kind than this function takes.")
 
     def _named(self, name: str):
         for function in self._demo.fns.values():
             if function.api_name == name and function.api_visibility != "private":
                 return function
         raise Refused("There is no function of this name.")
+
+
+def _is_place(selected: object) -> bool:
+    """Whether this says which cell of a table was pressed."""
+    place = selected.get("index") if isinstance(selected, dict) else None
+    return (
+        isinstance(place, list)
+        and len(place) == 2
+        and all(isinstance(number, int) and number >= 0 for number in place)
+        and "value" in selected
+    )
+
+
+def _fits(block, value: object) -> bool:
+    name = block.get_block_name()
+    kind = KINDS.get(block.api_info().get("type") if name == "api" else name)
+    if value is None or kind is None:
+        return True
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
 
 def _refusal(status: int, text: str) -> JSONResponse:
@@ -150,9 +211,7 @@ def _check_values(values: Iterable[object]) -> None:
                 inner += value
             elif isinstance(value, str) and not _encodes(value):
                 raise Refused("A text holds half a character.")
-            elif (isinstance(value, float) and not math.isfinite(value)) or (
-                isinstance(value, int) and abs(value) >= 2**63
-            ):
+            elif isinstance(value, int | float) and not -LARGEST_NUMBER < value < LARGEST_NUMBER:
                 raise Refused("A number is too large.")
         if not inner:
             return
