@@ -24,6 +24,8 @@ from pruning.workbench import Visitor
 PARAMETER = "lesson"
 PROMPT = "The old man walked to the"
 SEARCH_TOKENS = 2048
+TOKENS = 2000
+"""A lesson measures on so many tokens, so that nobody waits for long."""
 
 
 @dataclass(frozen=True)
@@ -260,10 +262,10 @@ def _made(run: Run | None, recipe: Recipe, visitor: Visitor, tell):
     if run is not None and run.base is not None:
         try:
             preferred = run.recipe(run.base)
-            return preferred, workbench.judged(preferred, visitor, tell)
+            return preferred, workbench.judged(preferred, visitor, TOKENS, tell)
         except ModelError:
             tell(Progress(f"{run.base} cannot be reached; the model at hand stands in"))
-    return recipe, workbench.judged(recipe, visitor, tell)
+    return recipe, workbench.judged(recipe, visitor, TOKENS, tell)
 
 
 def _searched(budget: str, visitor: Visitor, tell) -> Found:

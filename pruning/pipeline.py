@@ -245,19 +245,30 @@ def measuring(pruned: Pruned, base: LoadedModel, progress: Reporter = silent) ->
     yield filled(seconds=seconds)
 
 
+def judge(pruned: Pruned, base: LoadedModel, tokens: int, progress: Reporter = silent) -> Pruned:
+    """The same model with its quality, before and after, measured in short: on so many tokens in all."""
+    before = base_quality(base, progress, tokens)
+    after = evaluation.quality(pruned.model, pruned.tokenizer, progress, tokens)
+    return replace(pruned, report=replace(pruned.report, quality_before=before, quality_after=after))
+
+
 _qualities: WeakKeyDictionary = WeakKeyDictionary()
 
 
-def base_quality(base: LoadedModel, progress: Reporter = silent) -> Quality:
-    """The quality of a base model, measured once; that of the default model is kept on disk."""
-    if base.model not in _qualities:
-        kept = base.source.name == catalog.DEFAULT
-        _qualities[base.model] = (
+def base_quality(base: LoadedModel, progress: Reporter = silent, tokens: int | None = None) -> Quality:
+    """The quality of a base model, measured once; that of the default model is kept on disk.
+
+    `tokens`: how many in all, where that is not to be all there are.
+    """
+    known = _qualities.setdefault(base.model, {})
+    if tokens not in known:
+        kept = tokens is None and base.source.name == catalog.DEFAULT
+        known[tokens] = (
             _kept_quality(base, progress)
             if kept
-            else evaluation.quality(base.model, base.tokenizer, progress)
+            else evaluation.quality(base.model, base.tokenizer, progress, tokens)
         )
-    return _qualities[base.model]
+    return known[tokens]
 
 
 def _kept_quality(base: LoadedModel, progress: Reporter) -> Quality:

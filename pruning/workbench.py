@@ -12,7 +12,7 @@ import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -175,10 +175,11 @@ class Workbench:
         taught = pipeline.further(pruned, base, step, progress)
         return self._keep(taught.recipe, taught, visitor)
 
-    def judged(self, recipe: Recipe, visitor: Visitor, progress: Reporter = silent) -> Pruned:
-        """The model of a recipe with its quality measured, before and after."""
-        with closing(self.measuring(recipe, visitor, progress)) as steps:
-            return next(step for step in steps if step.report.judged)
+    def judged(self, recipe: Recipe, visitor: Visitor, tokens: int, progress: Reporter = silent) -> Pruned:
+        """The model of a recipe with its quality, before and after, measured in short."""
+        with self.working(progress):
+            base, pruned = self.pair(recipe, visitor, progress)
+            return pipeline.judge(pruned, base, tokens, progress)
 
     def measuring(self, recipe: Recipe, visitor: Visitor, progress: Reporter = silent) -> Iterator[Pruned]:
         """The model of a recipe, its report fuller each time; at once where it was measured before."""

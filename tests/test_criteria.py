@@ -123,11 +123,13 @@ def test_half_precision_does_not_overflow(criterion, dtype):
     torch.testing.assert_close(score(dtype).double(), score(torch.float64).double(), rtol=1e-5, atol=0)
 
 
+def subject(base, seed=0):
+    return Subject(base.model, base.tokenizer, Shape.of(base.model.config), base, seed=seed)
+
+
 def test_random_depends_on_the_seed_alone():
     def drawn(family, seed):
-        model = loaded(family).model
-        subject = Subject(model, Shape.of(model.config), None, seed)
-        return Neurons(width=20, criterion="random").rank(subject)[NEURON]
+        return Neurons(width=20, criterion="random").rank(subject(loaded(family), seed))[NEURON]
 
     assert all(map(torch.equal, drawn("gpt2", 7), drawn("qwen2", 7)))
     assert not any(map(torch.equal, drawn("gpt2", 7), drawn("gpt2", 11)))
@@ -144,11 +146,11 @@ def test_random_depends_on_the_seed_alone():
     criterion=st.sampled_from(["l1", "variance", "ppm", "random", "independent"]),
 )
 def test_kept_are_ascending_unique_and_enough(family, width, criterion):
-    model = loaded(family).model
-    shape = Shape.of(model.config)
+    base = loaded(family)
+    shape = Shape.of(base.model.config)
     if criterion == "independent" and not shape.anatomy.family.gated:
         criterion = "l2"
-    kept = Neurons(width=width, criterion=criterion).rank(Subject(model, shape, None, 0))
+    kept = Neurons(width=width, criterion=criterion).rank(subject(base))
     assert set(kept) == ({NEURON, GATE, UP} if criterion == "independent" else {NEURON})
     for layers in kept.values():
         assert len(layers) == shape.anatomy.layers
@@ -159,20 +161,18 @@ def test_kept_are_ascending_unique_and_enough(family, width, criterion):
 
 
 def test_highest_stay_and_the_first_of_equals_wins(monkeypatch):
-    model = loaded("gpt2").model
     scores = torch.zeros(48)
     scores[[40, 7]] = 1.0
     monkeypatch.setitem(CRITERIA, "l1", _scoring(scores))
-    kept = Neurons(width=4, criterion="l1").rank(Subject(model, Shape.of(model.config), None, 0))
+    kept = Neurons(width=4, criterion="l1").rank(subject(loaded("gpt2")))
     assert kept[NEURON][0].tolist() == [0, 1, 7, 40]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_scores_that_are_not_finite_are_refused(monkeypatch, value):
-    model = loaded("gpt2").model
     monkeypatch.setitem(CRITERIA, "l1", _scoring(torch.full((48,), value)))
     with pytest.raises(RecipeError, match=r"layer 0 are not finite.*Load the model again"):
-        Neurons(width=4, criterion="l1").rank(Subject(model, Shape.of(model.config), None, 0))
+        Neurons(width=4, criterion="l1").rank(subject(loaded("gpt2")))
 
 
 def _scoring(scores):

@@ -325,7 +325,8 @@ def test_killed_at_random_no_writer_leaves_damage(forker, tmp_path):
     for name, each in found.items():
         assert each["damaged"] == [], name
         assert each["left"] == [], name
-        assert each["interrupted"] > 0, name
+    # A small file is written too fast for every writer to be met at work.
+    assert sum(each["interrupted"] for each in found.values()) > KILLS / 10
 
 
 def _carry_out_orders():
