@@ -48,6 +48,7 @@ class Report:
         self.outcomes: Counter = Counter()
         self.wrong: list[str] = []
         self.memory: list[tuple[float, int]] = []
+        self.stops: list[float] = []
         self.files = 0
 
     @property
@@ -118,12 +119,7 @@ class Visitor:
         self._expect("preview", answer.status_code == 200 and "parameters-after" in answer.text, answer.text)
 
     async def _prune(self) -> None:
-        try:
-            said = await asyncio.wait_for(self._queued(self.prune_call), random.uniform(*PATIENCE))
-        except TimeoutError:
-            await self._direct(self.stop_call)
-            self.report.outcomes["prune: stopped by the visitor"] += 1
-            return
+        said = await self._until_stopped()
         if self._ended("prune", said):
             self._own("prune", said)
             seed = f"seed: {self.seed}\\n"
@@ -131,6 +127,20 @@ class Visitor:
             if self.report.files < FILES:
                 self.report.files += 1
                 await self._file()
+
+    async def _until_stopped(self) -> str:
+        """What a pruning says; when it takes longer than the visitor's patience, they press Stop."""
+        pruning = asyncio.create_task(self._queued(self.prune_call))
+        try:
+            done, _ = await asyncio.wait({pruning}, timeout=random.uniform(*PATIENCE))
+            if not done:
+                start = time.perf_counter()
+                await self._direct(self.stop_call)
+                await pruning
+                self.report.stops.append(time.perf_counter() - start)
+            return await pruning
+        finally:
+            pruning.cancel()
 
     async def _file(self) -> None:
         """The download of what was pruned, which names its recipe."""
@@ -290,6 +300,11 @@ def _print(report: Report, chosen: argparse.Namespace, bound: float) -> None:
         ],
     )
     worst = max((statistics.median(times) for times in minutes.values()), default=float("nan"))
+    if report.stops:
+        print(
+            f"\nStop, from the call until the page says so: median {statistics.median(report.stops):.2f} s, "
+            f"longest {max(report.stops):.2f} s, of {len(report.stops)}"
+        )
     end = report.memory[-1][0]
     parts = [
         [size for moment, size in report.memory if end * part / 4 <= moment < end * (part + 1) / 4]

@@ -170,15 +170,15 @@ def evaluate(
 
 def push(
     request: gr.Request,
-    x_hub_token: gr.Header,
     repository: str,
     recipe: str,
     private: bool = True,
 ) -> dict:
     """Publish a pruned model on the Hugging Face Hub, under the caller's own name.
 
+    It needs the caller's own Hub token, which may write, as the header X-Hub-Token.
+
     Args:
-        x_hub_token: The caller's own Hub token that may write, as the header X-Hub-Token.
         repository: Name of the repository, such as my-small-model or owner/my-small-model.
         recipe: The recipe of the model in YAML or JSON, as prune returned it.
         private: Whether only its owner can see it.
@@ -187,19 +187,21 @@ def push(
         url: where the model is.
     """
 
-    def work(tell) -> dict:
-        if not isinstance(x_hub_token, str) or not x_hub_token.strip():
+    token = request.headers.get("x-hub-token", "").strip()
+
+    def work(tell) -> Pruned:
+        if not token:
             raise RecipeError("Publishing needs your own Hub token: send it as the header X-Hub-Token.")
         if not isinstance(repository, str) or not repository.strip():
             raise RecipeError("Give the repository a name.")
         if not isinstance(private, bool):
             raise RecipeError("private is either true or false.")
-        asked = _recipe("", recipe)
-        measured = _measured(asked, _anyone(), tell)
-        token = x_hub_token.strip()
-        return {"url": published(measured, repository.strip(), private=private, token=token, progress=tell)}
+        return _measured(_recipe("", recipe), _anyone(), tell)
 
-    return _in_turn(request, work)
+    def upload(pruned: Pruned) -> dict:
+        return {"url": published(pruned, repository.strip(), private=private, token=token)}
+
+    return _in_turn(request, work, upload)
 
 
 def offer() -> None:
@@ -239,16 +241,17 @@ def _measured(recipe: Recipe, visitor: Visitor, tell) -> Pruned:
     return measured
 
 
-def _in_turn(request: gr.Request, work: Callable) -> dict:
-    """Carry work out when its turn comes."""
+def _in_turn(request: gr.Request, work: Callable, then: Callable = lambda result: result) -> dict:
+    """Carry work out when its turn comes, `then` what needs no models."""
 
     def answer() -> dict:
         # Several callers may share a session, as those of MCP do, so each call is a job of its own.
         name = f"{session_of(request)} call-{uuid.uuid4().hex}"
         job = jobs.start(name, models, JOB_SECONDS)
         try:
-            *_, (answer,) = job.watch(work)
-            return answer
+            *_, (result,) = job.watch(work)
+            job.finish()
+            return then(result)
         finally:
             jobs.finish(name, job)
 

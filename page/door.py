@@ -11,6 +11,7 @@ from urllib.parse import parse_qs
 
 import gradio as gr
 from gradio import server_messages
+from gradio.utils import get_function_params
 from starlette.middleware import Middleware
 from starlette.responses import JSONResponse, Response
 
@@ -21,6 +22,8 @@ LARGEST_NUMBER = 2**63
 KEYS = {"data", "event_data", "fn_index", "session_hash", "trigger_id", "event_id"}
 CALLS = re.compile(r"/gradio_api/(queue/join|(?:run|api|call)/[^/]+)/?")
 NAMED = re.compile(r"/gradio_api/call/v2/([^/]+)/?")
+OTHERS = re.compile(r"/gradio_api/mcp|/login")
+"""What reads its own kind of call."""
 ANSWERS = re.compile(r"/gradio_api/call/(?:v2/)?[^/]+/([^/]+)/?")
 SESSION = re.compile(r"[\w-]{1,64}")
 UNUSED = re.compile(
@@ -76,10 +79,9 @@ class Door:
             try:
                 if CALLS.fullmatch(path):
                     self._check_call(path, _read(body))
-                elif NAMED.fullmatch(path):
-                    _read(body)
-                    self._named(NAMED.fullmatch(path)[1])
-                elif path.rstrip("/").endswith("/cancel"):
+                elif named := NAMED.fullmatch(path):
+                    _check_arguments(self._named(named[1]), _read(body))
+                elif not OTHERS.match(path):
                     _read(body)
             except Refused as refused:
                 return await _refusal(422, str(refused))(scope, receive, send)
@@ -136,6 +138,18 @@ class Door:
             if function.api_name == name and function.api_visibility != "private":
                 return function
         raise Refused("There is no function of this name.")
+
+
+def _check_arguments(function, given: dict) -> None:
+    """Refuse arguments by name that a function of the API does not take."""
+    taken = get_function_params(function.fn)
+    for block, (name, optional, _, _) in zip(function.inputs, taken, strict=True):
+        if name not in given and not optional:
+            raise Refused(f"The argument {name} is missing.")
+        if not _fits(block, given.get(name)):
+            raise Refused(f"The argument {name} is of another kind than this function takes.")
+    if unknown := given.keys() - {name for name, *_ in taken}:
+        raise Refused(f"There is no argument {min(unknown)[:40]!r}.")
 
 
 def _is_place(selected: object) -> bool:

@@ -1,4 +1,4 @@
-"""The models that visitors share: bounded in bytes, made again from recipes, private ones their owner's."""
+"""The models that visitors share: bounded, made again from their recipe, each private one its owner's."""
 
 import gc
 import threading
