@@ -40,7 +40,6 @@ class Course:
     status: gr.HTML
     drawn: gr.HTML
     notice: gr.Markdown
-    after: gr.Column
     question: gr.Markdown
     answer: gr.Markdown
     sources: gr.Markdown
@@ -56,7 +55,6 @@ class Course:
             self.status,
             self.drawn,
             self.notice,
-            self.after,
             self.question,
             self.answer,
             self.sources,
@@ -85,15 +83,12 @@ def build() -> Course:
                 stop = gr.Button("Stop", variant="stop", visible=False, elem_id="lesson-stop")
             status = gr.HTML(elem_id="lesson-status", min_height=44)
             drawn = gr.HTML(elem_id="lesson-results", min_height=40)
-            with gr.Column(visible=False, elem_id="lesson-after") as after:
-                notice = gr.Markdown(elem_id="notice")
-                asked = gr.Markdown(f"### A question\n\n{first.question}", elem_id="question")
-                with gr.Accordion("Answer", open=False, elem_id="reveal"):
-                    answer = gr.Markdown(first.explanation)
-                sources = gr.Markdown(_sources(first))
-                open_button = gr.Button(
-                    "Open the result on the Prune tab", visible=False, elem_id="open-result"
-                )
+            notice = gr.Markdown(elem_id="notice", min_height=20)
+            open_button = gr.Button("Open the result on the Prune tab", visible=False, elem_id="open-result")
+            asked = gr.Markdown(f"### A question\n\n{first.question}", elem_id="question")
+            with gr.Accordion("Answer", open=False, elem_id="reveal"):
+                answer = gr.Markdown(first.explanation)
+            sources = gr.Markdown(_sources(first))
     return Course(
         chosen,
         see,
@@ -103,7 +98,6 @@ def build() -> Course:
         status,
         drawn,
         notice,
-        after,
         asked,
         answer,
         sources,
@@ -137,7 +131,6 @@ def wire(course: Course) -> None:
                     yield {
                         course.drawn: drawn,
                         course.notice: _notice(lesson, facts, guess),
-                        course.after: gr.Column(visible=True),
                         course.recipe: recipe,
                         course.open: gr.Button(visible=recipe is not None),
                         course.status: render.status("Done.", kind="done"),
@@ -161,7 +154,6 @@ def wire(course: Course) -> None:
             course.status,
             course.drawn,
             course.notice,
-            course.after,
             course.recipe,
             course.open,
         ],
@@ -187,7 +179,6 @@ def opened(key: str) -> tuple:
         "",
         "",
         "",
-        gr.Column(visible=False),
         f"### A question\n\n{lesson.question}",
         lesson.explanation,
         _sources(lesson),

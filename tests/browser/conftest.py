@@ -59,7 +59,7 @@ def visit(browser, page_url):
         context = browser.new_context(viewport={"width": width, "height": height}, **settings)
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(240_000)
+        page.set_default_timeout(400_000)
         page.goto(address)
         page.wait_for_selector("#parameters-after", state="attached")
         return page

@@ -29,6 +29,7 @@ def test_lesson(lesson_page, lesson):
     page.click("#lesson-run")
     page.wait_for_selector("#lesson-status .done, #lesson-status .failed")
     assert page.inner_text("#lesson-status").startswith("Done")
+    page.wait_for_selector("#notice h3")
     notice = page.inner_text("#notice")
     assert "so it is" in notice
     assert "not what this lesson expects" not in notice

@@ -25,6 +25,13 @@ def set_percent(page, value):
     set_slider(page, "neurons-fraction", value)
 
 
+def read_little(page, tokens=256):
+    """Calibrate on little text, so that the test does not take long."""
+    page.click("#how-to-choose button")
+    page.fill("#tokens input", str(tokens))
+    page.press("#tokens input", "Tab")
+
+
 def wait_for_count(page, parameters):
     page.wait_for_function(f"document.querySelector('#parameters-after').dataset.count == {parameters}")
 
@@ -93,6 +100,7 @@ def test_prune_read_download_and_push(visit, served_hub, tmp_path):
 
 def test_every_part_can_be_cut_and_a_link_opens_the_same(visit):
     page = visit()
+    read_little(page)
     set_percent(page, 25)
     page.click("#other-parts button")
     set_slider(page, "heads-groups", 1)
@@ -136,9 +144,7 @@ def test_a_damaged_link_says_so(visit, page_url):
 
 def test_aim_for_a_size(visit):
     page = visit()
-    page.click("#how-to-choose button")
-    page.fill("#tokens input", "512")
-    page.press("#tokens input", "Tab")
+    read_little(page)
     page.click("#aim button")
     page.fill("#budget input, #budget textarea", "12%")
     page.click("#find")
