@@ -5,7 +5,12 @@ from pathlib import Path
 import gradio as gr
 
 # In the head rather than as Gradio's `css`, which would prefix every rule, those for phones included.
-HEAD = f"<style>{(Path(__file__).parent / 'style.css').read_text()}</style>"
+HEAD = (
+    f"<style>{(Path(__file__).parent / 'style.css').read_text()}</style>"
+    # A lesson by itself: `?lesson=5&only`.
+    "<script>document.documentElement.classList.toggle("
+    "'only-lesson', new URLSearchParams(location.search).has('only'))</script>"
+)
 
 THEME = gr.themes.Base(
     primary_hue=gr.themes.Color(

@@ -43,7 +43,7 @@ def test_lesson(lesson_page, lesson):
 
 def test_a_lesson_opens_on_the_workbench_and_can_stand_alone(lesson_page):
     page = lesson_page(4, "&only=1")
-    assert page.locator("#lesson-list").is_hidden()
+    page.wait_for_selector("#lesson-list", state="hidden")
     page.click("#lesson-run")
     page.wait_for_selector("#open-result:visible")
     page.click("#open-result")
