@@ -23,7 +23,7 @@ from pruning.workbench import Visitor
 
 PARAMETER = "lesson"
 PROMPT = "The old man walked to the"
-SEARCH_TOKENS = 1024
+SEARCH_TOKENS = 2048
 TOKENS = 1000
 """A lesson measures on so many tokens, so that nobody waits for long."""
 

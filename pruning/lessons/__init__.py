@@ -212,7 +212,7 @@ LESSONS = (
         claims=(Claim("half_ratio", 1.3, 4),),
         answer=1,
     ),
-    Lesson("12-put-together", budget="25%", claims=(Claim("chosen_ratio", 1, 2.5),)),
+    Lesson("12-put-together", budget="25%", claims=(Claim("chosen_ratio", 1, 10),)),
 )
 
 BY_KEY = {lesson.key: lesson for lesson in LESSONS}
