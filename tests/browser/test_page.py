@@ -151,7 +151,7 @@ def test_aim_for_a_size_shows_what_it_tried_and_can_be_stopped(visit):
     page.click("#aim button")
     page.fill("#budget input, #budget textarea", "12%")
     page.click("#find")
-    page.wait_for_function("document.querySelector('#points').innerText.includes('layers')")
+    page.wait_for_function("document.querySelector('#points')?.innerText.includes('layers')")
     page.click("#stop")
     page.wait_for_selector("#status .stopped")
     page.wait_for_selector("#prune:visible")
