@@ -1,7 +1,6 @@
 """How much layers change what passes through them."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from weakref import WeakKeyDictionary
 
 import torch
@@ -10,6 +9,7 @@ from torch.nn.functional import cosine_similarity
 
 from pruning.anatomy import Anatomy
 from pruning.progress import Progress, Reporter, silent
+from pruning.watching import first, hidden_states, watching
 from pruning.windows import Windows
 
 
@@ -61,26 +61,20 @@ def residual_streams(
     every = windows.fitting + windows.heldout
     for done, window in enumerate(every):
         progress(Progress("Watching the layers, windows", done, len(every)))
-        with torch.no_grad(), _recording(model, anatomy) as states:
+        states: list[torch.Tensor] = []
+        with torch.no_grad(), _recording(model, anatomy, states):
             model.base_model(input_ids=window[None].to(model.device), use_cache=False)
         yield states
 
 
-@contextmanager
-def _recording(model: nn.Module, anatomy: Anatomy) -> Iterator[list[torch.Tensor]]:
-    states: list[torch.Tensor] = []
+def _recording(model: nn.Module, anatomy: Anatomy, states: list[torch.Tensor]):
+    """Add to `states` what every layer is given, and what the last one returns."""
 
-    def before(module, inputs, named):
-        states.append((inputs[0] if inputs else named["hidden_states"])[0].float())
+    def before(positional, named):
+        states.append(hidden_states(positional, named)[0].float())
 
-    def after(module, inputs, output):
-        states.append((output[0] if isinstance(output, tuple) else output)[0].float())
+    def after(positional, named, output):
+        states.append(first(output)[0].float())
 
-    layers = [model.get_submodule(anatomy.layer_module(layer)) for layer in range(anatomy.layers)]
-    handles = [layer.register_forward_pre_hook(before, with_kwargs=True) for layer in layers]
-    handles.append(layers[-1].register_forward_hook(after))
-    try:
-        yield states
-    finally:
-        for handle in handles:
-            handle.remove()
+    layers = [anatomy.layer_module(layer) for layer in range(anatomy.layers)]
+    return watching(model, dict.fromkeys(layers, before), {layers[-1]: after})

@@ -8,9 +8,8 @@ losses before it. It needs no labels and no logits, and the gradients of one lay
 
 import copy
 import math
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -22,6 +21,7 @@ from pruning.anatomy import CHANNEL, NEURON, QUERY, TOKEN, Anatomy, TensorSpec, 
 from pruning.errors import RecipeError
 from pruning.progress import Progress, Reporter, silent
 from pruning.surgery import oriented
+from pruning.watching import first, hidden_states, watching
 from pruning.windows import Windows
 
 EPOCHS = 2
@@ -168,8 +168,7 @@ class _Call:
     named: Mapping[str, object]
 
     def __call__(self, layer: nn.Module, states: torch.Tensor) -> torch.Tensor:
-        output = layer(states, *self.positional, **self.named)
-        return output[0] if isinstance(output, tuple) else output
+        return first(layer(states, *self.positional, **self.named))
 
 
 @dataclass
@@ -225,11 +224,12 @@ class _Student:
 
     def _normal_equations(self, write: str) -> tuple[torch.Tensor, torch.Tensor]:
         gram = wanted = 0
+        seen: dict[str, torch.Tensor] = {}
         for window in range(self.fitting):
-            with torch.no_grad(), _inputs(self.layer.get_submodule(write)) as seen:
+            with torch.no_grad(), watching(self.layer, {write: lambda inputs, _: seen.update(x=inputs[0])}):
                 output = self.calls[window](self.layer, self.states[window])
             weights = self._energy(window, output).rsqrt().flatten()[:, None]
-            rows = seen[0].reshape(len(weights), -1) * weights
+            rows = seen["x"].reshape(len(weights), -1) * weights
             gram = gram + rows.T @ rows
             wanted = wanted + rows.T @ ((self.goals[window] - output)[0] * weights)
         return gram, wanted
@@ -292,17 +292,6 @@ class _Student:
         )
 
 
-@contextmanager
-def _inputs(module: nn.Module) -> Iterator[list[torch.Tensor]]:
-    """Everything that a module reads meanwhile."""
-    seen: list[torch.Tensor] = []
-    handle = module.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
-    try:
-        yield seen
-    finally:
-        handle.remove()
-
-
 def _rate(step: int, steps: int) -> float:
     """The share of the largest rate: up in a straight line, then down along half a cosine."""
     return min((step + 1) / max(1, WARM_UP * steps), (1 + math.cos(math.pi * min(1, step / steps))) / 2)
@@ -325,7 +314,8 @@ def _layer_calls(model: PreTrainedModel, anatomy: Anatomy, length: int) -> list[
         others = {name: value for name, value in named.items() if name != "hidden_states"}
         calls.append(_Call(positional[1:], others))
 
-    with _watching(model, anatomy, range(anatomy.layers), see), torch.no_grad():
+    layers = (anatomy.layer_module(layer) for layer in range(anatomy.layers))
+    with watching(model, dict.fromkeys(layers, see)), torch.no_grad():
         ids = torch.zeros(1, length, dtype=torch.long, device=model.device)
         model.base_model(input_ids=ids, use_cache=False)
     return calls
@@ -340,32 +330,9 @@ def _embedded(model: PreTrainedModel, anatomy: Anatomy, window: torch.Tensor) ->
     found = []
 
     def see(positional: tuple, named: Mapping[str, object]) -> None:
-        found.append(positional[0] if positional else named["hidden_states"])
+        found.append(hidden_states(positional, named))
         raise _Enough
 
-    with suppress(_Enough), _watching(model, anatomy, [0], see), torch.no_grad():
+    with suppress(_Enough), watching(model, {anatomy.layer_module(0): see}), torch.no_grad():
         model.base_model(input_ids=window[None].to(model.device), use_cache=False)
     return found[0]
-
-
-@contextmanager
-def _watching(
-    model: PreTrainedModel, anatomy: Anatomy, layers: Iterable[int], see: Callable[[tuple, Mapping], None]
-) -> Iterator[None]:
-    """Call `see` with what each of the layers is called with."""
-    reader = threading.get_ident()
-
-    def watch(module, positional, named):
-        # Someone else may be writing text with the same model meanwhile.
-        if threading.get_ident() == reader:
-            see(positional, named)
-
-    handles = [
-        model.get_submodule(anatomy.layer_module(layer)).register_forward_pre_hook(watch, with_kwargs=True)
-        for layer in layers
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

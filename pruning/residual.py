@@ -1,10 +1,7 @@
 """What passes through the norms of the residual stream: which channels carry it, and how much of it."""
 
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from weakref import WeakKeyDictionary
 
 import torch
@@ -12,6 +9,7 @@ from torch import nn
 
 from pruning.anatomy import Anatomy
 from pruning.progress import Progress, Reporter, silent
+from pruning.watching import watching
 from pruning.windows import Windows
 
 
@@ -51,9 +49,9 @@ class _Norm:
     def __init__(self):
         self._share = self._means = self._tokens = 0
 
-    def see(self, inputs: torch.Tensor, outputs: torch.Tensor) -> None:
+    def see(self, inputs: tuple[torch.Tensor], named: Mapping, outputs: torch.Tensor) -> None:
         """Take in one window, `[1, tokens, channels]` on both sides."""
-        squares = inputs.detach()[0].float().square()
+        squares = inputs[0].detach()[0].float().square()
         means = squares.mean(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
         self._share = self._share + (squares / means).sum(dim=0, dtype=torch.float64)
         self._means = self._means + outputs.detach()[0].float().abs().mean(dim=0).square()
@@ -68,28 +66,8 @@ def _norm_moments(
 ) -> Mapping[str, NormMoments]:
     norms = {spec.module: _Norm() for spec in anatomy.norms}
     every = windows.fitting + windows.heldout
-    with torch.no_grad(), _watching(model, norms):
+    with torch.no_grad(), watching(model, after={name: norm.see for name, norm in norms.items()}):
         for done, window in enumerate(every):
             progress(Progress("Watching the residual stream, windows", done, len(every)))
             model.base_model(input_ids=window[None].to(model.device), use_cache=False)
     return {name: norm.moments() for name, norm in norms.items()}
-
-
-@contextmanager
-def _watching(model: nn.Module, norms: Mapping[str, _Norm]) -> Iterator[None]:
-    reader = threading.get_ident()
-
-    def watch(module, inputs, output, norm):
-        # Someone else may be writing text with the same model meanwhile.
-        if threading.get_ident() == reader:
-            norm.see(inputs[0], output)
-
-    handles = [
-        model.get_submodule(name).register_forward_hook(partial(watch, norm=norm))
-        for name, norm in norms.items()
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -4,11 +4,9 @@ A *site* is a projection, by its module name. Its input, after the activation fu
 neuron says; moments of it rank the neurons, and its second-moment matrix repairs what remains.
 """
 
-import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 
 import psutil
@@ -19,6 +17,7 @@ from torch import nn
 
 from pruning.files import replacing
 from pruning.progress import Progress, Reporter, silent
+from pruning.watching import watching
 from pruning.windows import Windows
 
 HELD_OUT_ROWS = 128
@@ -212,9 +211,9 @@ class _Site:
         self._rows: list[torch.Tensor] = []
         self.heldout = False
 
-    def see(self, inputs: torch.Tensor) -> None:
+    def see(self, inputs: tuple[torch.Tensor], named: Mapping) -> None:
         """Take in the inputs of one window, `[1, tokens, neurons]` or, in OPT, `[tokens, neurons]`."""
-        window = inputs.detach().reshape(-1, inputs.shape[-1]).float()
+        window = inputs[0].detach().flatten(0, -2).float()
         if self._moments:
             self._square = self._square + window.square().sum(dim=0, dtype=torch.float64)
             self._means = self._means + window.abs().mean(dim=0).square()
@@ -248,7 +247,7 @@ def _collect(
     }
     body = model.base_model
     windows = [(window, False) for window in fitting] + [(window, True) for window in heldout]
-    with torch.no_grad(), _watching(model, sites):
+    with torch.no_grad(), watching(model, {name: site.see for name, site in sites.items()}):
         for done, (window, held) in enumerate(windows):
             progress(Progress("Reading the calibration text, windows", done, len(windows)))
             for site in sites.values():
@@ -259,26 +258,6 @@ def _collect(
         {name: sites[name].moments(fitted + held_out) for name in moment_sites},
         {name: sites[name].gram(fitted) for name in gram_sites},
     )
-
-
-@contextmanager
-def _watching(model: nn.Module, sites: Mapping[str, _Site]) -> Iterator[None]:
-    reader = threading.get_ident()
-
-    def watch(module, inputs, site):
-        # Someone else may be writing text with the same model meanwhile.
-        if threading.get_ident() == reader:
-            site.see(inputs[0])
-
-    handles = [
-        model.get_submodule(name).register_forward_pre_hook(partial(watch, site=site))
-        for name, site in sites.items()
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _batches(sites: Sequence[str], model: nn.Module, budget: int) -> Iterator[list[str]]:

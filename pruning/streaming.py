@@ -50,7 +50,7 @@ def check(recipe: Recipe, shape: Shape) -> None:
             blind = ", ".join(name for name, known in CRITERIA.items() if not known.statistics)
             raise RecipeError(
                 f"The step {step.step} has to run the model, and streaming never holds one that runs. What "
-                f"looks at weights alone can be streamed: neurons by {blind}, heads by weights, both without "
-                "repair; layers by last, first or their numbers. Change the step, or do not stream.",
+                f"looks at weights alone can be streamed, without repair: neurons by {blind}; heads by "
+                "weights; layers by last, first or their numbers. Change the step, or do not stream.",
                 ("steps", number),
             )

@@ -13,12 +13,15 @@ from transformers import AutoModelForCausalLM
 import pruning
 from pruning import Channels, Heads, Layers, Neurons, Recipe, RecipeError, Vocabulary, Weights
 from pruning.anatomy import LAYER, NEURON, QUERY, anatomy_of, resize
-from pruning.influence import block_influences
+from pruning.calibration import windows_of
+from pruning.influence import block_influences, residual_streams
 from pruning.pipeline import reshape
 from pruning.shape import Shape
-from pruning.statistics import Statistics
+from pruning.statistics import PRIOR_TOKENS, Statistics
 from pruning.steps import STEPS
+from pruning.steps.base import Subject
 from pruning.surgery import oriented
+from pruning.watching import watching
 from pruning.windows import Windows
 
 HEAD_SIZE_DERIVED = {"gpt2", "opt", "gpt_neox"}
@@ -157,7 +160,9 @@ SOME = {
         criterion=st.sampled_from(["activation", "ppm", "random"]),
     ),
     "heads": st.sampled_from([Heads(groups=1), Heads(queries=1), Heads(groups=1, queries=1, repair=False)]),
-    "layers": st.builds(Layers, layers=st.sampled_from([(0,), (1,), (2,), (0, 2)])),
+    "layers": st.builds(
+        Layers, layers=st.sampled_from([(0,), (1,), (2,), (0, 2), (1, 2)]), repair=st.booleans()
+    ),
     "channels": st.builds(
         Channels,
         fraction=st.floats(0.15, 0.9),
@@ -295,6 +300,45 @@ def test_methods_that_choose_protect_the_ends(method):
     assert left[-1] == 4
     assert left == sorted(left)
     assert len(left) == 3
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_layer_before_a_gap_is_refitted_by_ridge_regression(family):
+    """The gradient of the objective is zero at the new weights, and nothing else has changed."""
+    base = loaded(family)
+    anatomy = anatomy_of(base.model.config)
+    site, gone = anatomy.write_module(0), list(range(1, anatomy.layers))
+    # What it learns from is also what it is judged by, so that it is always kept.
+    ids = torch.stack([window for window in windows_of(base, TEXT).fitting if len(window) == TEXT.window])
+    windows = Windows(tuple(ids), tuple(ids))
+    subject = Subject(base.model, base.tokenizer, Shape.of(base.model.config), base, windows=windows)
+    outcome = Layers(layers=gone, repair=True).apply(subject)
+    shared = {p.data_ptr() for p in base.model.parameters()}
+    new = {name: p for name, p in outcome.model.named_parameters() if p.data_ptr() not in shared}
+    if anatomy.family.closing_norms:
+        assert not new
+        return
+    ((name, weight),) = new.items()
+    assert name == f"{site}.weight"
+    (note,) = outcome.notes
+    assert note["layers"] == gone
+    assert note["lost_after"] < note["lost_before"]
+
+    rows, start, end = [], [], []
+    with watching(base.model, {site: lambda inputs, _: rows.append(inputs[0].flatten(0, -2))}):
+        for states in residual_streams(base.model, anatomy, Windows(tuple(ids), ())):
+            start.append(states[1])
+            end.append(states[-1])
+    rows, start, end = torch.cat(rows), torch.cat(start), torch.cat(end)
+    change = oriented(weight - base.model.get_parameter(name), anatomy.tensor(name)).T.clone()
+    change.requires_grad_()
+    energy = torch.maximum(start.square().sum(dim=1), end.square().sum(dim=1))
+    diagonal = (rows.square() / energy[:, None]).sum(dim=0)
+    ridge = PRIOR_TOKENS / ids.numel() * diagonal[diagonal > 0].median()
+    missing = ((rows @ change - (end - start)).square().sum(dim=1) / energy).sum()
+    (missing + ridge * change.square().sum()).backward()
+    scale = (2 * rows.T @ ((end - start) / energy[:, None])).abs().max()
+    assert change.grad.abs().max() < 1e-3 * scale
 
 
 def test_block_influence_of_a_layer_that_does_nothing_is_zero():

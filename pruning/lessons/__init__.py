@@ -181,10 +181,11 @@ LESSONS = (
     Lesson(
         "08-depth",
         runs=(
-            Run("three", "3 of 30 layers", (Layers(count=3),)),
-            Run("nine", "9 of 30 layers", (Layers(count=9),)),
+            Run("three", "3 of 30 layers, no repair", (Layers(count=3, repair=False),)),
+            Run("nine", "9 of 30 layers, no repair", (Layers(count=9, repair=False),)),
+            Run("repaired", "9 of 30 layers, with repair", (Layers(count=9),)),
         ),
-        claims=(Claim("three_ratio", 1, 2.5), Claim("nine_ratio", 2.5)),
+        claims=(Claim("three_ratio", 1, 2.5), Claim("nine_ratio", 3), Claim("repaired_ratio", 1, 3)),
         look="influence",
         answer=2,
     ),

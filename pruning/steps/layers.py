@@ -7,14 +7,15 @@ import torch
 from pydantic import Field, field_validator, model_validator
 
 from pruning.anatomy import LAYER
+from pruning.depth import repair_gaps
 from pruning.errors import RecipeError
 from pruning.influence import angular_distances, block_influences
 from pruning.likelihood import mean_loss
 from pruning.progress import Progress
 from pruning.shape import Shape
-from pruning.steps.base import Cut, Subject, top
+from pruning.steps.base import Cut, Refit, Subject, top
 from pruning.steps.settings import Choices, Setting, Slider, Switch, word
-from pruning.surgery import Kept, cut
+from pruning.surgery import Kept, cut, remaining
 
 METHODS = {
     "influence": "Those that change least (block influence)",
@@ -25,6 +26,9 @@ METHODS = {
     "first": "The first ones",
 }
 Method = Literal["influence", "angular", "perplexity", "greedy", "last", "first"]
+
+BY_PLACE = ("last", "first")
+"""Methods that need no text."""
 
 
 def _read(flag: str, text: str) -> dict:
@@ -44,8 +48,9 @@ class Layers(Cut):
     1 − E[cos(h_in, h_out)] (ShortGPT; Men et al., 2024, eq. 1); `angular`, the run of layers with the
     least angular distance between its input and its output (Gromov et al., 2024, eq. 5, over all
     tokens); `perplexity`, those whose removal alone costs least on calibration text; `greedy`, the same
-    one after the other. Unless `protect` is off, methods that choose never take the first or the last
-    layer.
+    one after the other. Unless `protect` is off, methods that read text never take the first or the last
+    layer. `repair`: whether the layer before each gap learns to say what the missing ones said
+    (`pruning.depth`); by default if a method reads text anyway. Gemma's norms leave no room for it.
     """
 
     title: ClassVar[str] = "Layers"
@@ -69,6 +74,13 @@ class Layers(Cut):
             Choices(METHODS),
         ),
         Setting("protect", "--protect", "Keep the first and the last", control=Switch()),
+        Setting(
+            "repair",
+            "--layer-repair",
+            "Repair",
+            "The layer before each gap learns, by least squares, to say what the missing layers said",
+            control=Switch(),
+        ),
     )
 
     step: Literal["layers"] = "layers"
@@ -76,6 +88,15 @@ class Layers(Cut):
     layers: tuple[Annotated[int, Field(ge=0)], ...] | None = None
     method: Method = "influence"
     protect: bool = True
+    repair: bool | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_repair(cls, values):
+        if isinstance(values, dict) and values.get("repair") is None:
+            by_place = values.get("layers") is not None or values.get("method") in BY_PLACE
+            values = values | {"repair": not by_place}
+        return values
 
     @field_validator("layers", mode="before")
     @classmethod
@@ -92,7 +113,12 @@ class Layers(Cut):
 
     @property
     def reads_text(self) -> bool:
-        return self.layers is None and self.method not in ("last", "first")
+        return self.repair or self._measures
+
+    @property
+    def _measures(self) -> bool:
+        """Whether the text chooses."""
+        return self.layers is None and self.method not in BY_PLACE
 
     def reshape(self, shape: Shape) -> Shape:
         there = shape.count(LAYER)
@@ -102,7 +128,7 @@ class Layers(Cut):
                     f"There is no layer {layer}: the last of {there} has the number {there - 1}."
                 )
         removed = self.count or len(self.layers)
-        spared = 2 if self.protect and self.reads_text else 1
+        spared = 2 if self.protect and self._measures else 1
         if removed > there - spared:
             raise RecipeError(
                 f"{removed} of {there} layers cannot be removed: {spared} must stay at least. Remove fewer."
@@ -113,6 +139,17 @@ class Layers(Cut):
         there = subject.shape.count(LAYER)
         removed = set(self.layers or _CHOOSERS[self.method](self, subject))
         return {LAYER: [torch.tensor([layer for layer in range(there) if layer not in removed])]}
+
+    def refit(self, subject: Subject, kept: Kept) -> Refit:
+        if not self.repair:
+            return Refit()
+        anatomy = subject.shape.anatomy
+        gone = sorted(set(range(anatomy.layers)) - set(kept[LAYER][0].tolist()))
+        tensors, notes = repair_gaps(subject.model, anatomy, subject.windows, gone, subject.progress)
+        new = {
+            name: tensors[old.name] for name, old in remaining(anatomy, kept).items() if old.name in tensors
+        }
+        return Refit(new, notes)
 
     def choices(self, shape: Shape) -> list[int]:
         """The layers that may go."""
