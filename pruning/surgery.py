@@ -45,7 +45,7 @@ def cut(
     """A new model of the given shape, made of what is kept of the base.
 
     The base is not changed. Tensors without a cut axis share the base's memory; tensors in
-    `replaced` (by parameter name, already in the new shape) are used instead of slices.
+    `replaced` (by parameter name in the base, already in the new shape) are used instead of slices.
     """
     replaced = replaced or {}
     anatomy = shape.anatomy

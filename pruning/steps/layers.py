@@ -15,7 +15,7 @@ from pruning.progress import Progress
 from pruning.shape import Shape
 from pruning.steps.base import Cut, Refit, Subject, top
 from pruning.steps.settings import Choices, Setting, Slider, Switch, word
-from pruning.surgery import Kept, cut, remaining
+from pruning.surgery import Kept, cut
 
 METHODS = {
     "influence": "Those that change least (block influence)",
@@ -145,11 +145,7 @@ class Layers(Cut):
             return Refit()
         anatomy = subject.shape.anatomy
         gone = sorted(set(range(anatomy.layers)) - set(kept[LAYER][0].tolist()))
-        tensors, notes = repair_gaps(subject.model, anatomy, subject.windows, gone, subject.progress)
-        new = {
-            name: tensors[old.name] for name, old in remaining(anatomy, kept).items() if old.name in tensors
-        }
-        return Refit(new, notes)
+        return Refit(*repair_gaps(subject.model, anatomy, subject.windows, gone, subject.progress))
 
     def choices(self, shape: Shape) -> list[int]:
         """The layers that may go."""
