@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test bench lint screenshot clean
+.PHONY: run test bench lint audit screenshot clean
 
 run: .venv/installed
 	$(BIN)/python app.py
@@ -16,6 +16,9 @@ lint: .venv/installed-dev
 
 bench: .venv/installed-bench
 	$(BIN)/python -m benchmarks
+
+audit: .venv/installed-audit
+	.venv/audit/bin/pip-audit --strict --progress-spinner off --path "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 
 screenshot: .venv/installed-dev
 	$(BIN)/python tests/browser/screenshot.py
@@ -35,6 +38,11 @@ screenshot: .venv/installed-dev
 
 .venv/installed-bench: requirements-bench.txt .venv/installed-dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-bench.txt
+	touch $@
+
+.venv/installed-audit: requirements-audit.txt .venv/installed
+	$(PYTHON) -m venv .venv/audit
+	.venv/audit/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-audit.txt
 	touch $@
 
 .PHONY: browser

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pruning import catalog, loading
 from pruning.errors import RecipeError
-from pruning.files import cache_folder
+from pruning.files import cache_folder, trim, used
 from pruning.generation import check_vocabulary, sample_text
 from pruning.loading import LoadedModel
 from pruning.progress import Reporter, silent
@@ -28,6 +28,9 @@ LEAST_TOKENS = 256
 
 _FORMAT = 3
 """Raised when what is kept on disk changes its meaning."""
+
+MOST_ON_DISK = 4 * 10**9
+"""Bytes of statistics that are kept on disk: those of about six texts for SmolLM2-135M."""
 
 
 def windows_of(
@@ -144,6 +147,7 @@ def statistics_of(
     if keep and base.source.name == catalog.DEFAULT and calibration.text in (GENERAL, *GENRES):
         file = cache_folder() / "statistics" / f"{key}.safetensors"
         if (saved := read_statistics(file, base.model.device)) is not None:
+            used(file)
             _newest[base.model] = asked, key, saved
             return saved
     statistics = Statistics(base.model, sites, windows.fitting, windows.heldout, progress=progress)
@@ -191,3 +195,4 @@ def _keep(statistics: Statistics, file: Path) -> None:
     # A full disk costs the next visitor some seconds, nothing else.
     with suppress(OSError, SafetensorError):
         statistics.save(file)
+        trim(file.parent, MOST_ON_DISK)

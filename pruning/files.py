@@ -54,6 +54,26 @@ def new_folder(target: Path) -> Iterator[Path]:
         _move(temporary, target)
 
 
+def trim(folder: Path, most: int) -> None:
+    """Remove the files of a folder that were longest not used (`used`) until the rest take at most so many
+    bytes."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        files = [(entry.stat(), entry.path) for entry in entries if entry.is_file(follow_symlinks=False)]
+        total = sum(stat.st_size for stat, _ in files)
+        for stat, path in sorted(files, key=lambda file: file[0].st_mtime):
+            if total <= most:
+                break
+            with suppress(OSError):
+                os.unlink(path)
+                total -= stat.st_size
+
+
+def used(file: Path) -> None:
+    """Note that a file was of use, for `trim`."""
+    with suppress(OSError):
+        os.utime(file)
+
+
 def discard(target: Path) -> None:
     """Remove a folder so that no reader finds a part of it."""
     with workplace(target.parent) as folder, suppress(FileNotFoundError):

@@ -1,5 +1,6 @@
 """From a text to token windows, and to statistics that are kept where they may be."""
 
+import os
 from dataclasses import replace
 
 import pytest
@@ -223,3 +224,17 @@ def test_wikitext_is_asked_of_the_hub(monkeypatch):
     base = loaded("gpt2")
     windows = windows_of(base, Calibration(text="wikitext-2", tokens=512))
     assert windows.digest == windows_of(base, own(tokens=512)).digest
+
+
+def test_statistics_longest_unused_make_room(monkeypatch):
+    base = default("gpt2")
+    sites = [write_module(base.model, 0)]
+    for text in ("code", "story"):
+        statistics_of(base, Calibration(text=text, tokens=512), sites)
+    one, other = kept_files()
+    monkeypatch.setattr("pruning.calibration.MOST_ON_DISK", one.stat().st_size + other.stat().st_size)
+    os.utime(other, (1e9, 1e9))
+    statistics_of(base, Calibration(text="documentation", tokens=512), sites)
+    assert one in kept_files()
+    assert other not in kept_files()
+    assert len(kept_files()) == 2

@@ -157,3 +157,16 @@ def test_where_the_cache_is(monkeypatch):
     monkeypatch.delenv("SECATEUR_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
     assert str(cache_folder()) == "/caches/secateur"
+
+
+def test_trim_removes_what_was_longest_unused(tmp_path):
+    for age, name in enumerate(["newest", "middle", "oldest"]):
+        file = tmp_path / name
+        file.write_bytes(b"x" * 100)
+        os.utime(file, (1e9 - age, 1e9 - age))
+    files.trim(tmp_path, 300)
+    assert len(list(tmp_path.iterdir())) == 3
+    files.used(tmp_path / "oldest")
+    files.trim(tmp_path, 250)
+    assert {file.name for file in tmp_path.iterdir()} == {"newest", "oldest"}
+    files.trim(tmp_path / "none", 0)
