@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteriaList
 
 from pruning.calibration import beginning, readable, split
 from pruning.errors import RecipeError
-from pruning.generation import check_vocabulary
+from pruning.generation import When, check_vocabulary, telling
 from pruning.likelihood import perplexity_of, token_losses
 from pruning.progress import Progress, Reporter, silent
 from pruning.texts import GENRES, passage
@@ -143,6 +143,7 @@ def tokens_per_second(
     tokenizer: PreTrainedTokenizerBase,
     new_tokens: int = 24,
     rounds: int = 3,
+    progress: Reporter = silent,
 ) -> tuple[float, ...]:
     """Greedy generation at batch 1, with the cache: the median over rounds for each model.
 
@@ -150,6 +151,7 @@ def tokens_per_second(
     """
     inputs = tokenizer("Once upon a time", return_tensors="pt").input_ids
     seconds: list[list[float]] = [[] for _ in models]
+    listening = StoppingCriteriaList([When(telling(progress, Progress("Measuring speed")))])
     with torch.inference_mode():
         for round_number in range(rounds + 1):
             length = new_tokens if round_number else 2
@@ -162,6 +164,7 @@ def tokens_per_second(
                     pad_token_id=0,
                     max_new_tokens=length,
                     min_new_tokens=length,
+                    stopping_criteria=listening,
                 )
                 if round_number:
                     times.append(time.perf_counter() - start)

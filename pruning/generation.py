@@ -71,12 +71,24 @@ class GumbelNoise(LogitsProcessor):
         return scores + self.temperature * gumbel.to(scores)
 
 
-class _When(StoppingCriteria):
+class When(StoppingCriteria):
+    """Ends all that is being written once `stopped` says so; it is asked after every token."""
+
     def __init__(self, stopped: Callable[[], bool]):
         self._stopped = stopped
 
     def __call__(self, input_ids, scores, **kwargs):
         return torch.full((input_ids.shape[0],), self._stopped(), device=input_ids.device)
+
+
+def telling(progress: Reporter, place: Progress) -> Callable[[], bool]:
+    """For `stopped`: never stops by itself, but the reporter may raise `Cancelled` after every token."""
+
+    def told() -> bool:
+        progress(place)
+        return False
+
+    return told
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> torch.Tensor:
@@ -142,7 +154,7 @@ def _written(
                     inputs,
                     attention_mask=torch.ones_like(inputs),
                     streamer=pieces,
-                    stopping_criteria=StoppingCriteriaList([_When(lambda: given_up.is_set() or stopped())]),
+                    stopping_criteria=StoppingCriteriaList([When(lambda: given_up.is_set() or stopped())]),
                     **_settings(model, sampling),
                 )
         except BaseException as error:
@@ -228,9 +240,15 @@ def compare(
             thread.join()
 
 
-def complete(model, tokenizer, prompt: str, sampling: Sampling | None = None) -> str:
+def complete(
+    model,
+    tokenizer,
+    prompt: str,
+    sampling: Sampling | None = None,
+    stopped: Callable[[], bool] = lambda: False,
+) -> str:
     """The whole continuation of a prompt."""
-    return "".join(stream(model, tokenizer, prompt, sampling))
+    return "".join(stream(model, tokenizer, prompt, sampling, stopped))
 
 
 def sample_text(base, tokens: int, seed: int = 0, progress: Reporter = silent) -> str:
@@ -243,13 +261,15 @@ def sample_text(base, tokens: int, seed: int = 0, progress: Reporter = silent) -
     texts, written, length = [], 0, 256
     while written < tokens:
         batch = min(16, -(-(tokens - written) // length))
-        progress(Progress("The model writes its calibration text, tokens", written, tokens))
+        place = Progress("The model writes its calibration text, tokens", written, tokens)
+        progress(place)
         inputs = torch.full((batch, 1), start, device=model.device)
         with torch.inference_mode():
             drawn = model.generate(
                 inputs,
                 attention_mask=torch.ones_like(inputs),
                 min_new_tokens=length,
+                stopping_criteria=StoppingCriteriaList([When(telling(progress, place))]),
                 **_settings(model, Sampling(length, temperature=1.0, seed=seed)),
             )
         seed += 1

@@ -15,7 +15,7 @@ from pruning.calibration import statistics_of, windows_of
 from pruning.errors import RecipeError
 from pruning.evaluation import Quality
 from pruning.files import cache_folder, replacing
-from pruning.generation import Sampling, complete
+from pruning.generation import Sampling, complete, telling
 from pruning.loading import LoadedModel, Source, Token
 from pruning.progress import Progress, Reporter, silent
 from pruning.recipe import Recipe
@@ -226,17 +226,18 @@ def measuring(pruned: Pruned, base: LoadedModel, progress: Reporter = silent) ->
         genres[genre] = result
         pruned = filled(quality_after=evaluation.summarise(genres))
         yield pruned
-    progress(Progress("Measuring speed and writing samples"))
-    speed_before, speed_after = evaluation.tokens_per_second((base.model, model), tokenizer)
-    sampling = Sampling(max_new_tokens=24)
+    speed_before, speed_after = evaluation.tokens_per_second(
+        (base.model, model), tokenizer, progress=progress
+    )
+    sampling, heard = Sampling(max_new_tokens=24), telling(progress, Progress("Writing samples"))
     pruned = filled(
         speed_before=speed_before,
         speed_after=speed_after,
         samples=tuple(
             (
                 prompt,
-                complete(base.model, base.tokenizer, prompt, sampling),
-                complete(model, tokenizer, prompt, sampling),
+                complete(base.model, base.tokenizer, prompt, sampling, heard),
+                complete(model, tokenizer, prompt, sampling, heard),
             )
             for prompt in SAMPLE_PROMPTS
         ),

@@ -9,6 +9,7 @@ from models import WITH_BOS, loaded, trained
 
 import pruning
 from pruning import RecipeError, perplexity, quality
+from pruning.errors import Cancelled
 from pruning.evaluation import GENRE_CHARACTERS, Quality, by_genre, size_on_disk, summarise, tokens_per_second
 from pruning.texts import GENRES, passage
 
@@ -150,3 +151,17 @@ def test_speed_and_size():
     assert speeds[0] > speeds[1] > 0
     assert size_on_disk(10, torch.float32) == 40
     assert size_on_disk(10, torch.bfloat16) == 20
+
+
+def test_measuring_speed_can_be_stopped():
+    base = loaded("llama")
+    heard = []
+
+    def stop(progress):
+        heard.append(progress)
+        if len(heard) > 2:
+            raise Cancelled("Stopped.")
+
+    with pytest.raises(Cancelled):
+        tokens_per_second((base.model,), base.tokenizer, 8, progress=stop)
+    assert len(heard) == 3

@@ -8,7 +8,9 @@ import torch
 from models import PROMPT, WITH_BOS, loaded, trained
 
 from pruning import RecipeError, Sampling, complete, stream
-from pruning.generation import GumbelNoise, compare, encode_prompt, sample_text
+from pruning.errors import Cancelled
+from pruning.generation import GumbelNoise, compare, encode_prompt, sample_text, telling
+from pruning.progress import Progress
 
 HOT = {"max_new_tokens": 24, "temperature": 1.0}
 
@@ -201,3 +203,21 @@ def test_model_writes_its_own_text(family):
     assert written == sample_text(base, 300, seed=1) != sample_text(base, 300, seed=2)
     assert lines[0].total == 300
     assert family in WITH_BOS or base.tokenizer.bos_token not in written
+
+
+def test_own_text_and_samples_can_be_stopped_after_every_token():
+    base = loaded("llama")
+    heard = []
+
+    def stop(progress):
+        heard.append(progress)
+        if len(heard) > 3:
+            raise Cancelled("Stopped.")
+
+    with pytest.raises(Cancelled):
+        sample_text(base, 256, progress=stop)
+    assert len(heard) == 4
+    heard.clear()
+    with pytest.raises(Cancelled):
+        complete(base.model, base.tokenizer, "Once", stopped=telling(stop, Progress("Writing")))
+    assert len(heard) == 4
