@@ -34,7 +34,7 @@ from pruning.files import replacing
 from pruning.likelihood import token_losses
 from pruning.progress import Progress, Reporter, silent
 from pruning.schema import Frozen
-from pruning.surgery import assemble
+from pruning.surgery import assemble, spread
 
 HEAD_TOKENS = defaultdict(lambda: 2048, cpu=128)
 """Tokens whose logits are in memory at one time, by kind of device: on a CPU, as many as its cache likes."""
@@ -417,7 +417,7 @@ def distil(
     gives the same weights again.
     """
     for model in (student, teacher):
-        if len(set(getattr(model, "hf_device_map", {}).values())) > 1:
+        if spread(model):
             raise RecipeError(
                 "The model is spread over several devices, and each process trains on one. Use a smaller one."
             )

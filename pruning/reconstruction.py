@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from pruning.anatomy import CHANNEL, NEURON, QUERY, TOKEN, Anatomy, TensorSpec, anatomy_of
 from pruning.errors import RecipeError
 from pruning.progress import Progress, Reporter, silent
-from pruning.surgery import oriented
+from pruning.surgery import oriented, spread
 from pruning.watching import first, hidden_states, watching
 from pruning.windows import Windows
 
@@ -80,6 +80,11 @@ def reconstruct(
     Neither model is changed. Weights that are exactly zero stay zero. Raises `RecipeError` where the
     residual streams do not compare.
     """
+    if spread(model) or spread(dense):
+        raise RecipeError(
+            "The model is spread over several devices, and reconstruction trains on one. Use a smaller "
+            "one, or repair instead."
+        )
     pruned, whole = anatomy_of(model.config), anatomy_of(dense.config)
     for kind in (CHANNEL, TOKEN):
         if pruned.units[kind] != whole.units[kind]:

@@ -47,17 +47,22 @@ def cut(
     The base is not changed. Tensors without a cut axis share the base's memory; tensors in
     `replaced` (by parameter name in the base, already in the new shape) are used instead of slices.
     """
+    layers = staying(shape.anatomy, kept)
+    return assemble(base, shape.config_of(layers), pieces(base, shape.anatomy, kept, replaced), layers)
+
+
+def pieces(
+    base: PreTrainedModel, anatomy: Anatomy, kept: Kept, replaced: Mapping[str, torch.Tensor] | None = None
+) -> "OnDemand":
+    """The parameters of the new model, each cut out of the base's when it is asked for; see `cut`."""
     replaced = replaced or {}
-    anatomy = shape.anatomy
 
     def make(spec: TensorSpec) -> torch.Tensor:
         whole = parameter(base, spec.name)
         new = replaced.get(spec.name)
         return cut_tensor(whole, spec, anatomy, kept) if new is None else new.to(whole)
 
-    tensors = OnDemand({name: partial(make, spec) for name, spec in remaining(anatomy, kept).items()})
-    layers = staying(anatomy, kept)
-    return assemble(base, shape.config_of(layers), tensors, layers)
+    return OnDemand({name: partial(make, spec) for name, spec in remaining(anatomy, kept).items()})
 
 
 def parameter(model: nn.Module, name: str) -> torch.Tensor:

@@ -18,13 +18,18 @@ import pruning
 from pruning import (
     Calibration,
     Cancelled,
+    Channels,
+    Distillation,
     Heads,
     Layers,
     ModelError,
     Neurons,
     Recipe,
     RecipeError,
+    Reconstruction,
     SavingError,
+    Vocabulary,
+    Weights,
     streaming,
 )
 from pruning.anatomy import QUERY, family_of
@@ -241,9 +246,17 @@ def test_what_cannot_run_is_refused(tmp_path, monkeypatch):
     streaming.prune(Recipe(base=str(base), steps=steps_of("llama")), tmp_path / "out")
 
 
-def test_cuts_and_saves_what_is_partly_on_disk(tmp_path, request):
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [Layers(layers=(1, 5), repair=True), Neurons(fraction=0.3, criterion="l2"), Heads(queries=1)],
+        [Channels(fraction=0.3), Weights(fraction=0.5)],
+        [Vocabulary(fraction=0.1), Layers(count=1)],
+    ],
+    ids=str,
+)
+def test_cuts_and_saves_what_is_partly_on_disk(steps, tmp_path, request):
     base = save_tiny(tmp_path / "base", "llama", **DEEP)
-    steps = [Layers(layers=(1, 5)), Neurons(fraction=0.3, criterion="l2"), Heads(queries=1)]
     calibration = Calibration(text="story", tokens=600, window=128)
     recipe = Recipe(base=str(base), calibration=calibration, steps=steps)
     expected = pruning.prune(recipe, pruning.load(str(base))).model
@@ -252,11 +265,20 @@ def test_cuts_and_saves_what_is_partly_on_disk(tmp_path, request):
     pruned = pruning.prune(recipe, loaded)
     assert {"cpu", DISK} == set(pruned.model.hf_device_map.values())
     assert torch.equal(pruned.model(IDS).logits, expected(IDS).logits)
-    held = loaded.model.get_parameter("model.embed_tokens.weight")
-    assert pruned.model.get_parameter("model.embed_tokens.weight").data_ptr() == held.data_ptr()
+    if isinstance(steps[0], Layers):
+        held = loaded.model.get_parameter("model.embed_tokens.weight")
+        assert pruned.model.get_parameter("model.embed_tokens.weight").data_ptr() == held.data_ptr()
     pruned.save(tmp_path / "out")
     reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert torch.equal(reloaded(IDS).logits, expected(IDS).logits)
+
+
+@pytest.mark.parametrize("step", [Reconstruction(), Distillation(steps=1, text="story")], ids=str)
+def test_what_trains_is_refused_where_not_all_is_in_memory(step, tmp_path, little_memory):
+    base = pruning.load(str(save_tiny(tmp_path / "base", "llama", **DEEP)))
+    calibration = Calibration(text="story", tokens=600, window=128)
+    with pytest.raises(RecipeError, match="spread over several devices"):
+        pruning.prune(Recipe(base="llama", calibration=calibration, steps=[step]), base)
 
 
 def test_cuts_what_accelerate_spread(tmp_path):

@@ -14,7 +14,7 @@ from pruning.residual import NormMoments, norm_moments
 from pruning.shape import Shape
 from pruning.steps.base import Cut, Refit, Subject, top
 from pruning.steps.settings import Choices, Setting, Slider, Switch, share, whole, word
-from pruning.surgery import Kept
+from pruning.surgery import Kept, parameter
 
 READERS = ("attention", "mlp")
 
@@ -183,7 +183,7 @@ def _scaled_norms(
     offset = anatomy.family.norm_offset
     scaled = {}
     for spec in anatomy.norms:
-        weight = subject.model.get_parameter(spec.name).detach()
+        weight = parameter(subject.model, spec.name)
         scale = moments[spec.module].share[kept].double().mean().sqrt()
         if anatomy.closes(spec):
             scale = scale * (len(kept) / anatomy.units[CHANNEL]) ** 0.5
@@ -202,7 +202,7 @@ def _refitted_reads(subject: Subject, kept: torch.Tensor) -> Refit:
             matrices = [
                 weight if anatomy.input_axis(spec) == 1 else weight.T
                 for spec in specs
-                for weight in [subject.model.get_parameter(spec.name).detach()]
+                for weight in [parameter(subject.model, spec.name)]
             ]
             gram = subject.statistics.gram(specs[0].module, subject.progress)
             repair = repair_projection(gram, torch.cat(matrices), kept)

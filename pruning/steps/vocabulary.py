@@ -18,7 +18,7 @@ from pruning.progress import Progress
 from pruning.shape import Shape
 from pruning.steps.base import Outcome, Step, Subject
 from pruning.steps.settings import Choices, Setting, Slider, share, whole
-from pruning.surgery import assemble, cut_tensor, remaining
+from pruning.surgery import assemble, pieces
 from pruning.texts import CALIBRATION_NAMES, SELF
 from pruning.texts.choice import TextChoice
 from pruning.tokenization import BytePairs
@@ -202,15 +202,9 @@ class _Ranked:
 
 def _cut(base: PreTrainedModel, shape: Shape, kept: Sequence[int]) -> PreTrainedModel:
     """The model with the rows of the tokens kept, and configs that know their new ids."""
-    anatomy, number = shape.anatomy, {old: new for new, old in enumerate(kept)}
-    rows = {TOKEN: [torch.tensor(kept)]}
-    parameters = dict(base.named_parameters())
-    tensors = {
-        name: cut_tensor(parameters[spec.name].detach(), spec, anatomy, rows)
-        for name, spec in remaining(anatomy, rows).items()
-    }
+    number = {old: new for new, old in enumerate(kept)}
     config = config_from_dict(_renumbered(shape.config.to_dict(), number))
-    model = assemble(base, config, tensors)
+    model = assemble(base, config, pieces(base, shape.anatomy, {TOKEN: [torch.tensor(kept)]}))
     for key, value in _renumbered(base.generation_config.to_dict(), number).items():
         if _holds_ids(key):
             setattr(model.generation_config, key, value)

@@ -12,7 +12,7 @@ from pruning.shape import Shape
 from pruning.statistics import moments_of
 from pruning.steps.base import Outcome, Step, Subject
 from pruning.steps.settings import Choices, Setting, Slider, share, word
-from pruning.surgery import cut
+from pruning.surgery import cut, parameter
 
 PATTERNS = {"2:4": (2, 4), "4:8": (4, 8)}
 """How many of how many consecutive inputs become zero."""
@@ -145,7 +145,7 @@ class Weights(Step):
         thinned = {}
         for spec in projections(anatomy):
             subject.progress(Progress("Setting weights to zero, layers", spec.layer + 1, anatomy.layers))
-            weight = subject.model.get_parameter(spec.name).detach()
+            weight = parameter(subject.model, spec.name)
             turned = weight if anatomy.input_axis(spec) == 1 else weight.T
             scores = turned.abs().float()
             if self.reads_text:
@@ -190,10 +190,10 @@ def _sparsity(model: torch.nn.Module, anatomy: Anatomy) -> tuple[dict, ...]:
     """For each component its parameters, how many of them are zero, and their share."""
     totals: dict[str, list[int]] = {}
     for spec in anatomy.tensors:
-        parameter = model.get_parameter(spec.name)
+        values = parameter(model, spec.name)
         total = totals.setdefault(spec.component, [0, 0])
-        total[0] += parameter.numel()
-        total[1] += parameter.numel() - int(torch.count_nonzero(parameter))
+        total[0] += values.numel()
+        total[1] += values.numel() - int(torch.count_nonzero(values))
     return tuple(
         {"component": component, "parameters": size, "zeros": zeros, "sparsity": zeros / size}
         for component, (size, zeros) in totals.items()
