@@ -91,7 +91,12 @@ def _neuron_amounts(shape: Shape) -> range:
 
 
 KINDS = (
-    Kind(LAYER, "layers", lambda shape: _every(shape, LAYER, DEEPEST), lambda shape, n: Layers(count=n)),
+    Kind(
+        LAYER,
+        "layers",
+        lambda shape: _every(shape, LAYER, DEEPEST),
+        lambda shape, n: Layers(count=n, method="perplexity"),
+    ),
     Kind(
         KEY_VALUE,
         "heads",

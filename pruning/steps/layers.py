@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from typing import Annotated, ClassVar, Literal
+from weakref import WeakKeyDictionary
 
 import torch
 from pydantic import Field, field_validator, model_validator
 
 from pruning.anatomy import LAYER
-from pruning.depth import repair_gaps
+from pruning.depth import repair_gaps, runs_of
 from pruning.errors import RecipeError
 from pruning.influence import angular_distances, block_influences
 from pruning.likelihood import mean_loss
@@ -20,8 +21,8 @@ from pruning.surgery import Kept, cut
 METHODS = {
     "influence": "Those that change least (block influence)",
     "angular": "The run that turns least (angular distance)",
-    "perplexity": "Those missed least, one by one",
-    "greedy": "Those missed least, one after the other",
+    "perplexity": "Those missed least, tried one by one: better, and slower",
+    "greedy": "Those missed least, tried one after the other: slowest",
     "last": "The last ones",
     "first": "The first ones",
 }
@@ -47,9 +48,9 @@ class Layers(Cut):
     `method` that chooses: `last` and `first` by place; `influence`, the least block influence
     1 − E[cos(h_in, h_out)] (ShortGPT; Men et al., 2024, eq. 1); `angular`, the run of layers with the
     least angular distance between its input and its output (Gromov et al., 2024, eq. 5, over all
-    tokens); `perplexity`, those whose removal alone costs least on calibration text; `greedy`, the same
-    one after the other. Unless `protect` is off, methods that read text never take the first or the last
-    layer. `repair`: whether the layer before each gap learns to say what the missing ones said
+    tokens); `perplexity`, those whose removal alone costs least on calibration text, repaired if the step
+    repairs; `greedy`, the same one after the other. Unless `protect` is off, methods that read text never
+    take the first or the last layer. `repair`: whether the layer before each gap learns to say what the missing ones said
     (`pruning.depth`); by default if a method reads text anyway. Gemma's norms leave no room for it.
     """
 
@@ -145,7 +146,14 @@ class Layers(Cut):
             return Refit()
         anatomy = subject.shape.anatomy
         gone = sorted(set(range(anatomy.layers)) - set(kept[LAYER][0].tolist()))
-        return Refit(*repair_gaps(subject.model, anatomy, subject.windows, gone, subject.progress))
+        runs = runs_of(gone)
+        repairs = repair_gaps(subject.model, anatomy, subject.windows, runs, subject.progress)
+        notes = (
+            {"layers": list(run), "lost_before": repair.lost_before, "lost_after": repair.lost_after}
+            for run, repair in repairs.items()
+        )
+        tensors = {name: new for repair in repairs.values() for name, new in repair.tensors.items()}
+        return Refit(tensors, tuple(notes))
 
     def choices(self, shape: Shape) -> list[int]:
         """The layers that may go."""
@@ -184,29 +192,44 @@ def _angular(step: Layers, subject: Subject) -> list[int]:
 
 
 def _perplexity(step: Layers, subject: Subject) -> list[int]:
-    choices = step.choices(subject.shape)
-    losses = _losses_without(subject, [], choices)
-    return sorted(sorted(choices, key=losses.get)[: step.count])
+    known = _losses.setdefault(subject.model, {})
+    asked = (subject.windows.digest, step.repair, step.protect)
+    if asked not in known:
+        known[asked] = _losses_without(step, subject, [])
+    losses = known[asked]
+    return sorted(sorted(losses, key=losses.get)[: step.count])
+
+
+_losses: WeakKeyDictionary = WeakKeyDictionary()
+"""For each model, what a text loses without each layer: computed once for a text."""
 
 
 def _greedy(step: Layers, subject: Subject) -> list[int]:
     gone: list[int] = []
     while len(gone) < step.count:
-        losses = _losses_without(
-            subject, gone, [layer for layer in step.choices(subject.shape) if layer not in gone]
-        )
+        losses = _losses_without(step, subject, gone)
         gone.append(min(losses, key=losses.get))
     return sorted(gone)
 
 
-def _losses_without(subject: Subject, gone: list[int], choices: list[int]) -> dict[int, float]:
-    """The loss on held-out calibration text without each of the choices, beside those gone already."""
+def _losses_without(step: Layers, subject: Subject, gone: list[int]) -> dict[int, float]:
+    """The loss on held-out calibration text without each layer that may go, beside those gone already;
+    repaired, where the step repairs."""
+    anatomy = subject.shape.anatomy
+    choices = [layer for layer in step.choices(subject.shape) if layer not in gone]
+    runs = {layer: runs_of([*gone, layer]) for layer in choices}
+    repairs = {}
+    if step.repair:
+        every = dict.fromkeys(run for each in runs.values() for run in each)
+        repairs = repair_gaps(subject.model, anatomy, subject.windows, every, subject.progress)
     losses = {}
     for done, layer in enumerate(choices):
         subject.progress(Progress("Trying without each layer", done, len(choices)))
-        stay = [n for n in range(subject.shape.count(LAYER)) if n != layer and n not in gone]
+        stay = [n for n in range(anatomy.layers) if n != layer and n not in gone]
         kept = {LAYER: [torch.tensor(stay)]}
-        without = cut(subject.model, subject.shape.resized(LAYER, len(stay)), kept)
+        made = [repairs[run].tensors for run in runs[layer] if run in repairs]
+        tensors = {name: new for each in made for name, new in each.items()}
+        without = cut(subject.model, subject.shape.resized(LAYER, len(stay)), kept, tensors)
         losses[layer] = mean_loss(without, subject.windows.heldout)
     return losses
 
