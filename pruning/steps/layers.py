@@ -50,8 +50,9 @@ class Layers(Cut):
     least angular distance between its input and its output (Gromov et al., 2024, eq. 5, over all
     tokens); `perplexity`, those whose removal alone costs least on calibration text, repaired if the step
     repairs; `greedy`, the same one after the other. Unless `protect` is off, methods that read text never
-    take the first or the last layer. `repair`: whether the layer before each gap learns to say what the missing ones said
-    (`pruning.depth`); by default if a method reads text anyway. Gemma's norms leave no room for it.
+    take the first or the last layer. `repair`: whether the layer before each gap learns to say what the
+    missing ones said (`pruning.depth`); by default if a method reads text anyway. Gemma's norms leave no
+    room for it.
     """
 
     title: ClassVar[str] = "Layers"
