@@ -132,7 +132,7 @@ def _teach(
         write = anatomy.family.writes[kind]
         dampings.append(student.refit(write, specs[f"{write}.weight"]))
     trained = [name for name, spec in specs.items() if spec.component in TRAINED]
-    epoch = student.train(trained, epochs, seed + layer, report)
+    epoch = student.train(trained, epochs, seed + layer, report) if epochs else 0
     return {
         "layer": layer,
         "dampings": dampings,

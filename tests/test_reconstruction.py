@@ -85,6 +85,18 @@ def test_every_layer_comes_nearer_to_the_dense_model_and_the_rest_is_left_alone(
     assert first["lost_after"] == pytest.approx(lost(rebuilt, base.model, windows.heldout, 1, 1), rel=1e-3)
 
 
+def test_without_an_epoch_least_squares_alone_are_done():
+    base = loaded("llama")
+    made = reconstruct(
+        cut(base, Neurons(fraction=0.5, repair=False)), base.model, windows_of(base, STORY), epochs=0
+    )
+    assert [note["epoch"] for note in made.notes] == [0] * 3
+    assert made.notes[0]["lost_after"] < made.notes[0]["lost_before"]
+    assert {name.split(".")[-2] for name in made.tensors} <= {"down_proj", "o_proj"}
+    recipe = Recipe(base="tiny", calibration=STORY, steps=[Neurons(fraction=0.5), Reconstruction(epochs=0)])
+    assert prune(recipe, base).report.notes[1]
+
+
 def test_a_trained_model_is_better_for_it_than_for_repair():
     base = trained()
     calibration = Calibration(tokens=6000, window=64)
