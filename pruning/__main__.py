@@ -208,6 +208,9 @@ def search(
     calibration: CalibrationOption = "general",
     tokens: TokensOption = 8192,
     seed: SeedOption = 0,
+    reconstruct: Annotated[
+        bool, typer.Option(help="Refit the best in the order of the data flow: better, and slower.")
+    ] = True,
     as_json: AsJson = False,
 ) -> None:
     """Find the mix of cuts within a budget that loses least."""
@@ -220,7 +223,7 @@ def search(
     text = Calibration.named(calibration, tokens=tokens)
     base = load(model, progress=_reporter())
     target = Budget.parse(budget, Shape.of(base.model.config), base.storage_dtype.itemsize)
-    found = find(base, target, text, seed, _reporter())
+    found = find(base, target, text, seed, _reporter(), reconstruct)
     if output is not None:
         with replacing(output) as temporary:
             temporary.write_text(found.chosen.recipe.to_yaml(), encoding="utf-8")
@@ -229,7 +232,7 @@ def search(
         return
     for point in found.points:
         mark = "→" if point is found.chosen else " "
-        print(f"{mark} {point.mix.parameters:>14,}  perplexity {point.perplexity:>10.2f}  {point.mix.title}")
+        print(f"{mark} {point.mix.parameters:>14,}  perplexity {point.perplexity:>10.2f}  {point.title}")
     print(f"of {found.previewed:,} shapes; perplexity on held-out calibration text")
 
 

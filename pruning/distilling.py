@@ -42,6 +42,9 @@ HEAD_TOKENS = defaultdict(lambda: 2048, cpu=128)
 HELD_OUT_TOKENS = 2048
 """At most so many held-out tokens are measured each time."""
 
+MEASURING = 0.2
+"""The largest share of a training by minutes that goes into measuring."""
+
 Weight = Annotated[float, Field(ge=0, le=1000)]
 
 
@@ -54,17 +57,18 @@ class Training(Frozen):
     T²·KL(teacher ‖ student) at temperature T (Hinton et al., 2015; forward, on the logits, as in Minitron;
     Muralidharan et al., 2024), plus `hidden` times the relative squared error of the hidden states, plus
     `cross_entropy` times the negative log-likelihood of the text. `embeddings`: whether the embeddings and
-    the head are trained too. The student is measured on held-out text `measurements` times, and training
-    stops after `patience` of them in a row without a gain.
+    the head are trained too. The student is measured on held-out text `measurements` times, less often
+    where few minutes leave no time for it, and training stops after `patience` of them in a row without a
+    gain.
     """
 
     minutes: Annotated[float, Field(gt=0, le=10_000)] | None = None
     steps: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
-    batch: Annotated[int, Field(ge=1, le=4096)] = 4
+    batch: Annotated[int, Field(ge=1, le=4096)] = 2
     at_once: Annotated[int, Field(ge=1, le=4096)] = 4
     window: Annotated[int, Field(ge=16, le=8192)] = 256
-    learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-3
-    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 3e-4
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
     weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.0
     clip: Annotated[float, Field(gt=0)] = 1.0
     temperature: Annotated[float, Field(gt=0, le=100)] = 1.0
@@ -198,7 +202,8 @@ class State:
     """What a training has come to, but for its tensors: plain values.
 
     Losses are in nats per token of the held-out text. `measured_at`: the share of the training that was
-    done when it was last measured; `curve`: seconds, step and loss of each measurement.
+    done when it was last measured; `measurements`: how many there shall be; `curve`: seconds, step and
+    loss of each measurement.
     """
 
     step: int = 0
@@ -211,6 +216,7 @@ class State:
     best: float = math.nan
     best_step: int = 0
     measured_at: float = 0.0
+    measurements: int = 16
     worse: int = 0
     ended: str = ""
     curve: list[tuple[float, int, float]] = field(default_factory=list)
@@ -443,7 +449,10 @@ def distil(
     else:
         progress(Progress("Measuring teacher and student on held-out text"))
         state.dense = measured(teacher, tokens)
+        start = time.perf_counter()
         state.before = state.heldout = state.best = measured(model)
+        each, _ = _agreed(accelerator, time.perf_counter() - start, False)
+        state.measurements = _measurements(training, each)
         state.curve.append((0.0, 0, state.before))
 
     clock, kept, stopped = Clock(state.seconds), state.seconds, False
@@ -451,7 +460,7 @@ def distil(
         share = state.step / training.steps if training.steps else state.seconds / (60 * training.minutes)
         share, _ = _agreed(accelerator, share, stopped)
         over = share >= 1 or stopped
-        due = over or int(share * training.measurements) > int(state.measured_at * training.measurements)
+        due = over or int(share * state.measurements) > int(state.measured_at * state.measurements)
         fresh = due and state.step > state.curve[-1][1]
         if fresh:
             state.heldout, state.measured_at = measured(model), share
@@ -580,6 +589,13 @@ def _heldout_loss(accelerator, model, windows, tokens) -> float:
         total += torch.stack([losses.sum(dtype=torch.float64), total.new_tensor(len(losses))])
     total = reduce(total, "sum")
     return float(total[0] / total[1])
+
+
+def _measurements(training: Training, each: float) -> int:
+    """How often to measure, where once takes `each` seconds. A training by steps does not ask the clock."""
+    if training.minutes is None:
+        return training.measurements
+    return max(1, min(training.measurements, int(MEASURING * 60 * training.minutes / each)))
 
 
 def _perplexity(loss: float) -> float:

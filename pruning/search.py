@@ -19,7 +19,7 @@ from pruning.pipeline import prune
 from pruning.progress import Progress, Reporter, silent
 from pruning.recipe import Recipe
 from pruning.shape import Shape
-from pruning.steps import Channels, Heads, Layers, Neurons
+from pruning.steps import Channels, Heads, Layers, Neurons, Reconstruction
 from pruning.steps.base import Step
 from pruning.texts.choice import Calibration
 
@@ -30,6 +30,9 @@ DEEPEST = 0.5
 """No kind loses more than this share of its units; neurons may lose more."""
 
 FINALISTS = 4
+
+RECONSTRUCTED = 2
+"""So many of the best models are reconstructed by least squares before the choice."""
 
 SMALLEST_WIDTH = 0.1
 
@@ -147,6 +150,11 @@ class Point:
     loss: float
 
     @property
+    def title(self) -> str:
+        kinds = {step.step for step in self.recipe.steps}
+        return f"{self.mix.title}{', reconstructed' if 'reconstruction' in kinds else ''}"
+
+    @property
     def perplexity(self) -> float:
         return perplexity_of(self.loss)
 
@@ -174,7 +182,7 @@ class Found:
             "perplexity_dense": perplexity_of(self.dense),
             "points": [
                 {
-                    "cut": point.mix.title,
+                    "cut": point.title,
                     "parameters": point.mix.parameters,
                     "perplexity": point.perplexity,
                     "recipe": point.recipe.to_dict(),
@@ -192,12 +200,14 @@ def search(
     calibration: Calibration | None = None,
     seed: int = 0,
     progress: Reporter = silent,
+    reconstruct: bool = True,
 ) -> Found:
     """The mix of cuts within a budget that loses least on held-out calibration text.
 
-    Raises `RecipeError` where no shape fits the budget.
+    `reconstruct`: whether the best are refitted in the order of the data flow, which takes longer than all
+    the rest. Raises `RecipeError` where no shape fits the budget.
     """
-    *_, found = searching(base, budget, calibration, seed, progress)
+    *_, found = searching(base, budget, calibration, seed, progress, reconstruct)
     return found
 
 
@@ -207,6 +217,7 @@ def searching(
     calibration: Calibration | None = None,
     seed: int = 0,
     progress: Reporter = silent,
+    reconstruct: bool = True,
 ) -> Iterator[Point | Found]:
     """`search`, telling every point as soon as it is measured, and last what was found."""
     calibration = calibration or Calibration()
@@ -221,28 +232,38 @@ def searching(
         )
     windows = windows_of(base, calibration, seed, progress).heldout
     dense = mean_loss(base.model, windows)
-    measured: dict[tuple[int, ...], Point] = {}
+    measured: dict[str, Point] = {}
 
-    def measure(mix: Mix, stage: str, done: int, total: int) -> Point:
+    def measure(mix: Mix, recipe: Recipe, stage: str, done: int, total: int) -> Iterator[Point]:
+        if recipe.digest in measured:
+            return
         where = Progress(f"{stage} ({mix.title})", done, total)
         progress(where)
-        steps = [kind.step(shape, n) for kind, n in zip(KINDS, mix.amounts, strict=True) if n]
-        recipe = Recipe(base=base.source.name, calibration=calibration, steps=steps, seed=seed)
         # Steps tell where they are only so that the search can be stopped.
         model = prune(recipe, base, lambda _: progress(where)).model
-        measured[mix.amounts] = Point(mix, recipe, mean_loss(model, windows))
-        return measured[mix.amounts]
+        measured[recipe.digest] = Point(mix, recipe, mean_loss(model, windows))
+        yield measured[recipe.digest]
+
+    def recipe_of(mix: Mix) -> Recipe:
+        steps = [kind.step(shape, n) for kind, n in zip(KINDS, mix.amounts, strict=True) if n]
+        return Recipe(base=base.source.name, calibration=calibration, steps=steps, seed=seed)
 
     probes = _probes(shape, mixes)
     for done, mix in enumerate(probes):
-        yield measure(mix, "Trying one cut alone", done, len(probes))
+        yield from measure(mix, recipe_of(mix), "Trying one cut alone", done, len(probes))
     costs = _costs(dense, measured.values())
     finalists = _finalists(fitting, costs)
     for done, mix in enumerate(finalists):
-        if mix.amounts not in measured:
-            yield measure(mix, "Trying what promises most", done, len(finalists))
+        yield from measure(mix, recipe_of(mix), "Trying what promises most", done, len(finalists))
     within = [point for point in measured.values() if point.mix.parameters <= budget.parameters]
-    chosen = min(within, key=lambda point: point.loss)
+    best = sorted(within, key=lambda point: point.loss)
+    whole = [point for point in best if reconstruct and _reconstructed(point.recipe)][:RECONSTRUCTED]
+    for done, point in enumerate(whole):
+        recipe = _reconstructed(point.recipe)
+        for refitted in measure(point.mix, recipe, "Reconstructing the best", done, len(whole)):
+            best.append(refitted)
+            yield refitted
+    chosen = min(best, key=lambda point: point.loss)
     points = tuple(sorted(measured.values(), key=lambda point: -point.mix.parameters))
     yield Found(chosen, points, tuple(_curve(mixes, costs, dense)), dense, len(mixes))
 
@@ -265,6 +286,18 @@ def _mixes(shape: Shape) -> Iterator[Mix]:
         for n in (0, *neurons.amounts(shape)):
             if n or any(combination):
                 yield Mix((*combination, n), parameters - n * each)
+
+
+def _reconstructed(recipe: Recipe) -> Recipe | None:
+    """The same cuts, what writes from heads and neurons refitted at the end instead of one by one; None
+    where the dense model's residual stream is no goal, since channels are gone."""
+    if any(isinstance(step, Channels) for step in recipe.steps):
+        return None
+    steps = [
+        step.model_copy(update={"repair": False}) if isinstance(step, Heads | Neurons) else step
+        for step in recipe.steps
+    ]
+    return recipe.model_copy(update={"steps": (*steps, Reconstruction(epochs=0))})
 
 
 def _fixed(kind: Kind, shape: Shape) -> bool:

@@ -59,6 +59,15 @@ def test_every_kind_is_tried_alone_and_every_size_is_what_it_says(found):
     assert all(math.isfinite(value) for _, value in result.curve)
 
 
+def test_the_best_are_reconstructed_unless_that_takes_too_long(found):
+    base, budget, result = found
+    said = {point.title for point in result.points if "reconstructed" in point.title}
+    assert len(said) == 2
+    short = search(base, budget, TEXT, reconstruct=False)
+    assert {point.title for point in result.points} - said == {point.title for point in short.points}
+    assert result.chosen.loss <= short.chosen.loss
+
+
 def test_points_come_as_they_are_measured_and_it_can_be_stopped():
     base, told, seen = trained(), [], []
     budget = Budget.parse("10%", shape_of(base), 4)
