@@ -208,8 +208,8 @@ def search(
     calibration: CalibrationOption = "general",
     tokens: TokensOption = 8192,
     seed: SeedOption = 0,
-    reconstruct: Annotated[
-        bool, typer.Option(help="Refit the best in the order of the data flow: better, and slower.")
+    thorough: Annotated[
+        bool, typer.Option(help="Try each layer, and reconstruct the best models: better, and slower.")
     ] = True,
     as_json: AsJson = False,
 ) -> None:
@@ -223,7 +223,7 @@ def search(
     text = Calibration.named(calibration, tokens=tokens)
     base = load(model, progress=_reporter())
     target = Budget.parse(budget, Shape.of(base.model.config), base.storage_dtype.itemsize)
-    found = find(base, target, text, seed, _reporter(), reconstruct)
+    found = find(base, target, text, seed, _reporter(), thorough)
     if output is not None:
         with replacing(output) as temporary:
             temporary.write_text(found.chosen.recipe.to_yaml(), encoding="utf-8")

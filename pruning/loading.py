@@ -810,6 +810,11 @@ def _read(source: Source, on_disk: bool) -> LoadedModel:
             "other programs, choose a smaller model, or stream: python -m pruning prune … --stream."
         )
     model.requires_grad_(False)
+    if not on_disk and model.dtype != stored.dtype:
+        # What is seen is what is saved, though a file may hold some tensors in more precision than most.
+        for values in model.parameters():
+            if not values.is_meta:
+                values.copy_(values.to(stored.dtype))
     _check_finite(source.name, model)
     return LoadedModel(model.eval(), stored.tokenizer, source, stored.dtype)
 

@@ -98,7 +98,7 @@ KINDS = (
         LAYER,
         "layers",
         lambda shape: _every(shape, LAYER, DEEPEST),
-        lambda shape, n: Layers(count=n, method="perplexity"),
+        lambda shape, n: Layers(count=n),
     ),
     Kind(
         KEY_VALUE,
@@ -200,14 +200,14 @@ def search(
     calibration: Calibration | None = None,
     seed: int = 0,
     progress: Reporter = silent,
-    reconstruct: bool = True,
+    thorough: bool = True,
 ) -> Found:
     """The mix of cuts within a budget that loses least on held-out calibration text.
 
-    `reconstruct`: whether the best are refitted in the order of the data flow, which takes longer than all
-    the rest. Raises `RecipeError` where no shape fits the budget.
+    `thorough`: whether layers are chosen by what each is missed, and the best models reconstructed, which
+    together takes longer than all the rest. Raises `RecipeError` where no shape fits the budget.
     """
-    *_, found = searching(base, budget, calibration, seed, progress, reconstruct)
+    *_, found = searching(base, budget, calibration, seed, progress, thorough)
     return found
 
 
@@ -217,7 +217,7 @@ def searching(
     calibration: Calibration | None = None,
     seed: int = 0,
     progress: Reporter = silent,
-    reconstruct: bool = True,
+    thorough: bool = True,
 ) -> Iterator[Point | Found]:
     """`search`, telling every point as soon as it is measured, and last what was found."""
     calibration = calibration or Calibration()
@@ -246,6 +246,11 @@ def searching(
 
     def recipe_of(mix: Mix) -> Recipe:
         steps = [kind.step(shape, n) for kind, n in zip(KINDS, mix.amounts, strict=True) if n]
+        if thorough:
+            steps = [
+                step.model_copy(update={"method": "perplexity"}) if isinstance(step, Layers) else step
+                for step in steps
+            ]
         return Recipe(base=base.source.name, calibration=calibration, steps=steps, seed=seed)
 
     probes = _probes(shape, mixes)
@@ -257,7 +262,7 @@ def searching(
         yield from measure(mix, recipe_of(mix), "Trying what promises most", done, len(finalists))
     within = [point for point in measured.values() if point.mix.parameters <= budget.parameters]
     best = sorted(within, key=lambda point: point.loss)
-    whole = [point for point in best if reconstruct and _reconstructed(point.recipe)][:RECONSTRUCTED]
+    whole = [point for point in best if thorough and _reconstructed(point.recipe)][:RECONSTRUCTED]
     for done, point in enumerate(whole):
         recipe = _reconstructed(point.recipe)
         for refitted in measure(point.mix, recipe, "Reconstructing the best", done, len(whole)):

@@ -202,14 +202,14 @@ class Workbench:
         visitor: Visitor,
         progress: Reporter = silent,
     ) -> Iterator[Point | Found]:
-        """Search a base for the best mix of cuts within a budget, point by point; people wait for it, so
-        nothing is reconstructed."""
+        """Search a base for the best mix of cuts within a budget, point by point; not the thorough one,
+        since people wait for it."""
         shape, _ = self.look(name, visitor)
         Budget.parse(budget, shape, 2)
         base = self.base(name, visitor, progress=progress)
         with self.working(progress):
             target = Budget.parse(budget, shape, base.storage_dtype.itemsize)
-            yield from searching(base, target, calibration, seed, progress, reconstruct=False)
+            yield from searching(base, target, calibration, seed, progress, thorough=False)
 
     def pair(
         self, recipe: Recipe, visitor: Visitor, progress: Reporter = silent

@@ -59,11 +59,11 @@ def test_every_kind_is_tried_alone_and_every_size_is_what_it_says(found):
     assert all(math.isfinite(value) for _, value in result.curve)
 
 
-def test_the_best_are_reconstructed_unless_that_takes_too_long(found):
+def test_the_best_are_reconstructed_where_there_is_time(found):
     base, budget, result = found
     said = {point.title for point in result.points if "reconstructed" in point.title}
     assert 1 <= len(said) <= RECONSTRUCTED
-    short = search(base, budget, TEXT, reconstruct=False)
+    short = search(base, budget, TEXT, thorough=False)
     assert {point.title for point in result.points} - said == {point.title for point in short.points}
     assert result.chosen.loss <= short.chosen.loss
 
