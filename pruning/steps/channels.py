@@ -4,7 +4,7 @@ from math import ceil, lcm
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import Field, field_validator, model_validator
+from pydantic import model_validator
 
 from pruning.anatomy import CHANNEL, QUERY, Anatomy
 from pruning.errors import ModelError, RecipeError
@@ -14,7 +14,10 @@ from pruning.residual import NormMoments, norm_moments
 from pruning.shape import Shape
 from pruning.steps.base import Cut, Refit, Subject, top
 from pruning.steps.settings import Choices, Setting, Slider, Switch, share, whole, word
+from pruning.steps.sizes import MULTIPLES, Multiple, Width, one_number, share_of
 from pruning.surgery import Kept, parameter
+
+ONE_STREAM = one_number("all layers share the channels of one residual stream")
 
 READERS = ("attention", "mlp")
 
@@ -58,7 +61,7 @@ class Channels(Cut):
             "Hidden size a multiple of",
             "Multiples run faster on many machines; some file types need them",
             whole,
-            Choices({1: "any width", 8: "8", 32: "32", 64: "64", 128: "128", 256: "256"}),
+            Choices(MULTIPLES),
         ),
         Setting(
             "repair",
@@ -70,27 +73,11 @@ class Channels(Cut):
     )
 
     step: Literal["channels"] = "channels"
-    fraction: float | None = None
-    width: Annotated[int, Field(ge=1)] | None = None
-    multiple_of: Annotated[int, Field(ge=1, le=4096)] = 1
+    fraction: Annotated[share_of("channels") | None, ONE_STREAM] = None
+    width: Annotated[Width | None, ONE_STREAM] = None
+    multiple_of: Multiple = 1
     criterion: Literal["energy", "minitron"] = "energy"
     repair: bool = True
-
-    @field_validator("fraction", "width", mode="before")
-    @classmethod
-    def _uniform(cls, value):
-        if isinstance(value, list | tuple | dict):
-            raise ValueError("all layers share the channels of one residual stream. Give one number")
-        return value
-
-    @field_validator("fraction")
-    @classmethod
-    def _open_interval(cls, value: float | None) -> float | None:
-        if value is not None and not 0 < value < 1:
-            raise ValueError(
-                f"a share of the channels greater than 0 and less than 1 is needed, not {value:g}"
-            )
-        return value
 
     @model_validator(mode="after")
     def _one_size(self):

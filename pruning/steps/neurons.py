@@ -3,7 +3,7 @@
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import Field, field_validator, model_validator
+from pydantic import model_validator
 
 from pruning.anatomy import GATE, NEURON, UP
 from pruning.criteria import CRITERIA, DEFAULT, MLP, criterion_named
@@ -12,7 +12,13 @@ from pruning.progress import Progress
 from pruning.shape import Shape
 from pruning.steps.base import Cut, Refit, Subject, refit_writes, top
 from pruning.steps.settings import Choices, Setting, Slider, Switch, share, whole, word
+from pruning.steps.sizes import MULTIPLES, Multiple, Width, one_number, share_of
 from pruning.surgery import Kept, neuron_matrices
+
+UNIFORM = one_number(
+    "every layer keeps the same number of neurons: a config holds one intermediate size for all layers, so a "
+    "model with several would not load"
+)
 
 
 class Neurons(Cut):
@@ -51,7 +57,7 @@ class Neurons(Cut):
             "Width a multiple of",
             "Multiples run faster on many machines; 8-bit GGUF files need one of 32",
             whole,
-            Choices({1: "any width", 8: "8", 32: "32", 64: "64", 128: "128", 256: "256"}),
+            Choices(MULTIPLES),
         ),
         Setting(
             "repair",
@@ -63,30 +69,11 @@ class Neurons(Cut):
     )
 
     step: Literal["neurons"] = "neurons"
-    fraction: float | None = None
-    width: Annotated[int, Field(ge=1)] | None = None
-    multiple_of: Annotated[int, Field(ge=1, le=4096)] = 1
+    fraction: Annotated[share_of("neurons") | None, UNIFORM] = None
+    width: Annotated[Width | None, UNIFORM] = None
+    multiple_of: Multiple = 1
     criterion: str = DEFAULT
     repair: bool | None = None
-
-    @field_validator("fraction", "width", mode="before")
-    @classmethod
-    def _uniform(cls, value):
-        if isinstance(value, list | tuple | dict):
-            raise ValueError(
-                "every layer keeps the same number of neurons: a config holds one intermediate size for "
-                "all layers, so a model with several would not load. Give one number"
-            )
-        return value
-
-    @field_validator("fraction")
-    @classmethod
-    def _open_interval(cls, value: float | None) -> float | None:
-        if value is not None and not 0 < value < 1:
-            raise ValueError(
-                f"a share of the neurons greater than 0 and less than 1 is needed, not {value:g}"
-            )
-        return value
 
     @model_validator(mode="before")
     @classmethod

@@ -4,10 +4,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import islice
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field, field_validator, model_validator
+from pydantic import field_validator, model_validator
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from pruning import loading
@@ -18,6 +18,7 @@ from pruning.progress import Progress
 from pruning.shape import Shape
 from pruning.steps.base import Outcome, Step, Subject
 from pruning.steps.settings import Choices, Setting, Slider, share, whole
+from pruning.steps.sizes import MULTIPLES, Multiple, Width, share_of
 from pruning.surgery import assemble, pieces
 from pruning.texts import CALIBRATION_NAMES, SELF
 from pruning.texts.choice import TextChoice
@@ -73,22 +74,15 @@ class Vocabulary(Step):
             "Tokens a multiple of",
             "Multiples run faster on many machines; more tokens are kept",
             whole,
-            Choices({1: "any number", 8: "8", 64: "64", 128: "128", 256: "256"}),
+            Choices(MULTIPLES),
         ),
     )
 
     step: Literal["vocabulary"] = "vocabulary"
-    fraction: float | None = None
-    size: Annotated[int, Field(ge=1)] | None = None
-    multiple_of: Annotated[int, Field(ge=1, le=4096)] = 1
+    fraction: share_of("tokens") | None = None
+    size: Width | None = None
+    multiple_of: Multiple = 1
     text: TextChoice = TextChoice()
-
-    @field_validator("fraction")
-    @classmethod
-    def _open_interval(cls, value: float | None) -> float | None:
-        if value is not None and not 0 < value < 1:
-            raise ValueError(f"a share of the tokens greater than 0 and less than 1 is needed, not {value:g}")
-        return value
 
     @field_validator("text", mode="before")
     @classmethod

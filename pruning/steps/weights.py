@@ -1,9 +1,9 @@
 """Single weights: zeros in the projections, on an unchanged shape."""
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import field_validator, model_validator
+from pydantic import model_validator
 
 from pruning.anatomy import Anatomy, TensorSpec
 from pruning.errors import RecipeError
@@ -12,7 +12,10 @@ from pruning.shape import Shape
 from pruning.statistics import moments_of
 from pruning.steps.base import Outcome, Step, Subject
 from pruning.steps.settings import Choices, Setting, Slider, share, word
+from pruning.steps.sizes import one_number, share_of
 from pruning.surgery import cut, parameter
+
+UNIFORM = one_number("every projection loses the same share of its weights")
 
 PATTERNS = {"2:4": (2, 4), "4:8": (4, 8)}
 """How many of how many consecutive inputs become zero."""
@@ -77,25 +80,9 @@ class Weights(Step):
     last: ClassVar[str] = "a later cut would break the pattern of the zeros, and a repair would fill them in"
 
     step: Literal["weights"] = "weights"
-    fraction: float | None = None
+    fraction: Annotated[share_of("weights") | None, UNIFORM] = None
     pattern: Literal["any", "2:4", "4:8"] = "any"
     criterion: Literal["wanda", "magnitude"] = "wanda"
-
-    @field_validator("fraction", mode="before")
-    @classmethod
-    def _uniform(cls, value):
-        if isinstance(value, list | tuple | dict):
-            raise ValueError("every projection loses the same share of its weights. Give one number")
-        return value
-
-    @field_validator("fraction")
-    @classmethod
-    def _open_interval(cls, value: float | None) -> float | None:
-        if value is not None and not 0 < value < 1:
-            raise ValueError(
-                f"a share of the weights greater than 0 and less than 1 is needed, not {value:g}"
-            )
-        return value
 
     @model_validator(mode="before")
     @classmethod
