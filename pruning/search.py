@@ -31,6 +31,9 @@ DEEPEST = 0.5
 
 FINALISTS = 4
 
+QUICK_TOKENS = 4096
+"""At most so many calibration tokens are read for each model that a quick search tries."""
+
 RECONSTRUCTED = 2
 """So many of the best models are reconstructed by least squares before the choice."""
 
@@ -204,8 +207,9 @@ def search(
 ) -> Found:
     """The mix of cuts within a budget that loses least on held-out calibration text.
 
-    `thorough`: whether layers are chosen by what each is missed, and the best models reconstructed, which
-    together takes longer than all the rest. Raises `RecipeError` where no shape fits the budget.
+    `thorough`: whether layers are chosen by what each is missed, the best models reconstructed, and all of
+    the calibration text read for each, which takes several times as long. Raises `RecipeError` where no
+    shape fits the budget.
     """
     *_, found = searching(base, budget, calibration, seed, progress, thorough)
     return found
@@ -230,7 +234,10 @@ def searching(
             f"No shape fits {budget.parameters:,} parameters: the smallest that is tried has {least:,}. "
             "Choose a larger budget, or cut the vocabulary first."
         )
-    windows = windows_of(base, calibration, seed, progress).heldout
+    tried = calibration
+    if not thorough:
+        tried = calibration.model_copy(update={"tokens": min(calibration.tokens, QUICK_TOKENS)})
+    windows = windows_of(base, tried, seed, progress).heldout
     dense = mean_loss(base.model, windows)
     measured: dict[str, Point] = {}
 
@@ -240,7 +247,8 @@ def searching(
         where = Progress(f"{stage} ({mix.title})", done, total)
         progress(where)
         # Steps tell where they are only so that the search can be stopped.
-        model = prune(recipe, base, lambda _: progress(where)).model
+        trial = recipe.model_copy(update={"calibration": tried})
+        model = prune(trial, base, lambda _: progress(where)).model
         measured[recipe.digest] = Point(mix, recipe, mean_loss(model, windows))
         yield measured[recipe.digest]
 

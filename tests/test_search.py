@@ -68,6 +68,15 @@ def test_the_best_are_reconstructed_where_there_is_time(found):
     assert result.chosen.loss <= short.chosen.loss
 
 
+def test_a_quick_search_reads_less_and_says_the_whole_text(monkeypatch):
+    base = trained()
+    monkeypatch.setattr("pruning.search.QUICK_TOKENS", 640)
+    quick = search(base, Budget.parse("10%", shape_of(base), 4), TEXT, thorough=False)
+    assert {point.recipe.calibration for point in quick.points} == {TEXT}
+    short = windows_of(base, TEXT.model_copy(update={"tokens": 640})).heldout
+    assert quick.dense == pytest.approx(mean_loss(base.model, short))
+
+
 def test_points_come_as_they_are_measured_and_it_can_be_stopped():
     base, told, seen = trained(), [], []
     budget = Budget.parse("10%", shape_of(base), 4)
