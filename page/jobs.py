@@ -12,6 +12,10 @@ PULSE = 2.0
 """Seconds after which one who waits hears again, so that it shows when nobody listens any more."""
 
 
+PACE = 0.15
+"""Seconds between two reports of progress: each costs the page time that the work could use."""
+
+
 class Busy(PruningError):
     """Too many others are waiting."""
 
@@ -101,10 +105,10 @@ class Job:
         """Wait for the job's turn, then run `work(tell)` in a thread; yield what it tells, and last a
         one-tuple of its result.
 
-        Of progress that comes faster than it is taken, only the newest is passed on. Raises what the
-        work raises; `Cancelled` as soon as the job is stopped, though the thread may take a moment
-        longer to notice. When nobody takes what is yielded any more, the work is stopped, unless the
-        job is lasting.
+        Of progress that comes faster than it is taken, or than `PACE`, only the newest is passed on.
+        Raises what the work raises; `Cancelled` as soon as the job is stopped, though the thread may take
+        a moment longer to notice. When nobody takes what is yielded any more, the work is stopped, unless
+        the job is lasting.
         """
         if self._line is not None:
             for before in self._line.turn(self):
@@ -125,16 +129,22 @@ class Job:
                 events.put(error)
 
         threading.Thread(target=run, daemon=True).start()
-        over = False
+        over, newest, passed = False, None, 0.0
         try:
             while not over:
                 self.check()
                 try:
-                    event = events.get(timeout=0.2)
+                    event = events.get(timeout=PACE)
                 except queue.Empty:
+                    event = newest
+                if event is None:
                     continue
-                while isinstance(event, Progress) and not events.empty():
-                    event = events.get()
+                if isinstance(event, Progress):
+                    newest = event
+                    if time.monotonic() - passed < PACE or not events.empty():
+                        continue
+                    passed = time.monotonic()
+                newest = None
                 if isinstance(event, BaseException):
                     raise event
                 over = isinstance(event, tuple) and len(event) == 1
