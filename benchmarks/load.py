@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import tempfile
 import time
+import traceback
 import uuid
 import zipfile
 from collections import Counter, defaultdict
@@ -120,9 +121,10 @@ class Visitor:
 
     async def _prune(self) -> None:
         said = await self._until_stopped()
+        self._own("prune", said)
+        seed = f"seed: {self.seed}\\n"
+        self.report.outcomes["prune: model and texts shown"] += seed in said and self.mark in said
         if self._ended("prune", said):
-            self._own("prune", said)
-            seed = f"seed: {self.seed}\\n"
             self._expect("prune", seed in said and self.mark in said, said)
             if self.report.files < FILES:
                 self.report.files += 1
@@ -212,20 +214,27 @@ class Visitor:
 
     def _expect(self, what: str, holds: bool, said: str) -> None:
         if not holds:
-            self.report.wrong.append(f"{what}: {said[-600:]}")
+            lines = said.count("\n") + 1
+            self.report.wrong.append(
+                f"{what}, at {self.report.now:.0f} s, {lines} lines: {said[:400]} … {said[-600:]}"
+            )
 
 
 async def _seat(place: int, url: str, config: dict, report: Report, until: float) -> None:
     """One place in the room: visitors come, stay for some minutes, and are followed by others."""
     await asyncio.sleep(random.random() * min(20, until / 4))
     while report.now < until:
-        limits = httpx.Limits(max_connections=None)
+        # Shorter than the server's 5 seconds: a connection taken up again just as the server closes it
+        # would look like an error of the page, where a browser tries again by itself.
+        limits = httpx.Limits(max_connections=None, keepalive_expiry=2)
         async with httpx.AsyncClient(base_url=f"{url}/gradio_api/", timeout=60, limits=limits) as http:
             visitor = Visitor(http, config, report)
             try:
                 await visitor.visit(min(until, report.now + random.uniform(60, 240)))
             except (httpx.HTTPError, KeyError, ValueError) as error:
-                report.wrong.append(f"{type(error).__name__}: {error}")
+                where = traceback.extract_tb(error.__traceback__)
+                called = " in ".join(frame.name for frame in reversed(where) if frame.filename == __file__)
+                report.wrong.append(f"{type(error).__name__} at {report.now:.0f} s in {called}: {error}")
 
 
 async def _watch(process: psutil.Process, report: Report) -> None:

@@ -59,6 +59,14 @@ class Line:
             told, since = before, time.monotonic()
             yield before
 
+    def give_way(self, job: "Job") -> None:
+        """Put a job behind all who wait now."""
+        with self._moved:
+            if job in self._jobs:
+                self._jobs.remove(job)
+                self._jobs.append(job)
+                self._moved.notify_all()
+
     def leave(self, job: "Job") -> None:
         with self._moved:
             if job in self._jobs:
@@ -68,12 +76,12 @@ class Line:
 
 class Job:
     """One piece of work of one visitor. `line`: where it waits for its turn, which it keeps until it is
-    finished; `seconds`: how long it may take from then on."""
+    finished or gives way; `seconds`: how long it may take from then on."""
 
     def __init__(self, line: Line | None = None, seconds: float | None = None, lasting: bool = False):
         self.lasting = lasting
         self._line, self._seconds = line, seconds
-        self._deadline: float | None = None
+        self._left, self._deadline = seconds, None
         self._stopped = threading.Event()
         self._asked = threading.Event()
 
@@ -91,6 +99,13 @@ class Job:
     @property
     def stopped(self) -> bool:
         return self._stopped.is_set()
+
+    def give_way(self) -> None:
+        """Let all who wait go first. The wait is no part of the time that the job may take."""
+        if self._line is not None:
+            self._line.give_way(self)
+        if self._deadline is not None:
+            self._left, self._deadline = self._deadline - time.monotonic(), None
 
     def check(self) -> None:
         if self.stopped:
@@ -114,8 +129,8 @@ class Job:
             for before in self._line.turn(self):
                 others = "1 other is" if before == 1 else f"{before} others are"
                 yield Progress(f"Waiting for your turn: {others} before you")
-        if self._seconds is not None and self._deadline is None:
-            self._deadline = time.monotonic() + self._seconds
+        if self._left is not None and self._deadline is None:
+            self._deadline = time.monotonic() + self._left
         events: queue.Queue = queue.Queue()
 
         def tell(event: object) -> None:

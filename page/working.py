@@ -119,6 +119,7 @@ def carried_out(desk: Desk, choose, prompt: str, request, token) -> Iterator[dic
                 before, after = event
                 yield {desk.texts: render.texts(prompt, before, after, writing=True)}
         yield {desk.texts: render.texts(prompt, before, after)}
+        job.give_way()  # Measuring takes longest; others read their texts first.
         for event in job.watch(lambda tell: _measure(recipe, visitor, tell)):
             if isinstance(event, Progress):
                 yield {desk.status: render.status(event.text, event.done, event.total, "busy")}

@@ -170,6 +170,30 @@ def test_jobs_are_served_in_turn_and_hear_their_place():
     assert next(line.turn(third)) == 1
 
 
+def test_a_job_that_gives_way_goes_on_behind_those_who_wait_and_keeps_its_time():
+    line = Line(longest=1)
+    first, second = Job(line, seconds=0.4), Job(line)
+    *_, result = first.watch(lambda tell: "texts")
+    assert result == ("texts",)
+    assert next(line.turn(second)) == 1
+    first.give_way()
+    turn_of(line, second)
+    watched = first.watch(lambda tell: tell(Progress("Measuring")) or "measures")
+    assert "1 other" in next(watched).text
+    time.sleep(0.5)
+    second.finish()
+    *_, result = watched
+    assert result == ("measures",)
+
+
+def test_a_job_gives_way_at_no_cost_where_nobody_waits():
+    line = Line(longest=1)
+    job = Job(line)
+    turn_of(line, job)
+    job.give_way()
+    turn_of(line, job)
+
+
 def test_a_full_line_takes_no_more():
     line = Line(longest=1)
     first, second = Job(line), Job(line)
