@@ -7,11 +7,14 @@ repairing read these labels and nothing else, so a new family is one entry in `F
 import copy
 import json
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from pruning.errors import ModelError
@@ -89,7 +92,7 @@ class Family:
     @property
     def gated(self) -> bool:
         """Whether a neuron has a gate row and an up row that only make sense together."""
-        return any(GATE in _parts(label) for axes in self.mlp.values() for label in axes)
+        return any(GATE in parts_of(label) for axes in self.mlp.values() for label in axes)
 
     def component(self, tensor: str) -> tuple[str, int | None, tuple[Label, ...]]:
         """The component, the layer (None outside the layers) and the axis labels of a tensor."""
@@ -282,7 +285,7 @@ class Anatomy:
 
     def segments(self, label: Label, length: int) -> Iterator[tuple[str | None, int, int]]:
         """The runs of one axis of `length` entries: (kind, number of units, entries per unit)."""
-        parts = _parts(label)
+        parts = parts_of(label)
         if len(parts) == 1:
             count = self.units.get(_kind(parts[0]), length)
             yield parts[0], count, length // count
@@ -296,7 +299,22 @@ class Anatomy:
             yield part, self.units[_kind(part)], width // self.units[_kind(part)]
 
     def tensor(self, name: str) -> TensorSpec:
-        return next(spec for spec in self.tensors if spec.name == name)
+        return self._by_name[name]
+
+    def of_layer(self, layer: int) -> Sequence[TensorSpec]:
+        """The parameters of a layer."""
+        return self._by_layer.get(layer, ())
+
+    @cached_property
+    def _by_name(self) -> dict[str, TensorSpec]:
+        return {spec.name: spec for spec in self.tensors}
+
+    @cached_property
+    def _by_layer(self) -> dict[int | None, list[TensorSpec]]:
+        found = defaultdict(list)
+        for spec in self.tensors:
+            found[spec.layer].append(spec)
+        return dict(found)
 
     def write_module(self, layer: int, kind: str = NEURON) -> str:
         """The full name of the projection through which a layer's neurons or heads write."""
@@ -320,9 +338,8 @@ class Anatomy:
         """The matrices of a layer's attention or MLP that read the residual stream; all see the same."""
         return tuple(
             spec
-            for spec in self.tensors
-            if spec.layer == layer
-            and spec.component == component
+            for spec in self.of_layer(layer)
+            if spec.component == component
             and len(spec.shape) == 2
             and spec.labels[self.input_axis(spec)] == CHANNEL
         )
@@ -341,7 +358,8 @@ class Anatomy:
         return spec.name.replace(self.layer_module(spec.layer), self.layer_module(layer), 1)
 
 
-def _parts(label: Label) -> tuple[str | None, ...]:
+def parts_of(label: Label) -> tuple[str | None, ...]:
+    """The kinds that an axis counts, one after the other."""
     return label if isinstance(label, tuple) else (label,)
 
 
@@ -408,13 +426,29 @@ def _check_size(values: dict, key: str, largest: int) -> None:
         )
 
 
-def build_on_meta(config: PreTrainedConfig, dtype: torch.dtype | None = None) -> PreTrainedModel:
-    """The model that a config describes, with no weights behind it."""
+class _Unfilled(TorchFunctionMode):
+    """Leaves out drawing first weights, which takes half of the time and fills nothing on meta."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == nn.init.__name__:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+def build_on_meta(
+    config: PreTrainedConfig, dtype: torch.dtype | None = None, attention: str | None = None
+) -> PreTrainedModel:
+    """The model that a config describes, with no weights behind it. The config is not changed.
+
+    `attention`: the implementation to compute it with, where it is not the config's.
+    """
+    config = copy.deepcopy(config)
+    if attention is not None:
+        config._attn_implementation = attention
     try:
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(
-                copy.deepcopy(config), dtype=dtype, trust_remote_code=False
-            )
+        with torch.device("meta"), _Unfilled():
+            return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise ModelError(f"The config describes a model that cannot be built: {reason}") from error

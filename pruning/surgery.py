@@ -21,6 +21,7 @@ from pruning.anatomy import (
     build_on_meta,
     family_of,
     kind_of,
+    parts_of,
 )
 from pruning.errors import ModelError
 from pruning.shape import Shape
@@ -55,10 +56,10 @@ def pieces(
     base: PreTrainedModel, anatomy: Anatomy, kept: Kept, replaced: Mapping[str, torch.Tensor] | None = None
 ) -> "OnDemand":
     """The parameters of the new model, each cut out of the base's when it is asked for; see `cut`."""
-    replaced = replaced or {}
+    replaced, there = replaced or {}, dict(base.named_parameters())
 
     def make(spec: TensorSpec) -> torch.Tensor:
-        whole = parameter(base, spec.name)
+        whole = _present(base, spec.name, there[spec.name])
         new = replaced.get(spec.name)
         return cut_tensor(whole, spec, anatomy, kept) if new is None else new.to(whole)
 
@@ -67,9 +68,12 @@ def pieces(
 
 def parameter(model: nn.Module, name: str) -> torch.Tensor:
     """The values of a parameter, also where accelerate left them on disk. Not a copy."""
-    values = model.get_parameter(name).detach()
+    return _present(model, name, model.get_parameter(name))
+
+
+def _present(model: nn.Module, name: str, values: torch.Tensor) -> torch.Tensor:
     if not values.is_meta:
-        return values
+        return values.detach()
     try:
         return load_offloaded_parameter(model, name)
     except KeyError:
@@ -138,19 +142,21 @@ def assemble(
     places = _places(base, layers)
     held = {name: tensors[name] for name in tensors if _place(name, places) != DISK}
     dtype = next(iter((held or tensors).values())).dtype
-    config = copy.deepcopy(config)
-    config._attn_implementation = base.config._attn_implementation
-    config.dtype = dtype
-    model = build_on_meta(config, dtype)
+    model = build_on_meta(config, dtype, base.config._attn_implementation)
     family = family_of(config.model_type)
     buffers = dict(base.named_buffers())
     if family.embedding_scale:
         scale = getattr(config, family.sizes[CHANNEL]) ** 0.5
         buffers[family.embedding_scale] = torch.full_like(buffers[family.embedding_scale], scale)
-    for name, _ in list(model.named_buffers()):
+    modules, expected = dict(model.named_modules()), dict(model.named_parameters())
+    filled = {name: buffers[name] for name, _ in model.named_buffers()}
+    for name, tensor in held.items():
+        if tensor.shape != expected[name].shape:
+            raise AssertionError(f"surgery cut {name} to {[*tensor.shape]}, not {[*expected[name].shape]}")
+        filled[name] = nn.Parameter(tensor, requires_grad=False)
+    for name, value in filled.items():
         module, _, attribute = name.rpartition(".")
-        setattr(model.get_submodule(module), attribute, buffers[name])
-    model.load_state_dict(held, strict=False, assign=True)
+        setattr(modules[module], attribute, value)
     model.tie_weights()
     left = [name for name, each in model.named_parameters() if each.is_meta and _place(name, places) != DISK]
     if left:
@@ -218,8 +224,8 @@ def neuron_matrices(
     """The matrices that read into a layer's neurons, each `[neurons, channels]`, gate before up, and
     the one that writes from them, `[channels, neurons]`. Views, not copies."""
     reads, write = [], None
-    for spec in anatomy.tensors:
-        if spec.layer != layer or spec.component != "mlp" or len(spec.shape) != 2:
+    for spec in anatomy.of_layer(layer):
+        if spec.component != "mlp" or len(spec.shape) != 2:
             continue
         if spec.name == f"{anatomy.write_module(layer)}.weight":
             write = oriented(parameter(model, spec.name), spec)
@@ -233,8 +239,8 @@ def value_matrix(model: nn.Module, anatomy: Anatomy, layer: int) -> torch.Tensor
     A view, not a copy."""
     found = [
         matrix
-        for spec in anatomy.tensors
-        if spec.layer == layer and spec.component == "attention" and CHANNEL in spec.labels
+        for spec in anatomy.of_layer(layer)
+        if spec.component == "attention" and CHANNEL in spec.labels
         if len(spec.shape) == 2
         for part, matrix in _fused(model, anatomy, spec)
         if part == KEY_VALUE
@@ -263,14 +269,12 @@ def _indices(
     anatomy: Anatomy, label: Label, length: int, layer: int | None, kept: Kept
 ) -> torch.Tensor | None:
     """Which entries of an axis stay; None where all do."""
-    pieces, start, touched = [], 0, False
+    if not any(part in kept or kind_of(part) in kept for part in parts_of(label)):
+        return None
+    pieces, start = [], 0
     for part, count, width in anatomy.segments(label, length):
         chosen = kept.get(part, kept.get(kind_of(part)))
-        if chosen is None:
-            pieces.append(torch.arange(start, start + count * width))
-        else:
-            touched = True
-            units = chosen[layer if layer is not None else 0].cpu()
-            pieces.append((start + units[:, None] * width + torch.arange(width)).flatten())
+        units = torch.arange(count) if chosen is None else chosen[layer if layer is not None else 0].cpu()
+        pieces.append((start + units[:, None] * width + torch.arange(width)).flatten())
         start += count * width
-    return torch.cat(pieces) if touched else None
+    return torch.cat(pieces)
