@@ -1,6 +1,5 @@
 """What the benchmarks share: the texts, the default model, taking turns, and tables."""
 
-import gc
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -8,6 +7,7 @@ from functools import cache
 from pathlib import Path
 
 import pruning
+from pruning.workbench import give_back
 
 WIKITEXT = Path(__file__).parents[2] / "shared" / "data" / "wikitext-2" / "valid.txt"
 ROUNDS = 5
@@ -30,11 +30,13 @@ def wikitext() -> tuple[str, str]:
 
 def medians(tasks: Mapping[str, Callable[[], object]], rounds: int = ROUNDS) -> dict[str, float]:
     """Median seconds of each task. They take turns, in the other order every other round, so that
-    what else the machine does weighs on all of them alike; a round before the first is not counted."""
+    what else the machine does weighs on all of them alike; a round before the first is not counted. Before
+    each turn free memory goes back to the system: whoever needs new memory gets it fresh, and not what
+    the task before happened to leave."""
     seconds: dict[str, list[float]] = {name: [] for name in tasks}
     for turn in range(rounds + 1):
         for name in list(tasks)[:: -1 if turn % 2 else 1]:
-            gc.collect()
+            give_back()
             start = time.perf_counter()
             made = tasks[name]()
             if turn:
