@@ -165,8 +165,9 @@ class Distillation(Training, Step):
         for tokens in streams:
             border = len(tokens) - len(tokens) // HELD_OUT
             fitting.append(tokens[:border])
+            # From the end: what follows the border may still be the article that is trained on.
             share = HELD_OUT_TOKENS // len(streams)
-            heldout += split(tokenizer, tokens[border : border + share], window)
+            heldout += split(tokenizer, tokens[border:][-share:], window)
         prefix = torch.tensor(tokenizer("", verbose=False).input_ids, dtype=torch.long)
         least = max(LEAST_TOKENS, self.window)
         if (there := sum(map(len, fitting))) < least:
