@@ -3,6 +3,7 @@
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 
 from pruning.errors import Cancelled, PruningError
@@ -24,6 +25,15 @@ class TooLong(PruningError):
     """The work took longer than a job may."""
 
 
+def about(seconds: float | None) -> str:
+    """A wait in words, rounded."""
+    if seconds is None:
+        return ""
+    if seconds < 90:
+        return f", about {10 * max(1, round(seconds / 10))} seconds"
+    return f", about {round(seconds / 60)} minutes"
+
+
 class Line:
     """Jobs that want the same thing, served one at a time in the order in which they came."""
 
@@ -31,6 +41,8 @@ class Line:
         self.longest = longest
         self._jobs: list[Job] = []
         self._moved = threading.Condition()
+        self._turns: deque[float] = deque(maxlen=8)
+        self._since = 0.0
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -45,6 +57,8 @@ class Line:
                         f"{self.longest} others are already waiting, and no more fit. "
                         "Try again in some minutes."
                     )
+                if not self._jobs:
+                    self._since = time.monotonic()
                 self._jobs.append(job)
         told, since = 0, time.monotonic()
         while True:
@@ -59,19 +73,30 @@ class Line:
             told, since = before, time.monotonic()
             yield before
 
+    def seconds(self, before: int) -> float | None:
+        """About how long so many turns take, from the last ones; None where there were none."""
+        turns = list(self._turns)
+        return before * sum(turns) / len(turns) if turns else None
+
     def give_way(self, job: "Job") -> None:
         """Put a job behind all who wait now."""
         with self._moved:
             if job in self._jobs:
-                self._jobs.remove(job)
+                self._end(job)
                 self._jobs.append(job)
-                self._moved.notify_all()
 
     def leave(self, job: "Job") -> None:
         with self._moved:
             if job in self._jobs:
-                self._jobs.remove(job)
-                self._moved.notify_all()
+                self._end(job)
+
+    def _end(self, job: "Job") -> None:
+        if self._jobs[0] is job:
+            now = time.monotonic()
+            self._turns.append(now - self._since)
+            self._since = now
+        self._jobs.remove(job)
+        self._moved.notify_all()
 
 
 class Job:
@@ -128,7 +153,8 @@ class Job:
         if self._line is not None:
             for before in self._line.turn(self):
                 others = "1 other is" if before == 1 else f"{before} others are"
-                yield Progress(f"Waiting for your turn: {others} before you")
+                wait = about(self._line.seconds(before))
+                yield Progress(f"Waiting for your turn: {others} before you{wait}")
         if self._left is not None and self._deadline is None:
             self._deadline = time.monotonic() + self._left
         events: queue.Queue = queue.Queue()

@@ -25,8 +25,8 @@ def _setting(name: str, default: float) -> float:
     return value
 
 
-LINE = int(_setting("SECATEUR_LINE", 20))
-"""How many may wait for the models."""
+LINE = int(_setting("SECATEUR_LINE", 8))
+"""How many may wait for the models: about as many as two cores serve before patience ends."""
 SECONDS = _setting("SECATEUR_JOB_SECONDS", 300 if ON_SPACE else 3600)
 """How long one job may work on the models."""
 TEACHING_SPARE = 120

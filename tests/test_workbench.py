@@ -9,7 +9,7 @@ from dataclasses import replace
 import models
 import pytest
 
-from page.jobs import Busy, Job, Jobs, Line, TooLong
+from page.jobs import Busy, Job, Jobs, Line, TooLong, about
 from pruning import Calibration, Neurons, PruningError, Recipe, calibration
 from pruning.errors import Cancelled
 from pruning.progress import Progress
@@ -184,6 +184,29 @@ def test_a_job_that_gives_way_goes_on_behind_those_who_wait_and_keeps_its_time()
     second.finish()
     *_, result = watched
     assert result == ("measures",)
+
+
+def test_who_waits_hears_about_how_long():
+    line = Line(longest=3)
+    first, second = Job(line), Job(line)
+    turn_of(line, first)
+    watched = second.watch(lambda tell: None)
+    assert next(watched).text == "Waiting for your turn: 1 other is before you"
+    time.sleep(0.1)
+    first.give_way()
+    *_, result = watched
+    assert result == (None,)
+    assert 0.1 <= line.seconds(1) < 10
+    watched = Job(line).watch(lambda tell: None)
+    assert next(watched).text == "Waiting for your turn: 2 others are before you, about 10 seconds"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(None, ""), (1, ", about 10 seconds"), (44, ", about 40 seconds"), (100, ", about 2 minutes")],
+)
+def test_a_wait_is_told_in_words(seconds, words):
+    assert about(seconds) == words
 
 
 def test_a_job_gives_way_at_no_cost_where_nobody_waits():
