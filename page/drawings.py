@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from page.render import large
+from pruning.figures import readable
 from pruning.inspection import NextToken, TokenLoss
 from pruning.pipeline import Report
 
@@ -121,9 +121,9 @@ def made(rows: Sequence[Made], prompt: str, genres: Mapping[str, str]) -> str:
     head = "".join(f"<th>{escape(title)}</th>" for title in genres.values())
     body = "".join(_made(row, prompt, genres) for row in rows)
     return (
-        '<div class="wide"><table class="measures made"><caption>Perplexity, lower is better; in brackets '
-        "the ratio to the whole model</caption><thead><tr><th>model</th><th>parameters</th><th>all</th>"
-        f"{head}</tr></thead><tbody>{body}</tbody></table></div>"
+        '<div class="wide"><table class="measures made"><caption><span class="stay">Perplexity, lower is '
+        "better; in brackets the ratio to the whole model</span></caption><thead><tr><th>model</th>"
+        f"<th>parameters</th><th>all</th>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
 
@@ -133,11 +133,11 @@ def _made(row: Made, prompt: str, genres: Mapping[str, str]) -> str:
     parameters = report.parameters_after if row.cut else report.parameters_before
     ratio = ""
     if row.cut:
-        value = large(quality.overall.value / report.quality_before.overall.value, 2)
+        value = readable(quality.overall.value / report.quality_before.overall.value, 2)
         ratio = f"<br><small>(× {value})</small>"
-    cells = "".join(f"<td>{large(quality.genres[genre].value)}</td>" for genre in genres)
+    cells = "".join(f"<td>{readable(quality.genres[genre].value)}</td>" for genre in genres)
     return (
-        f"<tr><th>{escape(row.title)}</th><td>{parameters:,}</td><td>{large(quality.overall.value)}{ratio}</td>"
-        f'{cells}</tr><tr class="said"><td colspan="{3 + len(genres)}"><span class="prompt">{escape(prompt)}'
-        f"</span>{escape(row.said)}</td></tr>"
+        f"<tr><th>{escape(row.title)}</th><td>{parameters:,}</td><td>{readable(quality.overall.value)}{ratio}</td>"
+        f'{cells}</tr><tr class="said"><td colspan="{3 + len(genres)}"><span class="stay">'
+        f'<span class="prompt">{escape(prompt)}</span>{escape(row.said)}</span></td></tr>'
     )

@@ -13,6 +13,7 @@ from page.session import jobs, started, told, visitor_of, workbench
 from pruning import Recipe
 from pruning.criteria import CRITERIA, DEFAULT
 from pruning.errors import Cancelled, RecipeError
+from pruning.figures import readable
 from pruning.inspection import LONGEST_TEXT, losses_by_token, next_tokens
 from pruning.progress import Progress
 
@@ -178,7 +179,7 @@ def build(column: Column, made: gr.State) -> gr.Column:
                             f"{p.fraction:.0%}",
                             CRITERIA[p.criterion].title,
                             f"{p.parameters:,}",
-                            render.large(p.perplexity),
+                            readable(p.perplexity),
                         ]
                         for p in points
                     ],

@@ -8,6 +8,7 @@ from math import log10
 from pruning.anatomy import CHANNEL, KEY_VALUE, LAYER, NEURON, QUERY, TOKEN
 from pruning.criteria import Criterion
 from pruning.distilling import TrainingProgress
+from pruning.figures import readable
 from pruning.shape import Shape
 
 COMPONENT_TITLES = {
@@ -252,7 +253,7 @@ def genres(results: Sequence[tuple[str, float | None, float | None]], measure: s
             low, high = sorted((_place(before, top), _place(after, top)))
             dots = f'<span class="span" style="left:{low:.2f}%;width:{high - low:.2f}%"></span>{dots}'
             dots += _dot("after", after, top)
-            figures = f"{figures} → <b>{large(after, digits)}</b>"
+            figures = f"{figures} → <b>{readable(after, digits)}</b>"
         rows.append(f'<tr><th>{escape(title)}</th><td class="plot">{dots}</td><td>{figures}</td></tr>')
     return (
         f'<table class="genres"><caption>{measure} by kind of text, lower is better '
@@ -274,12 +275,7 @@ def _place(value: float, top: float) -> float:
 
 
 def _dot(kind: str, value: float, top: float) -> str:
-    return f'<i class="{kind}" style="left:{_place(value, top):.2f}%" title="{large(value)}"></i>'
-
-
-def large(value: float, digits: int = 1) -> str:
-    """A figure that may be astronomic."""
-    return f"{value:.{digits}f}" if value < 10_000 else f"{value:.1e}"
+    return f'<i class="{kind}" style="left:{_place(value, top):.2f}%" title="{readable(value)}"></i>'
 
 
 def message(text: str, kind: str = "note", link: str = "") -> str:

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from page import render
 from pruning.evaluation import Perplexity
+from pruning.figures import readable
 from pruning.loading import Source
 from pruning.pipeline import Report
 from pruning.recipe import Recipe
@@ -64,8 +65,8 @@ def _perplexity(report: Report) -> render.Measure:
     )
     if not report.judged:
         return row
-    ratio = render.large(after.overall.value / where.value, 2)
-    return replace(row, after=render.large(after.overall.value), change=f"× {ratio}")
+    ratio = readable(after.overall.value / where.value, 2)
+    return replace(row, after=readable(after.overall.value), change=f"× {ratio}")
 
 
 def _bits(report: Report) -> render.Measure:

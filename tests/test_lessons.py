@@ -55,4 +55,4 @@ def test_lessons_are_numbered_in_order():
 
 def test_large_and_small_facts_are_readable():
     facts = {"a_perplexity": 2.5e8, "b_ratio": 1.234, "c_share": 0.119, "d_bytes": 269_000_000, "e": 12_345}
-    assert list(shown(facts).values()) == ["2.5e+08", "1.23", "11.9 %", "269 MB", "12,345"]
+    assert list(shown(facts).values()) == ["250 million", "1.23", "11.9 %", "269 MB", "12,345"]

@@ -13,6 +13,7 @@ from string import Template
 
 from pruning import catalog
 from pruning.anatomy import NEURON
+from pruning.figures import readable
 from pruning.pipeline import Pruned
 from pruning.recipe import Recipe
 from pruning.shape import Shape
@@ -265,6 +266,4 @@ def _shown(name: str, value: float | str) -> str:
         return f"{value / 1e6:,.0f} MB"
     if isinstance(value, int):
         return f"{value:,}"
-    if value >= 10_000:
-        return f"{value:.1e}"
-    return f"{value:.2f}" if name.endswith(("_ratio", "_advantage", "_gain")) else f"{value:.1f}"
+    return readable(value, 2 if name.endswith(("_ratio", "_advantage", "_gain")) else 1)
