@@ -51,6 +51,7 @@ class Report:
         self.memory: list[tuple[float, int]] = []
         self.stops: list[float] = []
         self.files = 0
+        self.marks: set[str] = set()
 
     @property
     def now(self) -> float:
@@ -64,6 +65,7 @@ class Visitor:
         self.http, self.report = http, report
         self.session, self.mark = uuid.uuid4().hex[:12], f"mark-{uuid.uuid4().hex[:10]}"
         self.seed = random.randrange(1, 2**31)
+        report.marks.add(self.mark)
         self.values = {entry["id"]: entry["props"].get("value") for entry in config["components"]}
         named = {
             entry["props"].get("elem_id") or entry["props"].get("label"): entry
@@ -122,10 +124,10 @@ class Visitor:
     async def _prune(self) -> None:
         said = await self._until_stopped()
         self._own("prune", said)
-        seed = f"seed: {self.seed}\\n"
-        self.report.outcomes["prune: model and texts shown"] += seed in said and self.mark in said
+        shown = f"seed: {self.seed}" in said and self.mark in said
+        self.report.outcomes["prune: model and texts shown"] += shown
         if self._ended("prune", said):
-            self._expect("prune", seed in said and self.mark in said, said)
+            self._expect("prune", shown, said)
             if self.report.files < FILES:
                 self.report.files += 1
                 await self._file()
@@ -155,7 +157,7 @@ class Visitor:
         with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
             (recipe,) = (name for name in archive.namelist() if name.endswith("recipe.yaml"))
             written = archive.read(recipe).decode()
-        self._expect("file", f"seed: {self.seed}\n" in written, written)
+        self._expect("file", f"seed: {self.seed}" in written, written)
 
     async def _generate(self) -> None:
         values = [self.values[index] for index in self.generate_call["inputs"]]
@@ -208,7 +210,8 @@ class Visitor:
         return not failed
 
     def _own(self, what: str, said: str) -> None:
-        strangers = set(MARK.findall(said)) - {self.mark}
+        # A model may copy a mark wrongly: only one that was given to another visitor is another's.
+        strangers = set(MARK.findall(said)) & self.report.marks - {self.mark}
         self._expect(f"{what}: another's text", not strangers, str(strangers))
         self._expect(f"{what}: the machine's token", TOKEN not in said, said)
 
