@@ -12,4 +12,4 @@ def readable(value: float, digits: int = 1) -> str:
     for size, word in WORDS.items():
         if value >= size:
             return f"{value / size:,.{0 if value >= 100 * size else 1}f} {word}"
-    return f"{value:,.0f}" if value >= 10_000 else f"{value:.{digits}f}"
+    return f"{value:,.0f}" if value >= 1_000 else f"{value:.{digits}f}"
