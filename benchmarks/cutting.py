@@ -11,8 +11,8 @@ from pruning import Calibration, Neurons, Recipe, calibration, prune
 FRACTIONS = (0.2, 0.5)
 OURS = {
     "ours, ppm (weights alone)": {"criterion": "ppm"},
-    "ours, activation, no repair": {"repair": False},
-    "ours, activation + repair": {},
+    "ours, default, no repair": {"repair": False},
+    "ours, default + repair": {},
 }
 COPY, PEER = "a copy of the new tensors", "optipfair, default (weights alone)"
 
@@ -38,7 +38,7 @@ def main() -> None:
             reading, cutting = calibration_seconds(model, fraction, windows.fitting + windows.heldout)
             seconds["optipfair, data-driven, without its pass over the text"] = cutting
             seconds["optipfair, data-driven, with it"] = reading + cutting
-        best = seconds["ours, activation + repair"]
+        best = seconds["ours, default + repair"]
         rows += [
             (
                 f"{fraction:.0%}",

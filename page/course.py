@@ -12,7 +12,6 @@ from pruning import ModelError, Recipe, Sampling, catalog
 from pruning.anatomy import NEURON
 from pruning.calibration import Calibration
 from pruning.criteria import CRITERIA
-from pruning.criteria import DEFAULT as DEFAULT_CRITERION
 from pruning.errors import Cancelled
 from pruning.generation import complete
 from pruning.lessons import BY_KEY, LESSONS, Lesson, Run, facts_of, facts_of_shape, shown
@@ -270,7 +269,7 @@ def _look(lesson: Lesson, visitor: Visitor, tell) -> str:
     """What a lesson draws beside its results."""
     calibration = Calibration()
     if lesson.look == "importance":
-        pair = (DEFAULT_CRITERION, "ppm")
+        pair = ("activation", "ppm")
         drawn = workbench.importances(catalog.DEFAULT, pair, 0.2, calibration, 0, visitor, tell)
         return drawings.importance(*drawn, 0.2, *(CRITERIA[name].title for name in pair))
     if lesson.look == "influence":

@@ -21,9 +21,10 @@ def numbers(*shape, seed=0, scale=1.0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * scale
 
 
-def by_hand(name, neuron, reads, write, windows):
-    """The score of one neuron in plain Python; `windows`: its values, window by window."""
+def by_hand(name, neuron, reads, write, seen):
+    """The score of one neuron in plain Python; `seen`: what the layer says, window by window."""
     rows = [read[neuron].tolist() for read in reads]
+    windows = [window[:, neuron].tolist() for window in seen]
     values = [value for window in windows for value in window]
     match name:
         case "l1":
@@ -40,12 +41,27 @@ def by_hand(name, neuron, reads, write, windows):
             )
         case "activation":
             return math.sqrt(sum(value * value for value in values) / len(values))
+        case "activation_prior":
+            neurons = range(len(reads[0]))
+            said = [mean([x * x for window in seen for x in window[:, j].tolist()]) for j in neurons]
+            anything = [math.prod(sum(x * x for x in read[j].tolist()) for read in reads) for j in neurons]
+            return math.sqrt(said[neuron] / middle(said) + 0.5 * anything[neuron] / middle(anything))
         case "wanda":
             written = math.sqrt(sum(x * x for x in write[:, neuron].tolist()))
             return math.sqrt(sum(value * value for value in values) / len(values)) * written
         case "minitron":
             return math.sqrt(sum((sum(map(abs, window)) / len(window)) ** 2 for window in windows))
     raise AssertionError(f"{name} has no formula in this test")
+
+
+def mean(values):
+    return sum(values) / len(values)
+
+
+def middle(values):
+    """The median of what is not zero, as torch has it: the lower of the two in the middle."""
+    positive = sorted(value for value in values if value > 0)
+    return positive[(len(positive) - 1) // 2]
 
 
 def seen_by_hand(model, site, windows):
@@ -68,10 +84,7 @@ def test_score_is_its_formula(name, family):
     reads, write = matrices(model, layer)
     scores = CRITERIA[name].score(MLP(tuple(reads), write), statistics.moments[site], None)
     seen = seen_by_hand(model, site, windows)
-    expected = [
-        by_hand(name, neuron, reads, write, [window[:, neuron].tolist() for window in seen])
-        for neuron in range(write.shape[1])
-    ]
+    expected = [by_hand(name, neuron, reads, write, seen) for neuron in range(write.shape[1])]
     torch.testing.assert_close(scores, torch.tensor(expected), rtol=1e-4, atol=1e-6)
 
 
@@ -98,12 +111,27 @@ def test_criterion_explains_itself(criterion):
 
 def test_wrong_ways_carry_a_warning():
     assert {name for name, known in CRITERIA.items() if known.warning} == {"independent", "l1", "l2"}
-    assert DEFAULT == "activation"
+    assert DEFAULT == "activation_prior"
     assert [name for name, known in CRITERIA.items() if known.statistics] == [
+        "activation_prior",
         "activation",
         "wanda",
         "minitron",
     ]
+
+
+def test_neurons_that_never_fire_are_ranked_by_their_weights():
+    """As in an OPT whose neurons are silent on most texts: no division by a median of zero."""
+    reads = (numbers(6, 4),)
+    silent = SiteMoments(square=torch.zeros(6), sequence=torch.zeros(6))
+    scores = CRITERIA["activation_prior"].score(MLP(reads, numbers(4, 6)), silent, None)
+    assert scores.argsort().tolist() == reads[0].norm(dim=1).argsort().tolist()
+    one = silent.square.clone()
+    one[2] = 1e-12
+    scores = CRITERIA["activation_prior"].score(
+        MLP((torch.zeros(6, 4),), numbers(4, 6)), SiteMoments(one, one), None
+    )
+    assert scores.tolist() == [0, 0, 1, 0, 0, 0]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -119,8 +119,9 @@ def test_defaults():
     assert recipe == parsed()
     assert recipe.calibration == Calibration(text="general", tokens=8192, window=512)
     assert (recipe.seed, recipe.revision) == (0, None)
-    assert recipe.steps[0].criterion == "activation"
+    assert recipe.steps[0].criterion == "activation_prior"
     assert {name for name in CRITERIA if Neurons(fraction=0.2, criterion=name).repair} == {
+        "activation_prior",
         "activation",
         "wanda",
         "minitron",

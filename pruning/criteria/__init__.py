@@ -2,6 +2,7 @@
 
 from pruning.criteria import (
     activation,
+    activation_prior,
     independent,
     magnitude,
     minitron,
@@ -14,6 +15,7 @@ from pruning.criteria.base import MLP, Criterion
 from pruning.errors import RecipeError
 
 _ALL = (
+    activation_prior.CRITERION,
     activation.CRITERION,
     wanda.CRITERION,
     minitron.CRITERION,
@@ -26,7 +28,7 @@ _ALL = (
 )
 
 CRITERIA = {criterion.name: criterion for criterion in _ALL}
-DEFAULT = activation.CRITERION.name
+DEFAULT = activation_prior.CRITERION.name
 
 
 def criterion_named(name: str) -> Criterion:
