@@ -59,7 +59,7 @@ class Training(Frozen):
     `cross_entropy` times the negative log-likelihood of the text. `embeddings`: whether the embeddings and
     the head are trained too. The student is measured on held-out text `measurements` times, less often
     where few minutes leave no time for it, and training stops after `patience` of them in a row without a
-    gain.
+    gain: most of them, because a model that lost little gains nothing before the learning rate has fallen.
     """
 
     minutes: Annotated[float, Field(gt=0, le=10_000)] | None = None
@@ -76,7 +76,7 @@ class Training(Frozen):
     cross_entropy: Weight = 0.0
     embeddings: bool = False
     measurements: Annotated[int, Field(ge=1, le=10_000)] = 16
-    patience: Annotated[int, Field(ge=1, le=10_000)] = 8
+    patience: Annotated[int, Field(ge=1, le=10_000)] = 12
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
     @model_validator(mode="after")
