@@ -49,10 +49,13 @@ def main() -> None:
     for name in (name for name in CUTS if name.startswith(asked.cut)):
         recipe = Recipe(
             base=model.source.name,
-            calibration=Calibration.own(text, tokens=8192),
+            calibration=Calibration.own(text, tokens=asked.calibration),
             steps=[*CUTS[name], Distillation(text=TextChoice.own(text), **distillation)],
         )
-        before = measured(prune(recipe.model_copy(update={"steps": recipe.steps[:-1]}), model).model)
+        start = time.perf_counter()
+        cut = prune(recipe.model_copy(update={"steps": recipe.steps[:-1]}), model).model
+        preparing = time.perf_counter() - start
+        before = measured(cut)
         pruned = prune(recipe, model, progress=_told)
         after = measured(pruned.model)
         (notes,) = pruned.report.notes[-1]
@@ -64,25 +67,29 @@ def main() -> None:
                 f"{before['wikitext'] / dense['wikitext']:.2f}",
                 f"{after['wikitext'] / dense['wikitext']:.3f}",
                 f"{notes['perplexity_after'] / notes['perplexity_dense']:.3f}",
+                f"{preparing:.0f}",
                 notes["steps"],
                 f"{notes['tokens']:,}",
                 f"{notes['tokens'] / notes['seconds']:.0f}",
                 *(f"{speed / rate:.0%}" for rate in rates.values()),
             )
         )
+        print("·", *rows[-1], file=sys.stderr, flush=True)
         for genre in GENRES:
             closed = (before[genre] - after[genre]) / (before[genre] - dense[genre])
             ratios = (f"{value[genre] / dense[genre]:.2f}" for value in (before, after))
             unseen.append((name, genre, *ratios, f"{closed:.0%}"))
     described = ", ".join(f"{name} {value}" for name, value in distillation.items())
     table(
-        f"Distilled on WikiText-2 ({described}; {notes['precision']} products): perplexity over "
-        f"dense ({dense['wikitext']:.2f}) on {HELD_OUT_TOKENS} held-out tokens of other articles",
+        f"Calibrated on {asked.calibration:,} tokens of WikiText-2 and distilled on it ({described}; "
+        f"{notes['precision']} products): perplexity over dense ({dense['wikitext']:.2f}) on "
+        f"{HELD_OUT_TOKENS} held-out tokens of other articles",
         [
             "cut",
             "pruned",
             "distilled",
             "own slice",
+            "seconds of reading and cutting",
             "steps",
             "tokens",
             "tokens/s",
@@ -101,6 +108,7 @@ def _asked() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks distilling")
     parser.add_argument("--minutes", type=float, default=MINUTES)
     parser.add_argument("--steps", type=int, help="so many steps, instead")
+    parser.add_argument("--calibration", type=int, default=8192, help="tokens read before the cut")
     parser.add_argument("--cut", default="", help="only the cuts whose name begins so")
     parser.add_argument("--set", action="append", default=[], help="a setting of the step: NAME=VALUE")
     return parser.parse_known_args()[0]
