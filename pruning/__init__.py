@@ -1,5 +1,7 @@
 """Prune small language models: cut, repair, compare, save, publish."""
 
+import os
+
 from pruning.errors import Cancelled, ModelError, PruningError, RecipeError, SavingError
 from pruning.evaluation import perplexity, quality
 from pruning.generation import Sampling, complete, stream
@@ -11,6 +13,9 @@ from pruning.steps import Channels, Distillation, Heads, Layers, Neurons, Recons
 from pruning.texts.choice import Calibration, TextChoice
 
 __version__ = "0.1.0"
+
+# Large pages for large tensors, where the system has them: cutting and training wait less for memory.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 __all__ = [
     "Calibration",
