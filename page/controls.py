@@ -91,7 +91,13 @@ def build() -> Column:
             placeholder="At least about 250 words. It is not kept after your visit.",
         )
         tokens = gr.Number(
-            8192, label="Calibration tokens", precision=0, minimum=256, min_width=140, elem_id="tokens"
+            8192,
+            label="Calibration tokens",
+            info="More of a long text keeps more of the model, and takes longer to read",
+            precision=0,
+            minimum=256,
+            min_width=140,
+            elem_id="tokens",
         )
     prompt = gr.Textbox(
         FIRST_PROMPT, label="Prompt", info="The model continues it", lines=2, elem_id="prompt"

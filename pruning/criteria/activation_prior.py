@@ -19,10 +19,10 @@ def _score(mlp, moments, generator):
 
 CRITERION = Criterion(
     name="activation_prior",
-    title="How strongly it fires, on this text and on any",
+    title="How strongly it fires, on any text",
     formula="√(E[aⱼ²] + ½·eⱼ), eⱼ = ‖W_gate,j‖² · ‖W_up,j‖², each over the layer's median",
-    source="The score of 2SSP, stage 1 (Sandri et al., 2025), shrunk toward the one that a residual stream "
-    "pointing anywhere alike would give; measured for this project",
+    source="After 2SSP, stage 1 (Sandri et al., 2025), shrunk toward the score that a residual stream "
+    "pointing anywhere alike would give",
     url="https://arxiv.org/abs/2501.17771",
     statistics=True,
     score=_score,
