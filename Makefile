@@ -21,7 +21,7 @@ audit: .venv/installed-audit
 	.venv/audit/bin/pip-audit --strict --progress-spinner off --path "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 
 screenshot: .venv/installed-dev
-	$(BIN)/python tests/browser/screenshot.py
+	$(BIN)/python -m tests.helpers.screenshot
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

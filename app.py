@@ -11,11 +11,18 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import gradio as gr
 
-from page import aiming, api, controls, course, links, looking, render, taking, teaching, working
-from page.choices import CONTROLS
-from page.door import closed_to_others
-from page.session import LINE, ON_SPACE, left, log, told, visitor_of, workbench
-from page.theme import HEAD, THEME
+from page.html import render
+from page.html.theme import HEAD, THEME
+from page.sections import controls, course
+from page.sections import distill as teaching
+from page.sections import export as taking
+from page.sections import inspect as looking
+from page.sections import prune as working
+from page.sections import search as aiming
+from page.sections.form import CONTROLS
+from page.server import api, links
+from page.server.middleware import closed_to_others
+from page.server.session import LINE, ON_SPACE, left, log, told, visitor_of, workbench
 from pruning import Neurons, PruningError, Recipe, catalog
 from pruning.progress import Progress, quiet
 

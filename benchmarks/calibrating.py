@@ -6,9 +6,9 @@ import torch
 
 from benchmarks.common import ROUNDS, base, medians, table
 from pruning import Calibration, Neurons
-from pruning.calibration import windows_of
-from pruning.shape import Shape
-from pruning.statistics import Statistics
+from pruning.architectures.shape import Shape
+from pruning.calibration.calibrate import windows_of
+from pruning.calibration.statistics import Statistics
 
 TOKENS = 2048
 WHOLE = 8192

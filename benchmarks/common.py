@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 
 import pruning
-from pruning.workbench import give_back
+from page.workers.workbench import give_back
 
 WIKITEXT = Path(__file__).parents[2] / "shared" / "data" / "wikitext-2" / "valid.txt"
 ROUNDS = 5

@@ -6,7 +6,8 @@ import torch
 
 from benchmarks.common import ROUNDS, base, medians, table
 from benchmarks.peer import calibration_seconds, pruned_by_peer
-from pruning import Calibration, Neurons, Recipe, calibration, prune
+from pruning import Calibration, Neurons, Recipe, prune
+from pruning.calibration import calibrate as calibration
 
 FRACTIONS = (0.2, 0.5)
 OURS = {

@@ -13,11 +13,20 @@ import torch
 from torch.nn import functional
 
 from benchmarks.common import base, table, wikitext
-from pruning import Calibration, Distillation, Layers, Neurons, Recipe, TextChoice, perplexity, prune
-from pruning.distilling import TrainingProgress
-from pruning.shape import Shape
+from pruning import (
+    Calibration,
+    Distillation,
+    Layers,
+    Neurons,
+    Recipe,
+    TextChoice,
+    perplexity,
+    prune,
+)
+from pruning.architectures.shape import Shape
+from pruning.distillation.trainer import TrainingProgress
 from pruning.steps.distillation import settings_from
-from pruning.texts import GENRES, passage
+from pruning.text.passages import GENRES, passage
 
 HELD_OUT_TOKENS = 4096
 MINUTES = 10.0

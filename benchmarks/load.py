@@ -25,8 +25,8 @@ import httpx
 import psutil
 
 from benchmarks.common import table
-from pruning.workbench import machine_memory
-from tests.browser.serving import serve
+from page.workers.workbench import machine_memory
+from tests.helpers.serving import serve
 
 TOKEN = "hf_a-token-that-nobody-may-see"
 SPARE = 2_500_000_000

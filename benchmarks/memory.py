@@ -15,7 +15,7 @@ from transformers import LlamaConfig
 
 from benchmarks.common import base, table
 from pruning import Heads, Layers, Neurons, Recipe, load, prune, streaming
-from pruning.anatomy import anatomy_of
+from pruning.architectures.anatomy import anatomy_of
 from pruning.progress import quiet
 
 GB = 10**9

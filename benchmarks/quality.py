@@ -8,8 +8,9 @@ from transformers import PreTrainedModel
 
 from benchmarks.common import base, table, wikitext
 from benchmarks.peer import pruned_by_peer
-from pruning import Calibration, Neurons, Recipe, calibration, perplexity, prune
-from pruning.texts import GENRES, passage
+from pruning import Calibration, Neurons, Recipe, perplexity, prune
+from pruning.calibration import calibrate as calibration
+from pruning.text.passages import GENRES, passage
 
 FRACTIONS = (0.1, 0.2, 0.3, 0.4, 0.5)
 CALIBRATION_TOKENS = 8192

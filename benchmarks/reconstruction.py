@@ -5,12 +5,12 @@ import time
 
 from benchmarks.common import base, table, wikitext
 from pruning import Calibration, Neurons, Recipe, perplexity, prune
-from pruning.calibration import windows_of
-from pruning.reconstruction import reconstruct
-from pruning.shape import Shape
-from pruning.statistics import Statistics
+from pruning.architectures.shape import Shape
+from pruning.calibration.calibrate import windows_of
+from pruning.calibration.statistics import Statistics
+from pruning.repair.reconstruction import reconstruct
 from pruning.surgery import cut
-from pruning.texts import passage
+from pruning.text.passages import passage
 
 FRACTIONS = (0.2, 0.5)
 HELD_OUT_TOKENS = 4096

@@ -16,7 +16,7 @@ from pathlib import Path
 from playwright.sync_api import Browser, sync_playwright
 
 from benchmarks.common import table
-from tests.browser.serving import ARGUMENTS
+from tests.helpers.serving import ARGUMENTS
 
 ROOT = Path(__file__).parents[1]
 ROUNDS = 3

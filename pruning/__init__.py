@@ -3,14 +3,14 @@
 import os
 
 from pruning.errors import Cancelled, ModelError, PruningError, RecipeError, SavingError
-from pruning.evaluation import perplexity, quality
-from pruning.generation import Sampling, complete, stream
-from pruning.loading import LoadedModel, load
+from pruning.evaluation.perplexity import perplexity, quality
+from pruning.loading.load import LoadedModel, load
 from pruning.pipeline import Preview, Pruned, Report, measure, preview, prune, run
-from pruning.publishing import publish, save
 from pruning.recipe import Recipe
+from pruning.sharing.publish import publish, save
 from pruning.steps import Channels, Distillation, Heads, Layers, Neurons, Reconstruction, Vocabulary, Weights
-from pruning.texts.choice import Calibration, TextChoice
+from pruning.text.choice import Calibration, TextChoice
+from pruning.text.generation import Sampling, complete, stream
 
 __version__ = "0.1.0"
 

@@ -10,18 +10,20 @@ from weakref import WeakKeyDictionary
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pruning import catalog, evaluation, loading
-from pruning.calibration import statistics_of, windows_of
+from pruning import catalog
+from pruning.architectures.shape import Shape
+from pruning.calibration.calibrate import statistics_of, windows_of
 from pruning.errors import RecipeError
-from pruning.evaluation import Quality
+from pruning.evaluation import perplexity as evaluation
+from pruning.evaluation.perplexity import Quality
 from pruning.files import cache_folder, replacing
-from pruning.generation import Sampling, complete, telling
-from pruning.loading import LoadedModel, Source, Token
+from pruning.loading import load as loading
+from pruning.loading.load import LoadedModel, Source, Token
 from pruning.progress import Progress, Reporter, silent
 from pruning.recipe import Recipe
-from pruning.shape import Shape
 from pruning.steps.base import Step, Subject
-from pruning.texts import GENRES
+from pruning.text.generation import Sampling, complete, telling
+from pruning.text.passages import GENRES
 
 SAMPLE_PROMPTS = ("Paris is the capital of", "The best way to learn is", "def add(a, b):")
 
@@ -93,7 +95,7 @@ class Pruned:
 
     def save(self, folder: str | Path, progress: Reporter = silent) -> Path:
         """Write everything that plain transformers loads, a model card and the recipe."""
-        from pruning.publishing import save
+        from pruning.sharing.publish import save
 
         return save(self, Path(folder), progress)
 

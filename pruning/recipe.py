@@ -15,8 +15,8 @@ from pydantic import AfterValidator, Field, model_validator
 from pruning.errors import RecipeError
 from pruning.schema import Frozen
 from pruning.steps import AnyStep
-from pruning.texts import OWN
-from pruning.texts.choice import Calibration, TextChoice
+from pruning.text.choice import Calibration, TextChoice
+from pruning.text.passages import OWN
 
 
 def _visible(value: str) -> str:

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.integrations.accelerate import load_offloaded_parameter
 
-from pruning.anatomy import (
+from pruning.architectures.anatomy import (
     CHANNEL,
     KEY_VALUE,
     LAYER,
@@ -23,8 +23,8 @@ from pruning.anatomy import (
     kind_of,
     parts_of,
 )
+from pruning.architectures.shape import Shape
 from pruning.errors import ModelError
-from pruning.shape import Shape
 
 DISK = "disk"
 """Where accelerate leaves what no device has room for."""

@@ -6,7 +6,8 @@ import resource
 from contextlib import contextmanager
 
 import pytest
-from hub import CLIENT_ENV, LoopbackHub
+
+from tests.helpers.hub import CLIENT_ENV, LoopbackHub
 
 NOWHERE = "http://127.0.0.1:9"
 USER_CACHE = os.environ.get("SECATEUR_CACHE")

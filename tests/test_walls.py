@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LIBRARY = sorted((ROOT / "pruning").rglob("*.py"))
-AT_THE_HUB = {"loading.py", "catalog.py", "publishing.py", "card.py"}
+AT_THE_HUB = {"load.py", "catalog.py", "publish.py", "card.py"}
 
 
 def imports(file):
@@ -59,7 +59,7 @@ def test_families_are_told_apart_in_one_place():
 
 
 @pytest.mark.parametrize(
-    "file", [ROOT / "app.py", *sorted((ROOT / "page").glob("*.py"))], ids=lambda file: file.name
+    "file", [ROOT / "app.py", *sorted((ROOT / "page").rglob("*.py"))], ids=lambda file: file.name
 )
 def test_page_does_no_arithmetic_on_models(file):
     assert imports(file) & {"torch", "transformers", "safetensors", "numpy"} == set()
@@ -69,5 +69,5 @@ def test_criteria_and_steps_keep_apart():
     for file in LIBRARY:
         text = file.read_text(encoding="utf-8")
         if file.parent.name == "criteria":
-            assert "pruning.anatomy" not in text
+            assert "pruning.architectures.anatomy" not in text
             assert "pruning.steps" not in text

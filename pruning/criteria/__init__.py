@@ -3,7 +3,7 @@
 from pruning.criteria import (
     activation,
     activation_prior,
-    independent,
+    gate_up_unpaired,
     magnitude,
     minitron,
     peak_to_peak,
@@ -24,7 +24,7 @@ _ALL = (
     magnitude.L1,
     magnitude.L2,
     random.CRITERION,
-    independent.CRITERION,
+    gate_up_unpaired.CRITERION,
 )
 
 CRITERIA = {criterion.name: criterion for criterion in _ALL}

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pruning.statistics import SiteMoments
+from pruning.calibration.statistics import SiteMoments
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,14 @@ from importlib.resources import files
 from string import Template
 
 from pruning import catalog
-from pruning.anatomy import NEURON
-from pruning.figures import readable
+from pruning.architectures.anatomy import NEURON
+from pruning.architectures.shape import Shape
+from pruning.formatting import readable
 from pruning.pipeline import Pruned
 from pruning.recipe import Recipe
-from pruning.shape import Shape
 from pruning.steps import Heads, Layers, Neurons, Weights
 from pruning.steps.base import Step
-from pruning.texts.choice import Calibration
+from pruning.text.choice import Calibration
 
 _SECTIONS = ("Predict", "Notice", "Question", "Answer", "Sources", "Next")
 

@@ -8,16 +8,16 @@ from typing import ClassVar, Self
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pruning.loading import LoadedModel
+from pruning.architectures.shape import Shape
+from pruning.calibration.statistics import SavedStatistics, Statistics
+from pruning.loading.load import LoadedModel
 from pruning.progress import Progress, Reporter, silent
-from pruning.repair import repair_projection
+from pruning.repair.projection import repair_projection
 from pruning.schema import Frozen
-from pruning.shape import Shape
-from pruning.statistics import SavedStatistics, Statistics
 from pruning.steps.settings import Setting
 from pruning.surgery import Kept, cut, oriented, parameter
-from pruning.texts.choice import TextChoice
-from pruning.windows import Windows
+from pruning.text.choice import TextChoice
+from pruning.text.tokens import Windows
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,12 @@ from typing import Annotated, ClassVar, Literal
 import torch
 from pydantic import model_validator
 
-from pruning.anatomy import CHANNEL, QUERY, Anatomy
+from pruning.architectures.anatomy import CHANNEL, QUERY, Anatomy
+from pruning.architectures.shape import Shape
+from pruning.calibration.norm_moments import NormMoments, norm_moments
 from pruning.errors import ModelError, RecipeError
 from pruning.progress import Progress
-from pruning.repair import repair_projection
-from pruning.residual import NormMoments, norm_moments
-from pruning.shape import Shape
+from pruning.repair.projection import repair_projection
 from pruning.steps.base import Cut, Refit, Subject, top
 from pruning.steps.settings import Choices, Setting, Slider, Switch, share, whole, word
 from pruning.steps.sizes import MULTIPLES, Multiple, Width, one_number, share_of

@@ -10,19 +10,19 @@ import torch
 from pydantic import Field, PrivateAttr, field_validator, model_serializer, model_validator
 from transformers import PreTrainedTokenizerBase
 
-from pruning import loading
-from pruning.calibration import HELD_OUT, LEAST_TOKENS, readable, split, token_ids, written_texts
-from pruning.distilling import HELD_OUT_TOKENS, Checkpoint, Reading, Training, distil
+from pruning.architectures.shape import Shape
+from pruning.calibration.calibrate import HELD_OUT, LEAST_TOKENS, readable, split, token_ids, written_texts
+from pruning.distillation.trainer import HELD_OUT_TOKENS, Checkpoint, Reading, Training, distil
 from pruning.errors import RecipeError
-from pruning.generation import sample_text
-from pruning.loading import LoadedModel
+from pruning.loading import load as loading
+from pruning.loading.load import LoadedModel
 from pruning.progress import Progress
 from pruning.schema import Frozen
-from pruning.shape import Shape
 from pruning.steps.base import Outcome, Step, Subject
 from pruning.steps.settings import Setting, whole
-from pruning.texts import SELF
-from pruning.texts.choice import MAX_TOKENS, TextChoice
+from pruning.text.choice import MAX_TOKENS, TextChoice
+from pruning.text.generation import sample_text
+from pruning.text.passages import SELF
 
 SAMPLES = 16_384
 """Tokens that the teacher writes where its own samples are the text and nothing says how many."""

@@ -5,10 +5,10 @@ from typing import Annotated, ClassVar, Literal
 import torch
 from pydantic import Field, field_validator, model_validator
 
-from pruning.anatomy import CHANNEL, KEY_VALUE, QUERY, Anatomy, head_size
+from pruning.architectures.anatomy import CHANNEL, KEY_VALUE, QUERY, Anatomy, head_size
+from pruning.architectures.shape import Shape
 from pruning.errors import RecipeError
 from pruning.progress import Progress
-from pruning.shape import Shape
 from pruning.steps.base import Cut, Refit, Subject, refit_writes, top
 from pruning.steps.settings import Choices, Setting, Slider, Switch, whole, word
 from pruning.surgery import Kept, oriented, parameter, value_matrix

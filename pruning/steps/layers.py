@@ -7,16 +7,16 @@ from weakref import WeakKeyDictionary
 import torch
 from pydantic import Field, field_validator, model_validator
 
-from pruning.anatomy import LAYER
-from pruning.depth import repair_gaps, runs_of
+from pruning.architectures.anatomy import LAYER
+from pruning.architectures.shape import Shape
+from pruning.calibration.block_influence import angular_distances, block_influences
 from pruning.errors import RecipeError
-from pruning.influence import angular_distances, block_influences
-from pruning.likelihood import mean_loss
 from pruning.progress import Progress
-from pruning.shape import Shape
+from pruning.repair.removed_layers import repair_gaps, runs_of
 from pruning.steps.base import Cut, Refit, Subject, top
 from pruning.steps.settings import Choices, Setting, Slider, Switch, word
 from pruning.surgery import Kept, cut
+from pruning.text.likelihood import mean_loss
 
 METHODS = {
     "influence": "Those that change least (block influence)",

@@ -5,11 +5,11 @@ from typing import Annotated, ClassVar, Literal
 import torch
 from pydantic import model_validator
 
-from pruning.anatomy import GATE, NEURON, UP
+from pruning.architectures.anatomy import GATE, NEURON, UP
+from pruning.architectures.shape import Shape
 from pruning.criteria import CRITERIA, DEFAULT, MLP, criterion_named
 from pruning.errors import RecipeError
 from pruning.progress import Progress
-from pruning.shape import Shape
 from pruning.steps.base import Cut, Refit, Subject, refit_writes, top
 from pruning.steps.settings import Choices, Setting, Slider, Switch, share, whole, word
 from pruning.steps.sizes import MULTIPLES, Multiple, Width, one_number, share_of

@@ -4,10 +4,10 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from pruning.anatomy import CHANNEL, TOKEN
+from pruning.architectures.anatomy import CHANNEL, TOKEN
+from pruning.architectures.shape import Shape
 from pruning.errors import RecipeError
-from pruning.reconstruction import reconstruct
-from pruning.shape import Shape
+from pruning.repair.reconstruction import reconstruct
 from pruning.steps.base import Outcome, Step, Subject
 from pruning.steps.settings import Setting, Slider, whole
 from pruning.surgery import cut

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from pruning.architectures.shape import Shape
 from pruning.errors import RecipeError
-from pruning.shape import Shape
 
 
 @dataclass(frozen=True)

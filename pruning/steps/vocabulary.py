@@ -10,19 +10,19 @@ import torch
 from pydantic import field_validator, model_validator
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from pruning import loading
-from pruning.anatomy import TOKEN, config_from_dict
-from pruning.calibration import written_texts
+from pruning.architectures.anatomy import TOKEN, config_from_dict
+from pruning.architectures.shape import Shape
+from pruning.calibration.calibrate import written_texts
 from pruning.errors import ModelError, RecipeError
+from pruning.loading import load as loading
 from pruning.progress import Progress
-from pruning.shape import Shape
 from pruning.steps.base import Outcome, Step, Subject
 from pruning.steps.settings import Choices, Setting, Slider, share, whole
 from pruning.steps.sizes import MULTIPLES, Multiple, Width, share_of
 from pruning.surgery import assemble, pieces
-from pruning.texts import CALIBRATION_NAMES, SELF
-from pruning.texts.choice import TextChoice
-from pruning.tokenization import BytePairs
+from pruning.text.bpe import BytePairs
+from pruning.text.choice import TextChoice
+from pruning.text.passages import CALIBRATION_NAMES, SELF
 
 _LISTS_OF_IDS = ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids")
 """Keys of configs that hold ids of tokens, beside those that end in `_token_id`."""

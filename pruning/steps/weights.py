@@ -5,11 +5,11 @@ from typing import Annotated, ClassVar, Literal
 import torch
 from pydantic import model_validator
 
-from pruning.anatomy import Anatomy, TensorSpec
+from pruning.architectures.anatomy import Anatomy, TensorSpec
+from pruning.architectures.shape import Shape
+from pruning.calibration.statistics import moments_of
 from pruning.errors import RecipeError
 from pruning.progress import Progress
-from pruning.shape import Shape
-from pruning.statistics import moments_of
 from pruning.steps.base import Outcome, Step, Subject
 from pruning.steps.settings import Choices, Setting, Slider, share, word
 from pruning.steps.sizes import one_number, share_of

@@ -1,0 +1,199 @@
+"""Text → token windows → statistics, computed once for each (model revision, text)."""
+
+import hashlib
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from weakref import WeakKeyDictionary
+
+import torch
+from safetensors import SafetensorError
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from pruning import catalog
+from pruning.calibration.statistics import SavedStatistics, Statistics, read_statistics
+from pruning.errors import RecipeError
+from pruning.files import cache_folder, trim, used
+from pruning.loading import load as loading
+from pruning.loading.load import LoadedModel
+from pruning.progress import Reporter, silent
+from pruning.text.choice import Calibration, TextChoice
+from pruning.text.generation import check_vocabulary, sample_text
+from pruning.text.passages import GENERAL, GENRES, OWN, SELF, WIKITEXT, passage
+from pruning.text.tokens import Windows
+
+HELD_OUT = 8
+"""One in so many calibration tokens is held out to choose how far to repair."""
+
+LEAST_TOKENS = 256
+
+_FORMAT = 3
+"""Raised when what is kept on disk changes its meaning."""
+
+MOST_ON_DISK = 4 * 10**9
+"""Bytes of statistics that are kept on disk: those of about six texts for SmolLM2-135M."""
+
+
+def windows_of(
+    base: LoadedModel, calibration: Calibration, seed: int = 0, progress: Reporter = silent
+) -> Windows:
+    """The calibration text as token windows.
+
+    Every source of text gives the same number of tokens. Of each, the last eighth is held out.
+    Raises `RecipeError` where there is too little text.
+    """
+    texts = _texts(base, calibration, seed, progress)
+    share = calibration.tokens // len(texts)
+    window = readable(base.model, calibration.window)
+    fitting, heldout = [], []
+    for text in texts:
+        tokens = spread(
+            token_ids(base.model, base.tokenizer, text), share, window - len(beginning(base.tokenizer))
+        )
+        if len(tokens) < min(share, LEAST_TOKENS // len(texts)):
+            raise RecipeError(
+                f"The calibration text has {len(tokens)} tokens; at least {LEAST_TOKENS} are needed. "
+                "Use a longer text."
+            )
+        border = len(tokens) - len(tokens) // HELD_OUT
+        fitting += split(base.tokenizer, tokens[:border], window)
+        heldout += split(base.tokenizer, tokens[border:], window)
+    return Windows(tuple(fitting), tuple(heldout))
+
+
+def token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str) -> torch.Tensor:
+    """The tokens of a text, none added. Raises `RecipeError` for one that the model does not know."""
+    ids = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+    tokens = torch.tensor(ids, dtype=torch.long)
+    check_vocabulary(model, tokenizer, tokens)
+    return tokens
+
+
+def readable(model: PreTrainedModel, window: int) -> int:
+    """A window's length, or the most that the model can read in one piece where that is less."""
+    return min(window, getattr(model.config, "max_position_embeddings", None) or window)
+
+
+def beginning(tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
+    """What the tokenizer begins a text with: a BOS token, or nothing."""
+    return torch.tensor(tokenizer("", verbose=False).input_ids, dtype=torch.long)
+
+
+def split(tokenizer: PreTrainedTokenizerBase, tokens: torch.Tensor, window: int) -> list[torch.Tensor]:
+    """Cut tokens into windows, each beginning as the tokenizer begins a text (with a BOS token, where
+    the model expects one). Nothing is padded; the last window may be short."""
+    prefix = beginning(tokenizer)
+    length = window - len(prefix)
+    return [torch.cat([prefix, piece]) for piece in tokens.split(length) if len(piece)]
+
+
+def spread(tokens: torch.Tensor, count: int, length: int) -> torch.Tensor:
+    """`count` tokens in runs of `length`, taken evenly from all of a longer text: many subjects weigh
+    more than much of one."""
+    runs, there = -(-count // length), len(tokens) // length
+    if len(tokens) <= count or there <= runs:
+        return tokens[:count]
+    starts = torch.arange(runs) * there // runs * length
+    return torch.cat([tokens[start : start + length] for start in starts.tolist()])[:count]
+
+
+def _texts(base: LoadedModel, calibration: Calibration, seed: int, progress: Reporter) -> Sequence[str]:
+    if calibration.text == SELF:
+        return [_self_written(base, calibration.tokens, seed, progress)]
+    return written_texts(calibration, progress)
+
+
+def written_texts(choice: TextChoice, progress: Reporter = silent) -> Sequence[str]:
+    """The texts of a choice that no model has to write, whole."""
+    match choice.text:
+        case name if name == GENERAL:
+            return [passage(genre, "calibration") for genre in GENRES]
+        case name if name in GENRES:
+            return [passage(name, "calibration")]
+        case name if name == WIKITEXT:
+            return [loading.wikitext(progress=progress)]
+    if choice.content is None:
+        raise RecipeError(
+            "This recipe was calibrated on a text of the user's own (sha256 "
+            f"{choice.sha256[:12]}…), which a recipe never holds. Give the same text again."
+        )
+    assert choice.text == OWN
+    return [choice.content]
+
+
+def statistics_of(
+    base: LoadedModel,
+    calibration: Calibration,
+    sites: Sequence[str],
+    seed: int = 0,
+    keep: bool = True,
+    progress: Reporter = silent,
+) -> Statistics | SavedStatistics:
+    """What a model does with the calibration text, from disk where it was kept.
+
+    Kept for the default model as it was loaded (`keep`) and the bundled texts; never for a user's
+    own text.
+    """
+    asked = f"{calibration!r}|{seed}|{sites}"
+    last_asked, last_key, newest = _newest.get(base.model, ("", "", None))
+    if asked == last_asked and calibration.text != OWN:
+        return newest
+    windows = windows_of(base, calibration, seed, progress)
+    key = hashlib.sha256(
+        f"{_FORMAT}|{base.source.revision}|{windows.digest}|{'|'.join(sites)}".encode()
+    ).hexdigest()[:32]
+    if key == last_key:
+        return newest
+    file = None
+    if keep and base.source.name == catalog.DEFAULT and calibration.text in (GENERAL, *GENRES):
+        file = cache_folder() / "statistics" / f"{key}.safetensors"
+        if (saved := read_statistics(file, base.model.device)) is not None:
+            used(file)
+            _newest[base.model] = asked, key, saved
+            return saved
+    statistics = Statistics(base.model, sites, windows.fitting, windows.heldout, progress=progress)
+    if file is not None:
+        _keep(statistics, file)
+    elif statistics.complete:
+        _newest[base.model] = asked, key, statistics
+    return statistics
+
+
+_newest: WeakKeyDictionary = WeakKeyDictionary()
+"""For each model in memory, the statistics that were last used, computed or mapped from their file: what
+was asked for (an own text by its digest), the digest of what was read, and they."""
+
+
+def kept_bytes() -> int:
+    """What the statistics in memory take."""
+    return sum(newest.bytes for _, _, newest in list(_newest.data.values()))
+
+
+def forget_read() -> None:
+    """Drop all statistics in memory."""
+    _newest.clear()
+
+
+def forget_own() -> None:
+    """Drop the statistics of people's own texts."""
+    for model in list(_newest.data):
+        asked = _newest.data.get(model, ("",))[0]
+        if f"text={OWN!r}" in asked:
+            _newest.data.pop(model, None)
+
+
+_self_texts: WeakKeyDictionary = WeakKeyDictionary()
+
+
+def _self_written(base: LoadedModel, tokens: int, seed: int, progress: Reporter) -> str:
+    texts = _self_texts.setdefault(base.model, {})
+    if (tokens, seed) not in texts:
+        texts[tokens, seed] = sample_text(base, tokens, seed, progress)
+    return texts[tokens, seed]
+
+
+def _keep(statistics: Statistics, file: Path) -> None:
+    # A full disk costs the next visitor some seconds, nothing else.
+    with suppress(OSError, SafetensorError):
+        statistics.save(file)
+        trim(file.parent, MOST_ON_DISK)

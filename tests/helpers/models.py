@@ -1,0 +1,200 @@
+"""Real transformers models, small enough to build in no time, for every family that can be pruned."""
+
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+import pruning
+from pruning.text.passages import GENRES, passage
+
+BOS, EOS = "<s>", "</s>"
+VOCABULARY = 320
+PROMPT = "The old man walked to the"
+
+_MODERN = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 1024,
+}
+
+CONFIGS = {
+    "gpt2": {"n_embd": 32, "n_inner": 48, "n_layer": 2, "n_head": 4, "n_positions": 1024},
+    "opt": {
+        "hidden_size": 32,
+        "word_embed_proj_dim": 32,
+        "ffn_dim": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 1024,
+    },
+    "gpt_neox": {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 1024,
+        "tie_word_embeddings": False,
+    },
+    "llama": _MODERN
+    | {"num_hidden_layers": 3, "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": False},
+    "mistral": _MODERN | {"intermediate_size": 53, "sliding_window": 16, "tie_word_embeddings": False},
+    "qwen2": _MODERN | {"tie_word_embeddings": True, "vocab_size": 328},
+    "qwen3": _MODERN | {"head_dim": 12, "attention_bias": True, "tie_word_embeddings": True},
+    "gemma2": _MODERN | {"sliding_window": 16, "query_pre_attn_scalar": 8},
+    "gemma3_text": _MODERN | {"num_hidden_layers": 3, "sliding_window": 16, "query_pre_attn_scalar": 8},
+    "phi3": _MODERN | {"tie_word_embeddings": False},
+}
+"""A small config for each family: tied and untied, with biases and without, 2 or 3 layers."""
+
+FAMILIES = list(CONFIGS)
+GATED = [family for family in FAMILIES if family not in ("gpt2", "opt", "gpt_neox")]
+WITH_BOS = ("opt", "llama", "mistral", "gemma2", "gemma3_text")
+
+_MLP = {
+    "gpt2": ("transformer.h", ["mlp.c_fc"], "mlp.c_proj"),
+    "opt": ("model.decoder.layers", ["fc1"], "fc2"),
+    "gpt_neox": ("gpt_neox.layers", ["mlp.dense_h_to_4h"], "mlp.dense_4h_to_h"),
+    "phi3": ("model.layers", ["mlp.gate_up_proj"], "mlp.down_proj"),
+}
+_GATED_MLP = ("model.layers", ["mlp.gate_proj", "mlp.up_proj"], "mlp.down_proj")
+
+_folders = tempfile.TemporaryDirectory(prefix="secateur-tests-")
+
+
+@lru_cache
+def tokenizer(bos: bool = False) -> PreTrainedTokenizerFast:
+    """A byte-level BPE made of the bundled texts; `bos`: whether it begins each text with one."""
+    learner = Tokenizer(models.BPE())
+    learner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    learner.decoder = decoders.ByteLevel()
+    learner.train_from_iterator(
+        [passage("story", "calibration")],
+        trainers.BpeTrainer(
+            vocab_size=VOCABULARY,
+            special_tokens=[BOS, EOS],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    if bos:
+        learner.post_processor = processors.TemplateProcessing(
+            single=f"{BOS} $A", special_tokens=[(BOS, learner.token_to_id(BOS))]
+        )
+    return PreTrainedTokenizerFast(tokenizer_object=learner, bos_token=BOS, eos_token=EOS)
+
+
+def config(model_type: str, **overrides) -> PreTrainedConfig:
+    """The small config of a family, with some of its values changed."""
+    words = tokenizer()
+    ids = {"bos_token_id": words.bos_token_id, "eos_token_id": words.eos_token_id, "pad_token_id": None}
+    values = {"vocab_size": len(words)} | ids | CONFIGS[model_type] | overrides
+    return CONFIG_MAPPING[model_type](**values)
+
+
+def tiny(model_type: str, seed: int = 0, **overrides) -> PreTrainedModel:
+    """A model of a family with random weights, norms and biases included: nothing is zero or one."""
+    model = _build(config(model_type, **overrides))
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        noise = torch.randn(parameter.shape, generator=generator) * 0.2
+        parameter.copy_(parameter + noise if parameter.ndim == 1 else noise)
+    return model
+
+
+def _build(config: PreTrainedConfig, seed: int = 0) -> PreTrainedModel:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.generation_config = GenerationConfig(
+        bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id
+    )
+    return model.requires_grad_(False).eval()
+
+
+def write_module(model: PreTrainedModel, layer: int) -> str:
+    """The name of the projection that writes from a layer's neurons, written down by hand."""
+    layers, _, write = _MLP.get(model.config.model_type, _GATED_MLP)
+    return f"{layers}.{layer}.{write}"
+
+
+def matrices(model: PreTrainedModel, layer: int) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """The matrices that read into a layer's neurons, `[neurons, hidden]`, gate first, and the one that
+    writes from them, `[hidden, neurons]`: views, found without the library."""
+    layers, reads, _ = _MLP.get(model.config.model_type, _GATED_MLP)
+    reads = [model.get_parameter(f"{layers}.{layer}.{name}.weight") for name in reads]
+    write = model.get_parameter(f"{write_module(model, layer)}.weight")
+    if model.config.model_type == "gpt2":
+        return [read.T for read in reads], write.T
+    if model.config.model_type == "phi3":
+        reads = list(reads[0].chunk(2))
+    return reads, write
+
+
+def count(model: PreTrainedModel) -> int:
+    """The parameters of a model, those that are tied once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def save_tiny(folder: Path, model_type: str, dtype: torch.dtype = torch.float32, **overrides) -> Path:
+    """A small model and its tokenizer as a folder."""
+    tiny(model_type, **overrides).to(dtype).save_pretrained(folder)
+    tokenizer(model_type in WITH_BOS).save_pretrained(folder)
+    return folder
+
+
+@lru_cache
+def folder_of(model_type: str, **overrides) -> Path:
+    """The folder of a small model that is made once for the session. Do not write to it."""
+    return save_tiny(
+        Path(tempfile.mkdtemp(prefix=f"{model_type}-", dir=_folders.name)), model_type, **overrides
+    )
+
+
+@lru_cache
+def loaded(model_type: str, **overrides) -> pruning.LoadedModel:
+    """A small model as the library loads it, once for the session."""
+    return pruning.load(str(folder_of(model_type, **overrides)))
+
+
+@lru_cache
+def trained() -> pruning.LoadedModel:
+    """A small Llama that has read some stories: what it learnt can be lost by cutting badly."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # More gain nothing here, and wait for one another on a busy machine.
+    sizes = {"hidden_size": 48, "intermediate_size": 128, "num_hidden_layers": 2, "head_dim": 12}
+    model = _build(config("llama", **sizes))
+    generator = torch.Generator().manual_seed(0)
+    words = tokenizer(bos=True)
+    text = "\n\n".join(passage(genre, "calibration") for genre in GENRES)
+    ids = torch.tensor(words(text, add_special_tokens=False, verbose=False).input_ids)
+    model.train().requires_grad_(True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3, weight_decay=0.0)
+    steps = 300
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for _ in range(steps):
+        starts = torch.randint(len(ids) - 64, (16,), generator=generator)
+        batch = torch.stack([ids[start : start + 64] for start in starts])
+        model(input_ids=batch, labels=batch, use_cache=False).loss.backward()
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+    torch.set_num_threads(threads)
+    folder = Path(tempfile.mkdtemp(prefix="trained-", dir=_folders.name))
+    model.requires_grad_(False).eval().save_pretrained(folder)
+    words.save_pretrained(folder)
+    return pruning.load(str(folder))

@@ -1,0 +1,166 @@
+"""The page's functions as an API: over HTTP with gradio_client, as MCP tools, and past both."""
+
+import asyncio
+import json
+import subprocess
+
+import httpx
+import pytest
+from gradio_client import Client
+from gradio_client.exceptions import AppError
+from mcp import ClientSession
+from mcp.client.streamable_http import streamable_http_client
+
+import pruning
+from pruning.architectures.shape import Shape
+from pruning.pipeline import reshape
+from tests.helpers.hub import CLIENT_ENV, LoopbackHub
+from tests.helpers.serving import serve
+
+pytestmark = pytest.mark.real
+
+NAMES = {"/preview", "/prune", "/generate", "/evaluate", "/push"}
+RECIPE = "base: smollm2-135m\nsteps: [{step: neurons, fraction: 0.2}]"
+
+
+@pytest.fixture(scope="module")
+def served(smollm2, user_cache, tmp_path_factory):
+    """The page on a machine that is signed in as ada, and its Hub."""
+    home = tmp_path_factory.mktemp("api")
+    with LoopbackHub() as hub:
+        hub.add_user("ada-token", "ada")
+        hub.add_user("bob-token", "bob")
+        environment = CLIENT_ENV | {
+            "HF_ENDPOINT": hub.url,
+            "HF_HOME": str(home / "hf"),
+            "HF_TOKEN": "ada-token",
+            "GRADIO_TEMP_DIR": str(home / "gradio"),
+        }
+        if user_cache:
+            environment["SECATEUR_CACHE"] = user_cache
+        process, url = serve(environment, home / "log.txt")
+        yield url, hub
+        process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        assert "Traceback" not in (home / "log.txt").read_text()
+
+
+@pytest.fixture(scope="module")
+def client(served):
+    return Client(served[0], verbose=False)
+
+
+def test_every_function_says_what_it_takes(served):
+    named = httpx.get(f"{served[0]}/gradio_api/info").json()["named_endpoints"]
+    assert set(named) == NAMES
+    for endpoint in named.values():
+        assert endpoint["description"]
+        assert all(parameter["python_type"]["type"] != "Any" for parameter in endpoint["parameters"])
+
+
+def test_preview_says_what_the_library_says(client, smollm2):
+    recipe = pruning.Recipe(base="smollm2-135m", steps=[pruning.Neurons(fraction=0.2)])
+    shape = Shape.of(smollm2.model.config)
+    expected = pruning.Preview(recipe, shape, reshape(recipe, shape)).to_dict()["parameters"]
+    assert client.predict(neurons=20, api_name="/preview")["parameters"] == expected
+    assert client.predict(recipe=RECIPE, api_name="/preview")["parameters"] == expected
+
+
+def test_prune_answers_with_a_recipe_that_makes_the_same_model_again(client):
+    answer = client.predict(neurons=20, api_name="/prune")
+    again = client.predict(recipe=answer["yaml"], api_name="/prune")
+    assert again["parameters"] == answer["parameters"]
+    assert again["recipe"] == answer["recipe"]
+    assert answer["parameters"]["after"] == 118_600_128
+
+
+def test_generate_continues_with_both_models(client):
+    said = client.predict("Paris is the capital of", neurons=20, max_new_tokens=6, api_name="/generate")
+    assert said["prompt"] == "Paris is the capital of"
+    assert said["before"]
+    assert said["after"]
+
+
+def test_evaluate_and_push_with_the_callers_own_token(served, client):
+    report = client.predict(recipe=RECIPE, api_name="/evaluate")["report"]
+    assert report["quality_before"]["overall"]["value"] < report["quality_after"]["overall"]["value"]
+    bob = Client(served[0], verbose=False, headers={"x-hub-token": "bob-token"})
+    answer = bob.predict("smaller", RECIPE, api_name="/push")
+    assert "bob/smaller" in answer["url"]
+
+
+def test_the_machines_own_token_is_for_nobody(client):
+    with pytest.raises(AppError, match="your own Hub token"):
+        client.predict("smaller", RECIPE, api_name="/push")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"neurons": 200}, "at most 99"),
+        ({"neurons": 0}, "Nothing is cut"),
+        ({"layers": 99}, "layers"),
+        ({"model": "../etc"}, "is no model"),
+        ({"recipe": "steps: ["}, "no valid YAML"),
+        ({"recipe": "[" * 100_000}, "at most 8,000"),
+    ],
+)
+def test_what_is_impossible_is_refused_in_a_sentence(client, values, message):
+    for name in ("/preview", "/prune"):
+        with pytest.raises(AppError, match=message):
+            client.predict(**values, api_name=name)
+
+
+def test_the_same_as_mcp_tools(served):
+    async def used():
+        async with (
+            streamable_http_client(f"{served[0]}/gradio_api/mcp/") as (read, write, _),
+            ClientSession(read, write) as session,
+        ):
+            await session.initialize()
+            tools = {tool.name: tool for tool in (await session.list_tools()).tools}
+            assert set(tools) == {name.strip("/") for name in NAMES}
+            assert all(tool.description for tool in tools.values())
+            previewed = await session.call_tool("preview", {"neurons": 20})
+            pruned = await session.call_tool("prune", {"neurons": 20})
+            refused = await session.call_tool("push", {"repository": "x", "recipe": RECIPE})
+            return previewed, pruned, refused
+
+    previewed, pruned, refused = asyncio.run(used())
+    for answer in (previewed, pruned):
+        assert not answer.isError
+        assert "118600128" in answer.content[0].text
+    assert refused.isError
+    assert "your own Hub token" in refused.content[0].text
+
+
+def test_what_is_private_is_hidden_from_programs_and_still_checks_what_it_is_sent(served, client):
+    """Gradio hides private functions; whoever knows their number can call them all the same."""
+    with pytest.raises(ValueError, match="Cannot find"):
+        client.predict(api_name="/show_shape")
+    url = f"{served[0]}/gradio_api"
+    config = httpx.get(f"{served[0]}/config").json()
+    (shape,) = (entry for entry in config["dependencies"] if entry["api_name"] == "show_shape")
+    values = {component["id"]: component["props"].get("value") for component in config["components"]}
+    usual = [values[index] for index in shape["inputs"]]
+
+    def call(data, **more):
+        return httpx.post(f"{url}/run/predict", json={"data": data, "fn_index": shape["id"]} | more)
+
+    assert call(usual).status_code == 200
+    assert call(usual[:-1]).status_code == 422
+    assert call([[], *usual[1:]]).status_code == 422
+    assert call(usual, session_hash="../x").status_code == 422
+    assert call(usual, batched=True).status_code == 422
+    assert "a number from 0 on" in call([usual[0], -5, *usual[2:]]).text
+
+
+@pytest.mark.parametrize("path", ["upload", "component_server", "proxy=http://127.0.0.1:9/x", "stream/x"])
+def test_what_the_page_does_not_need_is_closed(served, path):
+    url = f"{served[0]}/gradio_api/{path}"
+    answer = httpx.get(url) if "proxy" in path else httpx.post(url, files={"files": b"x"})
+    assert answer.status_code == 404
+    assert "no such thing" in json.loads(answer.text)["detail"]

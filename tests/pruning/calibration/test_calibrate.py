@@ -1,0 +1,242 @@
+"""From a text to token windows, and to statistics that are kept where they may be."""
+
+import os
+from dataclasses import replace
+
+import pytest
+import torch
+
+from pruning import Calibration, Neurons, Recipe, RecipeError, prune
+from pruning.calibration.calibrate import HELD_OUT, split, spread, statistics_of, token_ids, windows_of
+from pruning.catalog import DEFAULT
+from pruning.files import cache_folder
+from pruning.text.passages import GENRES, passage
+from tests.helpers.models import WITH_BOS, loaded, write_module
+
+SECRET = "The password of the safe is xylophone seventeen. " * 60
+
+
+def own(tokens=1024, **values):
+    return Calibration.own(SECRET, tokens=tokens, **values)
+
+
+def without_prefix(base, windows):
+    skipped = 1 if base.model.config.model_type in WITH_BOS else 0
+    return torch.cat([window[skipped:] for window in windows])
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_mix_takes_the_same_of_every_genre_and_holds_out_its_last_eighth(family):
+    base = loaded(family)
+    windows = windows_of(base, Calibration(tokens=4000, window=100))
+    fitting, heldout = [], []
+    for genre in GENRES:
+        ids = token_ids(base.model, base.tokenizer, passage(genre, "calibration"))
+        ids = spread(ids, 800, 100 - (base.model.config.model_type in WITH_BOS))
+        fitting.append(ids[: 800 - 800 // HELD_OUT])
+        heldout.append(ids[800 - 800 // HELD_OUT :])
+    assert torch.equal(without_prefix(base, windows.fitting), torch.cat(fitting))
+    assert torch.equal(without_prefix(base, windows.heldout), torch.cat(heldout))
+
+
+def test_a_longer_text_is_read_evenly_from_beginning_to_end():
+    ids = torch.arange(10_000)
+    read = spread(ids, 1_000, 100)
+    runs = read.view(10, 100)
+    assert torch.equal(runs - runs[:, :1], torch.arange(100).expand(10, 100))
+    starts = runs[:, 0].tolist()
+    assert starts == [1000 * number for number in range(10)]
+    assert len(spread(ids, 1_050, 100)) == 1_050
+    assert torch.equal(spread(ids[:900], 1_000, 100), ids[:900])
+    assert torch.equal(spread(ids[:150], 100, 100), ids[:100])
+
+
+@pytest.mark.parametrize("family", ["gpt2", "qwen3", "llama", "gemma2"])
+def test_windows_begin_as_the_tokenizer_begins_a_text(family):
+    base = loaded(family)
+    windows = windows_of(base, own(window=64))
+    every = windows.fitting + windows.heldout
+    assert all(len(window) <= 64 for window in every)
+    assert [len(window) for window in windows.fitting[:-1]] == [64] * (len(windows.fitting) - 1)
+    begins = {int(window[0]) == base.tokenizer.bos_token_id for window in every}
+    assert begins == {family in WITH_BOS}
+    assert windows.tokens == sum(map(len, every))
+    assert sum(int(base.tokenizer.bos_token_id in window[1:]) for window in every) == 0
+
+
+def test_last_window_is_short_and_not_padded():
+    base = loaded("llama")
+    pieces = split(base.tokenizer, torch.arange(10, 35), 11)
+    assert [piece.tolist() for piece in pieces] == [
+        [0, *range(10, 20)],
+        [0, *range(20, 30)],
+        [0, *range(30, 35)],
+    ]
+    assert split(base.tokenizer, torch.arange(0), 11) == []
+
+
+@pytest.mark.parametrize("content", ["", "   ", "Too short.", "a" * 100])
+def test_too_short_a_text_is_refused(content):
+    with pytest.raises(RecipeError, match=r"at least 256 are needed\. Use a longer text"):
+        windows_of(loaded("gpt2"), Calibration.own(content))
+
+
+def test_own_text_may_be_shorter_than_asked():
+    base = loaded("gpt2")
+    ids = token_ids(base.model, base.tokenizer, SECRET)
+    assert windows_of(base, own(tokens=100_000)).tokens == len(ids)
+    assert windows_of(base, own(tokens=512)).tokens == 512
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt", "llama"])
+def test_windows_are_no_longer_than_the_model_can_read(family):
+    base = loaded(family, **{"n_positions" if family == "gpt2" else "max_position_embeddings": 64})
+    windows = windows_of(base, own(window=512))
+    assert max(map(len, windows.fitting)) == 64
+    assert prune(Recipe(base="x", calibration=own(), steps=[Neurons(fraction=0.2)]), base)
+
+
+def test_token_that_the_model_does_not_know_is_named():
+    base = loaded("qwen2", vocab_size=320)
+    with pytest.raises(RecipeError, match=r"'<\|endoftext\|>'.* Remove it from the text"):
+        windows_of(base, Calibration.own(SECRET + "<|endoftext|>", tokens=100_000))
+
+
+def test_digest_tells_texts_and_windows_apart():
+    base = loaded("gpt2")
+    digests = {
+        windows_of(base, calibration).digest
+        for calibration in (
+            own(),
+            own(tokens=1025),
+            own(window=64),
+            Calibration.own(SECRET + "!", tokens=100_000),
+            Calibration(text="story", tokens=1024),
+        )
+    }
+    assert len(digests) == 5
+    assert windows_of(base, own()).digest == windows_of(base, own()).digest
+
+
+def test_own_text_stays_out_of_every_record():
+    recipe = Recipe(base="x", calibration=own(), steps=[Neurons(fraction=0.2)])
+    records = (
+        recipe.to_yaml(),
+        str(recipe.to_dict()),
+        repr(recipe),
+        str(recipe),
+        recipe.to_python(),
+        recipe.model_dump_json(),
+        repr(recipe.calibration),
+    )
+    assert not any("xylophone" in record for record in records)
+    assert recipe.calibration.sha256 in recipe.to_yaml()
+    nameless = recipe.model_copy(
+        update={"calibration": recipe.calibration.model_copy(update={"content": None})}
+    )
+    assert nameless.digest == recipe.digest
+    other = Recipe(base="x", calibration=Calibration.own("another", tokens=1024), steps=recipe.steps)
+    assert other.digest != recipe.digest
+
+
+def test_recipe_needs_its_own_text_again():
+    base = loaded("gpt2")
+    recipe = Recipe(base="x", calibration=own(), steps=[Neurons(fraction=0.2)])
+    read_back = Recipe.parse(recipe.to_yaml())
+    with pytest.raises(RecipeError, match="Give the same text again"):
+        prune(read_back, base)
+    with pytest.raises(RecipeError, match="not the text that the recipe was calibrated on"):
+        read_back.with_own_text(SECRET + "?")
+    again = prune(read_back.with_own_text(SECRET), base).model.state_dict()
+    once = prune(recipe, base).model.state_dict()
+    assert all(torch.equal(once[name], again[name]) for name in once)
+
+
+def default(family):
+    """A small model that stands in for the default one, whose statistics are kept."""
+    base = loaded(family)
+    return replace(base, source=replace(base.source, name=DEFAULT))
+
+
+def kept_files():
+    return sorted(cache_folder().rglob("*.safetensors"))
+
+
+def test_statistics_of_bundled_texts_are_kept_and_read_again(monkeypatch):
+    base = default("gpt2")
+    sites = [write_module(base.model, layer) for layer in (0, 1)]
+    calibration = Calibration(text="code", tokens=512)
+    first = statistics_of(base, calibration, sites)
+    assert len(kept_files()) == 1
+    monkeypatch.setattr(base.model, "forward", None)
+    monkeypatch.setattr(base.model.base_model, "forward", None)
+    again = statistics_of(base, calibration, sites)
+    for site in sites:
+        assert torch.equal(first.moments[site].square, again.moments[site].square)
+        assert torch.equal(first.gram(site).gram, again.gram(site).gram)
+
+
+def test_damaged_statistics_are_made_again():
+    base = default("gpt2")
+    sites = [write_module(base.model, 0)]
+    calibration = Calibration(text="code", tokens=512)
+    first = statistics_of(base, calibration, sites)
+    (file,) = kept_files()
+    file.write_bytes(file.read_bytes()[:1000])
+    again = statistics_of(base, calibration, sites)
+    assert torch.equal(first.gram(sites[0]).gram, again.gram(sites[0]).gram)
+    assert file.stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("base", "calibration", "keep"),
+    [
+        (default, own(), True),
+        (loaded, Calibration(text="code", tokens=512), True),
+        (default, Calibration(text="code", tokens=512), False),
+        (default, Calibration(text="self", tokens=256), True),
+    ],
+)
+def test_nothing_else_is_kept(base, calibration, keep):
+    base = base("gpt2")
+    statistics_of(base, calibration, [write_module(base.model, 0)], keep=keep)
+    assert kept_files() == []
+
+
+def test_full_disk_costs_only_the_keeping(monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pruning.calibration.statistics.save_file", full)
+    base = default("gpt2")
+    assert statistics_of(base, Calibration(text="code", tokens=512), [write_module(base.model, 0)]).moments
+    assert [path for path in cache_folder().rglob("*") if path.is_file()] == []
+
+
+def test_own_samples_follow_the_seed():
+    base, calibration = loaded("llama"), Calibration(text="self", tokens=256)
+    once, again, other = (windows_of(base, calibration, seed).digest for seed in (3, 3, 4))
+    assert once == again != other
+
+
+def test_wikitext_is_asked_of_the_hub(monkeypatch):
+    monkeypatch.setattr("pruning.loading.load.wikitext", lambda progress: SECRET)
+    base = loaded("gpt2")
+    windows = windows_of(base, Calibration(text="wikitext-2", tokens=512))
+    assert windows.digest == windows_of(base, own(tokens=512)).digest
+
+
+def test_statistics_longest_unused_make_room(monkeypatch):
+    base = default("gpt2")
+    sites = [write_module(base.model, 0)]
+    for text in ("code", "story"):
+        statistics_of(base, Calibration(text=text, tokens=512), sites)
+    one, other = kept_files()
+    monkeypatch.setattr(
+        "pruning.calibration.calibrate.MOST_ON_DISK", one.stat().st_size + other.stat().st_size
+    )
+    os.utime(other, (1e9, 1e9))
+    statistics_of(base, Calibration(text="documentation", tokens=512), sites)
+    assert one in kept_files()
+    assert other not in kept_files()
+    assert len(kept_files()) == 2

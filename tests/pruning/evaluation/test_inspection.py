@@ -1,0 +1,75 @@
+"""What looking closer shows is what the models compute."""
+
+import pytest
+import torch
+
+from pruning import Calibration, Neurons, Recipe, RecipeError, prune
+from pruning.evaluation.inspection import (
+    importance_map,
+    layer_influences,
+    losses_by_token,
+    neuron_scores,
+    next_tokens,
+    overlaps,
+)
+from tests.helpers.models import PROMPT, loaded, trained
+
+TEXT = Calibration(tokens=1280, window=64)
+
+
+@pytest.fixture(scope="module")
+def pair():
+    base = trained()
+    step = Neurons(fraction=0.5, criterion="random", repair=False)
+    return base, prune(Recipe(base="tiny", steps=[step]), base)
+
+
+def test_next_tokens_are_the_likeliest(pair):
+    base, _ = pair
+    tokens = next_tokens(base, PROMPT, 320)
+    assert sum(token.probability for token in tokens) == pytest.approx(1, abs=1e-4)
+    values = [token.probability for token in tokens]
+    assert values == sorted(values, reverse=True)
+    ids = base.tokenizer(PROMPT, return_tensors="pt").input_ids
+    likeliest = int(base.model(ids).logits[0, -1].argmax())
+    assert tokens[0].text == base.tokenizer.decode([likeliest])
+
+
+def test_losses_add_up_to_the_loss_of_the_text(pair):
+    base, pruned = pair
+    text = "Once there was a fox who lived in the wood."
+    rows = losses_by_token((base, pruned), text)
+    assert "".join(row.text for row in rows) == text
+    assert rows[0].losses == (None, None)
+    ids = base.tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
+    for which, model in enumerate((base.model, pruned.model)):
+        mean = sum(row.losses[which] for row in rows[1:]) / (len(rows) - 1)
+        assert mean == pytest.approx(float(model(ids, labels=ids).loss), rel=1e-4)
+
+
+@pytest.mark.parametrize("text", ["", "   ", "x" * 5000, None])
+def test_texts_that_cannot_be_read_are_refused(pair, text):
+    with pytest.raises(RecipeError):
+        losses_by_token(pair, text)
+
+
+def test_importance_falls_from_left_to_right_and_follows_the_criterion():
+    base = loaded("llama")
+    scores = neuron_scores(base, "l2", TEXT)
+    rows = importance_map(scores, columns=16)
+    assert [len(row) for row in rows] == [16] * 3
+    for row in rows:
+        assert row[0] == pytest.approx(1)
+        assert row == sorted(row, reverse=True)
+    assert overlaps(scores, scores, 0.5) == [1.0] * 3
+    reversed_scores = [-row for row in scores]
+    assert max(overlaps(scores, reversed_scores, 0.5)) < 0.1
+    with pytest.raises(RecipeError, match="no one score"):
+        neuron_scores(base, "independent")
+
+
+def test_influences_are_one_for_each_layer():
+    values = layer_influences(loaded("llama"), TEXT)
+    assert len(values) == 3
+    assert all(0 < value < 2 for value in values)
+    assert torch.tensor(values).isfinite().all()

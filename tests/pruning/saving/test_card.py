@@ -1,0 +1,101 @@
+"""What the card carries over from the base, and what programs read in it."""
+
+from dataclasses import replace
+
+import pytest
+
+import pruning
+from pruning.saving.card import model_card, read_card
+from tests.helpers.models import folder_of
+from tests.helpers.saved import content, cut
+
+FOREIGN = "---\nlicense: mit\nmodel-index:\n- name: m\n  results: []\n---\n# Somebody else's model\n"
+
+
+@pytest.fixture
+def card_of(hub, tmp_path):
+    """The front matter of a model pruned from one on the Hub whose card begins with these lines."""
+
+    def make(*lines):
+        readme = "\n".join(["---", *lines, "---", ""]).encode()
+        hub.add_model("ada/tiny", content(folder_of("llama")) | {"README.md": readme})
+        base = pruning.load("ada/tiny", token=False)
+        folder = cut(base).save(tmp_path / "cut")
+        front = (folder / "README.md").read_text().split("---\n")[1]
+        return front, base.source.revision
+
+    return make
+
+
+def test_a_licence_that_the_hub_does_not_know_keeps_its_name_and_text(card_of):
+    lines = ("license: other", "license_name: tiny-licence", "license_link: LICENSE")
+    front, revision = card_of(*lines)
+    assert "license: other\n" in front
+    assert "license_name: tiny-licence\n" in front
+    assert f"license_link: https://huggingface.co/ada/tiny/blob/{revision}/LICENSE\n" in front
+
+
+def test_an_address_of_a_licence_stays(card_of):
+    link = "https://example.org/licence"
+    front, _ = card_of("license: other", "license_name: tiny", f"license_link: {link}")
+    assert f"license_link: {link}\n" in front
+
+
+@pytest.mark.parametrize(
+    "lines", [["license: other"], ["license: mit", "license_name: tiny"], ["license_name: tiny"]]
+)
+def test_nothing_is_made_up_about_a_licence(card_of, lines):
+    front, _ = card_of(*lines)
+    assert ("license: " in front) == ("license: " in "\n".join(lines))
+    assert "license_name" not in front
+    assert "license_link" not in front
+
+
+def test_the_numbers_come_back(tmp_path):
+    pruned = cut(pruning.load(str(folder_of("qwen2"))), evaluate=True)
+    stated = read_card(pruned.save(tmp_path / "cut"))
+    assert stated.parameters == pruned.report.parameters_after
+    measured = pruned.report.quality_after.genres
+    assert stated.perplexities.keys() == measured.keys()
+    for genre, said in stated.perplexities.items():
+        assert said.value == pytest.approx(measured[genre].value, abs=1e-3)
+        assert (said.tokens, said.window) == (measured[genre].tokens, measured[genre].window)
+
+
+def test_another_vocabulary_is_measured_by_the_byte(tmp_path):
+    base = pruning.load(str(folder_of("qwen2")))
+    size = len(base.tokenizer) - 20
+    recipe = pruning.Recipe(base=base.source.name, steps=[pruning.Vocabulary(size=size)])
+    pruned = pruning.run(recipe, base=base)
+    text = (pruned.save(tmp_path / "cut") / "README.md").read_text()
+    before, after = pruned.report.quality_before.overall, pruned.report.quality_after.overall
+    assert f"| {before.bits_per_byte:.2f} | {after.bits_per_byte:.2f} |" in text
+    assert f"| {before.value:.2f} | {after.value:.2f} |" not in text
+    assert "type: bits_per_byte\n" in text
+    assert read_card(tmp_path / "cut").perplexities.keys() == pruned.report.quality_after.genres.keys()
+
+
+def test_a_distilled_model_is_not_said_to_be_untrained():
+    pruned = cut(pruning.load(str(folder_of("qwen2"))))
+    assert "No retraining: what was lost" in str(model_card(pruned, "cut"))
+    recipe = pruned.recipe.model_copy(update={"steps": (*pruned.recipe.steps, pruning.Distillation(steps=1))})
+    assert "No retraining beyond the recipe's distillation." in str(
+        model_card(replace(pruned, recipe=recipe), "cut")
+    )
+
+
+def test_the_card_of_somebody_else_states_nothing(tmp_path):
+    (tmp_path / "README.md").write_text(FOREIGN)
+    stated = read_card(tmp_path)
+    assert (stated.recipe, stated.parameters, stated.perplexities) == (None, None, {})
+
+
+@pytest.mark.parametrize(
+    "text", [None, "---\nsecateur: 3\n---\n", "---\nmodel-index: 3\n---\n", "---\n{\n---\n", "\x00\xff"]
+)
+def test_a_card_that_cannot_be_read(tmp_path, text):
+    if text is not None:
+        (tmp_path / "README.md").write_bytes(text.encode("latin-1"))
+    with pytest.raises(pruning.ModelError, match=r"README\.md") as error:
+        read_card(tmp_path)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,185 @@
+"""A recipe, carried out: the same weights each time, and on the real model the quality promised."""
+
+import json
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import pruning
+from pruning import (
+    Calibration,
+    Cancelled,
+    ModelError,
+    Neurons,
+    Recipe,
+    RecipeError,
+    perplexity,
+    preview,
+    prune,
+    run,
+)
+from pruning.evaluation.perplexity import Quality
+from pruning.pipeline import measure
+from tests.helpers.models import FAMILIES, count, folder_of, loaded, save_tiny, trained
+
+WIKITEXT = Path(__file__).parents[3] / "shared" / "data" / "wikitext-2" / "valid.txt"
+QUICK = Calibration(text="story", tokens=512, window=128)
+
+
+def recipe_of(*steps, base="x", **values):
+    return Recipe(base=base, calibration=QUICK, steps=[Neurons(**step) for step in steps], **values)
+
+
+def assert_equal(one, other):
+    left, right = one.model.state_dict(), other.model.state_dict()
+    assert left.keys() == right.keys()
+    assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_same_recipe_gives_the_same_weights(family, tmp_path):
+    recipe = recipe_of({"fraction": 0.3}, {"width": 20, "criterion": "random"}, base="x", seed=5)
+    once = prune(recipe, loaded(family))
+    again = prune(Recipe.parse(recipe.to_yaml()), pruning.load(str(save_tiny(tmp_path, family))))
+    assert_equal(once, again)
+    other = prune(recipe.model_copy(update={"seed": 6}), loaded(family))
+    assert not all(map(torch.equal, once.model.parameters(), other.model.parameters()))
+
+
+def test_run_loads_cuts_and_measures():
+    base, lines = folder_of("llama"), []
+    pruned = run(recipe_of({"fraction": 0.3}, base=str(base)), progress=lines.append)
+    assert pruned.recipe.revision.startswith("sha256:")
+    assert pruned.recipe.base == str(base)
+    report = pruned.report
+    assert report.parameters_after == count(pruned.model) < report.parameters_before
+    assert report.bytes_after == 4 * report.parameters_after
+    assert isinstance(report.quality_before, Quality)
+    assert report.quality_before != report.quality_after
+    assert report.speed_before > 0 < report.speed_after
+    assert [len(sample) for sample in report.samples] == [3, 3, 3]
+    assert set(report.seconds) == {"calibrate", "cut", "evaluate"}
+    assert {"Reading the weights", "Cutting"} <= set(lines)
+    stages = {line.text for line in lines}
+    assert {"Ranking neurons, layers", "Repairing, layers", "Reading the calibration text, windows"} <= stages
+    json.dumps(pruned.to_dict())
+    assert_equal(pruned, prune(pruned.recipe, loaded("llama")))
+
+
+def test_pinned_recipe_refuses_another_base(tmp_path):
+    pinned = recipe_of({"fraction": 0.3}, base=str(folder_of("llama"))).pinned("sha256:" + "0" * 64)
+    with pytest.raises(ModelError, match="not the one that the recipe was made for"):
+        run(pinned, evaluate=False)
+
+
+def test_impossible_steps_are_refused_before_any_work():
+    read = []
+    base = loaded("gpt2")
+    recipe = recipe_of({"fraction": 0.3}, {"width": 40})
+    with pytest.raises(RecipeError, match="removes none of the 34 neurons"):
+        prune(recipe, base, read.append)
+    assert read == []
+
+
+def test_every_stage_can_be_stopped():
+    base = loaded("llama")
+    stages = []
+    prune(recipe_of({"fraction": 0.3}), base, lambda progress: stages.append(progress.text))
+    before = count(base.model)
+    for stage in dict.fromkeys(stages):
+
+        def stop(progress, stage=stage):
+            if progress.text == stage:
+                raise Cancelled("Stopped.")
+
+        with pytest.raises(Cancelled):
+            prune(recipe_of({"fraction": 0.3, "multiple_of": 2}, seed=len(stage)), base, stop)
+    assert count(base.model) == before
+    assert not any(module._forward_pre_hooks for module in base.model.modules())
+
+
+def test_recipes_in_threads_do_not_disturb_one_another():
+    base, results = loaded("mistral", seed=9), {}
+    recipes = [recipe_of({"width": width, "criterion": "ppm", "repair": True}) for width in (10, 20, 30)]
+
+    def work(recipe):
+        results[recipe.digest] = prune(recipe, base)
+
+    threads = [threading.Thread(target=work, args=(recipe,)) for recipe in recipes]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for recipe in recipes:
+        assert_equal(results[recipe.digest], prune(recipe, base))
+
+
+def test_calibration_is_read_once_for_every_ratio_and_criterion():
+    base, read = loaded("qwen3", seed=9), []
+    handle = base.model.base_model.register_forward_pre_hook(lambda *_: read.append(1))
+    prune(recipe_of({"fraction": 0.3}), base)
+    windows = len(read)
+    for step in ({"fraction": 0.5}, {"width": 9, "criterion": "wanda"}, {"fraction": 0.2, "repair": False}):
+        prune(recipe_of(step), base)
+    assert len(read) == windows > 0
+    handle.remove()
+
+
+def test_better_criteria_lose_less_of_what_was_learnt():
+    base = trained()
+
+    def lost(**step):
+        pruned = prune(recipe_of({"fraction": 0.5} | step).model_copy(update={"calibration": LONG}), base)
+        return measure(pruned, base).report.quality_after.overall.value
+
+    assert lost() < lost(repair=False) < lost(criterion="random")
+    assert lost(criterion="random", repair=True) < lost(criterion="random")
+
+
+LONG = Calibration(tokens=4096, window=64)
+
+
+@pytest.fixture(scope="module")
+def wikitext(need):
+    need(WIKITEXT.is_file(), f"WikiText-2 is not at {WIKITEXT}")
+    text = WIKITEXT.read_text(encoding="utf-8")
+    return text[: len(text) // 2], text[len(text) // 2 :]
+
+
+@pytest.mark.real
+@pytest.mark.timeout(600)
+def test_real_model_keeps_the_quality_promised(smollm2, wikitext):
+    first, second = wikitext
+    calibration = Calibration.own(first, tokens=8192)
+
+    def measured(model):
+        return perplexity(model, smollm2.tokenizer, second, 2048, window=512)
+
+    def cut(**step):
+        recipe = Recipe(base="smollm2-135m", calibration=calibration, steps=[Neurons(**step)])
+        return measured(prune(recipe, smollm2).model).value
+
+    dense = measured(smollm2.model)
+    assert dense.tokens == 2048
+    assert 10 < dense.value < 40
+    assert cut(fraction=0.2) <= 1.35 * dense.value
+    assert cut(fraction=0.5) <= 2.2 * dense.value
+    assert cut(fraction=0.2, criterion="independent") > 20 * dense.value
+    assert cut(fraction=0.2, criterion="l1") > 20 * dense.value
+
+
+@pytest.mark.real
+def test_real_model_is_counted_right(smollm2, tmp_path):
+    recipe = Recipe(base="smollm2-135m", steps=[Neurons(fraction=0.2, criterion="ppm")])
+    pruned = prune(recipe, smollm2)
+    assert pruned.report.parameters_before == count(smollm2.model) == 134_515_008
+    assert pruned.report.parameters_after == count(pruned.model)
+    smollm2.model.config.save_pretrained(tmp_path)
+    assert preview(Recipe(base=str(tmp_path), steps=recipe.steps)).after.parameters == count(pruned.model)
+    pruned.model.save_pretrained(tmp_path / "cut")
+    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "cut", local_files_only=True).eval()
+    ids = torch.arange(5, 37)[None]
+    assert torch.equal(reloaded(ids).logits, pruned.model(ids).logits)
