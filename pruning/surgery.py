@@ -9,25 +9,12 @@ import torch
 from accelerate import dispatch_model
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.integrations.accelerate import load_offloaded_parameter
 
-from pruning.architectures.anatomy import (
-    CHANNEL,
-    KEY_VALUE,
-    LAYER,
-    Anatomy,
-    Label,
-    TensorSpec,
-    build_on_meta,
-    family_of,
-    kind_of,
-    parts_of,
-)
+from pruning.architectures.anatomy import Anatomy, TensorSpec
+from pruning.architectures.config import build_on_meta
+from pruning.architectures.families import CHANNEL, KEY_VALUE, LAYER, Label, family_of, kind_of, parts_of
+from pruning.architectures.placement import DISK, device_map, loaded_values, parameter
 from pruning.architectures.shape import Shape
-from pruning.errors import ModelError
-
-DISK = "disk"
-"""Where accelerate leaves what no device has room for."""
 
 Kept = Mapping[str, Sequence[torch.Tensor]]
 """For each kind of unit, the kept indices of each layer, ascending.
@@ -59,28 +46,11 @@ def pieces(
     replaced, there = replaced or {}, dict(base.named_parameters())
 
     def make(spec: TensorSpec) -> torch.Tensor:
-        whole = _present(base, spec.name, there[spec.name])
+        whole = loaded_values(base, spec.name, there[spec.name])
         new = replaced.get(spec.name)
         return cut_tensor(whole, spec, anatomy, kept) if new is None else new.to(whole)
 
     return OnDemand({name: partial(make, spec) for name, spec in remaining(anatomy, kept).items()})
-
-
-def parameter(model: nn.Module, name: str) -> torch.Tensor:
-    """The values of a parameter, also where accelerate left them on disk. Not a copy."""
-    return _present(model, name, model.get_parameter(name))
-
-
-def _present(model: nn.Module, name: str, values: torch.Tensor) -> torch.Tensor:
-    if not values.is_meta:
-        return values.detach()
-    try:
-        return load_offloaded_parameter(model, name)
-    except KeyError:
-        raise ModelError(
-            f"The files hold {name} only under the name of a parameter that is tied to it, and so it cannot "
-            "be read from disk. Load the model whole, save it with save_pretrained, and use that."
-        ) from None
 
 
 class OnDemand(Mapping[str, torch.Tensor]):
@@ -139,8 +109,8 @@ def assemble(
     the base on several devices, each layer stays on its own; those it left on disk stay there, and
     `tensors` is asked for them whenever they are needed.
     """
-    places = _places(base, layers)
-    held = {name: tensors[name] for name in tensors if _place(name, places) != DISK}
+    places = _new_device_map(base, layers)
+    held = {name: tensors[name] for name in tensors if _device_of(name, places) != DISK}
     dtype = next(iter((held or tensors).values())).dtype
     model = build_on_meta(config, dtype, base.config._attn_implementation)
     family = family_of(config.model_type)
@@ -158,7 +128,9 @@ def assemble(
         module, _, attribute = name.rpartition(".")
         setattr(modules[module], attribute, value)
     model.tie_weights()
-    left = [name for name, each in model.named_parameters() if each.is_meta and _place(name, places) != DISK]
+    left = [
+        name for name, each in model.named_parameters() if each.is_meta and _device_of(name, places) != DISK
+    ]
     if left:
         raise AssertionError(f"surgery left tensors without values: {left}")
     if places:
@@ -187,15 +159,11 @@ def recast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     return assemble(model, model.config, tensors)
 
 
-def spread(model: nn.Module) -> dict[str, int | str | torch.device]:
-    """Where accelerate placed each module of a model; empty where all of it is on one device."""
-    places = getattr(model, "hf_device_map", {})
-    return dict(places) if len(set(places.values())) > 1 or DISK in places.values() else {}
-
-
-def _places(base: PreTrainedModel, layers: Sequence[int] | None) -> dict[str, int | str | torch.device]:
+def _new_device_map(
+    base: PreTrainedModel, layers: Sequence[int] | None
+) -> dict[str, int | str | torch.device]:
     """Where the modules of a base are, by their names in the new model."""
-    places = spread(base)
+    places = device_map(base)
     if layers is None:
         return places
     prefix = f"{family_of(base.config.model_type).layers}."
@@ -211,7 +179,7 @@ def _places(base: PreTrainedModel, layers: Sequence[int] | None) -> dict[str, in
     return moved
 
 
-def _place(name: str, places: Mapping[str, int | str | torch.device]) -> int | str | torch.device | None:
+def _device_of(name: str, places: Mapping[str, int | str | torch.device]) -> int | str | torch.device | None:
     """Where a parameter belongs; None where accelerate placed nothing."""
     return next(
         (place for module, place in places.items() if not module or f"{name}.".startswith(f"{module}.")), None

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from html import escape
 from math import log10
 
-from pruning.architectures.anatomy import CHANNEL, KEY_VALUE, LAYER, NEURON, QUERY, TOKEN
+from pruning.architectures.families import CHANNEL, KEY_VALUE, LAYER, NEURON, QUERY, TOKEN
 from pruning.architectures.shape import Shape
 from pruning.criteria import Criterion
 from pruning.distillation.trainer import TrainingProgress

@@ -11,7 +11,7 @@ from page.html import render, results
 from page.server.session import jobs, log, session_of, started, told, visitor_of, workbench
 from page.workers.workbench import Visitor
 from pruning import ModelError, Recipe, Sampling, catalog
-from pruning.architectures.anatomy import NEURON
+from pruning.architectures.families import NEURON
 from pruning.calibration.calibrate import Calibration
 from pruning.criteria import CRITERIA
 from pruning.errors import Cancelled

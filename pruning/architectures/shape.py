@@ -6,7 +6,9 @@ from math import prod
 
 from transformers import PreTrainedConfig
 
-from pruning.architectures.anatomy import COMPONENTS, LAYER, Anatomy, Label, anatomy_of, kind_of, resize
+from pruning.architectures.anatomy import Anatomy, anatomy_of
+from pruning.architectures.config import resize
+from pruning.architectures.families import COMPONENTS, LAYER, Label, kind_of
 
 
 @dataclass(frozen=True)

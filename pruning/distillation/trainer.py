@@ -33,7 +33,7 @@ from pruning.errors import Cancelled, RecipeError
 from pruning.files import replacing
 from pruning.progress import Progress, Reporter, silent
 from pruning.schema import Frozen
-from pruning.surgery import assemble, spread
+from pruning.surgery import assemble
 from pruning.text.likelihood import token_losses
 
 HEAD_TOKENS = defaultdict(lambda: 2048, cpu=128)
@@ -423,7 +423,7 @@ def distil(
     gives the same weights again.
     """
     for model in (student, teacher):
-        if spread(model):
+        if device_map(model):
             raise RecipeError(
                 "The model is spread over several devices, and each process trains on one. Use a smaller one."
             )

@@ -12,7 +12,7 @@ from importlib.resources import files
 from string import Template
 
 from pruning import catalog
-from pruning.architectures.anatomy import NEURON
+from pruning.architectures.families import NEURON
 from pruning.architectures.shape import Shape
 from pruning.formatting import readable
 from pruning.pipeline import Pruned

@@ -48,12 +48,13 @@ from transformers import (
 )
 
 from pruning import catalog
-from pruning.architectures.anatomy import anatomy_of, config_from_dict
+from pruning.architectures.anatomy import anatomy_of
+from pruning.architectures.config import config_from_dict
+from pruning.architectures.placement import DISK, parameter
 from pruning.architectures.shape import Shape
 from pruning.errors import ModelError
 from pruning.files import cache_folder, discard, new_folder
 from pruning.progress import Progress, Reporter, silent
-from pruning.surgery import DISK, parameter, spread
 
 Token = str | bool | None
 """An access token; None for the one saved on this machine, False for none at all."""
@@ -192,7 +193,7 @@ def load(
     source = _fetch(name, revision, token, own_machine, max_bytes, progress, weights=True)
     progress(Progress("Reading the weights"))
     loaded = _read(source, on_disk)
-    if DISK in spread(loaded.model).values() and not on_disk:
+    if DISK in device_map(loaded.model).values() and not on_disk:
         progress(Progress("Memory does not hold all layers: the others are read from disk, which is slow"))
     return loaded
 

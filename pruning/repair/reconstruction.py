@@ -17,11 +17,12 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from pruning.architectures.anatomy import CHANNEL, NEURON, QUERY, TOKEN, Anatomy, TensorSpec, anatomy_of
+from pruning.architectures.anatomy import Anatomy, TensorSpec, anatomy_of
+from pruning.architectures.families import CHANNEL, NEURON, QUERY, TOKEN
 from pruning.calibration.hooks import first, hidden_states, watching
 from pruning.errors import RecipeError
 from pruning.progress import Progress, Reporter, silent
-from pruning.surgery import oriented, spread
+from pruning.surgery import oriented
 from pruning.text.tokens import Windows
 
 EPOCHS = 2
@@ -80,7 +81,7 @@ def reconstruct(
     Neither model is changed. Weights that are exactly zero stay zero. Raises `RecipeError` where the
     residual streams do not compare.
     """
-    if spread(model) or spread(dense):
+    if device_map(model) or device_map(dense):
         raise RecipeError(
             "The model is spread over several devices, and reconstruction trains on one. Use a smaller "
             "one, or repair instead."

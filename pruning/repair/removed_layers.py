@@ -7,12 +7,14 @@ import psutil
 import torch
 from torch import nn
 
-from pruning.architectures.anatomy import CHANNEL, NEURON, Anatomy
+from pruning.architectures.anatomy import Anatomy
+from pruning.architectures.families import CHANNEL, NEURON
+from pruning.architectures.placement import parameter
 from pruning.calibration.block_influence import residual_streams
 from pruning.calibration.hooks import watching
 from pruning.calibration.statistics import SiteGram
 from pruning.progress import Reporter, silent
-from pruning.surgery import oriented, parameter
+from pruning.surgery import oriented
 from pruning.text.tokens import Windows
 
 Run = tuple[int, ...]

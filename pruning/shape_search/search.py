@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
 
-from pruning.architectures.anatomy import CHANNEL, KEY_VALUE, LAYER, NEURON, QUERY
+from pruning.architectures.families import CHANNEL, KEY_VALUE, LAYER, NEURON, QUERY
 from pruning.architectures.shape import Shape
 from pruning.calibration.calibrate import windows_of
 from pruning.errors import RecipeError

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from pruning.architectures.anatomy import CHANNEL
+from pruning.architectures.families import CHANNEL
 from pruning.architectures.shape import Shape
 from pruning.errors import ModelError, RecipeError, SavingError
 from pruning.files import replacing, workplace

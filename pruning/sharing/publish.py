@@ -28,7 +28,7 @@ from pruning.loading.load import LONGEST_WAIT, RECIPE_FILE, Token, asked_wait
 from pruning.progress import Progress, Reporter, silent
 from pruning.saving.card import TAG, model_card
 from pruning.saving.provenance import provenance, stamp
-from pruning.surgery import recast, spread
+from pruning.surgery import recast
 
 if TYPE_CHECKING:
     from pruning.pipeline import Pruned
@@ -108,7 +108,7 @@ def _without_paths(pruned: "Pruned") -> "Pruned":
 
 def _check_reload(pruned: "Pruned", folder: Path) -> None:
     """The saved model must give the logits of the one in memory."""
-    model, places = pruned.model, spread(pruned.model)
+    model, places = pruned.model, device_map(pruned.model)
     reloaded = AutoModelForCausalLM.from_pretrained(
         folder, local_files_only=True, dtype=model.dtype, device_map=places or None
     )

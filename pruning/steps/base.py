@@ -8,6 +8,7 @@ from typing import ClassVar, Self
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from pruning.architectures.placement import parameter
 from pruning.architectures.shape import Shape
 from pruning.calibration.statistics import SavedStatistics, Statistics
 from pruning.loading.load import LoadedModel
@@ -15,7 +16,7 @@ from pruning.progress import Progress, Reporter, silent
 from pruning.repair.projection import repair_projection
 from pruning.schema import Frozen
 from pruning.steps.settings import Setting
-from pruning.surgery import Kept, cut, oriented, parameter
+from pruning.surgery import Kept, cut, oriented
 from pruning.text.choice import TextChoice
 from pruning.text.tokens import Windows
 

@@ -6,7 +6,9 @@ from typing import Annotated, ClassVar, Literal
 import torch
 from pydantic import model_validator
 
-from pruning.architectures.anatomy import CHANNEL, QUERY, Anatomy
+from pruning.architectures.anatomy import Anatomy
+from pruning.architectures.families import CHANNEL, QUERY
+from pruning.architectures.placement import parameter
 from pruning.architectures.shape import Shape
 from pruning.calibration.norm_moments import NormMoments, norm_moments
 from pruning.errors import ModelError, RecipeError
@@ -15,7 +17,7 @@ from pruning.repair.projection import repair_projection
 from pruning.steps.base import Cut, Refit, Subject, top
 from pruning.steps.settings import Choices, Setting, Slider, Switch, share, whole, word
 from pruning.steps.sizes import MULTIPLES, Multiple, Width, one_number, share_of
-from pruning.surgery import Kept, parameter
+from pruning.surgery import Kept
 
 ONE_STREAM = one_number("all layers share the channels of one residual stream")
 

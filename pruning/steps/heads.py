@@ -5,13 +5,16 @@ from typing import Annotated, ClassVar, Literal
 import torch
 from pydantic import Field, field_validator, model_validator
 
-from pruning.architectures.anatomy import CHANNEL, KEY_VALUE, QUERY, Anatomy, head_size
+from pruning.architectures.anatomy import Anatomy
+from pruning.architectures.config import head_size
+from pruning.architectures.families import CHANNEL, KEY_VALUE, QUERY
+from pruning.architectures.placement import parameter
 from pruning.architectures.shape import Shape
 from pruning.errors import RecipeError
 from pruning.progress import Progress
 from pruning.steps.base import Cut, Refit, Subject, refit_writes, top
 from pruning.steps.settings import Choices, Setting, Slider, Switch, whole, word
-from pruning.surgery import Kept, oriented, parameter, value_matrix
+from pruning.surgery import Kept, oriented, value_matrix
 
 
 class Heads(Cut):

@@ -7,7 +7,7 @@ from weakref import WeakKeyDictionary
 import torch
 from pydantic import Field, field_validator, model_validator
 
-from pruning.architectures.anatomy import LAYER
+from pruning.architectures.families import LAYER
 from pruning.architectures.shape import Shape
 from pruning.calibration.block_influence import angular_distances, block_influences
 from pruning.errors import RecipeError

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal
 import torch
 from pydantic import model_validator
 
-from pruning.architectures.anatomy import GATE, NEURON, UP
+from pruning.architectures.families import GATE, NEURON, UP
 from pruning.architectures.shape import Shape
 from pruning.criteria import CRITERIA, DEFAULT, MLP, criterion_named
 from pruning.errors import RecipeError

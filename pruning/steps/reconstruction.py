@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from pruning.architectures.anatomy import CHANNEL, TOKEN
+from pruning.architectures.families import CHANNEL, TOKEN
 from pruning.architectures.shape import Shape
 from pruning.errors import RecipeError
 from pruning.repair.reconstruction import reconstruct

@@ -10,7 +10,8 @@ import torch
 from pydantic import field_validator, model_validator
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from pruning.architectures.anatomy import TOKEN, config_from_dict
+from pruning.architectures.config import config_from_dict
+from pruning.architectures.families import TOKEN
 from pruning.architectures.shape import Shape
 from pruning.calibration.calibrate import written_texts
 from pruning.errors import ModelError, RecipeError

@@ -6,6 +6,7 @@ import torch
 from pydantic import model_validator
 
 from pruning.architectures.anatomy import Anatomy, TensorSpec
+from pruning.architectures.placement import parameter
 from pruning.architectures.shape import Shape
 from pruning.calibration.statistics import moments_of
 from pruning.errors import RecipeError
@@ -13,7 +14,7 @@ from pruning.progress import Progress
 from pruning.steps.base import Outcome, Step, Subject
 from pruning.steps.settings import Choices, Setting, Slider, share, word
 from pruning.steps.sizes import one_number, share_of
-from pruning.surgery import cut, parameter
+from pruning.surgery import cut
 
 UNIFORM = one_number("every projection loses the same share of its weights")
 

@@ -31,8 +31,8 @@ from pruning import (
     Weights,
     streaming,
 )
-from pruning.architectures.anatomy import QUERY, family_of
-from pruning.surgery import DISK, parameter
+from pruning.architectures.families import QUERY, family_of
+from pruning.architectures.placement import DISK, parameter
 from tests.helpers.models import FAMILIES, WITH_BOS, config, folder_of, loaded, save_tiny, tiny, tokenizer
 
 IDS = torch.arange(3, 43).reshape(2, 20)

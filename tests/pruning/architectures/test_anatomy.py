@@ -9,18 +9,10 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig, PreTrainedConfig
 
 import pruning
-from pruning.architectures.anatomy import (
-    COMPONENTS,
-    KEY_VALUE,
-    NEURON,
-    QUERY,
-    anatomy_of,
-    build_on_meta,
-    config_from_dict,
-    family_of,
-    resize,
-)
-from pruning.architectures.anatomy import FAMILIES as KNOWN
+from pruning.architectures.anatomy import anatomy_of
+from pruning.architectures.config import build_on_meta, config_from_dict, resize
+from pruning.architectures.families import COMPONENTS, KEY_VALUE, NEURON, QUERY, family_of
+from pruning.architectures.families import FAMILIES as KNOWN
 from pruning.surgery import neuron_matrices
 from tests.helpers.models import (
     FAMILIES,

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from transformers import GPT2Config, LlamaConfig
 
 from pruning import Neurons, Recipe, RecipeError, preview
-from pruning.architectures.anatomy import NEURON, build_on_meta
+from pruning.architectures.config import build_on_meta
+from pruning.architectures.families import NEURON
 from pruning.architectures.shape import Shape
 from tests.helpers.models import FAMILIES, config, count
 

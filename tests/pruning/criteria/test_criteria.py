@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pruning import Neurons, Recipe, RecipeError
-from pruning.architectures.anatomy import GATE, NEURON, UP
+from pruning.architectures.families import GATE, NEURON, UP
 from pruning.architectures.shape import Shape
 from pruning.calibration.statistics import SiteMoments, Statistics
 from pruning.criteria import CRITERIA, DEFAULT, MLP, criterion_named

@@ -20,7 +20,8 @@ from pruning import (
     perplexity,
     prune,
 )
-from pruning.architectures.anatomy import CHANNEL, QUERY, anatomy_of
+from pruning.architectures.anatomy import anatomy_of
+from pruning.architectures.families import CHANNEL, QUERY
 from pruning.calibration.calibrate import windows_of
 from pruning.repair.reconstruction import layers_kept, reconstruct
 from pruning.text.passages import passage

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from pruning import Calibration, RecipeError
-from pruning.architectures.anatomy import CHANNEL, QUERY
+from pruning.architectures.families import CHANNEL, QUERY
 from pruning.architectures.shape import Shape
 from pruning.calibration.calibrate import windows_of
 from pruning.errors import Cancelled

@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM
 
 import pruning
 from pruning import Channels, Recipe, RecipeError
-from pruning.architectures.anatomy import CHANNEL, QUERY, anatomy_of
+from pruning.architectures.anatomy import anatomy_of
+from pruning.architectures.families import CHANNEL, QUERY
 from pruning.architectures.shape import Shape
 from pruning.calibration.calibrate import split, token_ids, windows_of
 from pruning.calibration.norm_moments import norm_moments
