@@ -24,7 +24,7 @@ from pruning import (
     prune,
 )
 from pruning.architectures.shape import Shape
-from pruning.distillation.trainer import TrainingProgress
+from pruning.distillation.progress import TrainingProgress
 from pruning.steps.distillation import settings_from
 from pruning.text.passages import GENRES, passage
 

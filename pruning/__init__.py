@@ -7,7 +7,8 @@ from pruning.evaluation.perplexity import perplexity, quality
 from pruning.loading.load import LoadedModel, load
 from pruning.pipeline import Preview, Pruned, Report, measure, preview, prune, run
 from pruning.recipe import Recipe
-from pruning.sharing.publish import publish, save
+from pruning.saving.save import save
+from pruning.sharing.publish import publish
 from pruning.steps import Channels, Distillation, Heads, Layers, Neurons, Reconstruction, Vocabulary, Weights
 from pruning.text.choice import Calibration, TextChoice
 from pruning.text.generation import Sampling, complete, stream

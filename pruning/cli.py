@@ -360,7 +360,7 @@ def distill(
     it goes on from its checkpoint when it is called again. `accelerate launch -m pruning distill …` shares
     the work between processes."""
     from pruning import pipeline
-    from pruning.distillation.trainer import is_first_process, stopping
+    from pruning.distillation.progress import is_first_process, stopping
     from pruning.steps.distillation import settings_from
 
     if output.exists() and (not output.is_dir() or any(output.iterdir())):

@@ -15,10 +15,12 @@ from pruning.architectures.shape import Shape
 from pruning.calibration.calibrate import statistics_of, windows_of
 from pruning.errors import RecipeError
 from pruning.evaluation import perplexity as evaluation
+from pruning.evaluation import speed
 from pruning.evaluation.perplexity import Quality
 from pruning.files import cache_folder, replacing
 from pruning.loading import load as loading
-from pruning.loading.load import LoadedModel, Source, Token
+from pruning.loading.load import LoadedModel
+from pruning.loading.source import Source, Token
 from pruning.progress import Progress, Reporter, silent
 from pruning.recipe import Recipe
 from pruning.steps.base import Step, Subject
@@ -95,7 +97,7 @@ class Pruned:
 
     def save(self, folder: str | Path, progress: Reporter = silent) -> Path:
         """Write everything that plain transformers loads, a model card and the recipe."""
-        from pruning.sharing.publish import save
+        from pruning.saving.save import save
 
         return save(self, Path(folder), progress)
 
@@ -228,9 +230,7 @@ def measuring(pruned: Pruned, base: LoadedModel, progress: Reporter = silent) ->
         genres[genre] = result
         pruned = filled(quality_after=evaluation.summarise(genres))
         yield pruned
-    speed_before, speed_after = evaluation.tokens_per_second(
-        (base.model, model), tokenizer, progress=progress
-    )
+    speed_before, speed_after = speed.tokens_per_second((base.model, model), tokenizer, progress=progress)
     sampling, heard = Sampling(max_new_tokens=24), telling(progress, Progress("Writing samples"))
     pruned = filled(
         speed_before=speed_before,

@@ -12,12 +12,12 @@ from pruning.architectures.shape import Shape
 from pruning.criteria import CRITERIA
 from pruning.errors import RecipeError
 from pruning.loading import load as loading
-from pruning.loading.load import Token
+from pruning.loading.source import Token
 from pruning.pipeline import Pruned, preview
 from pruning.pipeline import prune as prune_base
 from pruning.progress import Reporter, silent
 from pruning.recipe import Recipe
-from pruning.sharing.publish import save
+from pruning.saving.save import save
 from pruning.steps.base import Cut
 
 LARGEST_FILE = 10**9

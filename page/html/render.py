@@ -8,7 +8,7 @@ from math import log10
 from pruning.architectures.families import CHANNEL, KEY_VALUE, LAYER, NEURON, QUERY, TOKEN
 from pruning.architectures.shape import Shape
 from pruning.criteria import Criterion
-from pruning.distillation.trainer import TrainingProgress
+from pruning.distillation.progress import TrainingProgress
 from pruning.formatting import readable
 
 COMPONENT_TITLES = {

@@ -5,7 +5,7 @@ from dataclasses import replace
 from page.html import render
 from pruning.evaluation.perplexity import Perplexity
 from pruning.formatting import readable
-from pruning.loading.load import Source
+from pruning.loading.source import Source
 from pruning.pipeline import Report
 from pruning.recipe import Recipe
 from pruning.text.passages import GENRES

@@ -20,7 +20,7 @@ from page.server.session import (
     workbench,
 )
 from pruning import Distillation, Sampling
-from pruning.distillation.trainer import TrainingProgress
+from pruning.distillation.progress import TrainingProgress
 from pruning.errors import Cancelled, RecipeError
 from pruning.progress import Progress
 from pruning.text.generation import complete

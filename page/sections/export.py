@@ -14,8 +14,9 @@ from page.workers.workbench import Visitor
 from pruning import Pruned, Recipe
 from pruning.errors import RecipeError
 from pruning.progress import Progress
+from pruning.saving.save import save
 from pruning.sharing.gguf import TYPES, export, gguf_types
-from pruning.sharing.publish import publish, save
+from pruning.sharing.publish import publish
 
 ZIP = "zip"
 FORMS = [

@@ -10,7 +10,7 @@ import gradio as gr
 from page.server.queue import Job, Jobs, Line
 from page.workers.workbench import Visitor, Workbench
 from pruning import PruningError
-from pruning.loading.load import saved_token
+from pruning.loading.hub import saved_token
 
 ON_SPACE = "SPACE_ID" in os.environ
 

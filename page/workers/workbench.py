@@ -24,7 +24,8 @@ from pruning.calibration.calibrate import forget_own, forget_read, kept_bytes, s
 from pruning.errors import ModelError, PruningError
 from pruning.evaluation import inspection
 from pruning.loading import load as loading
-from pruning.loading.load import LoadedModel, Source, Token
+from pruning.loading.load import LoadedModel
+from pruning.loading.source import Source, Token
 from pruning.pipeline import Pruned
 from pruning.progress import Progress, Reporter, silent
 from pruning.recipe import Recipe

@@ -6,21 +6,18 @@ from contextlib import suppress
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
-import torch
 from safetensors import SafetensorError
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pruning import catalog
 from pruning.calibration.statistics import SavedStatistics, Statistics, read_statistics
 from pruning.errors import RecipeError
 from pruning.files import cache_folder, trim, used
-from pruning.loading import load as loading
 from pruning.loading.load import LoadedModel
 from pruning.progress import Reporter, silent
-from pruning.text.choice import Calibration, TextChoice
-from pruning.text.generation import check_vocabulary, sample_text
-from pruning.text.passages import GENERAL, GENRES, OWN, SELF, WIKITEXT, passage
-from pruning.text.tokens import Windows
+from pruning.text.choice import Calibration, read_texts
+from pruning.text.generation import sample_text
+from pruning.text.passages import GENERAL, GENRES, OWN, SELF
+from pruning.text.tokens import Windows, bos_ids, sample_evenly, split_into_windows, token_ids, usable_window
 
 HELD_OUT = 8
 """One in so many calibration tokens is held out to choose how far to repair."""
@@ -44,11 +41,11 @@ def windows_of(
     """
     texts = _texts(base, calibration, seed, progress)
     share = calibration.tokens // len(texts)
-    window = readable(base.model, calibration.window)
+    window = usable_window(base.model, calibration.window)
     fitting, heldout = [], []
     for text in texts:
-        tokens = spread(
-            token_ids(base.model, base.tokenizer, text), share, window - len(beginning(base.tokenizer))
+        tokens = sample_evenly(
+            token_ids(base.model, base.tokenizer, text), share, window - len(bos_ids(base.tokenizer))
         )
         if len(tokens) < min(share, LEAST_TOKENS // len(texts)):
             raise RecipeError(
@@ -56,69 +53,15 @@ def windows_of(
                 "Use a longer text."
             )
         border = len(tokens) - len(tokens) // HELD_OUT
-        fitting += split(base.tokenizer, tokens[:border], window)
-        heldout += split(base.tokenizer, tokens[border:], window)
+        fitting += split_into_windows(base.tokenizer, tokens[:border], window)
+        heldout += split_into_windows(base.tokenizer, tokens[border:], window)
     return Windows(tuple(fitting), tuple(heldout))
-
-
-def token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str) -> torch.Tensor:
-    """The tokens of a text, none added. Raises `RecipeError` for one that the model does not know."""
-    ids = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
-    tokens = torch.tensor(ids, dtype=torch.long)
-    check_vocabulary(model, tokenizer, tokens)
-    return tokens
-
-
-def readable(model: PreTrainedModel, window: int) -> int:
-    """A window's length, or the most that the model can read in one piece where that is less."""
-    return min(window, getattr(model.config, "max_position_embeddings", None) or window)
-
-
-def beginning(tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
-    """What the tokenizer begins a text with: a BOS token, or nothing."""
-    return torch.tensor(tokenizer("", verbose=False).input_ids, dtype=torch.long)
-
-
-def split(tokenizer: PreTrainedTokenizerBase, tokens: torch.Tensor, window: int) -> list[torch.Tensor]:
-    """Cut tokens into windows, each beginning as the tokenizer begins a text (with a BOS token, where
-    the model expects one). Nothing is padded; the last window may be short."""
-    prefix = beginning(tokenizer)
-    length = window - len(prefix)
-    return [torch.cat([prefix, piece]) for piece in tokens.split(length) if len(piece)]
-
-
-def spread(tokens: torch.Tensor, count: int, length: int) -> torch.Tensor:
-    """`count` tokens in runs of `length`, taken evenly from all of a longer text: many subjects weigh
-    more than much of one."""
-    runs, there = -(-count // length), len(tokens) // length
-    if len(tokens) <= count or there <= runs:
-        return tokens[:count]
-    starts = torch.arange(runs) * there // runs * length
-    return torch.cat([tokens[start : start + length] for start in starts.tolist()])[:count]
 
 
 def _texts(base: LoadedModel, calibration: Calibration, seed: int, progress: Reporter) -> Sequence[str]:
     if calibration.text == SELF:
         return [_self_written(base, calibration.tokens, seed, progress)]
-    return written_texts(calibration, progress)
-
-
-def written_texts(choice: TextChoice, progress: Reporter = silent) -> Sequence[str]:
-    """The texts of a choice that no model has to write, whole."""
-    match choice.text:
-        case name if name == GENERAL:
-            return [passage(genre, "calibration") for genre in GENRES]
-        case name if name in GENRES:
-            return [passage(name, "calibration")]
-        case name if name == WIKITEXT:
-            return [loading.wikitext(progress=progress)]
-    if choice.content is None:
-        raise RecipeError(
-            "This recipe was calibrated on a text of the user's own (sha256 "
-            f"{choice.sha256[:12]}…), which a recipe never holds. Give the same text again."
-        )
-    assert choice.text == OWN
-    return [choice.content]
+    return read_texts(calibration, progress)
 
 
 def statistics_of(

@@ -8,7 +8,7 @@ import torch
 from pruning.architectures.anatomy import anatomy_of
 from pruning.architectures.shape import Shape
 from pruning.calibration.block_influence import block_influences
-from pruning.calibration.calibrate import readable, statistics_of, token_ids, windows_of
+from pruning.calibration.calibrate import statistics_of, windows_of
 from pruning.criteria import MLP, criterion_named
 from pruning.errors import RecipeError
 from pruning.loading.load import LoadedModel
@@ -16,8 +16,9 @@ from pruning.progress import Reporter, silent
 from pruning.steps.neurons import Neurons
 from pruning.surgery import neuron_matrices
 from pruning.text.choice import Calibration
-from pruning.text.generation import Speaker, check_vocabulary, encode_prompt
+from pruning.text.generation import Speaker, encode_prompt
 from pruning.text.likelihood import token_losses
+from pruning.text.tokens import check_vocabulary, token_ids, usable_window
 
 LONGEST_TEXT = 4_000
 
@@ -64,7 +65,7 @@ def losses_by_token(models: Sequence[Speaker], text: str) -> list[TokenLoss]:
             f"The text has {len(text):,} characters; at most {LONGEST_TEXT:,} are read. Shorten it."
         )
     tokenizer = models[0].tokenizer
-    ids = token_ids(models[0].model, tokenizer, text)[: readable(models[0].model, LONGEST_TEXT)]
+    ids = token_ids(models[0].model, tokenizer, text)[: usable_window(models[0].model, LONGEST_TEXT)]
     if any(
         not torch.equal(ids, token_ids(each.model, each.tokenizer, text)[: len(ids)]) for each in models[1:]
     ):

@@ -3,21 +3,20 @@
 import hashlib
 import math
 import statistics
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteriaList
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pruning.calibration.calibrate import beginning, readable, split
 from pruning.errors import RecipeError
 from pruning.progress import Progress, Reporter, silent
-from pruning.text.generation import When, check_vocabulary, telling
 from pruning.text.likelihood import perplexity_of, token_losses
 from pruning.text.passages import GENRES, passage
+from pruning.text.tokens import bos_ids, check_vocabulary, split_into_windows, usable_window
 
 WINDOW = 512
+
 GENRE_CHARACTERS = 4000
 """How much of each passage is read: the same text, however many tokens a vocabulary makes of it."""
 
@@ -73,8 +72,8 @@ def perplexity(
     ids = torch.tensor(encoded.input_ids[:tokens], dtype=torch.long)
     check_vocabulary(model, tokenizer, ids)
     ends = [end for _, end in encoded.offset_mapping]
-    window, added = readable(model, window), len(beginning(tokenizer))
-    windows = split(tokenizer, ids, window)
+    window, added = usable_window(model, window), len(bos_ids(tokenizer))
+    windows = split_into_windows(tokenizer, ids, window)
     total, count, size, read = 0.0, 0, 0, 0
     for done, piece in enumerate(windows):
         progress(Progress(f"Measuring perplexity on {name}, windows", done, len(windows)))
@@ -136,39 +135,6 @@ def digest(revision: str | None) -> str:
     texts = "".join(passage(genre, "heldout") for genre in GENRES)
     key = f"{_FORMAT}|{revision}|{WINDOW}|{GENRE_CHARACTERS}|{texts}"
     return hashlib.sha256(key.encode()).hexdigest()[:32]
-
-
-def tokens_per_second(
-    models: Sequence[PreTrainedModel],
-    tokenizer: PreTrainedTokenizerBase,
-    new_tokens: int = 24,
-    rounds: int = 3,
-    progress: Reporter = silent,
-) -> tuple[float, ...]:
-    """Greedy generation at batch 1, with the cache: the median over rounds for each model.
-
-    The models take turns, so that what else the machine does weighs on all of them alike.
-    """
-    inputs = tokenizer("Once upon a time", return_tensors="pt").input_ids
-    seconds: list[list[float]] = [[] for _ in models]
-    listening = StoppingCriteriaList([When(telling(progress, Progress("Measuring speed")))])
-    with torch.inference_mode():
-        for round_number in range(rounds + 1):
-            length = new_tokens if round_number else 2
-            for model, times in zip(models, seconds, strict=True):
-                start = time.perf_counter()
-                model.generate(
-                    inputs.to(model.device),
-                    attention_mask=torch.ones_like(inputs, device=model.device),
-                    do_sample=False,
-                    pad_token_id=0,
-                    max_new_tokens=length,
-                    min_new_tokens=length,
-                    stopping_criteria=listening,
-                )
-                if round_number:
-                    times.append(time.perf_counter() - start)
-    return tuple(new_tokens / statistics.median(times) for times in seconds)
 
 
 def size_on_disk(parameters: int, dtype: torch.dtype) -> int:

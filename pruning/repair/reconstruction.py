@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from pruning.architectures.anatomy import Anatomy, TensorSpec, anatomy_of
 from pruning.architectures.families import CHANNEL, NEURON, QUERY, TOKEN
+from pruning.architectures.placement import device_map
 from pruning.calibration.hooks import first, hidden_states, watching
 from pruning.errors import RecipeError
 from pruning.progress import Progress, Reporter, silent

@@ -11,7 +11,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from pruning.errors import ModelError
 from pruning.evaluation.perplexity import Perplexity
-from pruning.loading.load import Source
+from pruning.loading.source import Source
 from pruning.saving.provenance import provenance
 from pruning.steps import Distillation
 from pruning.text.passages import GENRES, passage

@@ -1,15 +1,12 @@
-"""Saving a pruned model, and pushing it to the Hub."""
+"""Publish a pruned model on the Hugging Face Hub."""
 
 import os
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
-import torch
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, ModelInfo
 from huggingface_hub.errors import (
     HfHubHTTPError,
@@ -19,109 +16,22 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 from huggingface_hub.utils import validate_repo_id
-from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM
 
 from pruning.errors import PruningError, SavingError
-from pruning.files import new_folder, workplace
-from pruning.loading.load import LONGEST_WAIT, RECIPE_FILE, Token, asked_wait
+from pruning.files import workplace
+from pruning.loading.files import RECIPE_FILE
+from pruning.loading.hub import retry_after
+from pruning.loading.source import Token
 from pruning.progress import Progress, Reporter, silent
-from pruning.saving.card import TAG, model_card
-from pruning.saving.provenance import provenance, stamp
-from pruning.surgery import recast
+from pruning.saving.card import TAG
+from pruning.saving.save import save
+from pruning.sharing.retry import NEVER_SENT, http_status, is_transient, with_retries
 
 if TYPE_CHECKING:
     from pruning.pipeline import Pruned
 
 LOADED_FILES = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model", "*.txt")
 """What transformers might still read of an earlier model in the same repository."""
-
-PASSING = (408, 429, 500, 502, 503, 504)
-"""The answers of the Hub after which trying again may help."""
-NEVER_SENT = ("LocalProtocolError", "UnsupportedProtocol")
-"""The client's errors for requests that cannot be sent, such as a line break in the access token."""
-PAUSES = (1.0, 2.0, 4.0)
-"""Seconds before each further try; the Hub may ask for longer ones."""
-
-Answer = TypeVar("Answer")
-
-
-def save(
-    pruned: "Pruned",
-    folder: Path,
-    progress: Reporter = silent,
-    name: str | None = None,
-    largest_file: int | str = "50GB",
-) -> Path:
-    """Write config, safetensors (of at most `largest_file` bytes), tokenizer, generation config, recipe
-    and card.
-
-    Written to a temporary folder, read back by plain transformers and compared, then renamed; on any
-    failure nothing is left. Raises `SavingError`.
-    """
-    folder = Path(folder)
-    try:
-        with new_folder(folder) as temporary:
-            progress(Progress("Writing the model"))
-            model = pruned.model
-            if pruned.storage_dtype != model.dtype:
-                model = recast(model, pruned.storage_dtype)
-            model.save_pretrained(temporary, max_shard_size=largest_file)
-            pruned.tokenizer.save_pretrained(temporary)
-            write_papers(pruned, temporary, name or folder.name)
-            progress(Progress("Reading the model back to check it"))
-            _check_reload(pruned, temporary)
-    except FileExistsError:
-        raise SavingError(
-            f"{folder} exists and is not empty. Choose another folder, or empty it first."
-        ) from None
-    except OSError as error:
-        raise SavingError(
-            f"The model could not be written to {folder}: {error.strerror or error}. "
-            "Make room or choose another folder."
-        ) from error
-    except SafetensorError as error:
-        raise SavingError(
-            f"The weights could not be written to {folder}: {error}. Make room or choose another folder."
-        ) from error
-    return folder
-
-
-def write_papers(pruned: "Pruned", folder: Path, name: str) -> None:
-    """Put the recipe and the card beside the weights, and the provenance into them."""
-    pruned = _without_paths(pruned)
-    (folder / RECIPE_FILE).write_text(pruned.recipe.to_yaml(), encoding="utf-8")
-    (folder / "README.md").write_text(str(model_card(pruned, name)), encoding="utf-8")
-    for file in folder.glob("*.safetensors"):
-        stamp(file, provenance(pruned))
-        file.chmod(0o644)  # safetensors writes files that only their owner can read.
-
-
-def _without_paths(pruned: "Pruned") -> "Pruned":
-    """A folder goes by its name; where it lies is nobody else's business."""
-    if pruned.source.hub_id is not None:
-        return pruned
-    steps = tuple(step.without_paths() for step in pruned.recipe.steps)
-    recipe = pruned.recipe.model_copy(update={"base": pruned.source.folder.name, "steps": steps})
-    return replace(pruned, recipe=recipe)
-
-
-def _check_reload(pruned: "Pruned", folder: Path) -> None:
-    """The saved model must give the logits of the one in memory."""
-    model, places = pruned.model, device_map(pruned.model)
-    reloaded = AutoModelForCausalLM.from_pretrained(
-        folder, local_files_only=True, dtype=model.dtype, device_map=places or None
-    )
-    device = "cpu" if model.device.type == "meta" else model.device
-    if not places:
-        reloaded = reloaded.to(device)
-    ids = torch.arange(1, min(17, model.config.vocab_size))[None].to(device)
-    with torch.inference_mode():
-        if not torch.equal(reloaded.eval()(ids).logits, model(ids).logits):
-            raise SavingError(
-                "The saved model does not give the same logits as the one in memory, so it was not "
-                "kept. This is a bug in Secateur: please report it with the recipe."
-            )
 
 
 def publish(
@@ -142,7 +52,7 @@ def publish(
     """
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=token)
     with _hub_errors("sign in"):
-        owners = _patiently(lambda: _owners(api), progress)
+        owners = with_retries(lambda: _owners(api), progress)
     repo_id = _checked_id(repo_id, owners)
     if isinstance(pruned, str | Path):
         return _push(api, _saved_folder(Path(pruned)), repo_id, private, overwrite, progress)
@@ -192,7 +102,7 @@ def _saved_folder(folder: Path) -> Path:
 
 def _push(api: HfApi, folder: Path, repo_id: str, private: bool, overwrite: bool, progress: Reporter) -> str:
     with _hub_errors(f"look at {repo_id}"):
-        repo = _patiently(lambda: _look(api, repo_id), progress)
+        repo = with_retries(lambda: _look(api, repo_id), progress)
     if repo is not None:
         _check_ours(repo, private, overwrite)
     creation = None if repo is not None else _Creation(api, repo_id, private)
@@ -204,7 +114,7 @@ def _push(api: HfApi, folder: Path, repo_id: str, private: bool, overwrite: bool
         progress(Progress(f"Uploading to {repo_id}"))
         with _hub_errors(f"upload to {repo_id}"):
             if repo.private != private and _is_empty(repo):
-                _patiently(lambda: api.update_repo_settings(repo_id, private=private), progress)
+                with_retries(lambda: api.update_repo_settings(repo_id, private=private), progress)
             _upload(api, repo, folder, progress)
     except BaseException as error:
         left = creation.undo() if creation is not None else f"{repo_id} is as it was."
@@ -254,22 +164,22 @@ class _Creation:
         """Whether the repository was created, or may have been where an answer got lost."""
 
     def run(self, progress: Reporter) -> ModelInfo:
-        _patiently(self._create, progress)
-        return _patiently(lambda: self._api.model_info(self._repo_id), progress)
+        with_retries(self._create, progress)
+        return with_retries(lambda: self._api.model_info(self._repo_id), progress)
 
     def _create(self) -> None:
         try:
             self._api.create_repo(self._repo_id, private=self._private, exist_ok=False)
         except BaseException as error:
-            if _status(error) != 409 or not self._begun:
-                self._begun = self._begun or _may_pass(error)
+            if http_status(error) != 409 or not self._begun:
+                self._begun = self._begun or is_transient(error)
                 raise
         self._begun = True
 
     def undo(self) -> str:
         """Remove the repository, unless it has files; returns what is left on the Hub."""
         try:
-            if self._begun and (repo := _patiently(self._remove, silent)) is not None:
+            if self._begun and (repo := with_retries(self._remove, silent)) is not None:
                 return f"Look at {repo.id} on the Hub: it has files, and was left alone."
         except Exception:
             return (
@@ -309,53 +219,22 @@ def _upload(api: HfApi, repo: ModelInfo, folder: Path, progress: Reporter) -> No
         )
 
     try:
-        _patiently(commit, progress)
+        with_retries(commit, progress)
     except HTTPError as error:
         # An answer that got lost may have been a good one.
-        if not (_may_pass(error) or _status(error) == 412) or not _holds(api, repo.id, folder, progress):
+        if not (is_transient(error) or http_status(error) == 412) or not _holds(
+            api, repo.id, folder, progress
+        ):
             raise
 
 
 def _holds(api: HfApi, repo_id: str, folder: Path, progress: Reporter) -> bool:
     """Whether a repository holds all files of a folder."""
     try:
-        compared = _patiently(lambda: api.verify_repo_checksums(repo_id, local_dir=folder), progress)
+        compared = with_retries(lambda: api.verify_repo_checksums(repo_id, local_dir=folder), progress)
     except (HTTPError, OSError, ValueError):
         return False
     return not compared.mismatches and not compared.extra_paths
-
-
-def _patiently(call: Callable[[], Answer], progress: Reporter) -> Answer:
-    """What a call to the Hub returns, made again after a pause while its fault may pass."""
-    for pause in PAUSES:
-        try:
-            return call()
-        except HTTPError as error:
-            if not _may_pass(error):
-                raise
-            asked = asked_wait(error.response) if isinstance(error, HfHubHTTPError) else None
-        _rest(max(pause, asked or 0), progress)
-    return call()
-
-
-def _rest(seconds: float, progress: Reporter) -> None:
-    """Wait, in steps in which `progress` can end the waiting."""
-    while seconds > 0:
-        progress(Progress(f"The Hub does not answer as it should; trying again in {seconds:.0f} s"))
-        time.sleep(min(seconds, 0.5))
-        seconds -= 0.5
-
-
-def _status(error: Exception) -> int | None:
-    response = error.response if isinstance(error, HfHubHTTPError) else None
-    return response.status_code if response is not None else None
-
-
-def _may_pass(error: Exception) -> bool:
-    """Whether the same request may succeed soon: the connection broke, or the Hub is busy."""
-    if not isinstance(error, HfHubHTTPError):
-        return type(error).__name__ not in NEVER_SENT
-    return _status(error) in PASSING and (asked_wait(error.response) or 0) <= LONGEST_WAIT
 
 
 @contextmanager
@@ -394,9 +273,9 @@ _REASONS = {
 
 def _sentence(action: str, error: Exception) -> str:
     if isinstance(error, HfHubHTTPError):
-        status = _status(error)
+        status = http_status(error)
         reason = _REASONS.get(status, "it has a fault of its own. Try again in a few minutes")
-        if status == 429 and (wait := asked_wait(error.response)):
+        if status == 429 and (wait := retry_after(error.response)):
             reason = f"it has had too many requests. Try again in {_duration(wait)}"
         return f"The Hub refused to {action} (HTTP {status}): {reason}."
     if type(error).__name__ in NEVER_SENT:

@@ -9,7 +9,8 @@ from pruning.architectures.shape import Shape
 from pruning.errors import ModelError, PruningError
 from pruning.evaluation import perplexity as evaluation
 from pruning.loading import load as loading
-from pruning.loading.load import LoadedModel, Token
+from pruning.loading.load import LoadedModel
+from pruning.loading.source import Token
 from pruning.progress import Progress, Reporter, silent
 from pruning.recipe import Recipe
 from pruning.saving.card import Stated, read_card

@@ -11,18 +11,23 @@ from pydantic import Field, PrivateAttr, field_validator, model_serializer, mode
 from transformers import PreTrainedTokenizerBase
 
 from pruning.architectures.shape import Shape
-from pruning.calibration.calibrate import HELD_OUT, LEAST_TOKENS, readable, split, token_ids, written_texts
-from pruning.distillation.trainer import HELD_OUT_TOKENS, Checkpoint, Reading, Training, distil
+from pruning.calibration.calibrate import HELD_OUT, LEAST_TOKENS
+from pruning.distillation.checkpoint import Checkpoint
+from pruning.distillation.data import TrainingTokens
+from pruning.distillation.settings import Training
+from pruning.distillation.trainer import HELD_OUT_TOKENS, distill
 from pruning.errors import RecipeError
+from pruning.loading import datasets
 from pruning.loading import load as loading
 from pruning.loading.load import LoadedModel
 from pruning.progress import Progress
 from pruning.schema import Frozen
 from pruning.steps.base import Outcome, Step, Subject
 from pruning.steps.settings import Setting, whole
-from pruning.text.choice import MAX_TOKENS, TextChoice
+from pruning.text.choice import MAX_TOKENS, TextChoice, read_texts
 from pruning.text.generation import sample_text
 from pruning.text.passages import SELF
+from pruning.text.tokens import split_into_windows, token_ids, usable_window
 
 SAMPLES = 16_384
 """Tokens that the teacher writes where its own samples are the text and nothing says how many."""
@@ -60,7 +65,7 @@ class HubText(Frozen):
     name: Annotated[str, Field(min_length=1, max_length=200)]
     column: str = "text"
     subset: str | None = None
-    split: str = "train"
+    split_into_windows: str = "train"
     revision: str | None = None
     tokens: Annotated[int, Field(ge=LEAST_TOKENS, le=100 * MAX_TOKENS)] = MAX_TOKENS
 
@@ -119,7 +124,7 @@ class Distillation(Training, Step):
     def apply(self, subject: Subject) -> Outcome:
         teacher = self._teacher_of(subject)
         tokens = teachers_tokens(subject, teacher)
-        result = distil(
+        result = distill(
             subject.model,
             teacher.model,
             self._reading(subject, teacher),
@@ -155,38 +160,40 @@ class Distillation(Training, Step):
         on_disk = subject.base.source.hub_id is None
         return loading.load(self.teacher, own_machine=on_disk, progress=subject.progress)
 
-    def _reading(self, subject: Subject, teacher: LoadedModel) -> Reading:
+    def _reading(self, subject: Subject, teacher: LoadedModel) -> TrainingTokens:
         model, tokenizer = subject.model, subject.tokenizer
         streams = [token_ids(model, tokenizer, text) for text in self._texts(subject, teacher)]
         if self.dataset is not None:
             streams = [streams[0][: self.dataset.tokens]]
-        window = readable(model, HELD_OUT_WINDOW)
+        window = usable_window(model, HELD_OUT_WINDOW)
         fitting, heldout = [], []
         for tokens in streams:
             border = len(tokens) - len(tokens) // HELD_OUT
             fitting.append(tokens[:border])
             # From the end: what follows the border may still be the article that is trained on.
             share = HELD_OUT_TOKENS // len(streams)
-            heldout += split(tokenizer, tokens[border:][-share:], window)
+            heldout += split_into_windows(tokenizer, tokens[border:][-share:], window)
         prefix = torch.tensor(tokenizer("", verbose=False).input_ids, dtype=torch.long)
         least = max(LEAST_TOKENS, self.window)
         if (there := sum(map(len, fitting))) < least:
             raise RecipeError(
                 f"The text to train on has {there} tokens; at least {least} are needed. Use a longer text."
             )
-        return Reading(torch.cat(fitting), tuple(heldout), prefix, self._text_name)
+        return TrainingTokens(torch.cat(fitting), tuple(heldout), prefix, self._text_name)
 
     def _texts(self, subject: Subject, teacher: LoadedModel) -> list[str]:
         if self.dataset is not None:
             return [self._streamed(subject)]
         alone = self.text.text == SELF
-        texts = [] if alone else list(written_texts(self.text, subject.progress))
+        texts = [] if alone else list(read_texts(self.text, subject.progress))
         samples = self.samples or (SAMPLES if alone else 0)
         return texts + ([sample_text(teacher, samples, subject.seed, subject.progress)] if samples else [])
 
     def _streamed(self, subject: Subject) -> str:
         wanted, texts, tokens = self.dataset, [], 0
-        rows = loading.dataset_texts(wanted.name, wanted.column, wanted.subset, wanted.split, wanted.revision)
+        rows = datasets.dataset_texts(
+            wanted.name, wanted.column, wanted.subset, wanted.split, wanted.revision
+        )
         for text in rows:
             texts.append(text)
             tokens += len(subject.tokenizer(text, verbose=False).input_ids)

@@ -13,7 +13,6 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from pruning.architectures.config import config_from_dict
 from pruning.architectures.families import TOKEN
 from pruning.architectures.shape import Shape
-from pruning.calibration.calibrate import written_texts
 from pruning.errors import ModelError, RecipeError
 from pruning.loading import load as loading
 from pruning.progress import Progress
@@ -22,7 +21,7 @@ from pruning.steps.settings import Choices, Setting, Slider, share, whole
 from pruning.steps.sizes import MULTIPLES, Multiple, Width, share_of
 from pruning.surgery import assemble, pieces
 from pruning.text.bpe import BytePairs
-from pruning.text.choice import TextChoice
+from pruning.text.choice import TextChoice, read_texts
 from pruning.text.passages import CALIBRATION_NAMES, SELF
 
 _LISTS_OF_IDS = ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids")
@@ -122,7 +121,7 @@ class Vocabulary(Step):
             generation = GenerationConfig.from_pretrained(source.folder, local_files_only=True).to_dict()
         except OSError:
             generation = {}
-        ranked = _Ranked(tokenizer, written_texts(open_step.text), (config.to_dict(), generation))
+        ranked = _Ranked(tokenizer, read_texts(open_step.text), (config.to_dict(), generation))
         return open_step.model_copy(update={"size": ranked.needed})
 
     def reshape(self, shape: Shape) -> Shape:
@@ -141,7 +140,7 @@ class Vocabulary(Step):
         shape = self.reshape(subject.shape)
         size = shape.count(TOKEN)
         configs = (subject.model.config.to_dict(), subject.model.generation_config.to_dict())
-        ranked = _Ranked(subject.tokenizer, written_texts(self.text, subject.progress), configs)
+        ranked = _Ranked(subject.tokenizer, read_texts(self.text, subject.progress), configs)
         kept = ranked.first(size)
         subject.progress(Progress("Making the tokenizer again"))
         tokenizer = ranked.pairs.rebuilt(kept)

@@ -1,14 +1,17 @@
 """Which text a model reads: a name in a recipe, or a text of the user's own, which a recipe never holds."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
 from pruning.errors import RecipeError
+from pruning.loading import datasets
+from pruning.progress import Reporter, silent
 from pruning.schema import Frozen
-from pruning.text.passages import CALIBRATION_NAMES, OWN
+from pruning.text.passages import CALIBRATION_NAMES, GENERAL, GENRES, OWN, WIKITEXT, passage
 
 MAX_TOKENS = 1_000_000
 
@@ -96,3 +99,21 @@ class Calibration(TextChoice):
 
     tokens: Annotated[int, Field(ge=256, le=MAX_TOKENS)] = 8192
     window: Annotated[int, Field(ge=16, le=8192)] = 512
+
+
+def read_texts(choice: TextChoice, progress: Reporter = silent) -> Sequence[str]:
+    """The texts of a choice that no model has to write, whole."""
+    match choice.text:
+        case name if name == GENERAL:
+            return [passage(genre, "calibration") for genre in GENRES]
+        case name if name in GENRES:
+            return [passage(name, "calibration")]
+        case name if name == WIKITEXT:
+            return [datasets.wikitext(progress=progress)]
+    if choice.content is None:
+        raise RecipeError(
+            "This recipe was calibrated on a text of the user's own (sha256 "
+            f"{choice.sha256[:12]}…), which a recipe never holds. Give the same text again."
+        )
+    assert choice.text == OWN
+    return [choice.content]

@@ -19,8 +19,10 @@ from transformers import (
 
 from pruning.errors import RecipeError
 from pruning.progress import Progress, Reporter, silent
+from pruning.text.tokens import check_vocabulary
 
 MAX_PROMPT_CHARACTERS = 20_000
+
 MAX_NEW_TOKENS = 1_024
 
 
@@ -101,16 +103,6 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> torch.Tens
             "Shorten it."
         )
     return tokenizer(prompt, return_tensors="pt", verbose=False).input_ids
-
-
-def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ids: torch.Tensor) -> None:
-    """Raises `RecipeError` where a text holds a token that the model has no embedding for."""
-    size = model.config.vocab_size
-    if ids.numel() and (highest := int(ids.max())) >= size:
-        raise RecipeError(
-            f"The text holds {tokenizer.convert_ids_to_tokens(highest)!r}, which is token {highest} of its "
-            f"tokenizer, but this model knows {size} tokens. Remove it from the text."
-        )
 
 
 def stream(

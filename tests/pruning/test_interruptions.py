@@ -18,7 +18,9 @@ from types import SimpleNamespace
 import pytest
 
 import pruning
+from pruning.distillation import checkpoint
 from pruning.files import PREFIX
+from pruning.loading import files, offline
 
 KILLS = int(os.environ.get("SECATEUR_KILLS", "200"))
 CUT = pruning.Recipe(base="tiny", steps=[pruning.Neurons(fraction=0.25, criterion="l2", repair=False)])
@@ -212,15 +214,15 @@ def test_tries_are_few_and_further_and_further_apart(signed_in, saved, pauses):
     "part", ["whoami", "api/models/ada/cut$", "/create", "/preupload/", "PUT ", "/commit/"]
 )
 def test_a_stall(signed_in, saved, part, monkeypatch):
-    monkeypatch.setattr("pruning.loading.load.SILENCE", 0.5)
+    monkeypatch.setattr("pruning.loading.hub.READ_TIMEOUT", 0.5)
     signed_in.fail(part, stall=20)
     assert pruning.publish(saved, "ada/cut")
     assert is_whole(signed_in, "ada/cut", saved)
     afresh(signed_in)
-    monkeypatch.setattr("pruning.loading.load.SILENCE", 0.1)
+    monkeypatch.setattr("pruning.loading.hub.READ_TIMEOUT", 0.1)
     signed_in.fail(part, stall=20, times=8)
     assert "The connection to the Hub broke (ReadTimeout)" in refused(saved)
-    monkeypatch.setattr("pruning.loading.load.SILENCE", 60)
+    monkeypatch.setattr("pruning.loading.hub.READ_TIMEOUT", 60)
     signed_in.faults.clear()
     assert pruning.publish(saved, "ada/cut")
 
@@ -380,9 +382,7 @@ def _writers(under):
 
     from pruning import pipeline
     from pruning.calibration.statistics import Statistics, read_statistics
-    from pruning.distillation import trainer as distilling
     from pruning.evaluation.perplexity import Perplexity, Quality
-    from pruning.loading import load as loading
     from pruning.text.passages import GENRES
     from tests.helpers.models import loaded, tiny
 
@@ -436,24 +436,24 @@ def _writers(under):
     for tensor in weights.values():
         tensor.grad = torch.ones_like(tensor)
     optimizer.optimizer.step()
-    state, checkpoint = distilling.State(step=1), under / "distilled" / "checkpoint"
+    state, kept_at = checkpoint.TrainingState(step=1), under / "distilled" / "checkpoint"
 
     def goes_on():
         again, optimizer = training(0.0)
-        resumed, _ = distilling._resume(checkpoint, "run", again, optimizer)
+        resumed, _ = checkpoint.load_checkpoint(kept_at, "run", again, optimizer)
         return resumed.step == 1 and all(torch.equal(again[name], weights[name]) for name in weights)
 
     return {
         "saved model": _Writer(saved, lambda: cut.save(saved), lambda: same(cut.model, saved)),
         "converted weights": _Writer(
             converted,
-            lambda: loading._keep_converted(base.model, base.tokenizer, converted),
-            lambda: loading._is_whole(converted) and same(base.model, converted),
+            lambda: offline._keep_converted(base.model, base.tokenizer, converted),
+            lambda: files.is_complete(converted) and same(base.model, converted),
         ),
         "statistics": _Writer(file, lambda: versions[next(turns) % 2].save(file), whole_statistics),
         "distillation": _Writer(
             checkpoint,
-            lambda: distilling._keep(checkpoint, "run", state, weights, {}, optimizer),
+            lambda: checkpoint.save_checkpoint(checkpoint, "run", state, weights, {}, optimizer),
             goes_on,
         ),
         "quality": _Writer(

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from pruning import Calibration, Neurons, Recipe, RecipeError, prune
-from pruning.calibration.calibrate import HELD_OUT, split, spread, statistics_of, token_ids, windows_of
+from pruning.calibration.calibrate import HELD_OUT, statistics_of, windows_of
 from pruning.catalog import DEFAULT
 from pruning.files import cache_folder
 from pruning.text.passages import GENRES, passage
+from pruning.text.tokens import sample_evenly, split_into_windows, token_ids
 from tests.helpers.models import WITH_BOS, loaded, write_module
 
 SECRET = "The password of the safe is xylophone seventeen. " * 60
@@ -32,7 +33,7 @@ def test_mix_takes_the_same_of_every_genre_and_holds_out_its_last_eighth(family)
     fitting, heldout = [], []
     for genre in GENRES:
         ids = token_ids(base.model, base.tokenizer, passage(genre, "calibration"))
-        ids = spread(ids, 800, 100 - (base.model.config.model_type in WITH_BOS))
+        ids = sample_evenly(ids, 800, 100 - (base.model.config.model_type in WITH_BOS))
         fitting.append(ids[: 800 - 800 // HELD_OUT])
         heldout.append(ids[800 - 800 // HELD_OUT :])
     assert torch.equal(without_prefix(base, windows.fitting), torch.cat(fitting))
@@ -41,14 +42,14 @@ def test_mix_takes_the_same_of_every_genre_and_holds_out_its_last_eighth(family)
 
 def test_a_longer_text_is_read_evenly_from_beginning_to_end():
     ids = torch.arange(10_000)
-    read = spread(ids, 1_000, 100)
+    read = sample_evenly(ids, 1_000, 100)
     runs = read.view(10, 100)
     assert torch.equal(runs - runs[:, :1], torch.arange(100).expand(10, 100))
     starts = runs[:, 0].tolist()
     assert starts == [1000 * number for number in range(10)]
-    assert len(spread(ids, 1_050, 100)) == 1_050
-    assert torch.equal(spread(ids[:900], 1_000, 100), ids[:900])
-    assert torch.equal(spread(ids[:150], 100, 100), ids[:100])
+    assert len(sample_evenly(ids, 1_050, 100)) == 1_050
+    assert torch.equal(sample_evenly(ids[:900], 1_000, 100), ids[:900])
+    assert torch.equal(sample_evenly(ids[:150], 100, 100), ids[:100])
 
 
 @pytest.mark.parametrize("family", ["gpt2", "qwen3", "llama", "gemma2"])
@@ -66,13 +67,13 @@ def test_windows_begin_as_the_tokenizer_begins_a_text(family):
 
 def test_last_window_is_short_and_not_padded():
     base = loaded("llama")
-    pieces = split(base.tokenizer, torch.arange(10, 35), 11)
+    pieces = split_into_windows(base.tokenizer, torch.arange(10, 35), 11)
     assert [piece.tolist() for piece in pieces] == [
         [0, *range(10, 20)],
         [0, *range(20, 30)],
         [0, *range(30, 35)],
     ]
-    assert split(base.tokenizer, torch.arange(0), 11) == []
+    assert split_into_windows(base.tokenizer, torch.arange(0), 11) == []
 
 
 @pytest.mark.parametrize("content", ["", "   ", "Too short.", "a" * 100])
@@ -220,7 +221,7 @@ def test_own_samples_follow_the_seed():
 
 
 def test_wikitext_is_asked_of_the_hub(monkeypatch):
-    monkeypatch.setattr("pruning.loading.load.wikitext", lambda progress: SECRET)
+    monkeypatch.setattr("pruning.loading.datasets.wikitext", lambda progress: SECRET)
     base = loaded("gpt2")
     windows = windows_of(base, Calibration(text="wikitext-2", tokens=512))
     assert windows.digest == windows_of(base, own(tokens=512)).digest

@@ -25,19 +25,16 @@ from pruning import (
     TextChoice,
     Vocabulary,
 )
-from pruning.calibration.calibrate import token_ids
 from pruning.cli import main
-from pruning.distillation.trainer import (
-    Checkpoint,
-    Lesson,
-    Reading,
-    Training,
-    TrainingProgress,
-    distil,
-    layer_map,
-)
+from pruning.distillation.checkpoint import Checkpoint
+from pruning.distillation.data import TrainingTokens
+from pruning.distillation.loss import DistillationLoss, layer_map
+from pruning.distillation.progress import TrainingProgress
+from pruning.distillation.settings import Training
+from pruning.distillation.trainer import distill
 from pruning.steps.base import Subject
 from pruning.text.passages import GENRES, passage
+from pruning.text.tokens import token_ids
 from tests.helpers.models import folder_of, loaded, tiny, trained
 
 ROOT = Path(__file__).parents[3]
@@ -65,7 +62,7 @@ def reading():
     base = trained()
     text = "\n\n".join(passage(genre, "calibration") for genre in GENRES)
     tokens = token_ids(base.model, base.tokenizer, text)
-    return Reading(tokens[:8000], (tokens[8000:8256], tokens[8256:8512]), tokens[:0])
+    return TrainingTokens(tokens[:8000], (tokens[8000:8256], tokens[8256:8512]), tokens[:0])
 
 
 def clone(model):
@@ -94,7 +91,7 @@ def test_loss_and_gradient_are_those_of_the_formula(family, temperature, entropy
     names = [name for name, parameter in student.named_parameters() if parameter.requires_grad]
     wanted = [parameter for parameter in student.parameters() if parameter.requires_grad]
 
-    loss = Lesson(student, teacher, settings, None, torch.float32)(ids)
+    loss = DistillationLoss(student, teacher, settings, None, torch.float32)(ids)
     found = torch.autograd.grad(loss, wanted)
 
     logits, taught = student(ids).logits, teacher(ids).logits
@@ -116,7 +113,7 @@ def test_loss_and_gradient_are_those_of_the_formula(family, temperature, entropy
 def test_half_precision_products_give_nearly_the_same(cut):
     ids = torch.randint(320, (2, 64), generator=torch.Generator().manual_seed(0))
     losses = [
-        Lesson(cut, trained().model, Training(steps=1), None, dtype)(ids).item()
+        DistillationLoss(cut, trained().model, Training(steps=1), None, dtype)(ids).item()
         for dtype in (torch.float32, torch.bfloat16)
     ]
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
@@ -125,7 +122,7 @@ def test_half_precision_products_give_nearly_the_same(cut):
 def test_student_equal_to_its_teacher_stays_put(reading):
     base, events = trained().model, []
     settings = Training(steps=4, **QUICK, hidden=1.0)
-    result = distil(base, base, reading, settings, progress=watched(events))
+    result = distill(base, base, reading, settings, progress=watched(events))
     assert [event.loss for event in events[1:]] == [0.0] * 4
     assert same(clone(base), events[-1].model.state_dict())
     assert result.model is base
@@ -135,7 +132,7 @@ def test_student_equal_to_its_teacher_stays_put(reading):
 def test_it_learns_and_the_dense_model_does_not_change(cut, reading):
     base = trained().model
     before, came, events = clone(base), clone(cut), []
-    result = distil(cut, base, reading, Training(steps=40, **QUICK), progress=watched(events))
+    result = distill(cut, base, reading, Training(steps=40, **QUICK), progress=watched(events))
     notes = result.notes
     assert same(before, base.state_dict())
     assert same(came, cut.state_dict())
@@ -158,14 +155,14 @@ def test_it_learns_and_the_dense_model_does_not_change(cut, reading):
 
 def test_same_steps_same_weights(cut, reading):
     one, other = (
-        distil(cut, trained().model, reading, Training(steps=6, **QUICK), seed=3).model for _ in range(2)
+        distill(cut, trained().model, reading, Training(steps=6, **QUICK), seed=3).model for _ in range(2)
     )
     assert same(one.state_dict(), other.state_dict())
 
 
 def test_nothing_gained_gives_back_what_came(cut, reading):
     settings = Training(steps=30, **QUICK | {"learning_rate": 1.0, "measurements": 30, "patience": 3})
-    result = distil(cut, trained().model, reading, settings)
+    result = distill(cut, trained().model, reading, settings)
     assert result.model is cut
     assert not result.notes["improved"]
     assert result.notes["best_step"] == 0
@@ -182,7 +179,7 @@ def test_stop_keeps_the_best_so_far(cut, reading):
             if event.step == 15:
                 event.stop()
 
-    result = distil(cut, trained().model, reading, Training(steps=40, **QUICK), progress=report)
+    result = distill(cut, trained().model, reading, Training(steps=40, **QUICK), progress=report)
     assert (result.notes["ended"], result.notes["steps"]) == ("stopped", 15)
     assert result.notes["improved"]
     assert events[-1].measured  # What was learnt since the last measurement counts too.
@@ -197,7 +194,7 @@ def test_minutes_are_kept_and_a_slow_reporter_costs_none(cut, reading):
         time.sleep(0.2)
 
     started = time.perf_counter()
-    result = distil(cut, trained().model, reading, settings, progress=sleep)
+    result = distill(cut, trained().model, reading, settings, progress=sleep)
     assert result.notes["ended"] == "done"
     assert result.notes["seconds"] >= 0.6
     assert result.notes["seconds"] <= time.perf_counter() - started - sum(slept)
@@ -213,10 +210,10 @@ def test_model_can_be_sampled_while_it_learns(cut, reading):
             texts.append(pruning.complete(event.model, trained().tokenizer, "The old man", sampling))
 
     settings = Training(steps=3, **QUICK)
-    watched_model = distil(cut, trained().model, reading, settings, progress=report).model
+    watched_model = distill(cut, trained().model, reading, settings, progress=report).model
     assert len(texts) == 4
     assert same(
-        watched_model.state_dict(), distil(cut, trained().model, reading, settings).model.state_dict()
+        watched_model.state_dict(), distill(cut, trained().model, reading, settings).model.state_dict()
     )
 
 
@@ -224,34 +221,36 @@ def test_model_can_be_sampled_while_it_learns(cut, reading):
 def test_going_on_equals_never_having_stopped(accumulated, cut, reading, tmp_path):
     settings = Training(steps=12, **QUICK, at_once=1 if accumulated else 4)
     base, checkpoint = trained().model, Checkpoint(tmp_path / "kept", every=0)
-    whole = distil(cut, base, reading, settings).model
+    whole = distill(cut, base, reading, settings).model
 
     def killed(event):
         if isinstance(event, TrainingProgress) and event.step == 7:
             raise Cancelled("gone")
 
     with pytest.raises(Cancelled):
-        distil(cut, base, reading, settings, progress=killed, checkpoint=checkpoint)
+        distill(cut, base, reading, settings, progress=killed, checkpoint=checkpoint)
     events = []
-    again = distil(cut, base, reading, settings, progress=watched(events), checkpoint=checkpoint)
+    again = distill(cut, base, reading, settings, progress=watched(events), checkpoint=checkpoint)
     assert events[0].step == 7
     assert same(whole.state_dict(), again.model.state_dict())
     with pytest.raises(RecipeError, match="another training"):
-        distil(cut, base, reading, Training(steps=13, **QUICK), checkpoint=checkpoint)
+        distill(cut, base, reading, Training(steps=13, **QUICK), checkpoint=checkpoint)
     checkpoint.file.write_bytes(b"damaged")
     with pytest.raises(RecipeError, match="Delete it"):
-        distil(cut, base, reading, settings, checkpoint=checkpoint)
+        distill(cut, base, reading, settings, checkpoint=checkpoint)
 
 
 def test_accumulated_gradients_are_those_of_the_batch(cut, reading):
     settings = {"steps": 3} | QUICK | {"learning_rate": 1e-4}
-    one, many = (distil(cut, trained().model, reading, Training(**settings, at_once=n)).model for n in (4, 1))
+    one, many = (
+        distill(cut, trained().model, reading, Training(**settings, at_once=n)).model for n in (4, 1)
+    )
     for name, value in one.state_dict().items():
         torch.testing.assert_close(many.state_dict()[name], value, rtol=1e-3, atol=1e-5)
 
 
 def test_every_epoch_reads_each_window_once():
-    reading = Reading(torch.arange(103), (), torch.tensor([500]))
+    reading = TrainingTokens(torch.arange(103), (), torch.tensor([500]))
     for epoch in range(3):
         rows = reading.windows(range(10 * epoch, 10 * epoch + 10), 11, seed=0)
         assert rows.shape == (10, 11)

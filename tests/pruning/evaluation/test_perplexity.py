@@ -9,14 +9,8 @@ import torch
 import pruning
 from pruning import RecipeError, perplexity, quality
 from pruning.errors import Cancelled
-from pruning.evaluation.perplexity import (
-    GENRE_CHARACTERS,
-    Quality,
-    by_genre,
-    size_on_disk,
-    summarise,
-    tokens_per_second,
-)
+from pruning.evaluation.perplexity import GENRE_CHARACTERS, Quality, by_genre, size_on_disk, summarise
+from pruning.evaluation.speed import tokens_per_second
 from pruning.text.passages import GENRES, passage
 from tests.helpers.models import WITH_BOS, loaded, trained
 

@@ -14,7 +14,9 @@ from safetensors.torch import load_file, save, save_file
 import pruning
 from pruning import catalog
 from pruning.loading import load as loading
-from pruning.loading.load import read_config, wikitext
+from pruning.loading import offline
+from pruning.loading.datasets import wikitext
+from pruning.loading.load import read_config
 from tests.helpers.models import folder_of, loaded, save_tiny, tokenizer
 
 DISTILGPT2 = {"model_type": "gpt2", "n_layer": 6, "n_embd": 768, "n_head": 12, "vocab_size": 50257}
@@ -477,7 +479,7 @@ def offline_weights(monkeypatch):
 
     def convert(entry, folder):
         converted.append(entry.name)
-        loading._keep_converted(tiny.model, tiny.tokenizer, folder)
+        offline._keep_converted(tiny.model, tiny.tokenizer, folder)
 
     monkeypatch.setattr(loading, "_installed", lambda entry: True)
     monkeypatch.setattr(loading, "_convert", convert)
@@ -487,7 +489,7 @@ def offline_weights(monkeypatch):
 @pytest.mark.parametrize("damage", ["cut", "no tokenizer", "no weights", "no config", "a file"])
 def test_converted_weights_that_are_damaged_or_of_an_older_version_are_made_again(offline_weights, damage):
     assert pruning.load(catalog.DEFAULT)
-    folder = loading._offline_folder(catalog.MODELS[catalog.DEFAULT])
+    folder = offline.converted_folder(catalog.MODELS[catalog.DEFAULT])
     lost = {"no tokenizer": "tokenizer.json", "no weights": "model.safetensors", "no config": "config.json"}
     if damage == "cut":
         os.truncate(folder / "model.safetensors", 1000)
@@ -505,7 +507,7 @@ def test_converted_weights_that_are_damaged_or_of_an_older_version_are_made_agai
 def test_a_disk_that_fills_up_while_weights_are_converted(offline_weights, files_of_at_most):
     with files_of_at_most(5000):
         assert "The converted weights could not be written" in refusal(catalog.DEFAULT)
-    folder = loading._offline_folder(catalog.MODELS[catalog.DEFAULT])
+    folder = offline.converted_folder(catalog.MODELS[catalog.DEFAULT])
     assert not list(folder.parent.iterdir())
     assert pruning.load(catalog.DEFAULT)
 

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import pruning
-from pruning.loading.load import RECIPE_FILE
+from pruning.loading.files import RECIPE_FILE
 from pruning.saving.provenance import LIBRARIES, stamp, stamped
 from tests.helpers.models import folder_of
 

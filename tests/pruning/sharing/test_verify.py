@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import pruning
 from pruning.cli import main
-from pruning.loading.load import RECIPE_FILE
+from pruning.loading.files import RECIPE_FILE
 from pruning.saving.provenance import stamp, stamped
 from pruning.sharing.verify import verify
 from tests.helpers.models import folder_of

