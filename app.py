@@ -24,14 +24,15 @@ from page.server import api, links
 from page.server.middleware import closed_to_others
 from page.server.session import LINE, ON_SPACE, left, log, told, visitor_of, workbench
 from pruning import Neurons, PruningError, Recipe, catalog
-from pruning.progress import Progress, quiet
+from pruning.progress import Progress
+from pruning.runtime import configure
 
 ready, shape_known = threading.Event(), threading.Event()
 preparing: list[Progress] = []
 
 
 def default_recipe() -> Recipe:
-    return Recipe(base=catalog.DEFAULT, steps=[Neurons(fraction=0.2)])
+    return Recipe(base=catalog.DEFAULT_MODEL, steps=[Neurons(fraction=0.2)])
 
 
 def warm_up() -> None:
@@ -42,7 +43,7 @@ def warm_up() -> None:
 
     try:
         visitor = visitor_of(None, None)
-        workbench.base(catalog.DEFAULT, visitor, progress=report)
+        workbench.base(catalog.DEFAULT_MODEL, visitor, progress=report)
         shape_known.set()
         workbench.prepare(default_recipe(), visitor, report)
     except PruningError as error:
@@ -64,14 +65,14 @@ def first_look(request: gr.Request, token: gr.OAuthToken | None) -> Iterator[dic
             break
         yield {desk.status: note}
     drawn, count, *_ = controls.show_shape(
-        request, token, catalog.DEFAULT, *(control.start for control in CONTROLS)
+        request, token, catalog.DEFAULT_MODEL, *(control.start for control in CONTROLS)
     )
     sliders = [v for control, v in zip(CONTROLS, column.values, strict=True) if control.slides]
     yield {
         desk.picture: drawn,
         column.note: count,
         desk.status: render.status("Ready. Move the slider, then press Prune."),
-        **dict(zip(sliders, controls.fit_sliders(catalog.DEFAULT, request, token), strict=True)),
+        **dict(zip(sliders, controls.fit_sliders(catalog.DEFAULT_MODEL, request, token), strict=True)),
     }
     if value := request.query_params.get(links.PARAMETER):
         yield opened(lambda: links.decode(value), request, token)
@@ -224,7 +225,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     for noisy in ("httpx", "httpx2", "mcp"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
-    quiet()
+    configure()
     threading.Thread(target=warm_up, daemon=True).start()
     # Who may wait is for the lines to say: here is only a bound on everything together.
     demo.queue(max_size=10 * LINE, api_open=False).launch(

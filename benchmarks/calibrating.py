@@ -18,7 +18,7 @@ WHOLE = 8192
 def main() -> None:
     model = base().model
     windows = windows_of(base(), Calibration(tokens=TOKENS))
-    sites = Neurons(fraction=0.2).sites(Shape.of(model.config))
+    sites = Neurons(fraction=0.2).hooked_modules(Shape.of(model.config))
     made: list[Statistics] = []
 
     def calibrate() -> None:

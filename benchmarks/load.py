@@ -252,11 +252,11 @@ async def _room(url: str, process: psutil.Process, visitors: int, minutes: float
     async with httpx.AsyncClient(base_url=f"{url}/gradio_api/", timeout=60) as http:
         await Visitor(http, config, Report())._generate()  # What only the first visitor would wait for.
     report = Report()
-    watching = asyncio.create_task(_watch(process, report))
+    hooks = asyncio.create_task(_watch(process, report))
     until = 60 * minutes
     await asyncio.gather(*(_seat(place, url, config, report, until) for place in range(visitors)))
     await asyncio.sleep(5)
-    watching.cancel()
+    hooks.cancel()
     return report
 
 

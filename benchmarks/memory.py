@@ -16,7 +16,7 @@ from transformers import LlamaConfig
 from benchmarks.common import base, table
 from pruning import Heads, Layers, Neurons, Recipe, load, prune, streaming
 from pruning.architectures.anatomy import anatomy_of
-from pruning.progress import quiet
+from pruning.runtime import configure
 
 GB = 10**9
 LARGEST_FILE = GB // 2
@@ -164,6 +164,6 @@ def _in_fresh_process(*arguments: str) -> dict[str, int]:
 TASKS: dict[str, Callable[[str, str], dict[str, int]]] = {"cutting": cutting, "streaming": streamed}
 
 if __name__ == "__main__":
-    quiet()
+    configure()
     task, *arguments = sys.argv[1:]
     print(json.dumps(TASKS[task](*arguments)))

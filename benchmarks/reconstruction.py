@@ -36,7 +36,7 @@ def main() -> None:
         ("general", Calibration(tokens=8192)),
     ):
         windows = windows_of(model, calibration)
-        sites = Neurons(fraction=0.5).sites(Shape.of(model.model.config))
+        sites = Neurons(fraction=0.5).hooked_modules(Shape.of(model.model.config))
         start = time.perf_counter()
         Statistics(model.model, sites, windows.fitting, windows.heldout)
         calibrating = time.perf_counter() - start

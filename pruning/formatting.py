@@ -5,7 +5,7 @@ from math import isfinite
 WORDS = {1e15: "quadrillion", 1e12: "trillion", 1e9: "billion", 1e6: "million"}
 
 
-def readable(value: float, digits: int = 1) -> str:
+def format_number(value: float, digits: int = 1) -> str:
     """A figure that may be astronomic, with so many digits after the point where it is small."""
     if not isfinite(value) or value >= 1e18:
         return "beyond counting"

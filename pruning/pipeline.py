@@ -23,8 +23,8 @@ from pruning.loading.load import LoadedModel
 from pruning.loading.source import Source, Token
 from pruning.progress import Progress, Reporter, silent
 from pruning.recipe import Recipe
-from pruning.steps.base import Step, Subject
-from pruning.text.generation import Sampling, complete, telling
+from pruning.steps.base import Step, StepContext
+from pruning.text.generation import Sampling, complete, report_each_token
 from pruning.text.passages import GENRES
 
 SAMPLE_PROMPTS = ("Paris is the capital of", "The best way to learn is", "def add(a, b):")
@@ -124,9 +124,9 @@ def reshape(recipe: Recipe, shape: Shape) -> Shape:
     before = None
     for number, step in enumerate(recipe.steps):
         place = ("steps", number)
-        if before is not None and before.last:
+        if before is not None and before.must_be_last:
             raise RecipeError(
-                f"Nothing can follow the step {before.step}: {before.last}. Put it last.", place
+                f"Nothing can follow the step {before.step}: {before.must_be_last}. Put it last.", place
             )
         try:
             shape = step.reshape(shape)
@@ -169,7 +169,7 @@ def prune(recipe: Recipe, base: LoadedModel, progress: Reporter = silent) -> Pru
     return pruned
 
 
-def further(pruned: Pruned, base: LoadedModel, step: Step, progress: Reporter = silent) -> Pruned:
+def apply_step(pruned: Pruned, base: LoadedModel, step: Step, progress: Reporter = silent) -> Pruned:
     """One more step on a pruned model; its recipe says so."""
     recipe = pruned.recipe.model_copy(update={"steps": (*pruned.recipe.steps, step)})
     reshape(recipe, Shape.of(base.model.config))
@@ -180,18 +180,18 @@ def further(pruned: Pruned, base: LoadedModel, step: Step, progress: Reporter = 
 def _carried_out(step: Step, pruned: Pruned, base: LoadedModel, progress: Reporter) -> Pruned:
     """The model after one more step, and its report with what the step notes."""
     recipe, shape, start = pruned.recipe, pruned.shape, time.perf_counter()
-    subject = Subject(pruned.model, pruned.tokenizer, shape, base, seed=recipe.seed, progress=progress)
-    if sites := step.sites(shape):
+    context = StepContext(pruned.model, pruned.tokenizer, shape, base, seed=recipe.seed, progress=progress)
+    if sites := step.hooked_modules(shape):
         keep = pruned.model is base.model
         statistics = statistics_of(
-            subject.loaded, recipe.calibration, sites, recipe.seed, keep=keep, progress=progress
+            context.loaded, recipe.calibration, sites, recipe.seed, keep=keep, progress=progress
         )
-        subject = replace(subject, statistics=statistics)
-    if step.reads_text:
-        windows = windows_of(subject.loaded, recipe.calibration, recipe.seed, progress)
-        subject = replace(subject, windows=windows)
+        context = replace(context, statistics=statistics)
+    if step.needs_calibration_text:
+        windows = windows_of(context.loaded, recipe.calibration, recipe.seed, progress)
+        context = replace(context, windows=windows)
     calibrated = time.perf_counter()
-    outcome = step.apply(subject)
+    outcome = step.apply(context)
     shape, report = Shape.of(outcome.model.config), pruned.report
     seconds = report.seconds | {
         "calibrate": report.seconds.get("calibrate", 0) + calibrated - start,
@@ -228,10 +228,10 @@ def measuring(pruned: Pruned, base: LoadedModel, progress: Reporter = silent) ->
     genres = {}
     for genre, result in evaluation.by_genre(model, tokenizer, progress):
         genres[genre] = result
-        pruned = filled(quality_after=evaluation.summarise(genres))
+        pruned = filled(quality_after=evaluation.summarize(genres))
         yield pruned
     speed_before, speed_after = speed.tokens_per_second((base.model, model), tokenizer, progress=progress)
-    sampling, heard = Sampling(max_new_tokens=24), telling(progress, Progress("Writing samples"))
+    sampling, heard = Sampling(max_new_tokens=24), report_each_token(progress, Progress("Writing samples"))
     pruned = filled(
         speed_before=speed_before,
         speed_after=speed_after,
@@ -265,7 +265,7 @@ def base_quality(base: LoadedModel, progress: Reporter = silent, tokens: int | N
     """
     known = _qualities.setdefault(base.model, {})
     if tokens not in known:
-        kept = tokens is None and base.source.name == catalog.DEFAULT
+        kept = tokens is None and base.source.name == catalog.DEFAULT_MODEL
         known[tokens] = (
             _kept_quality(base, progress)
             if kept

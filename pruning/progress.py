@@ -25,14 +25,3 @@ Reporter = Callable[[Progress], None]
 
 def silent(progress: Progress) -> None:
     """A reporter that says nothing."""
-
-
-def quiet() -> None:
-    """Keep the libraries' own bars and warnings out of a terminal or a log that shows ours."""
-    import logging
-
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    logging.getLogger("accelerate").setLevel(logging.ERROR)

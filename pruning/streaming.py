@@ -46,8 +46,8 @@ def prune(recipe: Recipe, output: str | Path, *, token: Token = None, progress: 
 def check(recipe: Recipe, shape: Shape) -> None:
     """Raises `RecipeError` for a recipe with a step that needs more than the weights."""
     for number, step in enumerate(recipe.steps):
-        if not isinstance(step, Cut) or step.reads_text or step.sites(shape):
-            blind = ", ".join(name for name, known in CRITERIA.items() if not known.statistics)
+        if not isinstance(step, Cut) or step.needs_calibration_text or step.hooked_modules(shape):
+            blind = ", ".join(name for name, known in CRITERIA.items() if not known.needs_calibration)
             raise RecipeError(
                 f"The step {step.step} has to run the model, and streaming never holds one that runs. What "
                 f"looks at weights alone can be streamed, without repair: neurons by {blind}; heads by "

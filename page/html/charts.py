@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from html import escape
 
 from pruning.evaluation.inspection import NextToken, TokenLoss
-from pruning.formatting import readable
+from pruning.formatting import format_number
 from pruning.pipeline import Report
 
 
@@ -133,11 +133,11 @@ def _made(row: Made, prompt: str, genres: Mapping[str, str]) -> str:
     parameters = report.parameters_after if row.cut else report.parameters_before
     ratio = ""
     if row.cut:
-        value = readable(quality.overall.value / report.quality_before.overall.value, 2)
+        value = format_number(quality.overall.value / report.quality_before.overall.value, 2)
         ratio = f"<br><small>(× {value})</small>"
-    cells = "".join(f"<td>{readable(quality.genres[genre].value)}</td>" for genre in genres)
+    cells = "".join(f"<td>{format_number(quality.genres[genre].value)}</td>" for genre in genres)
     return (
-        f"<tr><th>{escape(row.title)}</th><td>{parameters:,}</td><td>{readable(quality.overall.value)}{ratio}</td>"
+        f"<tr><th>{escape(row.title)}</th><td>{parameters:,}</td><td>{format_number(quality.overall.value)}{ratio}</td>"
         f'{cells}</tr><tr class="said"><td colspan="{3 + len(genres)}"><span class="stay">'
         f'<span class="prompt">{escape(prompt)}</span>{escape(row.said)}</span></td></tr>'
     )

@@ -9,7 +9,7 @@ from pruning.architectures.families import CHANNEL, KEY_VALUE, LAYER, NEURON, QU
 from pruning.architectures.shape import Shape
 from pruning.criteria import Criterion
 from pruning.distillation.progress import TrainingProgress
-from pruning.formatting import readable
+from pruning.formatting import format_number
 
 COMPONENT_TITLES = {
     "embeddings": ("Embeddings", "One vector for each token of the vocabulary, and for each position"),
@@ -35,7 +35,7 @@ def change(before: float, after: float) -> str:
     return f"{sign}{abs(share):.1f}\u202f%"
 
 
-def picture(before: Shape, after: Shape, whence: str = "") -> str:
+def picture(before: Shape, after: Shape, origin: str = "") -> str:
     """The model as a bar by component, what is cut away ghosted, and the two figures."""
     old, new = before.components, after.components
     total, left = sum(old.values()), sum(new.values())
@@ -71,7 +71,7 @@ def picture(before: Shape, after: Shape, whence: str = "") -> str:
         f"<small>after <b>{change(total, left)}</b></small></div>"
         "</div>"
         f'<table class="for-readers"><caption>{said}</caption>{"".join(rows)}</table>'
-        f'<p class="whence">{escape(whence)}</p></section>'
+        f'<p class="whence">{escape(origin)}</p></section>'
     )
 
 
@@ -113,7 +113,7 @@ def criterion_note(criterion: Criterion) -> str:
     if criterion.url:
         source = f'<a href="{escape(criterion.url)}" target="_blank" rel="noopener">{source}</a>'
     warning = f'<p class="warning">{escape(criterion.warning)}</p>' if criterion.warning else ""
-    needs = "Reads calibration text." if criterion.statistics else "Looks at the weights alone."
+    needs = "Reads calibration text." if criterion.needs_calibration else "Looks at the weights alone."
     return (
         f'<div class="note"><p class="formula">{escape(criterion.formula)}</p>'
         f"{warning}<p>{needs} {source}.</p></div>"
@@ -253,7 +253,7 @@ def genres(results: Sequence[tuple[str, float | None, float | None]], measure: s
             low, high = sorted((_place(before, top), _place(after, top)))
             dots = f'<span class="span" style="left:{low:.2f}%;width:{high - low:.2f}%"></span>{dots}'
             dots += _dot("after", after, top)
-            figures = f"{figures} → <b>{readable(after, digits)}</b>"
+            figures = f"{figures} → <b>{format_number(after, digits)}</b>"
         rows.append(f'<tr><th>{escape(title)}</th><td class="plot">{dots}</td><td>{figures}</td></tr>')
     return (
         f'<table class="genres"><caption>{measure} by kind of text, lower is better '
@@ -275,7 +275,7 @@ def _place(value: float, top: float) -> float:
 
 
 def _dot(kind: str, value: float, top: float) -> str:
-    return f'<i class="{kind}" style="left:{_place(value, top):.2f}%" title="{readable(value)}"></i>'
+    return f'<i class="{kind}" style="left:{_place(value, top):.2f}%" title="{format_number(value)}"></i>'
 
 
 def message(text: str, kind: str = "note", link: str = "") -> str:

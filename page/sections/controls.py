@@ -11,7 +11,7 @@ from page.server.session import told, visitor_of, workbench
 from pruning import Recipe, catalog
 from pruning.architectures.shape import Shape
 from pruning.criteria import CRITERIA, criterion_named
-from pruning.criteria import DEFAULT as DEFAULT_CRITERION
+from pruning.criteria import DEFAULT_CRITERION as DEFAULT_CRITERION
 from pruning.steps import STEPS
 from pruning.steps.base import Step
 from pruning.steps.settings import Choices
@@ -54,7 +54,7 @@ def build() -> Column:
     given = gr.State(None)
     model = gr.Dropdown(
         _models(),
-        value=catalog.DEFAULT,
+        value=catalog.DEFAULT_MODEL,
         label="Model",
         info="Or the id of any model on the Hub, such as owner/name",
         allow_custom_value=True,
@@ -181,7 +181,7 @@ def show_shape(request: gr.Request, token: gr.OAuthToken | None, model, *values)
         before, source = workbench.look(model, visitor_of(request, token))
         after, also = shaped(before, steps_from(values))
         return (
-            render.picture(before, after, results.whence(source)),
+            render.picture(before, after, results.origin(source)),
             render.cut_note(before, after, also),
             None,
             "",
@@ -206,7 +206,7 @@ def unfold(*values) -> list[gr.Column]:
     cut = {
         control.step
         for control, value in zip(CONTROLS, values, strict=True)
-        if control.setting.starts and value
+        if control.setting.activates_step and value
     }
     return [gr.Column(visible=name in cut) for name in ON_PAGE[1:]]
 
@@ -243,7 +243,7 @@ def describe_criterion(name: str) -> tuple[str, gr.Checkbox]:
         criterion = criterion_named(name)
     except Exception as error:
         return render.message(told(error), "warning"), gr.skip()
-    repair = gr.Checkbox(value=criterion.statistics, interactive=not criterion.gated_only)
+    repair = gr.Checkbox(value=criterion.needs_calibration, interactive=not criterion.gated_only)
     return render.criterion_note(criterion), repair
 
 

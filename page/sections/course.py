@@ -15,9 +15,9 @@ from pruning.architectures.families import NEURON
 from pruning.calibration.calibrate import Calibration
 from pruning.criteria import CRITERIA
 from pruning.errors import Cancelled
-from pruning.lessons import BY_KEY, LESSONS, Lesson, Run, facts_of, facts_of_shape, shown
+from pruning.lessons import BY_KEY, LESSONS, Lesson, LessonRun, facts_of, facts_of_shape, shown
 from pruning.progress import Progress
-from pruning.shape_search.search import Found
+from pruning.shape_search.search import SearchResult
 from pruning.text.generation import complete
 from pruning.text.passages import GENRES
 
@@ -219,16 +219,20 @@ def _notice(lesson: Lesson, facts: dict, guess: str | None) -> str:
 
 def _carried_out(lesson: Lesson, visitor: Visitor, tell) -> tuple[str, dict, Recipe | None]:
     """Make and measure the models of a lesson; tell the results as they come."""
-    shape, source = workbench.look(catalog.DEFAULT, visitor)
+    shape, source = workbench.look(catalog.DEFAULT_MODEL, visitor)
     facts: dict = facts_of_shape(shape)
     if not lesson.runs and not lesson.budget:
-        return render.picture(shape, shape, results.whence(source)), facts, None
+        return render.picture(shape, shape, results.origin(source)), facts, None
     measured, rows, recipe = [], [], None
-    runs: list[tuple[Run | None, Recipe]] = [(run, run.recipe()) for run in lesson.runs]
+    runs: list[tuple[LessonRun | None, Recipe]] = [(run, run.recipe()) for run in lesson.runs]
     if lesson.budget:
         found = _searched(lesson.budget, visitor, tell)
         chosen = found.chosen
-        facts |= {"previewed": found.previewed, "measured": len(found.points), "chosen": chosen.mix.title}
+        facts |= {
+            "previewed": found.shapes_considered,
+            "measured": len(found.points),
+            "chosen": chosen.mix.title,
+        }
         runs = [(None, chosen.recipe)]
     for run, planned in runs:
         name, title = (run.name, run.title) if run else ("chosen", facts["chosen"])
@@ -248,7 +252,7 @@ def _carried_out(lesson: Lesson, visitor: Visitor, tell) -> tuple[str, dict, Rec
     return drawings.made(rows, PROMPT, GENRES) + _look(lesson, visitor, tell), facts, recipe
 
 
-def _made(run: Run | None, recipe: Recipe, visitor: Visitor, tell):
+def _made(run: LessonRun | None, recipe: Recipe, visitor: Visitor, tell):
     """The model of a run, measured: of the base that it prefers, or else of the default model."""
     if run is not None and run.base is not None:
         try:
@@ -259,9 +263,11 @@ def _made(run: Run | None, recipe: Recipe, visitor: Visitor, tell):
     return recipe, workbench.judged(recipe, visitor, TOKENS, tell)
 
 
-def _searched(budget: str, visitor: Visitor, tell) -> Found:
+def _searched(budget: str, visitor: Visitor, tell) -> SearchResult:
     calibration = Calibration(tokens=SEARCH_TOKENS)
-    with closing(workbench.searching(catalog.DEFAULT, budget, calibration, 0, visitor, tell)) as points:
+    with closing(
+        workbench.iter_search(catalog.DEFAULT_MODEL, budget, calibration, 0, visitor, tell)
+    ) as points:
         *_, found = points
     return found
 
@@ -271,8 +277,10 @@ def _look(lesson: Lesson, visitor: Visitor, tell) -> str:
     calibration = Calibration()
     if lesson.look == "importance":
         pair = ("activation", "ppm")
-        drawn = workbench.importances(catalog.DEFAULT, pair, 0.2, calibration, 0, visitor, tell)
+        drawn = workbench.importances(catalog.DEFAULT_MODEL, pair, 0.2, calibration, 0, visitor, tell)
         return drawings.importance(*drawn, 0.2, *(CRITERIA[name].title for name in pair))
     if lesson.look == "influence":
-        return drawings.influence_bars(workbench.influences(catalog.DEFAULT, calibration, 0, visitor, tell))
+        return drawings.influence_bars(
+            workbench.influences(catalog.DEFAULT_MODEL, calibration, 0, visitor, tell)
+        )
     return ""

@@ -78,7 +78,7 @@ def steps_from(values: Sequence[object]) -> list[Step]:
         field = control.field(value)
         if control.slides and not field:
             continue
-        if control.setting.starts:
+        if control.setting.activates_step:
             asked.add(control.step)
         chosen.setdefault(control.step, {})[control.setting.field] = field
     return [STEPS[name](**chosen[name]) for name in STEPS if name in asked]

@@ -12,10 +12,10 @@ from page.sections.controls import Column
 from page.sections.form import calibration_from, whole
 from page.server.session import jobs, started, told, visitor_of, workbench
 from pruning import Recipe
-from pruning.criteria import CRITERIA, DEFAULT
+from pruning.criteria import CRITERIA, DEFAULT_CRITERION
 from pruning.errors import Cancelled, RecipeError
 from pruning.evaluation.inspection import LONGEST_TEXT, losses_by_token, next_tokens
-from pruning.formatting import readable
+from pruning.formatting import format_number
 from pruning.progress import Progress
 
 FIRST_TEXT = (
@@ -45,7 +45,9 @@ def build(column: Column, made: gr.State) -> gr.Column:
                 losses = gr.HTML(elem_id="loss-words", min_height=60)
             with gr.Tab("Importance"):
                 with gr.Row():
-                    one = gr.Dropdown(RANKING, value=DEFAULT, label="Importance of a neuron", min_width=160)
+                    one = gr.Dropdown(
+                        RANKING, value=DEFAULT_CRITERION, label="Importance of a neuron", min_width=160
+                    )
                     other = gr.Dropdown(RANKING, value="ppm", label="Compared with", min_width=160)
                 importance_button = gr.Button("Draw every layer", elem_id="importance")
                 importance = gr.HTML(elem_id="importance-map", min_height=60)
@@ -61,7 +63,7 @@ def build(column: Column, made: gr.State) -> gr.Column:
                     "measures each model on held-out text.</p>"
                 )
                 with gr.Row():
-                    first = gr.Dropdown(RANKING, value=DEFAULT, label="Importance", min_width=160)
+                    first = gr.Dropdown(RANKING, value=DEFAULT_CRITERION, label="Importance", min_width=160)
                     second = gr.Dropdown(RANKING, value="ppm", label="Compared with", min_width=160)
                 curve_button = gr.Button("Draw the curve", elem_id="sweep")
                 curve = gr.LinePlot(
@@ -157,7 +159,7 @@ def build(column: Column, made: gr.State) -> gr.Column:
         def work(visitor, tell):
             model, calibration, seed = _chosen(*chosen)
             with closing(
-                workbench.sweeping(model, dict.fromkeys((one, other)), calibration, seed, visitor, tell)
+                workbench.iter_sweep(model, dict.fromkeys((one, other)), calibration, seed, visitor, tell)
             ) as told_points:
                 for point in told_points:
                     tell([point])
@@ -180,7 +182,7 @@ def build(column: Column, made: gr.State) -> gr.Column:
                             f"{p.fraction:.0%}",
                             CRITERIA[p.criterion].title,
                             f"{p.parameters:,}",
-                            readable(p.perplexity),
+                            format_number(p.perplexity),
                         ]
                         for p in points
                     ],

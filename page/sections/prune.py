@@ -101,7 +101,7 @@ def carried_out(desk: Desk, choose, prompt: str, request, token) -> Iterator[dic
         encode_prompt(pruned.tokenizer, prompt)
         yield {
             desk.picture: render.picture(
-                Shape.of(base.model.config), pruned.shape, results.whence(base.source)
+                Shape.of(base.model.config), pruned.shape, results.origin(base.source)
             ),
             desk.measures: results.measures(pruned.report, recipe),
             desk.genres: results.genres(pruned.report, recipe),

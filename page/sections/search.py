@@ -13,7 +13,7 @@ from page.server.session import jobs, started, told, visitor_of, workbench
 from pruning.architectures.shape import Shape
 from pruning.errors import Cancelled
 from pruning.progress import Progress
-from pruning.shape_search.search import Found, Point
+from pruning.shape_search.search import SearchResult, Trial
 
 COLUMNS = ["Parameters, millions", "Perplexity", "Cut"]
 
@@ -39,13 +39,13 @@ def build(column: Column, desk: Desk, plot: gr.LinePlot, table: gr.Dataframe, se
             desk.stop: gr.Button(visible=True),
             section: gr.Column(visible=True),
         }
-        points: list[Point] = []
+        points: list[Trial] = []
         try:
             calibration = calibration_from(text, own, tokens)
 
             def work(tell):
                 with closing(
-                    workbench.searching(model, str(aim), calibration, whole(seed, "seed"), visitor, tell)
+                    workbench.iter_search(model, str(aim), calibration, whole(seed, "seed"), visitor, tell)
                 ) as told_points:
                     for point in told_points:
                         tell(point)
@@ -53,10 +53,10 @@ def build(column: Column, desk: Desk, plot: gr.LinePlot, table: gr.Dataframe, se
             for event in job.watch(work):
                 if isinstance(event, Progress):
                     yield {desk.status: render.status(event.text, event.done, event.total, "busy")}
-                elif isinstance(event, Point):
+                elif isinstance(event, Trial):
                     points.append(event)
                     yield {plot: drawn(points), table: listed(points)}
-                elif isinstance(event, Found):
+                elif isinstance(event, SearchResult):
                     yield _chosen(event, request, token)
         except Cancelled as stopped:
             yield {desk.status: render.status(str(stopped), kind="stopped")}
@@ -66,7 +66,7 @@ def build(column: Column, desk: Desk, plot: gr.LinePlot, table: gr.Dataframe, se
             jobs.finish(name, job)
         yield {desk.prune: gr.Button(visible=True), desk.stop: gr.Button(visible=False)}
 
-    def _chosen(result: Found, request, token) -> dict:
+    def _chosen(result: SearchResult, request, token) -> dict:
         before, source = workbench.look(result.chosen.recipe.base, visitor_of(request, token))
         note, drawing = given(result.chosen.recipe, before, source)
         return {
@@ -78,7 +78,7 @@ def build(column: Column, desk: Desk, plot: gr.LinePlot, table: gr.Dataframe, se
             column.note: "",
             desk.picture: drawing,
             desk.status: render.status(
-                f"Of {result.previewed:,} shapes, {result.chosen.mix.title} promises most. Press Prune.",
+                f"Best of {result.shapes_considered:,} shapes: {result.chosen.mix.title}. Press Prune.",
                 kind="done",
             ),
         }
@@ -130,10 +130,10 @@ def given(recipe, before: Shape, source) -> tuple[str, str]:
     for step in recipe.steps:
         after = step.reshape(after)
     note = render.given_note([step.describe() for step in recipe.steps])
-    return note, render.picture(before, after, results.whence(source))
+    return note, render.picture(before, after, results.origin(source))
 
 
-def drawn(points: list[Point], found: Found | None = None) -> pd.DataFrame:
+def drawn(points: list[Trial], found: SearchResult | None = None) -> pd.DataFrame:
     """Quality against size, as rows for the plot."""
     rows = [(point.mix.parameters / 1e6, point.perplexity, _series(point, found)) for point in points]
     if found is not None:
@@ -143,12 +143,12 @@ def drawn(points: list[Point], found: Found | None = None) -> pd.DataFrame:
     return pd.DataFrame([row for row in rows if row[1] <= 12 * best], columns=COLUMNS)
 
 
-def _series(point: Point, found: Found | None) -> str:
+def _series(point: Trial, found: SearchResult | None) -> str:
     if found is not None and point is found.chosen:
         return "chosen"
     return f"{point.mix.single} alone" if point.mix.single else "mixed"
 
 
-def listed(points: list[Point]) -> list[list]:
+def listed(points: list[Trial]) -> list[list]:
     """The same for a table: what was cut, parameters, perplexity."""
     return [[point.mix.title, f"{point.mix.parameters:,}", f"{point.perplexity:.1f}"] for point in points]

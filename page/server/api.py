@@ -30,7 +30,7 @@ _places = threading.BoundedSemaphore(CALLERS)
 
 
 def preview(
-    model: str = catalog.DEFAULT,
+    model: str = catalog.DEFAULT_MODEL,
     neurons: float = 20,
     heads: int = 0,
     layers: int = 0,
@@ -61,7 +61,7 @@ def preview(
 
 def prune(
     request: gr.Request,
-    model: str = catalog.DEFAULT,
+    model: str = catalog.DEFAULT_MODEL,
     neurons: float = 20,
     heads: int = 0,
     layers: int = 0,
@@ -93,7 +93,7 @@ def prune(
 def generate(
     request: gr.Request,
     prompt: str,
-    model: str = catalog.DEFAULT,
+    model: str = catalog.DEFAULT_MODEL,
     neurons: float = 20,
     heads: int = 0,
     layers: int = 0,
@@ -139,7 +139,7 @@ def generate(
 
 def evaluate(
     request: gr.Request,
-    model: str = catalog.DEFAULT,
+    model: str = catalog.DEFAULT_MODEL,
     neurons: float = 20,
     heads: int = 0,
     layers: int = 0,

@@ -29,8 +29,8 @@ from pruning.loading.source import Source, Token
 from pruning.pipeline import Pruned
 from pruning.progress import Progress, Reporter, silent
 from pruning.recipe import Recipe
-from pruning.shape_search.search import Budget, Found, Point, searching
-from pruning.shape_search.sweep import SweepPoint, sweeping
+from pruning.shape_search.search import Budget, SearchResult, Trial, iter_search
+from pruning.shape_search.sweep import SweepPoint, iter_sweep
 from pruning.steps import Distillation
 from pruning.text.choice import Calibration
 from pruning.text.passages import OWN
@@ -78,7 +78,7 @@ class Visitor:
 
 
 @dataclass
-class Entry:
+class CachedModel:
     """A model that is kept. `tensors`: the bytes at each address that its parameters take, shared with
     other entries or not; `owner`: whose it is, empty for everyone's."""
 
@@ -107,7 +107,7 @@ class Workbench:
         self._working = threading.RLock()
         self._loading: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
         self._lock = threading.RLock()
-        self._entries: OrderedDict[tuple, Entry] = OrderedDict()
+        self._entries: OrderedDict[tuple, CachedModel] = OrderedDict()
         self._looks: OrderedDict[tuple, tuple[Shape, Source]] = OrderedDict()
 
     @contextmanager
@@ -175,7 +175,7 @@ class Workbench:
     ) -> Pruned:
         """The model of a recipe after a distillation. Others may work on models meanwhile."""
         base, pruned = self.pair(recipe, visitor, progress)
-        taught = pipeline.further(pruned, base, step, progress)
+        taught = pipeline.apply_step(pruned, base, step, progress)
         return self._keep(taught.recipe, taught, visitor)
 
     def judged(self, recipe: Recipe, visitor: Visitor, tokens: int, progress: Reporter = silent) -> Pruned:
@@ -196,7 +196,7 @@ class Workbench:
                 yield measured
             self._keep(recipe, measured, visitor)
 
-    def searching(
+    def iter_search(
         self,
         name: str,
         budget: str,
@@ -204,7 +204,7 @@ class Workbench:
         seed: int,
         visitor: Visitor,
         progress: Reporter = silent,
-    ) -> Iterator[Point | Found]:
+    ) -> Iterator[Trial | SearchResult]:
         """Search a base for the best mix of cuts within a budget, point by point; not the thorough one,
         since people wait for it."""
         shape, _ = self.look(name, visitor)
@@ -212,7 +212,7 @@ class Workbench:
         base = self.base(name, visitor, progress=progress)
         with self.working(progress):
             target = Budget.parse(budget, shape, base.storage_dtype.itemsize)
-            yield from searching(base, target, calibration, seed, progress, thorough=False)
+            yield from iter_search(base, target, calibration, seed, progress, thorough=False)
 
     def pair(
         self, recipe: Recipe, visitor: Visitor, progress: Reporter = silent
@@ -249,7 +249,7 @@ class Workbench:
         with self.working(progress):
             return inspection.layer_influences(base, calibration, seed, progress)
 
-    def sweeping(
+    def iter_sweep(
         self,
         name: str,
         criteria: Iterable[str],
@@ -261,7 +261,7 @@ class Workbench:
         """Quality against size of a base, for several criteria, point by point."""
         base = self.base(name, visitor, progress=progress)
         with self.working(progress):
-            yield from sweeping(base, criteria, calibration, seed, progress)
+            yield from iter_sweep(base, criteria, calibration, seed, progress)
 
     def prepare(self, recipe: Recipe, visitor: Visitor, progress: Reporter = silent) -> None:
         """Do ahead what the first visitor would wait for: load, calibrate, measure the base."""
@@ -269,7 +269,7 @@ class Workbench:
         shape = Shape.of(base.model.config)
         for step in recipe.steps:
             with self.working(progress):
-                sites = step.sites(shape)
+                sites = step.hooked_modules(shape)
                 statistics_of(base, recipe.calibration, sites, recipe.seed, progress=progress)
         with self.working(progress):
             pipeline.base_quality(base, progress)
@@ -320,7 +320,9 @@ class Workbench:
         if public or owner:  # What is not public and nobody's cannot be found again by the right one.
             with self._lock:
                 self._entries.pop((*key, owner), None)
-                self._entries[*key, owner] = Entry(value, _tensors(value.model), owner, time.monotonic())
+                self._entries[*key, owner] = CachedModel(
+                    value, _tensors(value.model), owner, time.monotonic()
+                )
                 self._make_room()
         return value
 

@@ -75,14 +75,14 @@ class Anatomy:
             found[spec.layer].append(spec)
         return dict(found)
 
-    def write_module(self, layer: int, kind: str = NEURON) -> str:
+    def output_projection(self, layer: int, kind: str = NEURON) -> str:
         """The full name of the projection through which a layer's neurons or heads write."""
         return f"{self.family.layers}.{layer}.{self.family.writes[kind]}"
 
     def input_axis(self, spec: TensorSpec) -> int:
         """The axis of a projection inside a layer that its inputs run along: what writes into the
         residual stream has the channels on the other one."""
-        writes = (self.write_module(spec.layer, kind) for kind in self.family.writes)
+        writes = (self.output_projection(spec.layer, kind) for kind in self.family.writes)
         axis = spec.labels.index(CHANNEL)
         return 1 - axis if spec.module in writes else axis
 
@@ -93,7 +93,7 @@ class Anatomy:
             spec for spec in self.tensors if spec.component == "norms" and spec.name.endswith(".weight")
         )
 
-    def reads(self, layer: int, component: str) -> tuple[TensorSpec, ...]:
+    def input_projections(self, layer: int, component: str) -> tuple[TensorSpec, ...]:
         """The matrices of a layer's attention or MLP that read the residual stream; all see the same."""
         return tuple(
             spec
@@ -103,14 +103,14 @@ class Anatomy:
             and spec.labels[self.input_axis(spec)] == CHANNEL
         )
 
-    def closes(self, norm: TensorSpec) -> bool:
+    def is_post_norm(self, norm: TensorSpec) -> bool:
         """Whether a norm stands between a layer's output and the residual stream."""
-        return norm.module.rpartition(".")[2] in self.family.closing_norms
+        return norm.module.rpartition(".")[2] in self.family.post_norms
 
     def layer_module(self, layer: int) -> str:
         return f"{self.family.layers}.{layer}"
 
-    def moved(self, spec: TensorSpec, layer: int | None) -> str:
+    def renamed(self, spec: TensorSpec, layer: int | None) -> str:
         """The name of a tensor once its layer has another number."""
         if spec.layer is None:
             return spec.name

@@ -83,10 +83,10 @@ def resize(
         values["head_dim"] = head_size(config)
     if LAYER in units:
         before = values[family.sizes[LAYER]]
-        staying = range(units[LAYER]) if layers is None else layers
+        kept_layers = range(units[LAYER]) if layers is None else layers
         for key, value in values.items():
             if isinstance(value, list) and len(value) == before and "layer" in key:
-                values[key] = [value[layer] for layer in staying]
+                values[key] = [value[layer] for layer in kept_layers]
     for kind, count in units.items():
         values[family.sizes[kind]] = count
     resized = config_from_dict(values)

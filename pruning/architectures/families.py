@@ -1,6 +1,7 @@
 """The table of model families: what each axis of each tensor counts, and which config keys hold the sizes.
 
-Counting, cutting and repairing read these labels and nothing else, so a new family is one entry in `FAMILIES`.
+Counting, cutting and repairing read these labels and nothing else, so a new family is one entry in
+`FAMILIES`.
 """
 
 import re
@@ -58,10 +59,10 @@ class Family:
 
     Names of tensors inside a layer are relative to the layer. `writes` names, for neurons and for
     heads, the projection that writes them back into the residual stream; its input is what
-    calibration observes. `fixed` says, for the kinds of unit that cannot be cut, why.
+    calibration observes. `unprunable` says, for the kinds of unit that cannot be cut, why.
 
     `norm_offset`: what a norm adds to its weight before it multiplies. `embedding_scale`: the buffer, if
-    there is one, that holds √(hidden size) and multiplies every embedding; `closing_norms`: the norms
+    there is one, that holds √(hidden size) and multiplies every embedding; `post_norms`: the norms
     that a layer's outputs pass on their way into the residual stream.
     """
 
@@ -76,10 +77,10 @@ class Family:
     head: TensorLabels
     writes: Mapping[str, str]
     sizes: Mapping[str, str]
-    fixed: Mapping[str, str] = field(default_factory=dict)
+    unprunable: Mapping[str, str] = field(default_factory=dict)
     norm_offset: float = 0.0
     embedding_scale: str = ""
-    closing_norms: tuple[str, ...] = ()
+    post_norms: tuple[str, ...] = ()
 
     @property
     def gated(self) -> bool:
@@ -161,7 +162,7 @@ _GPT2 = Family(
         TOKEN: "vocab_size",
         LAYER: "n_layer",
     },
-    fixed={QUERY: _HEAD_SIZE_DERIVED, CHANNEL: _HEAD_SIZE_FOLLOWS},
+    unprunable={QUERY: _HEAD_SIZE_DERIVED, CHANNEL: _HEAD_SIZE_FOLLOWS},
 )
 
 _OPT = Family(
@@ -184,7 +185,7 @@ _OPT = Family(
     head=_linear("lm_head", TOKEN, None),
     writes={NEURON: "fc2", QUERY: "self_attn.out_proj"},
     sizes=_SIZES | {NEURON: "ffn_dim", KEY_VALUE: "num_attention_heads"},
-    fixed={QUERY: _HEAD_SIZE_DERIVED, CHANNEL: _HEAD_SIZE_FOLLOWS},
+    unprunable={QUERY: _HEAD_SIZE_DERIVED, CHANNEL: _HEAD_SIZE_FOLLOWS},
 )
 
 _GPT_NEOX = Family(
@@ -201,14 +202,14 @@ _GPT_NEOX = Family(
     head=_linear("lm_head", TOKEN, CHANNEL),
     writes={NEURON: "mlp.dense_4h_to_h", QUERY: "attention.dense"},
     sizes=_SIZES | {KEY_VALUE: "num_attention_heads"},
-    fixed={QUERY: _HEAD_SIZE_DERIVED, CHANNEL: _HEAD_SIZE_FOLLOWS},
+    unprunable={QUERY: _HEAD_SIZE_DERIVED, CHANNEL: _HEAD_SIZE_FOLLOWS},
 )
 
 _GEMMA = replace(
     _LLAMA,
     norm_offset=1.0,
     embedding_scale="model.embed_tokens.embed_scale",
-    closing_norms=("post_attention_layernorm", "post_feedforward_layernorm"),
+    post_norms=("post_attention_layernorm", "post_feedforward_layernorm"),
 )
 
 _PHI3 = replace(

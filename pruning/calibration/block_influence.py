@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.functional import cosine_similarity
 
 from pruning.architectures.anatomy import Anatomy
-from pruning.calibration.hooks import first, hidden_states, watching
+from pruning.calibration.hooks import first, hidden_states, hooks
 from pruning.progress import Progress, Reporter, silent
 from pruning.text.tokens import Windows
 
@@ -77,4 +77,4 @@ def _recording(model: nn.Module, anatomy: Anatomy, states: list[torch.Tensor]):
         states.append(first(output)[0].float())
 
     layers = [anatomy.layer_module(layer) for layer in range(anatomy.layers)]
-    return watching(model, dict.fromkeys(layers, before), {layers[-1]: after})
+    return hooks(model, dict.fromkeys(layers, before), {layers[-1]: after})

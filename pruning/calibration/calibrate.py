@@ -88,7 +88,7 @@ def statistics_of(
     if key == last_key:
         return newest
     file = None
-    if keep and base.source.name == catalog.DEFAULT and calibration.text in (GENERAL, *GENRES):
+    if keep and base.source.name == catalog.DEFAULT_MODEL and calibration.text in (GENERAL, *GENRES):
         file = cache_folder() / "statistics" / f"{key}.safetensors"
         if (saved := read_statistics(file, base.model.device)) is not None:
             used(file)

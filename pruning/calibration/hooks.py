@@ -13,7 +13,7 @@ Returned = Callable[[tuple, Mapping[str, object], object], None]
 
 
 @contextmanager
-def watching(
+def hooks(
     model: nn.Module, before: Mapping[str, Called] | None = None, after: Mapping[str, Returned] | None = None
 ) -> Iterator[None]:
     """Tell with what each module is called (`before`, by module name) and what it returns (`after`).

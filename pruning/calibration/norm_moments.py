@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from pruning.architectures.anatomy import Anatomy
-from pruning.calibration.hooks import watching
+from pruning.calibration.hooks import hooks
 from pruning.progress import Progress, Reporter, silent
 from pruning.text.tokens import Windows
 
@@ -49,7 +49,7 @@ class _Norm:
     def __init__(self):
         self._share = self._means = self._tokens = 0
 
-    def see(self, inputs: tuple[torch.Tensor], named: Mapping, outputs: torch.Tensor) -> None:
+    def update(self, inputs: tuple[torch.Tensor], named: Mapping, outputs: torch.Tensor) -> None:
         """Take in one window, `[1, tokens, channels]` on both sides."""
         squares = inputs[0].detach()[0].float().square()
         means = squares.mean(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
@@ -66,7 +66,7 @@ def _norm_moments(
 ) -> Mapping[str, NormMoments]:
     norms = {spec.module: _Norm() for spec in anatomy.norms}
     every = windows.fitting + windows.heldout
-    with torch.no_grad(), watching(model, after={name: norm.see for name, norm in norms.items()}):
+    with torch.no_grad(), hooks(model, after={name: norm.update for name, norm in norms.items()}):
         for done, window in enumerate(every):
             progress(Progress("Watching the residual stream, windows", done, len(every)))
             model.base_model(input_ids=window[None].to(model.device), use_cache=False)

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from pruning.calibration.hooks import watching
+from pruning.calibration.hooks import hooks
 from pruning.files import replacing
 from pruning.progress import Progress, Reporter, silent
 from pruning.text.tokens import Windows
@@ -211,7 +211,7 @@ class _Site:
         self._rows: list[torch.Tensor] = []
         self.heldout = False
 
-    def see(self, inputs: tuple[torch.Tensor], named: Mapping) -> None:
+    def update(self, inputs: tuple[torch.Tensor], named: Mapping) -> None:
         """Take in the inputs of one window, `[1, tokens, neurons]` or, in OPT, `[tokens, neurons]`."""
         window = inputs[0].detach().flatten(0, -2).float()
         if self._moments:
@@ -247,7 +247,7 @@ def _collect(
     }
     body = model.base_model
     windows = [(window, False) for window in fitting] + [(window, True) for window in heldout]
-    with torch.no_grad(), watching(model, {name: site.see for name, site in sites.items()}):
+    with torch.no_grad(), hooks(model, {name: site.update for name, site in sites.items()}):
         for done, (window, held) in enumerate(windows):
             progress(Progress("Reading the calibration text, windows", done, len(windows)))
             for site in sites.values():

@@ -28,7 +28,7 @@ _ALL = (
 )
 
 CRITERIA = {criterion.name: criterion for criterion in _ALL}
-DEFAULT = activation_prior.CRITERION.name
+DEFAULT_CRITERION = activation_prior.CRITERION.name
 
 
 def criterion_named(name: str) -> Criterion:
@@ -38,4 +38,4 @@ def criterion_named(name: str) -> Criterion:
     raise RecipeError(f"There is no criterion {name!r}. Choose one of: {', '.join(CRITERIA)}.")
 
 
-__all__ = ["CRITERIA", "DEFAULT", "MLP", "Criterion", "criterion_named"]
+__all__ = ["CRITERIA", "DEFAULT_CRITERION", "MLP", "Criterion", "criterion_named"]

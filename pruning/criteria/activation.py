@@ -6,6 +6,6 @@ CRITERION = Criterion(
     formula="√E[aⱼ²], a = the input of the output projection",
     source="2SSP: a two-stage framework for structured pruning of LLMs (Sandri et al., 2025), stage 1",
     url="https://arxiv.org/abs/2501.17771",
-    statistics=True,
+    needs_calibration=True,
     score=lambda mlp, moments, generator: moments.square.sqrt(),
 )

@@ -13,7 +13,7 @@ def _relative(energy: torch.Tensor) -> torch.Tensor:
 
 
 def _score(mlp, moments, generator):
-    anything = torch.stack([matrix.float().norm(dim=1) for matrix in mlp.reads]).prod(dim=0).square()
+    anything = torch.stack([matrix.float().norm(dim=1) for matrix in mlp.input_weights]).prod(dim=0).square()
     return (_relative(moments.square) + PRIOR * _relative(anything)).sqrt()
 
 
@@ -24,6 +24,6 @@ CRITERION = Criterion(
     source="After 2SSP, stage 1 (Sandri et al., 2025), shrunk toward the score that a residual stream "
     "pointing anywhere alike would give",
     url="https://arxiv.org/abs/2501.17771",
-    statistics=True,
+    needs_calibration=True,
     score=_score,
 )

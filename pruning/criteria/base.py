@@ -12,12 +12,12 @@ from pruning.calibration.statistics import SiteMoments
 class MLP:
     """The matrices of one layer's MLP, oriented alike in every family.
 
-    `reads`: the matrices that read the residual stream, each `[neurons, channels]`; gate first and
-    up second where the MLP is gated. `write`: the matrix that writes back, `[channels, neurons]`.
+    `input_weights`: the matrices that read the residual stream, each `[neurons, channels]`; gate first and
+    up second where the MLP is gated. `output_weight`: the matrix that writes back, `[channels, neurons]`.
     """
 
-    reads: tuple[torch.Tensor, ...]
-    write: torch.Tensor
+    input_weights: tuple[torch.Tensor, ...]
+    output_weight: torch.Tensor
 
 
 Score = Callable[[MLP, SiteMoments | None, torch.Generator], torch.Tensor]
@@ -26,7 +26,7 @@ Score = Callable[[MLP, SiteMoments | None, torch.Generator], torch.Tensor]
 
 @dataclass(frozen=True)
 class Criterion:
-    """A way to rank neurons. `statistics`: whether it needs a pass over calibration text."""
+    """A way to rank neurons. `needs_calibration`: whether it needs a pass over calibration text."""
 
     name: str
     title: str
@@ -34,6 +34,6 @@ class Criterion:
     source: str
     url: str
     score: Score
-    statistics: bool = False
+    needs_calibration: bool = False
     gated_only: bool = False
     warning: str = ""

@@ -9,7 +9,7 @@ CRITERION = Criterion(
     source="The course's counter-example (Martra, Large Language Model Notebooks Course, chapter 6)",
     url="https://github.com/peremartra/Large-Language-Model-Notebooks-Course",
     score=lambda mlp, moments, generator: torch.stack(
-        [matrix.float().abs().sum(dim=1) for matrix in mlp.reads]
+        [matrix.float().abs().sum(dim=1) for matrix in mlp.input_weights]
     ),
     gated_only=True,
     warning="Wrong on purpose: it tears gate and up rows of one neuron apart. Kept to be shown.",

@@ -7,6 +7,6 @@ CRITERION = Criterion(
     source="Compact language models via pruning and knowledge distillation (Muralidharan et al., "
     "2024), §2.2, with its best aggregation (batch: L2, sequence: mean)",
     url="https://arxiv.org/abs/2407.14679",
-    statistics=True,
+    needs_calibration=True,
     score=lambda mlp, moments, generator: moments.sequence,
 )

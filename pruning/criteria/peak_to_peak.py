@@ -2,7 +2,7 @@ from pruning.criteria.base import Criterion
 
 
 def _score(mlp, moments, generator):
-    return sum(matrix.amax(dim=1).float() + matrix.amin(dim=1).float().abs() for matrix in mlp.reads)
+    return sum(matrix.amax(dim=1).float() + matrix.amin(dim=1).float().abs() for matrix in mlp.input_weights)
 
 
 CRITERION = Criterion(

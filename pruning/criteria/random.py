@@ -8,5 +8,5 @@ CRITERION = Criterion(
     formula="a draw from the recipe's seed",
     source="The floor: a criterion that does no better knows nothing",
     url="",
-    score=lambda mlp, moments, generator: torch.rand(mlp.write.shape[1], generator=generator),
+    score=lambda mlp, moments, generator: torch.rand(mlp.output_weight.shape[1], generator=generator),
 )

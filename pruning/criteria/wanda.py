@@ -7,6 +7,6 @@ CRITERION = Criterion(
     source="After Wanda: A simple and effective pruning approach for LLMs (Sun et al., 2023), eq. 1, "
     "for whole neurons",
     url="https://arxiv.org/abs/2306.11695",
-    statistics=True,
-    score=lambda mlp, moments, generator: moments.square.sqrt() * mlp.write.float().norm(dim=0),
+    needs_calibration=True,
+    score=lambda mlp, moments, generator: moments.square.sqrt() * mlp.output_weight.float().norm(dim=0),
 )

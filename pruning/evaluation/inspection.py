@@ -16,7 +16,7 @@ from pruning.progress import Reporter, silent
 from pruning.steps.neurons import Neurons
 from pruning.surgery import neuron_matrices
 from pruning.text.choice import Calibration
-from pruning.text.generation import Speaker, encode_prompt
+from pruning.text.generation import CausalLM, encode_prompt
 from pruning.text.likelihood import token_losses
 from pruning.text.tokens import check_vocabulary, token_ids, usable_window
 
@@ -31,7 +31,7 @@ class NextToken:
     probability: float
 
 
-def next_tokens(model: Speaker, prompt: str, count: int = 10) -> list[NextToken]:
+def next_tokens(model: CausalLM, prompt: str, count: int = 10) -> list[NextToken]:
     """The likeliest next tokens of a prompt, the likeliest first."""
     ids = encode_prompt(model.tokenizer, prompt)
     check_vocabulary(model.model, model.tokenizer, ids)
@@ -53,7 +53,7 @@ class TokenLoss:
     losses: tuple[float | None, ...]
 
 
-def losses_by_token(models: Sequence[Speaker], text: str) -> list[TokenLoss]:
+def losses_by_token(models: Sequence[CausalLM], text: str) -> list[TokenLoss]:
     """The negative log-likelihood of every token of a text, for models that share a tokenizer.
 
     Raises `RecipeError` for a text that is empty or too long, and for models that read different tokens.
@@ -98,14 +98,16 @@ def neuron_scores(
         raise RecipeError(f"{chosen.title} gives no one score to a neuron. Choose another criterion.")
     anatomy = anatomy_of(base.model.config)
     moments = {}
-    if chosen.statistics:
-        sites = Neurons(fraction=0.5, criterion=criterion).sites(Shape.of(base.model.config))
+    if chosen.needs_calibration:
+        sites = Neurons(fraction=0.5, criterion=criterion).hooked_modules(Shape.of(base.model.config))
         moments = statistics_of(base, calibration or Calibration(), sites, seed, progress=progress).moments
     scores = []
     for layer in range(anatomy.layers):
         mlp = MLP(*neuron_matrices(base.model, anatomy, layer))
         generator = torch.Generator().manual_seed((seed + layer) % 2**63)
-        scores.append(chosen.score(mlp, moments.get(anatomy.write_module(layer)), generator).float().cpu())
+        scores.append(
+            chosen.score(mlp, moments.get(anatomy.output_projection(layer)), generator).float().cpu()
+        )
     return scores
 
 

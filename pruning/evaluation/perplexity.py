@@ -101,7 +101,7 @@ def quality(
     The same number of characters of each genre; or `tokens` in all, the same number of each genre, which
     is not the same text for every vocabulary.
     """
-    return summarise(dict(by_genre(model, tokenizer, progress, tokens)))
+    return summarize(dict(by_genre(model, tokenizer, progress, tokens)))
 
 
 def by_genre(
@@ -120,7 +120,7 @@ def by_genre(
             yield genre, perplexity(model, tokenizer, text, share, name=name, progress=progress)
 
 
-def summarise(genres: dict[str, Perplexity]) -> Quality:
+def summarize(genres: dict[str, Perplexity]) -> Quality:
     """All genres together, each weighing the same: the geometric mean of their perplexities, and the
     mean of their bits per byte."""
     mean = sum(math.log(result.value) for result in genres.values()) / len(genres)

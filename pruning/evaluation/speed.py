@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteriaList
 
 from pruning.progress import Progress, Reporter, silent
-from pruning.text.generation import When, telling
+from pruning.text.generation import StopWhen, report_each_token
 
 
 def tokens_per_second(
@@ -24,7 +24,7 @@ def tokens_per_second(
     """
     inputs = tokenizer("Once upon a time", return_tensors="pt").input_ids
     seconds: list[list[float]] = [[] for _ in models]
-    listening = StoppingCriteriaList([When(telling(progress, Progress("Measuring speed")))])
+    listening = StoppingCriteriaList([StopWhen(report_each_token(progress, Progress("Measuring speed")))])
     with torch.inference_mode():
         for round_number in range(rounds + 1):
             length = new_tokens if round_number else 2

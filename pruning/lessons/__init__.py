@@ -14,7 +14,7 @@ from string import Template
 from pruning import catalog
 from pruning.architectures.families import NEURON
 from pruning.architectures.shape import Shape
-from pruning.formatting import readable
+from pruning.formatting import format_number
 from pruning.pipeline import Pruned
 from pruning.recipe import Recipe
 from pruning.steps import Heads, Layers, Neurons, Weights
@@ -25,7 +25,7 @@ _SECTIONS = ("Predict", "Notice", "Question", "Answer", "Sources", "Next")
 
 
 @dataclass(frozen=True)
-class Run:
+class LessonRun:
     """One model of a lesson. `name` begins the names of its facts; `base`: a model to prefer where it can
     be reached."""
 
@@ -36,7 +36,7 @@ class Run:
     tokens: int = 8192
     base: str | None = None
 
-    def recipe(self, base: str = catalog.DEFAULT) -> Recipe:
+    def recipe(self, base: str = catalog.DEFAULT_MODEL) -> Recipe:
         calibration = Calibration(text=self.text, tokens=self.tokens)
         return Recipe(base=base, calibration=calibration, steps=self.steps)
 
@@ -58,7 +58,7 @@ class Lesson:
     """One lesson. `look`: what is drawn beside the results; `budget`: a search instead of runs."""
 
     key: str
-    runs: tuple[Run, ...] = ()
+    runs: tuple[LessonRun, ...] = ()
     claims: tuple[Claim, ...] = ()
     look: str = ""
     budget: str = ""
@@ -126,30 +126,30 @@ LESSONS = (
     Lesson("01-where-the-parameters-live", claims=(Claim("mlp_share", 0.5, 0.7),), answer=2),
     Lesson(
         "02-the-simplest-cut",
-        runs=(Run("l1", "L1, 20 % of the neurons", _neurons(0.2, "l1"), base="distilgpt2"),),
+        runs=(LessonRun("l1", "L1, 20 % of the neurons", _neurons(0.2, "l1"), base="distilgpt2"),),
         claims=(Claim("l1_smaller", 0.05, 0.15),),
         answer=1,
     ),
     Lesson(
         "03-the-wrong-way",
         runs=(
-            Run("independent", "Gate and up ranked apart", _neurons(0.2, "independent")),
-            Run("l1", "One shared ranking, L1", _neurons(0.2, "l1")),
+            LessonRun("independent", "Gate and up ranked apart", _neurons(0.2, "independent")),
+            LessonRun("l1", "One shared ranking, L1", _neurons(0.2, "l1")),
         ),
         claims=(Claim("independent_ratio", 1e4), Claim("l1_ratio", 50)),
         answer=2,
     ),
     Lesson(
         "04-the-right-way-from-weights",
-        runs=(Run("ppm", "Peak-to-peak magnitude", _neurons(0.2, "ppm")),),
+        runs=(LessonRun("ppm", "Peak-to-peak magnitude", _neurons(0.2, "ppm")),),
         claims=(Claim("ppm_ratio", 2, 50),),
         answer=2,
     ),
     Lesson(
         "05-ask-the-data",
         runs=(
-            Run("ppm", "Peak-to-peak magnitude, from weights", _neurons(0.2, "ppm")),
-            Run("activation", "How strongly it fires, from text", _neurons(0.2, "activation")),
+            LessonRun("ppm", "Peak-to-peak magnitude, from weights", _neurons(0.2, "ppm")),
+            LessonRun("activation", "How strongly it fires, from text", _neurons(0.2, "activation")),
         ),
         claims=(Claim("activation_ratio", 1, 1.9), Claim("ppm_ratio", 2)),
         look="importance",
@@ -158,8 +158,8 @@ LESSONS = (
     Lesson(
         "06-for-what-use",
         runs=(
-            Run("story", "Read stories", _neurons(0.4, "activation", True), text="story"),
-            Run("code", "Read code", _neurons(0.4, "activation", True), text="code"),
+            LessonRun("story", "Read stories", _neurons(0.4, "activation", True), text="story"),
+            LessonRun("code", "Read code", _neurons(0.4, "activation", True), text="code"),
         ),
         claims=(Claim("story_advantage", 1.1), Claim("code_advantage", 1.1)),
         answer=1,
@@ -167,9 +167,9 @@ LESSONS = (
     Lesson(
         "07-repair-in-closed-form",
         runs=(
-            Run("plain", "Without repair", _neurons(0.4, "activation")),
-            Run("repaired", "With repair", _neurons(0.4, "activation", True)),
-            Run(
+            LessonRun("plain", "Without repair", _neurons(0.4, "activation")),
+            LessonRun("repaired", "With repair", _neurons(0.4, "activation", True)),
+            LessonRun(
                 "little",
                 "With repair, on an eighth of the text",
                 _neurons(0.4, "activation", True),
@@ -182,9 +182,9 @@ LESSONS = (
     Lesson(
         "08-depth",
         runs=(
-            Run("three", "3 of 30 layers, no repair", (Layers(count=3, repair=False),)),
-            Run("nine", "9 of 30 layers, no repair", (Layers(count=9, repair=False),)),
-            Run("repaired", "9 of 30 layers, with repair", (Layers(count=9),)),
+            LessonRun("three", "3 of 30 layers, no repair", (Layers(count=3, repair=False),)),
+            LessonRun("nine", "9 of 30 layers, no repair", (Layers(count=9, repair=False),)),
+            LessonRun("repaired", "9 of 30 layers, with repair", (Layers(count=9),)),
         ),
         claims=(Claim("three_ratio", 1, 2.5), Claim("nine_ratio", 3), Claim("repaired_ratio", 1, 3)),
         look="influence",
@@ -193,8 +193,8 @@ LESSONS = (
     Lesson(
         "09-heads-and-groups",
         runs=(
-            Run("plain", "One of three groups, no repair", (Heads(groups=1, repair=False),)),
-            Run("repaired", "One of three groups, with repair", (Heads(groups=1),)),
+            LessonRun("plain", "One of three groups, no repair", (Heads(groups=1, repair=False),)),
+            LessonRun("repaired", "One of three groups, with repair", (Heads(groups=1),)),
         ),
         claims=(Claim("repaired_ratio", 1, 1.9),),
         answer=1,
@@ -202,15 +202,15 @@ LESSONS = (
     Lesson(
         "10-weights",
         runs=(
-            Run("half", "Half of the weights, anywhere", (Weights(fraction=0.5),)),
-            Run("pattern", "Two of every four", (Weights(pattern="2:4"),)),
+            LessonRun("half", "Half of the weights, anywhere", (Weights(fraction=0.5),)),
+            LessonRun("pattern", "Two of every four", (Weights(pattern="2:4"),)),
         ),
         claims=(Claim("half_ratio", 1, 4), Claim("half_smaller", 0, 0)),
         answer=1,
     ),
     Lesson(
         "11-teach-it-again",
-        runs=(Run("half", "Half of the neurons, with repair", _neurons(0.5, "activation", True)),),
+        runs=(LessonRun("half", "Half of the neurons, with repair", _neurons(0.5, "activation", True)),),
         claims=(Claim("half_ratio", 1.3, 4),),
         answer=1,
     ),
@@ -266,4 +266,4 @@ def _shown(name: str, value: float | str) -> str:
         return f"{value / 1e6:,.0f} MB"
     if isinstance(value, int):
         return f"{value:,}"
-    return readable(value, 2 if name.endswith(("_ratio", "_advantage", "_gain")) else 1)
+    return format_number(value, 2 if name.endswith(("_ratio", "_advantage", "_gain")) else 1)

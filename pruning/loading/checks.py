@@ -20,7 +20,7 @@ SPARE_NUMBERS = 100_000_000
 
 
 def suggest_default() -> str:
-    return f", or use {catalog.DEFAULT}, which works without a network"
+    return f", or use {catalog.DEFAULT_MODEL}, which works without a network"
 
 
 def adapter_message(name: str) -> str:

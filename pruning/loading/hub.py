@@ -3,7 +3,7 @@
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,13 +21,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
     SafetensorsParsingError,
 )
-from huggingface_hub.utils import _http as hub_client
-from huggingface_hub.utils import (
-    hf_raise_for_status,
-    parse_ratelimit_headers,
-    set_client_factory,
-    validate_repo_id,
-)
+from huggingface_hub.utils import validate_repo_id
 from transformers import PreTrainedConfig
 
 from pruning import catalog
@@ -50,53 +44,6 @@ MAX_TEXT_BYTES = 100_000_000
 """The largest text file accepted; the largest tokenizers of the known families take 35 MB."""
 
 MAX_WEIGHT_FILES = 100
-
-READ_TIMEOUT = 60.0
-"""Seconds that the Hub may keep silent; left alone, its client waits for ever."""
-
-MAX_RETRY_AFTER = 30
-"""Seconds that the Hub may ask its client to wait; left alone, it sleeps as long as it is told."""
-
-
-def retry_after(response) -> int | None:
-    """How many seconds an answer of the Hub asks its client to wait, if it says so."""
-    limit = parse_ratelimit_headers(response.headers)
-    if limit is not None and limit.remaining == 0:
-        return limit.reset_in_seconds
-    after = response.headers.get("Retry-After", "").strip()
-    return int(after) if re.fullmatch(r"\d{1,9}", after) else None
-
-
-def _limit_silence(request) -> None:
-    limits = request.extensions.get("timeout", {})
-    kinds = ("connect", "read", "write", "pool")
-    request.extensions["timeout"] = {
-        kind: min(limits.get(kind) or READ_TIMEOUT, READ_TIMEOUT) for kind in kinds
-    }
-
-
-def _limit_wait(response) -> None:
-    if response.status_code in (429, 503) and (retry_after(response) or 0) > MAX_RETRY_AFTER:
-        response.read()
-        hf_raise_for_status(response)
-
-
-def _with_limits(make_client: Callable) -> Callable:
-    def make():
-        client = make_client()
-        hooks = client.event_hooks
-        client.event_hooks = {
-            "request": [*hooks["request"], _limit_silence],
-            "response": [*hooks["response"], _limit_wait],
-        }
-        return client
-
-    return make
-
-
-def limit_hub_client() -> None:
-    """Bound how long the Hub's client waits. A client factory that is set already, with proxies for example, stays."""
-    set_client_factory(_with_limits(hub_client._GLOBAL_CLIENT_FACTORY))
 
 
 def size_limit() -> int:
@@ -192,8 +139,8 @@ def find_cached(hub_id: str, revision: str | None, weights: bool) -> Source | No
         name=hub_id,
         hub_id=hub_id,
         revision=folder.name,
-        licence=license_of(hub_id, folder),
-        whence=f"from this machine's copy of {hub_id} on the Hugging Face Hub",
+        license=license_of(hub_id, folder),
+        origin=f"from this machine's copy of {hub_id} on the Hugging Face Hub",
         folder=folder,
     )
 
@@ -210,7 +157,7 @@ def _snapshot(hub_id: str, revision: str | None, weights: bool, **options) -> Pa
 
 def license_of(hub_id: str, folder: Path) -> str | None:
     if entry := catalog.find(hub_id):
-        return entry.licence
+        return entry.license
     note = folder / "README.md"
     if not note.is_file() or note.stat().st_size > 1e6:
         return None
@@ -282,8 +229,8 @@ def download(
         name=hub_id,
         hub_id=hub_id,
         revision=info.sha,
-        licence=license_of(hub_id, folder),
-        whence=f"from {hub_id} on the Hugging Face Hub",
+        license=license_of(hub_id, folder),
+        origin=f"from {hub_id} on the Hugging Face Hub",
         folder=folder,
         public=not (info.private or info.gated),
     )

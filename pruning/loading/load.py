@@ -192,8 +192,8 @@ def _folder(name: str, revision: str | None, weights: bool) -> Source:
         name=name,
         hub_id=None,
         revision=digest,
-        licence=license_of("", folder),
-        whence=f"from the folder {folder.name}",
+        license=license_of("", folder),
+        origin=f"from the folder {folder.name}",
         folder=folder,
         public=False,
     )

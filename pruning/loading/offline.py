@@ -15,7 +15,7 @@ from pruning.loading.source import Source
 from pruning.progress import Progress, Reporter
 
 
-def is_installed(entry: catalog.Entry) -> bool:
+def is_installed(entry: catalog.CatalogModel) -> bool:
     try:
         version = importlib.metadata.version(entry.offline.distribution)
     except importlib.metadata.PackageNotFoundError:
@@ -23,11 +23,11 @@ def is_installed(entry: catalog.Entry) -> bool:
     return version == entry.offline.version
 
 
-def converted_folder(entry: catalog.Entry) -> Path:
+def converted_folder(entry: catalog.CatalogModel) -> Path:
     return cache_folder() / "models" / f"{entry.offline.distribution}-{entry.offline.version}"
 
 
-def find_offline(entry: catalog.Entry, progress: Reporter) -> Source:
+def find_offline(entry: catalog.CatalogModel, progress: Reporter) -> Source:
     folder = converted_folder(entry)
     if not is_complete(folder):
         if not is_installed(entry):
@@ -41,14 +41,14 @@ def find_offline(entry: catalog.Entry, progress: Reporter) -> Source:
         name=entry.name,
         hub_id=entry.hub_id,
         revision=entry.offline.revision,
-        licence=entry.licence,
-        whence=f"from the Python package {entry.offline.distribution} {entry.offline.version} "
+        license=entry.license,
+        origin=f"from the Python package {entry.offline.distribution} {entry.offline.version} "
         "(4-bit weights, de-quantised; no network needed)",
         folder=folder,
     )
 
 
-def _convert(entry: catalog.Entry, folder: Path) -> None:
+def _convert(entry: catalog.CatalogModel, folder: Path) -> None:
     """De-quantise a GGUF file to safetensors, once."""
     module = importlib.util.find_spec(entry.offline.module)
     package = Path(module.submodule_search_locations[0])

@@ -17,7 +17,7 @@ class Source:
     name: str
     hub_id: str | None
     revision: str | None
-    licence: str | None
-    whence: str
+    license: str | None
+    origin: str
     folder: Path
     public: bool = True

@@ -20,10 +20,10 @@ from transformers import PreTrainedModel
 from pruning.architectures.anatomy import Anatomy, TensorSpec, anatomy_of
 from pruning.architectures.families import CHANNEL, NEURON, QUERY, TOKEN
 from pruning.architectures.placement import device_map
-from pruning.calibration.hooks import first, hidden_states, watching
+from pruning.calibration.hooks import first, hidden_states, hooks
 from pruning.errors import RecipeError
 from pruning.progress import Progress, Reporter, silent
-from pruning.surgery import oriented
+from pruning.surgery import as_channels_first
 from pruning.text.tokens import Windows
 
 EPOCHS = 2
@@ -94,14 +94,16 @@ def reconstruct(
                 f"Reconstruction follows the dense model's residual stream, and its {kind}s are not those "
                 f"of this model ({whole.units[kind]}, not {pruned.units[kind]}). Leave one of the steps out."
             )
-    staying = layers_kept(model, dense)
+    kept_layers = layers_kept(model, dense)
     fitting, heldout = (_thinned(part) for part in (windows.fitting, windows.heldout))
     every = [*fitting, *heldout]
     calls = {length: _layer_calls(dense, whole, length) for length in {len(window) for window in every}}
     states = [_embedded(model, pruned, window) for window in every]
     goals = [_embedded(dense, whole, window) for window in every]
     tensors, notes = {}, []
-    for layer, (number, following) in enumerate(zip(staying, [*staying[1:], whole.layers], strict=True)):
+    for layer, (number, following) in enumerate(
+        zip(kept_layers, [*kept_layers[1:], whole.layers], strict=True)
+    ):
         for passed in range(0 if layer == 0 else number, following):
             goals = _through(
                 dense.get_submodule(whole.layer_module(passed)),
@@ -115,7 +117,7 @@ def reconstruct(
             goals=goals,
             fitting=len(fitting),
         )
-        place = Progress("Reconstructing, layers", layer, len(staying))
+        place = Progress("Reconstructing, layers", layer, len(kept_layers))
         notes.append(_teach(student, pruned, layer, epochs, seed, partial(progress, place)))
         tensors |= {f"{pruned.layer_module(layer)}.{name}": value for name, value in student.learned.items()}
         states = _through(student.layer, student.calls, states)
@@ -216,7 +218,7 @@ class _Student:
             factor, failed = torch.linalg.cholesky_ex(damped)
             if failed:
                 break
-            parameter.data = before + oriented(torch.cholesky_solve(wanted, factor).T, spec) * mask
+            parameter.data = before + as_channels_first(torch.cholesky_solve(wanted, factor).T, spec) * mask
             error = self.lost_on_heldout()
             if error >= previous:
                 break
@@ -233,7 +235,7 @@ class _Student:
         gram = wanted = 0
         seen: dict[str, torch.Tensor] = {}
         for window in range(self.fitting):
-            with torch.no_grad(), watching(self.layer, {write: lambda inputs, _: seen.update(x=inputs[0])}):
+            with torch.no_grad(), hooks(self.layer, {write: lambda inputs, _: seen.update(x=inputs[0])}):
                 output = self.calls[window](self.layer, self.states[window])
             weights = self._energy(window, output).rsqrt().flatten()[:, None]
             rows = seen["x"].reshape(len(weights), -1) * weights
@@ -322,7 +324,7 @@ def _layer_calls(model: PreTrainedModel, anatomy: Anatomy, length: int) -> list[
         calls.append(_Call(positional[1:], others))
 
     layers = (anatomy.layer_module(layer) for layer in range(anatomy.layers))
-    with watching(model, dict.fromkeys(layers, see)), torch.no_grad():
+    with hooks(model, dict.fromkeys(layers, see)), torch.no_grad():
         ids = torch.zeros(1, length, dtype=torch.long, device=model.device)
         model.base_model(input_ids=ids, use_cache=False)
     return calls
@@ -340,6 +342,6 @@ def _embedded(model: PreTrainedModel, anatomy: Anatomy, window: torch.Tensor) ->
         found.append(hidden_states(positional, named))
         raise _Enough
 
-    with suppress(_Enough), watching(model, {anatomy.layer_module(0): see}), torch.no_grad():
+    with suppress(_Enough), hooks(model, {anatomy.layer_module(0): see}), torch.no_grad():
         model.base_model(input_ids=window[None].to(model.device), use_cache=False)
     return found[0]

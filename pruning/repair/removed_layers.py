@@ -11,13 +11,13 @@ from pruning.architectures.anatomy import Anatomy
 from pruning.architectures.families import CHANNEL, NEURON
 from pruning.architectures.placement import parameter
 from pruning.calibration.block_influence import residual_streams
-from pruning.calibration.hooks import watching
+from pruning.calibration.hooks import hooks
 from pruning.calibration.statistics import SiteGram
 from pruning.progress import Reporter, silent
-from pruning.surgery import oriented
+from pruning.surgery import as_channels_first
 from pruning.text.tokens import Windows
 
-Run = tuple[int, ...]
+LayerRun = tuple[int, ...]
 """Layers that follow one another."""
 
 
@@ -35,7 +35,7 @@ class GapRepair:
     lost_after: float
 
 
-def runs_of(layers: Iterable[int]) -> list[Run]:
+def runs_of(layers: Iterable[int]) -> list[LayerRun]:
     """Layers as runs of those that follow one another, ascending."""
     runs: list[list[int]] = []
     for layer in sorted(layers):
@@ -50,9 +50,9 @@ def repair_gaps(
     model: nn.Module,
     anatomy: Anatomy,
     windows: Windows,
-    runs: Iterable[Run],
+    runs: Iterable[LayerRun],
     progress: Reporter = silent,
-) -> dict[Run, GapRepair]:
+) -> dict[LayerRun, GapRepair]:
     """Refit, for each run of layers that may go, the MLP's last projection in the layer before it.
 
     Solves argmin_Δ Σ ‖x Δ − (t − s)‖² / E + λ̄ ‖Δ‖² over the tokens of the fitting windows: s and t are
@@ -63,9 +63,9 @@ def repair_gaps(
     No entry for a run that begins with the first layer, and none at all where a norm stands between the
     projection and the residual stream.
     """
-    if anatomy.family.closing_norms:
+    if anatomy.family.post_norms:
         return {}
-    gaps = [_Gap(run, anatomy.write_module(run[0] - 1)) for run in runs if run[0] > 0]
+    gaps = [LayerGap(run, anatomy.output_projection(run[0] - 1)) for run in runs if run[0] > 0]
     each = 4 * anatomy.units[NEURON] * (anatomy.units[NEURON] + anatomy.units[CHANNEL])
     together = max(1, psutil.virtual_memory().available // 4 // each)
     repaired = {}
@@ -79,18 +79,18 @@ def repair_gaps(
 
 
 @dataclass
-class _Gap:
+class LayerGap:
     """Running sums for a run of layers: H = Σ x xᵀ / E and Σ x (t − s)ᵀ / E over the fitting windows, and
     the rows √(1/E) x and √(1/E) (t − s) of the held-out ones."""
 
-    removed: Run
+    removed: LayerRun
     site: str
     gram: torch.Tensor | int = 0
     wanted: torch.Tensor | int = 0
     tokens: int = 0
     heldout: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
 
-    def see(self, inputs: torch.Tensor, states: Sequence[torch.Tensor], fitting: bool) -> None:
+    def update(self, inputs: torch.Tensor, states: Sequence[torch.Tensor], fitting: bool) -> None:
         start, end = (states[at].to(inputs.device) for at in (self.removed[0], self.removed[-1] + 1))
         energy = torch.maximum(start.square().sum(dim=1), end.square().sum(dim=1))
         scale = energy.clamp_min(torch.finfo(energy.dtype).tiny).rsqrt()[:, None]
@@ -109,8 +109,8 @@ class _Gap:
         after = sum(_energy(missing - rows @ change) for rows, missing in self.heldout) / tokens
         if after < before:
             spec = anatomy.tensor(f"{self.site}.weight")
-            weight = oriented(parameter(model, spec.name), spec)
-            tensors[spec.name] = oriented(weight + change.T, spec)
+            weight = as_channels_first(parameter(model, spec.name), spec)
+            tensors[spec.name] = as_channels_first(weight + change.T, spec)
         return GapRepair(tensors, before, min(before, after))
 
     def _change(self) -> torch.Tensor:
@@ -128,7 +128,7 @@ class _Gap:
 
 
 def _look(
-    model: nn.Module, anatomy: Anatomy, windows: Windows, gaps: Sequence[_Gap], progress: Reporter
+    model: nn.Module, anatomy: Anatomy, windows: Windows, gaps: Sequence[LayerGap], progress: Reporter
 ) -> None:
     """Read the text once, for all of the gaps."""
     seen: dict[str, torch.Tensor] = {}
@@ -136,10 +136,10 @@ def _look(
     def watch(site: str):
         return lambda inputs, named: seen.update({site: inputs[0].detach().flatten(0, -2).float()})
 
-    with watching(model, {gap.site: watch(gap.site) for gap in gaps}):
+    with hooks(model, {gap.site: watch(gap.site) for gap in gaps}):
         for number, states in enumerate(residual_streams(model, anatomy, windows, progress)):
             for gap in gaps:
-                gap.see(seen[gap.site], states, fitting=number < len(windows.fitting))
+                gap.update(seen[gap.site], states, fitting=number < len(windows.fitting))
 
 
 def _energy(values: torch.Tensor) -> float:

@@ -17,7 +17,7 @@ from pruning.steps import Distillation
 from pruning.text.passages import GENRES, passage
 
 TAG = "secateur"
-LICENCES_NOT_INHERITED = (None, "", "unknown")
+LICENSES_NOT_INHERITED = (None, "", "unknown")
 
 _PASSAGES = "secateur-heldout-"
 _PERPLEXITY = "perplexity"
@@ -32,7 +32,7 @@ def model_card(pruned, name: str) -> ModelCard:
     report, recipe = pruned.report, pruned.recipe
     data = ModelCardData(
         base_model=pruned.source.hub_id,
-        **_licence(pruned.source),
+        **_license(pruned.source),
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=[TAG, "pruned", "structured-pruning", *(step.step for step in recipe.steps)],
@@ -43,20 +43,20 @@ def model_card(pruned, name: str) -> ModelCard:
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{_body(pruned, name)}")
 
 
-def _licence(source: Source) -> dict[str, str]:
+def _license(source: Source) -> dict[str, str]:
     """The base's licence; one that the Hub does not know comes with its name and its text's address."""
-    if source.licence in LICENCES_NOT_INHERITED:
+    if source.license in LICENSES_NOT_INHERITED:
         return {}
-    licence = {"license": source.licence}
+    license = {"license": source.license}
     note = source.folder / "README.md"
-    if source.licence != "other" or not note.is_file():
-        return licence
+    if source.license != "other" or not note.is_file():
+        return license
     told = ModelCard.load(note, ignore_metadata_errors=True).data
     if told.license_name:
-        licence["license_name"] = str(told.license_name)
+        license["license_name"] = str(told.license_name)
     if told.license_link:
-        licence["license_link"] = _address(str(told.license_link), source)
-    return licence
+        license["license_link"] = _address(str(told.license_link), source)
+    return license
 
 
 def _address(link: str, source: Source) -> str:
@@ -96,7 +96,7 @@ def text_revision(genre: str) -> str:
 
 
 @dataclass(frozen=True)
-class Stated:
+class CardClaims:
     """What a card says in numbers. `perplexities`: those by genre that were measured on these passages."""
 
     recipe: str | None
@@ -104,7 +104,7 @@ class Stated:
     perplexities: dict[str, Perplexity]
 
 
-def read_card(folder: Path) -> Stated:
+def read_card(folder: Path) -> CardClaims:
     """What the card in a folder states. Raises `ModelError` where there is none that can be read."""
     note = folder / "README.md"
     if not note.is_file():
@@ -112,7 +112,7 @@ def read_card(folder: Path) -> Stated:
     try:
         data = ModelCard.load(note).data
         stated = data.get("secateur") or {}
-        return Stated(
+        return CardClaims(
             recipe=stated.get("recipe"),
             parameters=stated.get("parameters"),
             perplexities={
@@ -209,7 +209,7 @@ def _qualities(report, recipe) -> str:
     pairs = [(result, after.genres[genre]) for genre, result in before.genres.items()]
     pairs.append((before.overall, after.overall))
     measure, field = "Perplexity", "value"
-    if any(step.retokenizes for step in recipe.steps):
+    if any(step.changes_vocabulary for step in recipe.steps):
         measure = "Bits per byte, which compare models with different vocabularies as perplexity does not"
         field = "bits_per_byte"
     rows = [_quality_row(first, second, field) for first, second in pairs]

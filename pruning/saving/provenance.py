@@ -32,7 +32,7 @@ def provenance(pruned: "Pruned") -> dict[str, str]:
     }
 
 
-def stamp(file: Path, facts: Mapping[str, str]) -> None:
+def write_safetensors_metadata(file: Path, facts: Mapping[str, str]) -> None:
     """Put facts into the metadata of a safetensors file, sorted; the tensors stay as they are.
 
     The safetensors library writes metadata in an order that differs from process to process, so that
@@ -48,7 +48,7 @@ def stamp(file: Path, facts: Mapping[str, str]) -> None:
         shutil.copyfileobj(old, new, 2**20)
 
 
-def stamped(file: Path) -> dict[str, str]:
+def read_safetensors_metadata(file: Path) -> dict[str, str]:
     """The metadata of a safetensors file; empty where it has none."""
     with file.open("rb") as stream:
         header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))

@@ -14,8 +14,8 @@ from pruning.loading.files import RECIPE_FILE
 from pruning.pipeline import Pruned
 from pruning.progress import Progress, Reporter, silent
 from pruning.saving.card import model_card
-from pruning.saving.provenance import provenance, stamp
-from pruning.surgery import recast
+from pruning.saving.provenance import provenance, write_safetensors_metadata
+from pruning.surgery import cast
 
 
 def save(
@@ -37,7 +37,7 @@ def save(
             progress(Progress("Writing the model"))
             model = pruned.model
             if pruned.storage_dtype != model.dtype:
-                model = recast(model, pruned.storage_dtype)
+                model = cast(model, pruned.storage_dtype)
             model.save_pretrained(temporary, max_shard_size=largest_file)
             pruned.tokenizer.save_pretrained(temporary)
             write_metadata_files(pruned, temporary, name or folder.name)
@@ -65,7 +65,7 @@ def write_metadata_files(pruned: "Pruned", folder: Path, name: str) -> None:
     (folder / RECIPE_FILE).write_text(pruned.recipe.to_yaml(), encoding="utf-8")
     (folder / "README.md").write_text(str(model_card(pruned, name)), encoding="utf-8")
     for file in folder.glob("*.safetensors"):
-        stamp(file, provenance(pruned))
+        write_safetensors_metadata(file, provenance(pruned))
         file.chmod(0o644)  # safetensors writes files that only their owner can read.
 
 

@@ -79,7 +79,7 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class Kind:
+class PrunableUnit:
     """One kind of cut in the search: `amounts` are the numbers of units it may remove from a shape."""
 
     unit: str
@@ -96,26 +96,26 @@ def _neuron_amounts(shape: Shape) -> range:
     return _every(shape, NEURON, 1 - SMALLEST_WIDTH, max(1, shape.count(NEURON) // 96))
 
 
-KINDS = (
-    Kind(
+PRUNABLE_UNITS = (
+    PrunableUnit(
         LAYER,
         "layers",
         lambda shape: _every(shape, LAYER, DEEPEST),
         lambda shape, n: Layers(count=n),
     ),
-    Kind(
+    PrunableUnit(
         KEY_VALUE,
         "heads",
         lambda shape: _every(shape, KEY_VALUE, DEEPEST),
         lambda shape, n: Heads(groups=n),
     ),
-    Kind(
+    PrunableUnit(
         CHANNEL,
         "channels",
         lambda shape: _every(shape, CHANNEL, DEEPEST, max(1, shape.count(CHANNEL) // 32)),
         lambda shape, n: Channels(width=shape.count(CHANNEL) - n),
     ),
-    Kind(
+    PrunableUnit(
         NEURON,
         "neurons",
         _neuron_amounts,
@@ -126,29 +126,29 @@ KINDS = (
 
 
 @dataclass(frozen=True)
-class Mix:
-    """How many units of each kind go, in the order of `KINDS`."""
+class Candidate:
+    """How many units of each kind go, in the order of `PRUNABLE_UNITS`."""
 
     amounts: tuple[int, ...]
     parameters: int
 
     @property
     def title(self) -> str:
-        parts = [f"{n:,} {kind.title}" for n, kind in zip(self.amounts, KINDS, strict=True) if n]
+        parts = [f"{n:,} {kind.title}" for n, kind in zip(self.amounts, PRUNABLE_UNITS, strict=True) if n]
         return ", ".join(parts) or "nothing"
 
     @property
     def single(self) -> str | None:
         """The kind, where only one is cut."""
-        cut = [kind.title for n, kind in zip(self.amounts, KINDS, strict=True) if n]
+        cut = [kind.title for n, kind in zip(self.amounts, PRUNABLE_UNITS, strict=True) if n]
         return cut[0] if len(cut) == 1 else None
 
 
 @dataclass(frozen=True)
-class Point:
+class Trial:
     """One model that was made and measured. `loss`: nats per token on held-out calibration text."""
 
-    mix: Mix
+    mix: Candidate
     recipe: Recipe
     loss: float
 
@@ -163,18 +163,18 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """What a search found.
 
     `points`: every model measured, by size. `curve`: for falling numbers of parameters, the least
     perplexity that the measured costs predict. `dense`: the base's loss.
     """
 
-    chosen: Point
-    points: tuple[Point, ...]
+    chosen: Trial
+    points: tuple[Trial, ...]
     curve: tuple[tuple[int, float], ...]
     dense: float
-    previewed: int
+    shapes_considered: int
 
     def to_dict(self) -> dict:
         """Plain values: the recipe that was chosen, every point, and the curve."""
@@ -193,7 +193,7 @@ class Found:
                 for point in self.points
             ],
             "curve": [{"parameters": size, "perplexity": value} for size, value in self.curve],
-            "previewed": self.previewed,
+            "previewed": self.shapes_considered,
         }
 
 
@@ -204,25 +204,25 @@ def search(
     seed: int = 0,
     progress: Reporter = silent,
     thorough: bool = True,
-) -> Found:
+) -> SearchResult:
     """The mix of cuts within a budget that loses least on held-out calibration text.
 
     `thorough`: whether layers are chosen by what each is missed, the best models reconstructed, and all of
     the calibration text read for each, which takes several times as long. Raises `RecipeError` where no
     shape fits the budget.
     """
-    *_, found = searching(base, budget, calibration, seed, progress, thorough)
+    *_, found = iter_search(base, budget, calibration, seed, progress, thorough)
     return found
 
 
-def searching(
+def iter_search(
     base: LoadedModel,
     budget: Budget,
     calibration: Calibration | None = None,
     seed: int = 0,
     progress: Reporter = silent,
     thorough: bool = True,
-) -> Iterator[Point | Found]:
+) -> Iterator[Trial | SearchResult]:
     """`search`, telling every point as soon as it is measured, and last what was found."""
     calibration = calibration or Calibration()
     shape = Shape.of(base.model.config)
@@ -239,9 +239,9 @@ def searching(
         tried = calibration.model_copy(update={"tokens": min(calibration.tokens, QUICK_TOKENS)})
     windows = windows_of(base, tried, seed, progress).heldout
     dense = mean_loss(base.model, windows)
-    measured: dict[str, Point] = {}
+    measured: dict[str, Trial] = {}
 
-    def measure(mix: Mix, recipe: Recipe, stage: str, done: int, total: int) -> Iterator[Point]:
+    def measure(mix: Candidate, recipe: Recipe, stage: str, done: int, total: int) -> Iterator[Trial]:
         if recipe.digest in measured:
             return
         where = Progress(f"{stage} ({mix.title})", done, total)
@@ -249,11 +249,11 @@ def searching(
         # Steps tell where they are only so that the search can be stopped.
         trial = recipe.model_copy(update={"calibration": tried})
         model = prune(trial, base, lambda _: progress(where)).model
-        measured[recipe.digest] = Point(mix, recipe, mean_loss(model, windows))
+        measured[recipe.digest] = Trial(mix, recipe, mean_loss(model, windows))
         yield measured[recipe.digest]
 
-    def recipe_of(mix: Mix) -> Recipe:
-        steps = [kind.step(shape, n) for kind, n in zip(KINDS, mix.amounts, strict=True) if n]
+    def recipe_of(mix: Candidate) -> Recipe:
+        steps = [kind.step(shape, n) for kind, n in zip(PRUNABLE_UNITS, mix.amounts, strict=True) if n]
         if thorough:
             steps = [
                 step.model_copy(update={"method": "perplexity"}) if isinstance(step, Layers) else step
@@ -278,12 +278,12 @@ def searching(
             yield refitted
     chosen = min(best, key=lambda point: point.loss)
     points = tuple(sorted(measured.values(), key=lambda point: -point.mix.parameters))
-    yield Found(chosen, points, tuple(_curve(mixes, costs, dense)), dense, len(mixes))
+    yield SearchResult(chosen, points, tuple(_curve(mixes, costs, dense)), dense, len(mixes))
 
 
-def _mixes(shape: Shape) -> Iterator[Mix]:
+def _mixes(shape: Shape) -> Iterator[Candidate]:
     """Every combination of amounts that makes a shape which loads."""
-    *others, neurons = KINDS
+    *others, neurons = PRUNABLE_UNITS
     amounts = [[0, *(() if _fixed(kind, shape) else kind.amounts(shape))] for kind in others]
     for combination in product(*amounts):
         after = shape
@@ -298,7 +298,7 @@ def _mixes(shape: Shape) -> Iterator[Mix]:
         each = parameters - after.resized(NEURON, width - 1).parameters
         for n in (0, *neurons.amounts(shape)):
             if n or any(combination):
-                yield Mix((*combination, n), parameters - n * each)
+                yield Candidate((*combination, n), parameters - n * each)
 
 
 def _reconstructed(recipe: Recipe) -> Recipe | None:
@@ -313,14 +313,14 @@ def _reconstructed(recipe: Recipe) -> Recipe | None:
     return recipe.model_copy(update={"steps": (*steps, Reconstruction(epochs=0))})
 
 
-def _fixed(kind: Kind, shape: Shape) -> bool:
+def _fixed(kind: PrunableUnit, shape: Shape) -> bool:
     """Whether the family cannot lose units of this kind."""
-    return (QUERY if kind.unit == KEY_VALUE else kind.unit) in shape.anatomy.family.fixed
+    return (QUERY if kind.unit == KEY_VALUE else kind.unit) in shape.anatomy.family.unprunable
 
 
-def _largest_fitting(mixes: Sequence[Mix], budget: Budget) -> list[Mix]:
+def _largest_fitting(mixes: Sequence[Candidate], budget: Budget) -> list[Candidate]:
     """Of the shapes within the budget, for each choice of the other kinds the one with most neurons."""
-    best: dict[tuple[int, ...], Mix] = {}
+    best: dict[tuple[int, ...], Candidate] = {}
     for mix in mixes:
         others = mix.amounts[:-1]
         if mix.parameters <= budget.parameters and (
@@ -330,10 +330,10 @@ def _largest_fitting(mixes: Sequence[Mix], budget: Budget) -> list[Mix]:
     return list(best.values())
 
 
-def _probes(shape: Shape, mixes: Sequence[Mix]) -> list[Mix]:
+def _probes(shape: Shape, mixes: Sequence[Candidate]) -> list[Candidate]:
     """For each kind, the amounts nearest to the shares of `PROBES`."""
     probes = {}
-    for place, kind in enumerate(KINDS):
+    for place, kind in enumerate(PRUNABLE_UNITS):
         alone = [mix for mix in mixes if mix.single == kind.title]
         for share in PROBES if alone else ():
             wanted = share * shape.count(kind.unit)
@@ -348,7 +348,7 @@ Costs = Sequence[Sequence[tuple[int, float]]]
 def _costs(dense: float, points) -> Costs:
     """For each kind, how much the loss grows with the units removed: measured points, from (0, 0) on."""
     costs = []
-    for place, kind in enumerate(KINDS):
+    for place, kind in enumerate(PRUNABLE_UNITS):
         alone = [point for point in points if point.mix.single == kind.title]
         costs.append([(0, 0.0), *sorted((point.mix.amounts[place], point.loss - dense) for point in alone)])
     return costs
@@ -362,24 +362,24 @@ def _cost(curve: Sequence[tuple[int, float]], amount: int) -> float:
     return y0 + (y1 - y0) * (amount - x0) / (x1 - x0)
 
 
-def _predicted(mix: Mix, costs: Costs) -> float:
+def _predicted(mix: Candidate, costs: Costs) -> float:
     return sum(_cost(curve, n) for curve, n in zip(costs, mix.amounts, strict=True))
 
 
-def _finalists(fitting: Sequence[Mix], costs: Costs) -> list[Mix]:
+def _finalists(fitting: Sequence[Candidate], costs: Costs) -> list[Candidate]:
     """The best predicted, width alone among them (Minitron: width before depth), and the best of each
     kind alone."""
     ranked = sorted(fitting, key=lambda mix: _predicted(mix, costs))
     chosen = {mix.amounts: mix for mix in ranked[:FINALISTS]}
-    depth = next(place for place, kind in enumerate(KINDS) if kind.unit == LAYER)
+    depth = next(place for place, kind in enumerate(PRUNABLE_UNITS) if kind.unit == LAYER)
     width_alone = [mix for mix in ranked if not mix.amounts[depth]]
-    alone = [[mix for mix in ranked if mix.single == kind.title] for kind in KINDS]
+    alone = [[mix for mix in ranked if mix.single == kind.title] for kind in PRUNABLE_UNITS]
     for group in (width_alone, *alone):
         chosen |= {mix.amounts: mix for mix in group[:1]}
     return list(chosen.values())
 
 
-def _curve(mixes: Sequence[Mix], costs: Costs, dense: float) -> Iterator[tuple[int, float]]:
+def _curve(mixes: Sequence[Candidate], costs: Costs, dense: float) -> Iterator[tuple[int, float]]:
     """The least predicted perplexity at each size, from large to small."""
     best: dict[int, float] = {}
     step = max(mix.parameters for mix in mixes) / 60

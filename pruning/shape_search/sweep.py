@@ -26,7 +26,7 @@ class SweepPoint:
     recipe: Recipe
 
 
-def sweeping(
+def iter_sweep(
     base: LoadedModel,
     criteria: Iterable[str],
     calibration: Calibration | None = None,

@@ -58,7 +58,7 @@ def row_lengths(shape: Shape) -> dict[str, int]:
     anatomy = shape.anatomy
     lengths = {CHANNEL: shape.count(CHANNEL)}
     for kind in anatomy.family.writes:
-        spec = anatomy.tensor(f"{anatomy.write_module(0, kind)}.weight")
+        spec = anatomy.tensor(f"{anatomy.output_projection(0, kind)}.weight")
         axis = 1 - spec.labels.index(CHANNEL)
         lengths[kind] = shape.length(spec.labels[axis], spec.shape[axis])
     return lengths
@@ -82,7 +82,7 @@ def _check_known(shape: Shape, steps: Sequence[Step]) -> None:
     family = shape.anatomy.family
     if MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family.model_type] not in TEXT_MODEL_MAP:
         raise ModelError(f"llama.cpp's converter does not know {family.title} models.")
-    if any(step.retokenizes for step in steps):
+    if any(step.changes_vocabulary for step in steps):
         raise ModelError(
             "llama.cpp recognises tokenizers by what they make of a sample, and a cut one is new to it."
         )

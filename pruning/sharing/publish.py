@@ -19,8 +19,8 @@ from huggingface_hub.utils import validate_repo_id
 
 from pruning.errors import PruningError, SavingError
 from pruning.files import workplace
+from pruning.loading.client import retry_after
 from pruning.loading.files import RECIPE_FILE
-from pruning.loading.hub import retry_after
 from pruning.loading.source import Token
 from pruning.progress import Progress, Reporter, silent
 from pruning.saving.card import TAG

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
-from pruning.loading.hub import MAX_RETRY_AFTER, retry_after
+from pruning.loading.client import MAX_RETRY_AFTER, retry_after
 from pruning.progress import Progress, Reporter
 
 TRANSIENT_STATUS = (408, 429, 500, 502, 503, 504)

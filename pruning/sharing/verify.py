@@ -13,8 +13,8 @@ from pruning.loading.load import LoadedModel
 from pruning.loading.source import Token
 from pruning.progress import Progress, Reporter, silent
 from pruning.recipe import Recipe
-from pruning.saving.card import Stated, read_card
-from pruning.saving.provenance import stamped
+from pruning.saving.card import CardClaims, read_card
+from pruning.saving.provenance import read_safetensors_metadata
 
 TOLERANCE = 0.01
 """How far a perplexity may lie from the card's, as a share of it: other machines add up in another order."""
@@ -71,11 +71,11 @@ def verify(name: str, *, token: Token = None, progress: Reporter = silent) -> Ve
     return Verification(name, checks)
 
 
-def _provenance(recipe: Recipe, stated: Stated, folder: Path) -> Check:
+def _provenance(recipe: Recipe, stated: CardClaims, folder: Path) -> Check:
     """The recipe beside the model is the one that its card and its weights name."""
     named = {"the card": stated.recipe}
     for file in sorted(folder.glob("*.safetensors")):
-        named[file.name] = stamped(file).get("recipe")
+        named[file.name] = read_safetensors_metadata(file).get("recipe")
     for place, digest in named.items():
         if digest != recipe.digest:
             told = f"recipe {digest}" if digest else "no recipe"
@@ -99,7 +99,7 @@ def _shape(recipe: Recipe, loaded: LoadedModel, token: Token, progress: Reporter
     return Check("shape", not wrong, ", ".join(wrong) or "the one that the recipe leads to")
 
 
-def _parameters(stated: Stated, loaded: LoadedModel) -> Check:
+def _parameters(stated: CardClaims, loaded: LoadedModel) -> Check:
     found = sum(parameter.numel() for parameter in loaded.model.parameters())
     if stated.parameters is None:
         return Check("parameters", None, f"{found:,}; the card does not say how many")
@@ -108,7 +108,7 @@ def _parameters(stated: Stated, loaded: LoadedModel) -> Check:
     return Check("parameters", True, f"{found:,}, as the card says")
 
 
-def _perplexities(stated: Stated, loaded: LoadedModel, progress: Reporter) -> list[Check]:
+def _perplexities(stated: CardClaims, loaded: LoadedModel, progress: Reporter) -> list[Check]:
     """Each perplexity of the card, measured again on the same tokens."""
     if not stated.perplexities:
         return [Check("perplexity", None, "not checked: the card states none that can be measured here")]

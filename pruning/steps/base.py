@@ -16,13 +16,13 @@ from pruning.progress import Progress, Reporter, silent
 from pruning.repair.projection import repair_projection
 from pruning.schema import Frozen
 from pruning.steps.settings import Setting
-from pruning.surgery import Kept, cut, oriented
+from pruning.surgery import KeptIndices, as_channels_first, cut
 from pruning.text.choice import TextChoice
 from pruning.text.tokens import Windows
 
 
 @dataclass(frozen=True)
-class Subject:
+class StepContext:
     """The model that a step works on, as the steps before it left it.
 
     `statistics` and the `windows` of the calibration text are there for a step that asked for them.
@@ -45,7 +45,7 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class StepResult:
     """What a step made. `notes`: plain values for the report, such as a line on each projection."""
 
     model: PreTrainedModel
@@ -65,30 +65,30 @@ class Step(Frozen, ABC):
     """One entry of a recipe. The shape that results follows from the config alone; the rest needs the
     model.
 
-    `title` and `hint` introduce the step on the page and in the shell; `settings` are what a person
-    can set. `last`: whether nothing may be cut after it, and why. `retokenizes`: whether the model reads
-    other tokens afterwards, so that perplexities before and after do not compare, and only bits per byte
-    do. `caution`: what must be said of a model that the step made.
+    `title` and `hint` introduce the step on the page and in the shell; `settings` are what a person can set.
+    `must_be_last`: why nothing may be cut after it, if so. `changes_vocabulary`: whether the model reads
+    other tokens afterwards, so that only bits per byte compare, and perplexities do not. `warning`: what
+    must be said of a model that the step made.
     """
 
     title: ClassVar[str]
     hint: ClassVar[str]
     settings: ClassVar[tuple[Setting, ...]] = ()
-    last: ClassVar[str] = ""
-    caution: ClassVar[str] = ""
-    retokenizes: ClassVar[bool] = False
+    must_be_last: ClassVar[str] = ""
+    warning: ClassVar[str] = ""
+    changes_vocabulary: ClassVar[bool] = False
 
     @classmethod
     def for_model(cls, model: str, **values) -> Self:
         """The step as somebody asked for it, who may have left open what only a model's files can say."""
         return cls(**values)
 
-    def sites(self, shape: Shape) -> tuple[str, ...]:
+    def hooked_modules(self, shape: Shape) -> tuple[str, ...]:
         """The projections whose inputs the step must have seen; empty for none."""
         return ()
 
     @property
-    def reads_text(self) -> bool:
+    def needs_calibration_text(self) -> bool:
         """Whether the step runs the model on the calibration text itself."""
         return False
 
@@ -97,7 +97,7 @@ class Step(Frozen, ABC):
         """The shape after the step. Raises `RecipeError` where it is impossible."""
 
     @abstractmethod
-    def apply(self, subject: Subject) -> Outcome:
+    def apply(self, context: StepContext) -> StepResult:
         """Carry the step out. The subject's model is not changed."""
 
     @abstractmethod
@@ -122,38 +122,38 @@ class Cut(Step):
     """A step that takes units away: it ranks them, keeps the best, and may refit what writes back."""
 
     @abstractmethod
-    def rank(self, subject: Subject) -> Kept:
+    def rank(self, context: StepContext) -> KeptIndices:
         """Which units stay in each layer."""
 
-    def refit(self, subject: Subject, kept: Kept) -> Refit:
+    def refit(self, context: StepContext, kept: KeptIndices) -> Refit:
         """New values for what writes back into the residual stream; empty for none."""
         return Refit()
 
-    def apply(self, subject: Subject) -> Outcome:
-        kept = self.rank(subject)
-        refit = self.refit(subject, kept)
-        subject.progress(Progress("Cutting"))
+    def apply(self, context: StepContext) -> StepResult:
+        kept = self.rank(context)
+        refit = self.refit(context, kept)
+        context.progress(Progress("Cutting"))
         # What is seen is what is saved: repaired weights are rounded to the stored precision.
-        tensors = {name: value.to(subject.base.storage_dtype) for name, value in refit.tensors.items()}
-        model = cut(subject.model, self.reshape(subject.shape), kept, tensors)
-        return Outcome(model, subject.tokenizer, refit.notes)
+        tensors = {name: value.to(context.base.storage_dtype) for name, value in refit.tensors.items()}
+        model = cut(context.model, self.reshape(context.shape), kept, tensors)
+        return StepResult(model, context.tokenizer, refit.notes)
 
 
-def refit_writes(subject: Subject, kind: str, kept: Sequence[torch.Tensor]) -> Refit:
+def refit_writes(context: StepContext, kind: str, kept: Sequence[torch.Tensor]) -> Refit:
     """Refit, in every layer, the projection that neurons or heads write through.
 
     `kept`: for each layer, which inputs of the projection stay.
     """
-    anatomy = subject.shape.anatomy
+    anatomy = context.shape.anatomy
     tensors, notes = {}, []
     for layer, indices in enumerate(kept):
-        subject.progress(Progress("Repairing, layers", layer, anatomy.layers))
-        module = anatomy.write_module(layer, kind)
+        context.progress(Progress("Repairing, layers", layer, anatomy.layers))
+        module = anatomy.output_projection(layer, kind)
         write = anatomy.tensor(f"{module}.weight")
-        matrix = oriented(parameter(subject.model, write.name), write)
-        repair = repair_projection(subject.statistics.gram(module, subject.progress), matrix, indices)
+        matrix = as_channels_first(parameter(context.model, write.name), write)
+        repair = repair_projection(context.statistics.gram(module, context.progress), matrix, indices)
         if repair.weight is not None:
-            tensors[write.name] = oriented(repair.weight, write)
+            tensors[write.name] = as_channels_first(repair.weight, write)
         notes.append(
             {
                 "layer": layer,

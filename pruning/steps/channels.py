@@ -14,10 +14,10 @@ from pruning.calibration.norm_moments import NormMoments, norm_moments
 from pruning.errors import ModelError, RecipeError
 from pruning.progress import Progress
 from pruning.repair.projection import repair_projection
-from pruning.steps.base import Cut, Refit, Subject, top
+from pruning.steps.base import Cut, Refit, StepContext, top
 from pruning.steps.settings import Choices, Setting, Slider, Switch, share, whole, word
 from pruning.steps.sizes import MULTIPLES, Multiple, Width, one_number, share_of
-from pruning.surgery import Kept
+from pruning.surgery import KeptIndices
 
 ONE_STREAM = one_number("all layers share the channels of one residual stream")
 
@@ -45,10 +45,10 @@ class Channels(Cut):
             "Channels to cut, %",
             "The same ones in every layer; the hidden size stays a multiple of the number of heads",
             share,
-            Slider(lambda shape: 0 if CHANNEL in shape.anatomy.family.fixed else 75, percent=True),
-            starts=True,
+            Slider(lambda shape: 0 if CHANNEL in shape.anatomy.family.unprunable else 75, percent=True),
+            activates_step=True,
         ),
-        Setting("width", "--hidden-size", "Channels to keep, instead", read=whole, starts=True),
+        Setting("width", "--hidden-size", "Channels to keep, instead", read=whole, activates_step=True),
         Setting(
             "criterion",
             "--channel-criterion",
@@ -88,22 +88,24 @@ class Channels(Cut):
         return self
 
     @property
-    def reads_text(self) -> bool:
+    def needs_calibration_text(self) -> bool:
         return True
 
-    def sites(self, shape: Shape) -> tuple[str, ...]:
+    def hooked_modules(self, shape: Shape) -> tuple[str, ...]:
         if not self.repair:
             return ()
         anatomy = shape.anatomy
         # The matrices that read the same need only one look.
         return tuple(
-            anatomy.reads(layer, part)[0].module for layer in range(anatomy.layers) for part in READERS
+            anatomy.input_projections(layer, part)[0].module
+            for layer in range(anatomy.layers)
+            for part in READERS
         )
 
     def reshape(self, shape: Shape) -> Shape:
         family = shape.anatomy.family
-        if CHANNEL in family.fixed:
-            raise RecipeError(f"The channels of {family.title} cannot be cut: {family.fixed[CHANNEL]}.")
+        if CHANNEL in family.unprunable:
+            raise RecipeError(f"The channels of {family.title} cannot be cut: {family.unprunable[CHANNEL]}.")
         channels, heads = shape.count(CHANNEL), shape.count(QUERY)
         step = lcm(heads, self.multiple_of)
         asked = self.width if self.fraction is None else channels - int(self.fraction * channels)
@@ -128,9 +130,9 @@ class Channels(Cut):
             raise RecipeError(f"A model with {kept} channels would not load. {error}") from None
         return resized
 
-    def rank(self, subject: Subject) -> Kept:
-        anatomy = subject.shape.anatomy
-        moments = self._moments(subject)
+    def rank(self, context: StepContext) -> KeptIndices:
+        anatomy = context.shape.anatomy
+        moments = self._moments(context)
         if self.criterion == "minitron":
             scores = sum(norm.sequence.double() for norm in moments.values())
         else:
@@ -140,19 +142,19 @@ class Channels(Cut):
                 "The scores of the channels are not finite: the weights or the calibration text are damaged. "
                 "Load the model again or choose another text."
             )
-        kept = top(scores, self.reshape(subject.shape).count(CHANNEL))
+        kept = top(scores, self.reshape(context.shape).count(CHANNEL))
         return {CHANNEL: [kept] * anatomy.layers}
 
-    def refit(self, subject: Subject, kept: Kept) -> Refit:
+    def refit(self, context: StepContext, kept: KeptIndices) -> Refit:
         channels = kept[CHANNEL][0]
-        tensors = _scaled_norms(subject, self._moments(subject), channels)
+        tensors = _scaled_norms(context, self._moments(context), channels)
         if not self.repair:
             return Refit(tensors)
-        repaired = _refitted_reads(subject, channels)
+        repaired = _refitted_reads(context, channels)
         return Refit({**tensors, **repaired.tensors}, repaired.notes)
 
-    def _moments(self, subject: Subject) -> dict[str, NormMoments]:
-        return norm_moments(subject.model, subject.shape.anatomy, subject.windows, subject.progress)
+    def _moments(self, context: StepContext) -> dict[str, NormMoments]:
+        return norm_moments(context.model, context.shape.anatomy, context.windows, context.progress)
 
     def describe(self) -> str:
         size = f"{100 * self.fraction:.4g} % of" if self.fraction else f"all but {self.width} of"
@@ -160,7 +162,7 @@ class Channels(Cut):
 
 
 def _scaled_norms(
-    subject: Subject, moments: dict[str, NormMoments], kept: torch.Tensor
+    context: StepContext, moments: dict[str, NormMoments], kept: torch.Tensor
 ) -> dict[str, torch.Tensor]:
     """The weights of the norms, so that what they let through is as large as it was.
 
@@ -168,32 +170,32 @@ def _scaled_norms(
     are multiplied by √(hidden size), the stream begins smaller, and what is added to it must follow; the
     norms that read it undo it.
     """
-    anatomy = subject.shape.anatomy
+    anatomy = context.shape.anatomy
     offset = anatomy.family.norm_offset
     scaled = {}
     for spec in anatomy.norms:
-        weight = parameter(subject.model, spec.name)
+        weight = parameter(context.model, spec.name)
         scale = moments[spec.module].share[kept].double().mean().sqrt()
-        if anatomy.closes(spec):
+        if anatomy.is_post_norm(spec):
             scale = scale * (len(kept) / anatomy.units[CHANNEL]) ** 0.5
         scaled[spec.name] = ((weight[kept].double() + offset) * scale - offset).to(weight.dtype)
     return scaled
 
 
-def _refitted_reads(subject: Subject, kept: torch.Tensor) -> Refit:
+def _refitted_reads(context: StepContext, kept: torch.Tensor) -> Refit:
     """Everything that reads the residual stream inside the layers, refitted to the channels kept."""
-    anatomy: Anatomy = subject.shape.anatomy
+    anatomy: Anatomy = context.shape.anatomy
     tensors, notes = {}, []
     for layer in range(anatomy.layers):
-        subject.progress(Progress("Repairing, layers", layer, anatomy.layers))
+        context.progress(Progress("Repairing, layers", layer, anatomy.layers))
         for part in READERS:
-            specs = anatomy.reads(layer, part)
+            specs = anatomy.input_projections(layer, part)
             matrices = [
                 weight if anatomy.input_axis(spec) == 1 else weight.T
                 for spec in specs
-                for weight in [parameter(subject.model, spec.name)]
+                for weight in [parameter(context.model, spec.name)]
             ]
-            gram = subject.statistics.gram(specs[0].module, subject.progress)
+            gram = context.statistics.gram(specs[0].module, context.progress)
             repair = repair_projection(gram, torch.cat(matrices), kept)
             if repair.weight is not None:
                 parts = repair.weight.split([len(matrix) for matrix in matrices])

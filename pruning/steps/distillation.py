@@ -22,7 +22,7 @@ from pruning.loading import load as loading
 from pruning.loading.load import LoadedModel
 from pruning.progress import Progress
 from pruning.schema import Frozen
-from pruning.steps.base import Outcome, Step, Subject
+from pruning.steps.base import Step, StepContext, StepResult
 from pruning.steps.settings import Setting, whole
 from pruning.text.choice import MAX_TOKENS, TextChoice, read_texts
 from pruning.text.generation import sample_text
@@ -65,7 +65,7 @@ class HubText(Frozen):
     name: Annotated[str, Field(min_length=1, max_length=200)]
     column: str = "text"
     subset: str | None = None
-    split_into_windows: str = "train"
+    split: str = "train"
     revision: str | None = None
     tokens: Annotated[int, Field(ge=LEAST_TOKENS, le=100 * MAX_TOKENS)] = MAX_TOKENS
 
@@ -83,8 +83,8 @@ class Distillation(Training, Step):
     title: ClassVar[str] = "Distillation"
     hint: ClassVar[str] = "The dense model teaches the smaller one what the cuts took away"
     settings: ClassVar[tuple[Setting, ...]] = (
-        Setting("minutes", "--distil", "Minutes of distillation", read=number, starts=True),
-        Setting("steps", "--distil-steps", "Steps of distillation, instead", read=whole, starts=True),
+        Setting("minutes", "--distil", "Minutes of distillation", read=number, activates_step=True),
+        Setting("steps", "--distil-steps", "Steps of distillation, instead", read=whole, activates_step=True),
         Setting("learning_rate", "--learning-rate", "Highest learning rate of distillation", read=number),
     )
 
@@ -121,21 +121,21 @@ class Distillation(Training, Step):
     def reshape(self, shape: Shape) -> Shape:
         return shape
 
-    def apply(self, subject: Subject) -> Outcome:
-        teacher = self._teacher_of(subject)
-        tokens = teachers_tokens(subject, teacher)
+    def apply(self, context: StepContext) -> StepResult:
+        teacher = self._teacher_of(context)
+        tokens = teachers_tokens(context, teacher)
         result = distill(
-            subject.model,
+            context.model,
             teacher.model,
-            self._reading(subject, teacher),
+            self._reading(context, teacher),
             self,
             tokens=tokens,
-            storage_dtype=subject.base.storage_dtype,
-            seed=subject.seed,
-            progress=subject.progress,
+            storage_dtype=context.base.storage_dtype,
+            seed=context.seed,
+            progress=context.progress,
             checkpoint=self._checkpoint,
         )
-        return Outcome(result.model, subject.tokenizer, (result.notes,))
+        return StepResult(result.model, context.tokenizer, (result.notes,))
 
     def without_paths(self) -> Self:
         if self.teacher is None or not Path(self.teacher).is_dir():
@@ -153,16 +153,16 @@ class Distillation(Training, Step):
         own = self.text.text == SELF or self.samples
         return f"{self.text.text} and the teacher's own samples" if own else self.text.text
 
-    def _teacher_of(self, subject: Subject) -> LoadedModel:
+    def _teacher_of(self, context: StepContext) -> LoadedModel:
         if self.teacher is None:
-            return subject.base
+            return context.base
         # Only who may name a folder as the base may name one as the teacher: a recipe may be a stranger's.
-        on_disk = subject.base.source.hub_id is None
-        return loading.load(self.teacher, own_machine=on_disk, progress=subject.progress)
+        on_disk = context.base.source.hub_id is None
+        return loading.load(self.teacher, own_machine=on_disk, progress=context.progress)
 
-    def _reading(self, subject: Subject, teacher: LoadedModel) -> TrainingTokens:
-        model, tokenizer = subject.model, subject.tokenizer
-        streams = [token_ids(model, tokenizer, text) for text in self._texts(subject, teacher)]
+    def _reading(self, context: StepContext, teacher: LoadedModel) -> TrainingTokens:
+        model, tokenizer = context.model, context.tokenizer
+        streams = [token_ids(model, tokenizer, text) for text in self._texts(context, teacher)]
         if self.dataset is not None:
             streams = [streams[0][: self.dataset.tokens]]
         window = usable_window(model, HELD_OUT_WINDOW)
@@ -181,23 +181,23 @@ class Distillation(Training, Step):
             )
         return TrainingTokens(torch.cat(fitting), tuple(heldout), prefix, self._text_name)
 
-    def _texts(self, subject: Subject, teacher: LoadedModel) -> list[str]:
+    def _texts(self, context: StepContext, teacher: LoadedModel) -> list[str]:
         if self.dataset is not None:
-            return [self._streamed(subject)]
+            return [self._streamed(context)]
         alone = self.text.text == SELF
-        texts = [] if alone else list(read_texts(self.text, subject.progress))
+        texts = [] if alone else list(read_texts(self.text, context.progress))
         samples = self.samples or (SAMPLES if alone else 0)
-        return texts + ([sample_text(teacher, samples, subject.seed, subject.progress)] if samples else [])
+        return texts + ([sample_text(teacher, samples, context.seed, context.progress)] if samples else [])
 
-    def _streamed(self, subject: Subject) -> str:
+    def _streamed(self, context: StepContext) -> str:
         wanted, texts, tokens = self.dataset, [], 0
         rows = datasets.dataset_texts(
             wanted.name, wanted.column, wanted.subset, wanted.split, wanted.revision
         )
         for text in rows:
             texts.append(text)
-            tokens += len(subject.tokenizer(text, verbose=False).input_ids)
-            subject.progress(
+            tokens += len(context.tokenizer(text, verbose=False).input_ids)
+            context.progress(
                 Progress(f"Reading {wanted.name}, tokens", min(tokens, wanted.tokens), wanted.tokens)
             )
             if tokens >= wanted.tokens:
@@ -205,14 +205,14 @@ class Distillation(Training, Step):
         return "\n\n".join(texts)
 
 
-def teachers_tokens(subject: Subject, teacher: LoadedModel) -> torch.Tensor | None:
+def teachers_tokens(context: StepContext, teacher: LoadedModel) -> torch.Tensor | None:
     """The teacher's token for each of the student's, `[vocabulary]`; None where they are the same.
 
     Raises `RecipeError` where the teacher does not know a token of the student's.
     """
-    ours: PreTrainedTokenizerBase = subject.tokenizer
+    ours: PreTrainedTokenizerBase = context.tokenizer
     known, theirs = ours.get_vocab(), teacher.tokenizer.get_vocab()
-    size = subject.model.config.vocab_size
+    size = context.model.config.vocab_size
     if known == theirs and size == teacher.model.config.vocab_size:
         return None
     names = {token: name for name, token in known.items()}

@@ -12,9 +12,9 @@ from pruning.architectures.placement import parameter
 from pruning.architectures.shape import Shape
 from pruning.errors import RecipeError
 from pruning.progress import Progress
-from pruning.steps.base import Cut, Refit, Subject, refit_writes, top
+from pruning.steps.base import Cut, Refit, StepContext, refit_writes, top
 from pruning.steps.settings import Choices, Setting, Slider, Switch, whole, word
-from pruning.surgery import Kept, oriented, value_matrix
+from pruning.surgery import KeptIndices, as_channels_first, value_matrix
 
 
 class Heads(Cut):
@@ -39,8 +39,10 @@ class Heads(Cut):
             "Groups of heads to cut",
             "Key/value groups, each with the query heads that share it, in every layer",
             whole,
-            Slider(lambda shape: 0 if QUERY in shape.anatomy.family.fixed else shape.count(KEY_VALUE) - 1),
-            starts=True,
+            Slider(
+                lambda shape: 0 if QUERY in shape.anatomy.family.unprunable else shape.count(KEY_VALUE) - 1
+            ),
+            activates_step=True,
         ),
         Setting(
             "queries",
@@ -51,11 +53,11 @@ class Heads(Cut):
             Slider(
                 lambda shape: (
                     0
-                    if QUERY in shape.anatomy.family.fixed
+                    if QUERY in shape.anatomy.family.unprunable
                     else shape.count(QUERY) // shape.count(KEY_VALUE) - 1
                 )
             ),
-            starts=True,
+            activates_step=True,
         ),
         Setting(
             "criterion",
@@ -109,16 +111,16 @@ class Heads(Cut):
             raise ValueError("give groups or queries for the heads to cut; both are 0")
         return self
 
-    def sites(self, shape: Shape) -> tuple[str, ...]:
+    def hooked_modules(self, shape: Shape) -> tuple[str, ...]:
         if self.criterion == "weights" and not self.repair:
             return ()
         anatomy = shape.anatomy
-        return tuple(anatomy.write_module(layer, QUERY) for layer in range(anatomy.layers))
+        return tuple(anatomy.output_projection(layer, QUERY) for layer in range(anatomy.layers))
 
     def reshape(self, shape: Shape) -> Shape:
         family = shape.anatomy.family
-        if QUERY in family.fixed:
-            raise RecipeError(f"The heads of {family.title} cannot be cut: {family.fixed[QUERY]}.")
+        if QUERY in family.unprunable:
+            raise RecipeError(f"The heads of {family.title} cannot be cut: {family.unprunable[QUERY]}.")
         pairs, queries = shape.count(KEY_VALUE), shape.count(QUERY)
         each = queries // pairs
         for removed, there, unit in (
@@ -138,43 +140,45 @@ class Heads(Cut):
             )
         return shape.resized(KEY_VALUE, pairs).resized(QUERY, pairs * each)
 
-    def rank(self, subject: Subject) -> Kept:
-        anatomy = subject.shape.anatomy
+    def rank(self, context: StepContext) -> KeptIndices:
+        anatomy = context.shape.anatomy
         pairs, each = anatomy.units[KEY_VALUE], anatomy.units[QUERY] // anatomy.units[KEY_VALUE]
         kept: dict[str, list[torch.Tensor]] = {QUERY: [], KEY_VALUE: []}
         for layer in range(anatomy.layers):
-            subject.progress(Progress("Ranking heads, layers", layer + 1, anatomy.layers))
+            context.progress(Progress("Ranking heads, layers", layer + 1, anatomy.layers))
             groups, heads = torch.arange(pairs), torch.arange(each).repeat(pairs, 1)
             if self.groups:
-                groups = top(self._scores(subject, anatomy, layer, each), pairs - self.groups)
+                groups = top(self._scores(context, anatomy, layer, each), pairs - self.groups)
             if self.queries:
-                scores = self._scores(subject, anatomy, layer, 1).view(pairs, each)
+                scores = self._scores(context, anatomy, layer, 1).view(pairs, each)
                 heads = torch.stack([top(row, each - self.queries) for row in scores])
             kept[KEY_VALUE].append(groups)
             kept[QUERY].append((groups[:, None] * each + heads[groups]).flatten())
         return kept
 
-    def _scores(self, subject: Subject, anatomy: Anatomy, layer: int, heads_per_unit: int) -> torch.Tensor:
+    def _scores(
+        self, context: StepContext, anatomy: Anatomy, layer: int, heads_per_unit: int
+    ) -> torch.Tensor:
         """The scores of runs of `heads_per_unit` query heads."""
-        module = anatomy.write_module(layer, QUERY)
+        module = anatomy.output_projection(layer, QUERY)
         width = head_size(anatomy.config) * heads_per_unit
         if self.criterion == "minitron":
-            return subject.statistics.moments[module].sequence.view(-1, width).norm(dim=1)
+            return context.statistics.moments[module].sequence.view(-1, width).norm(dim=1)
         spec = anatomy.tensor(f"{module}.weight")
-        write = oriented(parameter(subject.model, spec.name), spec).double()
+        write = as_channels_first(parameter(context.model, spec.name), spec).double()
         if self.criterion == "weights":
-            circuits = _circuits(write, value_matrix(subject.model, anatomy, layer), anatomy)
+            circuits = _circuits(write, value_matrix(context.model, anatomy, layer), anatomy)
             return circuits.view(-1, heads_per_unit).sum(dim=1)
-        gram = subject.statistics.gram(module, subject.progress).gram.double()
+        gram = context.statistics.gram(module, context.progress).gram.double()
         contributions = (gram * (write.T @ write)).view(-1, width, gram.shape[1] // width, width)
         return contributions.sum(dim=(1, 3)).diagonal()
 
-    def refit(self, subject: Subject, kept: Kept) -> Refit:
+    def refit(self, context: StepContext, kept: KeptIndices) -> Refit:
         if not self.repair:
             return Refit()
-        width = head_size(subject.shape.anatomy.config)
+        width = head_size(context.shape.anatomy.config)
         columns = [(heads[:, None] * width + torch.arange(width)).flatten() for heads in kept[QUERY]]
-        return refit_writes(subject, QUERY, columns)
+        return refit_writes(context, QUERY, columns)
 
     def describe(self) -> str:
         parts = []

@@ -13,9 +13,9 @@ from pruning.calibration.block_influence import angular_distances, block_influen
 from pruning.errors import RecipeError
 from pruning.progress import Progress
 from pruning.repair.removed_layers import repair_gaps, runs_of
-from pruning.steps.base import Cut, Refit, Subject, top
+from pruning.steps.base import Cut, Refit, StepContext, top
 from pruning.steps.settings import Choices, Setting, Slider, Switch, word
-from pruning.surgery import Kept, cut
+from pruning.surgery import KeptIndices, cut
 from pruning.text.likelihood import mean_loss
 
 METHODS = {
@@ -65,7 +65,7 @@ class Layers(Cut):
             "How many; in the shell also which, such as 4,5,9",
             _read,
             Slider(lambda shape: max(shape.count(LAYER) - 2, 0)),
-            starts=True,
+            activates_step=True,
         ),
         Setting(
             "method",
@@ -114,7 +114,7 @@ class Layers(Cut):
         return self
 
     @property
-    def reads_text(self) -> bool:
+    def needs_calibration_text(self) -> bool:
         return self.repair or self._measures
 
     @property
@@ -137,18 +137,18 @@ class Layers(Cut):
             )
         return shape.resized(LAYER, there - removed)
 
-    def rank(self, subject: Subject) -> Kept:
-        there = subject.shape.count(LAYER)
-        removed = set(self.layers or _CHOOSERS[self.method](self, subject))
+    def rank(self, context: StepContext) -> KeptIndices:
+        there = context.shape.count(LAYER)
+        removed = set(self.layers or _CHOOSERS[self.method](self, context))
         return {LAYER: [torch.tensor([layer for layer in range(there) if layer not in removed])]}
 
-    def refit(self, subject: Subject, kept: Kept) -> Refit:
+    def refit(self, context: StepContext, kept: KeptIndices) -> Refit:
         if not self.repair:
             return Refit()
-        anatomy = subject.shape.anatomy
+        anatomy = context.shape.anatomy
         gone = sorted(set(range(anatomy.layers)) - set(kept[LAYER][0].tolist()))
         runs = runs_of(gone)
-        repairs = repair_gaps(subject.model, anatomy, subject.windows, runs, subject.progress)
+        repairs = repair_gaps(context.model, anatomy, context.windows, runs, context.progress)
         notes = (
             {"layers": list(run), "lost_before": repair.lost_before, "lost_after": repair.lost_after}
             for run, repair in repairs.items()
@@ -167,36 +167,36 @@ class Layers(Cut):
         return f"{self.count} layer{'s' if self.count > 1 else ''} ({self.method})"
 
 
-def _last(step: Layers, subject: Subject) -> list[int]:
-    there = subject.shape.count(LAYER)
+def _last(step: Layers, context: StepContext) -> list[int]:
+    there = context.shape.count(LAYER)
     return list(range(there - step.count, there))
 
 
-def _first(step: Layers, subject: Subject) -> list[int]:
+def _first(step: Layers, context: StepContext) -> list[int]:
     return list(range(step.count))
 
 
-def _influence(step: Layers, subject: Subject) -> list[int]:
-    scores = block_influences(subject.model, subject.shape.anatomy, subject.windows, subject.progress)
-    choices = torch.tensor(step.choices(subject.shape))
+def _influence(step: Layers, context: StepContext) -> list[int]:
+    scores = block_influences(context.model, context.shape.anatomy, context.windows, context.progress)
+    choices = torch.tensor(step.choices(context.shape))
     return choices[top(-scores[choices], step.count)].tolist()
 
 
-def _angular(step: Layers, subject: Subject) -> list[int]:
+def _angular(step: Layers, context: StepContext) -> list[int]:
     distances = angular_distances(
-        subject.model, subject.shape.anatomy, subject.windows, step.count, subject.progress
+        context.model, context.shape.anatomy, context.windows, step.count, context.progress
     )
-    choices = step.choices(subject.shape)
+    choices = step.choices(context.shape)
     starts = [layer for layer in choices if layer + step.count - 1 <= choices[-1]]
     start = min(starts, key=lambda layer: float(distances[layer]))
     return list(range(start, start + step.count))
 
 
-def _perplexity(step: Layers, subject: Subject) -> list[int]:
-    known = _losses.setdefault(subject.model, {})
-    asked = (subject.windows.digest, step.repair, step.protect)
+def _perplexity(step: Layers, context: StepContext) -> list[int]:
+    known = _losses.setdefault(context.model, {})
+    asked = (context.windows.digest, step.repair, step.protect)
     if asked not in known:
-        known[asked] = _losses_without(step, subject, [])
+        known[asked] = _losses_without(step, context, [])
     losses = known[asked]
     return sorted(sorted(losses, key=losses.get)[: step.count])
 
@@ -205,37 +205,37 @@ _losses: WeakKeyDictionary = WeakKeyDictionary()
 """For each model, what a text loses without each layer: computed once for a text."""
 
 
-def _greedy(step: Layers, subject: Subject) -> list[int]:
+def _greedy(step: Layers, context: StepContext) -> list[int]:
     gone: list[int] = []
     while len(gone) < step.count:
-        losses = _losses_without(step, subject, gone)
+        losses = _losses_without(step, context, gone)
         gone.append(min(losses, key=losses.get))
     return sorted(gone)
 
 
-def _losses_without(step: Layers, subject: Subject, gone: list[int]) -> dict[int, float]:
+def _losses_without(step: Layers, context: StepContext, gone: list[int]) -> dict[int, float]:
     """The loss on held-out calibration text without each layer that may go, beside those gone already;
     repaired, where the step repairs."""
-    anatomy = subject.shape.anatomy
-    choices = [layer for layer in step.choices(subject.shape) if layer not in gone]
+    anatomy = context.shape.anatomy
+    choices = [layer for layer in step.choices(context.shape) if layer not in gone]
     runs = {layer: runs_of([*gone, layer]) for layer in choices}
     repairs = {}
     if step.repair:
         every = dict.fromkeys(run for each in runs.values() for run in each)
-        repairs = repair_gaps(subject.model, anatomy, subject.windows, every, subject.progress)
+        repairs = repair_gaps(context.model, anatomy, context.windows, every, context.progress)
     losses = {}
     for done, layer in enumerate(choices):
-        subject.progress(Progress("Trying without each layer", done, len(choices)))
+        context.progress(Progress("Trying without each layer", done, len(choices)))
         stay = [n for n in range(anatomy.layers) if n != layer and n not in gone]
         kept = {LAYER: [torch.tensor(stay)]}
         made = [repairs[run].tensors for run in runs[layer] if run in repairs]
         tensors = {name: new for each in made for name, new in each.items()}
-        without = cut(subject.model, subject.shape.resized(LAYER, len(stay)), kept, tensors)
-        losses[layer] = mean_loss(without, subject.windows.heldout)
+        without = cut(context.model, context.shape.resized(LAYER, len(stay)), kept, tensors)
+        losses[layer] = mean_loss(without, context.windows.heldout)
     return losses
 
 
-_CHOOSERS: dict[str, Callable[[Layers, Subject], list[int]]] = {
+_CHOOSERS: dict[str, Callable[[Layers, StepContext], list[int]]] = {
     "last": _last,
     "first": _first,
     "influence": _influence,

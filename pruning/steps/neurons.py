@@ -7,13 +7,13 @@ from pydantic import model_validator
 
 from pruning.architectures.families import GATE, NEURON, UP
 from pruning.architectures.shape import Shape
-from pruning.criteria import CRITERIA, DEFAULT, MLP, criterion_named
+from pruning.criteria import CRITERIA, DEFAULT_CRITERION, MLP, criterion_named
 from pruning.errors import RecipeError
 from pruning.progress import Progress
-from pruning.steps.base import Cut, Refit, Subject, refit_writes, top
+from pruning.steps.base import Cut, Refit, StepContext, refit_writes, top
 from pruning.steps.settings import Choices, Setting, Slider, Switch, share, whole, word
 from pruning.steps.sizes import MULTIPLES, Multiple, Width, one_number, share_of
-from pruning.surgery import Kept, neuron_matrices
+from pruning.surgery import KeptIndices, neuron_matrices
 
 UNIFORM = one_number(
     "every layer keeps the same number of neurons: a config holds one intermediate size for all layers, so a "
@@ -40,9 +40,11 @@ class Neurons(Cut):
             "The same share of the intermediate size in every layer",
             share,
             Slider(lambda shape: 90, percent=True),
-            starts=True,
+            activates_step=True,
         ),
-        Setting("width", "--width", "MLP neurons to keep in each layer, instead", read=whole, starts=True),
+        Setting(
+            "width", "--width", "MLP neurons to keep in each layer, instead", read=whole, activates_step=True
+        ),
         Setting(
             "criterion",
             "--criterion",
@@ -72,16 +74,16 @@ class Neurons(Cut):
     fraction: Annotated[share_of("neurons") | None, UNIFORM] = None
     width: Annotated[Width | None, UNIFORM] = None
     multiple_of: Multiple = 1
-    criterion: str = DEFAULT
+    criterion: str = DEFAULT_CRITERION
     repair: bool | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _default_repair(cls, values):
         if isinstance(values, dict) and values.get("repair") is None:
-            name = values.get("criterion", DEFAULT)
+            name = values.get("criterion", DEFAULT_CRITERION)
             if isinstance(name, str):
-                values = values | {"repair": criterion_named(name).statistics}
+                values = values | {"repair": criterion_named(name).needs_calibration}
         return values
 
     @model_validator(mode="after")
@@ -91,11 +93,11 @@ class Neurons(Cut):
         criterion_named(self.criterion)
         return self
 
-    def sites(self, shape: Shape) -> tuple[str, ...]:
-        if not (self.repair or criterion_named(self.criterion).statistics):
+    def hooked_modules(self, shape: Shape) -> tuple[str, ...]:
+        if not (self.repair or criterion_named(self.criterion).needs_calibration):
             return ()
         anatomy = shape.anatomy
-        return tuple(anatomy.write_module(layer) for layer in range(anatomy.layers))
+        return tuple(anatomy.output_projection(layer) for layer in range(anatomy.layers))
 
     def reshape(self, shape: Shape) -> Shape:
         criterion = criterion_named(self.criterion)
@@ -117,20 +119,20 @@ class Neurons(Cut):
             )
         return shape.resized(NEURON, kept)
 
-    def rank(self, subject: Subject) -> Kept:
+    def rank(self, context: StepContext) -> KeptIndices:
         criterion = criterion_named(self.criterion)
-        anatomy = subject.shape.anatomy
-        count = self.reshape(subject.shape).count(NEURON)
+        anatomy = context.shape.anatomy
+        count = self.reshape(context.shape).count(NEURON)
         kept: dict[str, list[torch.Tensor]] = {NEURON: []}
         if criterion.gated_only:
             kept |= {GATE: [], UP: []}
         for layer in range(anatomy.layers):
-            subject.progress(Progress("Ranking neurons, layers", layer + 1, anatomy.layers))
-            mlp = MLP(*neuron_matrices(subject.model, anatomy, layer))
+            context.progress(Progress("Ranking neurons, layers", layer + 1, anatomy.layers))
+            mlp = MLP(*neuron_matrices(context.model, anatomy, layer))
             moments = None
-            if criterion.statistics:
-                moments = subject.statistics.moments[anatomy.write_module(layer)]
-            generator = torch.Generator().manual_seed((subject.seed + layer) % 2**63)
+            if criterion.needs_calibration:
+                moments = context.statistics.moments[anatomy.output_projection(layer)]
+            generator = torch.Generator().manual_seed((context.seed + layer) % 2**63)
             scores = criterion.score(mlp, moments, generator)
             if not torch.isfinite(scores).all():
                 raise RecipeError(
@@ -147,8 +149,8 @@ class Neurons(Cut):
                 kept[NEURON].append(kept[GATE][-1])
         return kept
 
-    def refit(self, subject: Subject, kept: Kept) -> Refit:
-        return refit_writes(subject, NEURON, kept[NEURON]) if self.repair else Refit()
+    def refit(self, context: StepContext, kept: KeptIndices) -> Refit:
+        return refit_writes(context, NEURON, kept[NEURON]) if self.repair else Refit()
 
     def describe(self) -> str:
         size = f"{100 * self.fraction:.4g} % of" if self.fraction else f"all but {self.width} of"

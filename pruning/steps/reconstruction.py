@@ -8,7 +8,7 @@ from pruning.architectures.families import CHANNEL, TOKEN
 from pruning.architectures.shape import Shape
 from pruning.errors import RecipeError
 from pruning.repair.reconstruction import reconstruct
-from pruning.steps.base import Outcome, Step, Subject
+from pruning.steps.base import Step, StepContext, StepResult
 from pruning.steps.settings import Setting, Slider, whole
 from pruning.surgery import cut
 
@@ -30,7 +30,7 @@ class Reconstruction(Step):
             "How often every layer reads the calibration text; two are enough",
             whole,
             Slider(lambda shape: 8),
-            starts=True,
+            activates_step=True,
         ),
     )
 
@@ -38,7 +38,7 @@ class Reconstruction(Step):
     epochs: Annotated[int, Field(ge=0, le=100)] = 2
 
     @property
-    def reads_text(self) -> bool:
+    def needs_calibration_text(self) -> bool:
         return True
 
     def reshape(self, shape: Shape) -> Shape:
@@ -51,19 +51,19 @@ class Reconstruction(Step):
                 )
         return shape
 
-    def apply(self, subject: Subject) -> Outcome:
+    def apply(self, context: StepContext) -> StepResult:
         made = reconstruct(
-            subject.model,
-            subject.base.model,
-            subject.windows,
-            seed=subject.seed,
-            progress=subject.progress,
+            context.model,
+            context.base.model,
+            context.windows,
+            seed=context.seed,
+            progress=context.progress,
             epochs=self.epochs,
         )
         # What is seen is what is saved: new weights are rounded to the stored precision.
-        tensors = {name: value.to(subject.base.storage_dtype) for name, value in made.tensors.items()}
-        model = cut(subject.model, subject.shape, {}, tensors)
-        return Outcome(model, subject.tokenizer, made.notes)
+        tensors = {name: value.to(context.base.storage_dtype) for name, value in made.tensors.items()}
+        model = cut(context.model, context.shape, {}, tensors)
+        return StepResult(model, context.tokenizer, made.notes)
 
     def describe(self) -> str:
         if not self.epochs:

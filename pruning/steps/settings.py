@@ -32,8 +32,8 @@ class Setting:
     """One field of a step, as a person meets it.
 
     `label` and `info` stand on the page, in words that a student knows; `flag` is the shell's option
-    and `read` turns its text into values of fields. A setting that `starts` says how much to cut: giving
-    it asks for the step. Without a `control` it is offered in the shell alone.
+    and `read` turns its text into values of fields. A setting that `activates_step` says how much to cut:
+    giving it asks for the step. Without a `control` it is offered in the shell alone.
     """
 
     field: str
@@ -42,7 +42,7 @@ class Setting:
     info: str = ""
     read: Callable[[str, str], Mapping[str, object]] | None = None
     control: Slider | Choices | Switch | None = None
-    starts: bool = False
+    activates_step: bool = False
 
 
 def share(flag: str, text: str) -> float:

@@ -16,7 +16,7 @@ from pruning.architectures.shape import Shape
 from pruning.errors import ModelError, RecipeError
 from pruning.loading import load as loading
 from pruning.progress import Progress
-from pruning.steps.base import Outcome, Step, Subject
+from pruning.steps.base import Step, StepContext, StepResult
 from pruning.steps.settings import Choices, Setting, Slider, share, whole
 from pruning.steps.sizes import MULTIPLES, Multiple, Width, share_of
 from pruning.surgery import assemble, pieces
@@ -56,7 +56,7 @@ class Vocabulary(Step):
 
     title: ClassVar[str] = "Vocabulary"
     hint: ClassVar[str] = "The tokens that the model reads and writes, each with a row of the embeddings"
-    retokenizes: ClassVar[bool] = True
+    changes_vocabulary: ClassVar[bool] = True
     settings: ClassVar[tuple[Setting, ...]] = (
         Setting(
             "fraction",
@@ -65,7 +65,7 @@ class Vocabulary(Step):
             "Those that are used least; in the shell also how many to keep, or a text to keep readable",
             _read,
             Slider(lambda shape: 95, percent=True),
-            starts=True,
+            activates_step=True,
         ),
         Setting("text", "--vocabulary-text", "Text that says which tokens are used", read=_read_text),
         Setting(
@@ -135,18 +135,18 @@ class Vocabulary(Step):
             )
         return shape.resized(TOKEN, kept)
 
-    def apply(self, subject: Subject) -> Outcome:
-        subject.progress(Progress("Choosing the tokens that stay"))
-        shape = self.reshape(subject.shape)
+    def apply(self, context: StepContext) -> StepResult:
+        context.progress(Progress("Choosing the tokens that stay"))
+        shape = self.reshape(context.shape)
         size = shape.count(TOKEN)
-        configs = (subject.model.config.to_dict(), subject.model.generation_config.to_dict())
-        ranked = _Ranked(subject.tokenizer, read_texts(self.text, subject.progress), configs)
+        configs = (context.model.config.to_dict(), context.model.generation_config.to_dict())
+        ranked = _Ranked(context.tokenizer, read_texts(self.text, context.progress), configs)
         kept = ranked.first(size)
-        subject.progress(Progress("Making the tokenizer again"))
+        context.progress(Progress("Making the tokenizer again"))
         tokenizer = ranked.pairs.rebuilt(kept)
-        model = _cut(subject.model, shape, kept)
+        model = _cut(context.model, shape, kept)
         notes = {"tokens": size, "needed": ranked.needed, "read_as_before": ranked.covered(kept)}
-        return Outcome(model, tokenizer, (notes,))
+        return StepResult(model, tokenizer, (notes,))
 
     def describe(self) -> str:
         what = f"{100 * self.fraction:.4g} %" if self.fraction else f"all but {self.size:,} tokens"

@@ -11,7 +11,7 @@ from pruning.architectures.shape import Shape
 from pruning.calibration.statistics import moments_of
 from pruning.errors import RecipeError
 from pruning.progress import Progress
-from pruning.steps.base import Outcome, Step, Subject
+from pruning.steps.base import Step, StepContext, StepResult
 from pruning.steps.settings import Choices, Setting, Slider, share, word
 from pruning.steps.sizes import one_number, share_of
 from pruning.surgery import cut
@@ -21,7 +21,7 @@ UNIFORM = one_number("every projection loses the same share of its weights")
 PATTERNS = {"2:4": (2, 4), "4:8": (4, 8)}
 """How many of how many consecutive inputs become zero."""
 
-CRITERIA = {"wanda": "Weight × activation (Wanda)", "magnitude": "Magnitude"}
+WEIGHT_CRITERIA = {"wanda": "Weight × activation (Wanda)", "magnitude": "Magnitude"}
 
 
 def _read(flag: str, text: str) -> dict:
@@ -47,7 +47,7 @@ class Weights(Step):
     hint: ClassVar[str] = (
         "Sets weights to zero one by one: the model keeps its shape, and its file does not get smaller"
     )
-    caution: ClassVar[str] = (
+    warning: ClassVar[str] = (
         "The weights that were cut are stored as zeros: the file is no smaller, and plain transformers is no "
         "faster. Only software made for sparse weights gains from them."
     )
@@ -59,7 +59,7 @@ class Weights(Step):
             "The same share in every projection; in the shell also a pattern, such as 2:4",
             _read,
             Slider(lambda shape: 90, percent=True),
-            starts=True,
+            activates_step=True,
         ),
         Setting(
             "pattern",
@@ -75,10 +75,12 @@ class Weights(Step):
             "Importance of a weight",
             "Its size alone, or its size times what comes in",
             word,
-            Choices(CRITERIA),
+            Choices(WEIGHT_CRITERIA),
         ),
     )
-    last: ClassVar[str] = "a later cut would break the pattern of the zeros, and a repair would fill them in"
+    must_be_last: ClassVar[str] = (
+        "a later cut would break the pattern of the zeros, and a repair would fill them in"
+    )
 
     step: Literal["weights"] = "weights"
     fraction: Annotated[share_of("weights") | None, UNIFORM] = None
@@ -104,7 +106,7 @@ class Weights(Step):
         return self
 
     @property
-    def reads_text(self) -> bool:
+    def needs_calibration_text(self) -> bool:
         return self.criterion == "wanda"
 
     def reshape(self, shape: Shape) -> Shape:
@@ -124,19 +126,19 @@ class Weights(Step):
                 )
         return shape
 
-    def apply(self, subject: Subject) -> Outcome:
-        anatomy = subject.shape.anatomy
+    def apply(self, context: StepContext) -> StepResult:
+        anatomy = context.shape.anatomy
         moments = {}
-        if self.reads_text:
+        if self.needs_calibration_text:
             sites = [spec.module for spec in projections(anatomy)]
-            moments = moments_of(subject.model, sites, subject.windows, subject.progress)
+            moments = moments_of(context.model, sites, context.windows, context.progress)
         thinned = {}
         for spec in projections(anatomy):
-            subject.progress(Progress("Setting weights to zero, layers", spec.layer + 1, anatomy.layers))
-            weight = parameter(subject.model, spec.name)
+            context.progress(Progress("Setting weights to zero, layers", spec.layer + 1, anatomy.layers))
+            weight = parameter(context.model, spec.name)
             turned = weight if anatomy.input_axis(spec) == 1 else weight.T
             scores = turned.abs().float()
-            if self.reads_text:
+            if self.needs_calibration_text:
                 scores = scores * moments[spec.module].square.sqrt()
             if not torch.isfinite(scores).all():
                 raise RecipeError(
@@ -145,8 +147,8 @@ class Weights(Step):
                 )
             gone = self._going(scores)
             thinned[spec.name] = weight.masked_fill(gone if turned is weight else gone.T, 0)
-        model = cut(subject.model, subject.shape, {}, thinned)
-        return Outcome(model, subject.tokenizer, _sparsity(model, anatomy))
+        model = cut(context.model, context.shape, {}, thinned)
+        return StepResult(model, context.tokenizer, _sparsity(model, anatomy))
 
     def _going(self, scores: torch.Tensor) -> torch.Tensor:
         """Which weights become zero, as a mask `[outputs, inputs]`; of equal scores, the last."""

@@ -48,7 +48,7 @@ def _check_whole(name: str, value: int, least: int, most: int) -> None:
         raise RecipeError(f"{name} is {value!r}; a whole number from {least} to {most} is needed.")
 
 
-class Speaker(Protocol):
+class CausalLM(Protocol):
     """A model with the tokenizer that it reads and writes with."""
 
     model: PreTrainedModel
@@ -73,7 +73,7 @@ class GumbelNoise(LogitsProcessor):
         return scores + self.temperature * gumbel.to(scores)
 
 
-class When(StoppingCriteria):
+class StopWhen(StoppingCriteria):
     """Ends all that is being written once `stopped` says so; it is asked after every token."""
 
     def __init__(self, stopped: Callable[[], bool]):
@@ -83,7 +83,7 @@ class When(StoppingCriteria):
         return torch.full((input_ids.shape[0],), self._stopped(), device=input_ids.device)
 
 
-def telling(progress: Reporter, place: Progress) -> Callable[[], bool]:
+def report_each_token(progress: Reporter, place: Progress) -> Callable[[], bool]:
     """For `stopped`: never stops by itself, but the reporter may raise `Cancelled` after every token."""
 
     def told() -> bool:
@@ -146,7 +146,9 @@ def _written(
                     inputs,
                     attention_mask=torch.ones_like(inputs),
                     streamer=pieces,
-                    stopping_criteria=StoppingCriteriaList([When(lambda: given_up.is_set() or stopped())]),
+                    stopping_criteria=StoppingCriteriaList(
+                        [StopWhen(lambda: given_up.is_set() or stopped())]
+                    ),
                     **_settings(model, sampling),
                 )
         except BaseException as error:
@@ -186,7 +188,7 @@ def _settings(model: PreTrainedModel, sampling: Sampling) -> dict:
 
 
 def compare(
-    models: Sequence[Speaker],
+    models: Sequence[CausalLM],
     prompt: str,
     sampling: Sampling | None = None,
     stopped: Callable[[], bool] = lambda: False,
@@ -261,7 +263,7 @@ def sample_text(base, tokens: int, seed: int = 0, progress: Reporter = silent) -
                 inputs,
                 attention_mask=torch.ones_like(inputs),
                 min_new_tokens=length,
-                stopping_criteria=StoppingCriteriaList([When(telling(progress, place))]),
+                stopping_criteria=StoppingCriteriaList([StopWhen(report_each_token(progress, place))]),
                 **_settings(model, Sampling(length, temperature=1.0, seed=seed)),
             )
         seed += 1

@@ -65,7 +65,7 @@ def split_into_windows(
     the model expects one). Nothing is padded; the last window may be short."""
     prefix = bos_ids(tokenizer)
     length = window - len(prefix)
-    return [torch.cat([prefix, piece]) for piece in tokens.split_into_windows(length) if len(piece)]
+    return [torch.cat([prefix, piece]) for piece in tokens.split(length) if len(piece)]
 
 
 def sample_evenly(tokens: torch.Tensor, count: int, length: int) -> torch.Tensor:

@@ -126,7 +126,7 @@ def _build(config: PreTrainedConfig, seed: int = 0) -> PreTrainedModel:
     return model.requires_grad_(False).eval()
 
 
-def write_module(model: PreTrainedModel, layer: int) -> str:
+def output_projection(model: PreTrainedModel, layer: int) -> str:
     """The name of the projection that writes from a layer's neurons, written down by hand."""
     layers, _, write = _MLP.get(model.config.model_type, _GATED_MLP)
     return f"{layers}.{layer}.{write}"
@@ -137,7 +137,7 @@ def matrices(model: PreTrainedModel, layer: int) -> tuple[list[torch.Tensor], to
     writes from them, `[hidden, neurons]`: views, found without the library."""
     layers, reads, _ = _MLP.get(model.config.model_type, _GATED_MLP)
     reads = [model.get_parameter(f"{layers}.{layer}.{name}.weight") for name in reads]
-    write = model.get_parameter(f"{write_module(model, layer)}.weight")
+    write = model.get_parameter(f"{output_projection(model, layer)}.weight")
     if model.config.model_type == "gpt2":
         return [read.T for read in reads], write.T
     if model.config.model_type == "phi3":

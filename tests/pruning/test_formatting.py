@@ -1,6 +1,6 @@
 import pytest
 
-from pruning.formatting import readable
+from pruning.formatting import format_number
 
 
 @pytest.mark.parametrize(
@@ -19,8 +19,8 @@ from pruning.formatting import readable
     ],
 )
 def test_figures_are_readable_at_every_size(value, words):
-    assert readable(value) == words
+    assert format_number(value) == words
 
 
 def test_small_figures_have_the_digits_asked_for():
-    assert readable(1.234, 2) == "1.23"
+    assert format_number(1.234, 2) == "1.23"

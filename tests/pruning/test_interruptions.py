@@ -214,15 +214,15 @@ def test_tries_are_few_and_further_and_further_apart(signed_in, saved, pauses):
     "part", ["whoami", "api/models/ada/cut$", "/create", "/preupload/", "PUT ", "/commit/"]
 )
 def test_a_stall(signed_in, saved, part, monkeypatch):
-    monkeypatch.setattr("pruning.loading.hub.READ_TIMEOUT", 0.5)
+    monkeypatch.setattr("pruning.loading.client.READ_TIMEOUT", 0.5)
     signed_in.fail(part, stall=20)
     assert pruning.publish(saved, "ada/cut")
     assert is_whole(signed_in, "ada/cut", saved)
     afresh(signed_in)
-    monkeypatch.setattr("pruning.loading.hub.READ_TIMEOUT", 0.1)
+    monkeypatch.setattr("pruning.loading.client.READ_TIMEOUT", 0.1)
     signed_in.fail(part, stall=20, times=8)
     assert "The connection to the Hub broke (ReadTimeout)" in refused(saved)
-    monkeypatch.setattr("pruning.loading.hub.READ_TIMEOUT", 60)
+    monkeypatch.setattr("pruning.loading.client.READ_TIMEOUT", 60)
     signed_in.faults.clear()
     assert pruning.publish(saved, "ada/cut")
 
@@ -452,8 +452,8 @@ def _writers(under):
         ),
         "statistics": _Writer(file, lambda: versions[next(turns) % 2].save(file), whole_statistics),
         "distillation": _Writer(
-            checkpoint,
-            lambda: checkpoint.save_checkpoint(checkpoint, "run", state, weights, {}, optimizer),
+            kept_at,
+            lambda: checkpoint.save_checkpoint(kept_at, "run", state, weights, {}, optimizer),
             goes_on,
         ),
         "quality": _Writer(

@@ -41,7 +41,7 @@ SMALL = {"max_shard_size": "20KB"}
 
 def steps_of(family):
     """Every kind of cut that looks at weights alone, each on what the last one left."""
-    heads = [] if QUERY in family_of(family).fixed else [Heads(groups=1, criterion="weights")]
+    heads = [] if QUERY in family_of(family).unprunable else [Heads(groups=1, criterion="weights")]
     layers, neurons = Layers(layers=(0,)), Neurons(fraction=0.3, criterion="l2")
     return [neurons, *heads, layers, Neurons(width=20, criterion="ppm")]
 
@@ -153,7 +153,7 @@ def test_says_so_where_a_tied_name_is_in_the_way(tmp_path):
         streaming.prune(Recipe(base=str(base), steps=steps_of("qwen2")), tmp_path / "out")
 
 
-@pytest.mark.parametrize("family", [name for name in FAMILIES if QUERY not in family_of(name).fixed])
+@pytest.mark.parametrize("family", [name for name in FAMILIES if QUERY not in family_of(name).unprunable])
 def test_heads_go_by_what_their_weights_can_move(family):
     base = loaded(family).model
     config = base.config

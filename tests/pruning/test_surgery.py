@@ -10,10 +10,12 @@ from transformers import AutoModelForCausalLM
 
 from pruning import Calibration, Neurons, Recipe, RecipeError, preview, prune
 from pruning.criteria import CRITERIA
-from pruning.surgery import recast
+from pruning.surgery import cast
 from tests.helpers.models import FAMILIES, GATED, count, folder_of, loaded, matrices
 
-WEIGHT_CRITERIA = [name for name, known in CRITERIA.items() if not known.statistics and not known.gated_only]
+WEIGHT_CRITERIA = [
+    name for name, known in CRITERIA.items() if not known.needs_calibration and not known.gated_only
+]
 CUTS = {name: {"fraction": 0.3, "criterion": name} for name in WEIGHT_CRITERIA} | {
     "activation": {"fraction": 0.3, "repair": False},
     "repaired": {"fraction": 0.3},
@@ -168,7 +170,7 @@ def test_independent_tears_gate_and_up_apart(family):
 
 def test_recast_keeps_the_shape(family, pruned_of):
     pruned = pruned_of(family, "l2")
-    halved = recast(pruned.model, torch.bfloat16)
+    halved = cast(pruned.model, torch.bfloat16)
     assert {parameter.dtype for parameter in halved.parameters()} == {torch.bfloat16}
     assert halved.config.dtype == torch.bfloat16
     assert {parameter.dtype for parameter in pruned.model.parameters()} == {torch.float32}

@@ -36,7 +36,7 @@ def wait_for_count(page, parameters):
     page.wait_for_function(f"document.querySelector('#parameters-after').dataset.count == {parameters}")
 
 
-def previewed(*steps):
+def shapes_considered(*steps):
     return pruning.preview(pruning.Recipe(base="smollm2-135m", steps=list(steps))).after.parameters
 
 
@@ -106,7 +106,7 @@ def test_every_part_can_be_cut_and_a_link_opens_the_same(visit):
     set_slider(page, "heads-groups", 1)
     page.wait_for_selector("#heads-criterion:visible")
     set_slider(page, "layers-count", 2)
-    expected = previewed(Neurons(fraction=0.25), Heads(groups=1), Layers(count=2))
+    expected = shapes_considered(Neurons(fraction=0.25), Heads(groups=1), Layers(count=2))
     wait_for_count(page, expected)
     page.click("#prune")
     page.wait_for_selector("#take:visible, #status .failed")
@@ -127,11 +127,11 @@ def test_a_recipe_that_says_more_than_the_controls_is_carried_out(visit):
     page.fill("#recipe-text textarea", "base: smollm2-135m\nsteps:\n- step: layers\n  layers: [4, 5]\n")
     page.click("#use-recipe")
     page.wait_for_selector("#given:has-text('layers 4, 5')")
-    wait_for_count(page, previewed(Layers(layers=(4, 5))))
+    wait_for_count(page, shapes_considered(Layers(layers=(4, 5))))
     page.click("#prune")
     page.wait_for_selector("#take:visible, #status .failed")
     assert page.is_visible("#take")
-    assert count(page) == previewed(Layers(layers=(4, 5)))
+    assert count(page) == shapes_considered(Layers(layers=(4, 5)))
     page.click("#stop")
     page.wait_for_selector("#status .stopped")
     page.fill("#recipe-text textarea", "base: smollm2-135m\nsteps:\n- step: layers\n  lairs: 2\n")

@@ -124,13 +124,13 @@ def test_the_same_as_mcp_tools(served):
             tools = {tool.name: tool for tool in (await session.list_tools()).tools}
             assert set(tools) == {name.strip("/") for name in NAMES}
             assert all(tool.description for tool in tools.values())
-            previewed = await session.call_tool("preview", {"neurons": 20})
+            shapes_considered = await session.call_tool("preview", {"neurons": 20})
             pruned = await session.call_tool("prune", {"neurons": 20})
             refused = await session.call_tool("push", {"repository": "x", "recipe": RECIPE})
-            return previewed, pruned, refused
+            return shapes_considered, pruned, refused
 
-    previewed, pruned, refused = asyncio.run(used())
-    for answer in (previewed, pruned):
+    shapes_considered, pruned, refused = asyncio.run(used())
+    for answer in (shapes_considered, pruned):
         assert not answer.isError
         assert "118600128" in answer.content[0].text
     assert refused.isError

@@ -22,8 +22,8 @@ from tests.helpers.models import (
     folder_of,
     loaded,
     matrices,
+    output_projection,
     tiny,
-    write_module,
 )
 
 VARIANTS = [
@@ -68,7 +68,7 @@ def test_neuron_matrices_are_the_ones_written_down_by_hand(family):
     model = loaded(family).model
     anatomy = anatomy_of(model.config)
     for layer in range(anatomy.layers):
-        assert anatomy.write_module(layer) == write_module(model, layer)
+        assert anatomy.output_projection(layer) == output_projection(model, layer)
         reads, write = neuron_matrices(model, anatomy, layer)
         expected, written = matrices(model, layer)
         assert torch.equal(write, written)
@@ -96,12 +96,14 @@ def test_projections_know_their_inputs(family):
 def test_norms_and_what_reads_behind_them(family):
     model = loaded(family).model
     anatomy = anatomy_of(model.config)
-    writes = {anatomy.write_module(0, kind) for kind in (NEURON, QUERY)}
+    writes = {anatomy.output_projection(0, kind) for kind in (NEURON, QUERY)}
     for part in ("attention", "mlp"):
-        modules = {spec.module for spec in anatomy.reads(0, part)}
+        modules = {spec.module for spec in anatomy.input_projections(0, part)}
         assert modules
         assert not modules & writes
-    everything = {spec.module for part in ("attention", "mlp") for spec in anatomy.reads(0, part)} | writes
+    everything = {
+        spec.module for part in ("attention", "mlp") for spec in anatomy.input_projections(0, part)
+    } | writes
     assert everything == {
         spec.module
         for spec in anatomy.tensors
@@ -110,7 +112,7 @@ def test_norms_and_what_reads_behind_them(family):
     kinds = {type(model.get_submodule(spec.module)).__name__ for spec in anatomy.norms}
     assert len(kinds) == 1
     assert kinds.pop().endswith("Norm")
-    closing = [spec.module for spec in anatomy.norms if anatomy.closes(spec)]
+    closing = [spec.module for spec in anatomy.norms if anatomy.is_post_norm(spec)]
     assert len(closing) == (2 * anatomy.layers if family in ("gemma2", "gemma3_text") else 0)
 
 

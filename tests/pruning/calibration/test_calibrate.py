@@ -8,11 +8,11 @@ import torch
 
 from pruning import Calibration, Neurons, Recipe, RecipeError, prune
 from pruning.calibration.calibrate import HELD_OUT, statistics_of, windows_of
-from pruning.catalog import DEFAULT
+from pruning.catalog import DEFAULT_MODEL
 from pruning.files import cache_folder
 from pruning.text.passages import GENRES, passage
 from pruning.text.tokens import sample_evenly, split_into_windows, token_ids
-from tests.helpers.models import WITH_BOS, loaded, write_module
+from tests.helpers.models import WITH_BOS, loaded, output_projection
 
 SECRET = "The password of the safe is xylophone seventeen. " * 60
 
@@ -156,7 +156,7 @@ def test_recipe_needs_its_own_text_again():
 def default(family):
     """A small model that stands in for the default one, whose statistics are kept."""
     base = loaded(family)
-    return replace(base, source=replace(base.source, name=DEFAULT))
+    return replace(base, source=replace(base.source, name=DEFAULT_MODEL))
 
 
 def kept_files():
@@ -165,7 +165,7 @@ def kept_files():
 
 def test_statistics_of_bundled_texts_are_kept_and_read_again(monkeypatch):
     base = default("gpt2")
-    sites = [write_module(base.model, layer) for layer in (0, 1)]
+    sites = [output_projection(base.model, layer) for layer in (0, 1)]
     calibration = Calibration(text="code", tokens=512)
     first = statistics_of(base, calibration, sites)
     assert len(kept_files()) == 1
@@ -179,7 +179,7 @@ def test_statistics_of_bundled_texts_are_kept_and_read_again(monkeypatch):
 
 def test_damaged_statistics_are_made_again():
     base = default("gpt2")
-    sites = [write_module(base.model, 0)]
+    sites = [output_projection(base.model, 0)]
     calibration = Calibration(text="code", tokens=512)
     first = statistics_of(base, calibration, sites)
     (file,) = kept_files()
@@ -200,7 +200,7 @@ def test_damaged_statistics_are_made_again():
 )
 def test_nothing_else_is_kept(base, calibration, keep):
     base = base("gpt2")
-    statistics_of(base, calibration, [write_module(base.model, 0)], keep=keep)
+    statistics_of(base, calibration, [output_projection(base.model, 0)], keep=keep)
     assert kept_files() == []
 
 
@@ -210,7 +210,9 @@ def test_full_disk_costs_only_the_keeping(monkeypatch):
 
     monkeypatch.setattr("pruning.calibration.statistics.save_file", full)
     base = default("gpt2")
-    assert statistics_of(base, Calibration(text="code", tokens=512), [write_module(base.model, 0)]).moments
+    assert statistics_of(
+        base, Calibration(text="code", tokens=512), [output_projection(base.model, 0)]
+    ).moments
     assert [path for path in cache_folder().rglob("*") if path.is_file()] == []
 
 
@@ -229,7 +231,7 @@ def test_wikitext_is_asked_of_the_hub(monkeypatch):
 
 def test_statistics_longest_unused_make_room(monkeypatch):
     base = default("gpt2")
-    sites = [write_module(base.model, 0)]
+    sites = [output_projection(base.model, 0)]
     for text in ("code", "story"):
         statistics_of(base, Calibration(text=text, tokens=512), sites)
     one, other = kept_files()

@@ -7,7 +7,7 @@ import torch
 
 from pruning import Cancelled
 from pruning.calibration.statistics import HELD_OUT_ROWS, PRIOR_TOKENS, Statistics, read_statistics
-from tests.helpers.models import FAMILIES, loaded, write_module
+from tests.helpers.models import FAMILIES, loaded, output_projection
 
 WINDOWS = [torch.arange(start, start + length) for start, length in ((0, 40), (100, 40), (200, 9))]
 HELDOUT = [torch.arange(50, 80)]
@@ -17,7 +17,7 @@ EXACT = {"rtol": 0, "atol": 0}
 
 
 def sites_of(model):
-    return [write_module(model, layer) for layer in range(model.config.num_hidden_layers)]
+    return [output_projection(model, layer) for layer in range(model.config.num_hidden_layers)]
 
 
 def collected(model, fitting=WINDOWS, heldout=HELDOUT, **options):

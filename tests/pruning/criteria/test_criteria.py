@@ -12,18 +12,18 @@ from pruning import Neurons, Recipe, RecipeError
 from pruning.architectures.families import GATE, NEURON, UP
 from pruning.architectures.shape import Shape
 from pruning.calibration.statistics import SiteMoments, Statistics
-from pruning.criteria import CRITERIA, DEFAULT, MLP, criterion_named
-from pruning.steps.base import Subject
-from tests.helpers.models import FAMILIES, folder_of, loaded, matrices, write_module
+from pruning.criteria import CRITERIA, DEFAULT_CRITERION, MLP, criterion_named
+from pruning.steps.base import StepContext
+from tests.helpers.models import FAMILIES, folder_of, loaded, matrices, output_projection
 
 
 def numbers(*shape, seed=0, scale=1.0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * scale
 
 
-def by_hand(name, neuron, reads, write, seen):
+def by_hand(name, neuron, input_weights, output_weight, seen):
     """The score of one neuron in plain Python; `seen`: what the layer says, window by window."""
-    rows = [read[neuron].tolist() for read in reads]
+    rows = [read[neuron].tolist() for read in input_weights]
     windows = [window[:, neuron].tolist() for window in seen]
     values = [value for window in windows for value in window]
     match name:
@@ -42,12 +42,14 @@ def by_hand(name, neuron, reads, write, seen):
         case "activation":
             return math.sqrt(sum(value * value for value in values) / len(values))
         case "activation_prior":
-            neurons = range(len(reads[0]))
+            neurons = range(len(input_weights[0]))
             said = [mean([x * x for window in seen for x in window[:, j].tolist()]) for j in neurons]
-            anything = [math.prod(sum(x * x for x in read[j].tolist()) for read in reads) for j in neurons]
+            anything = [
+                math.prod(sum(x * x for x in read[j].tolist()) for read in input_weights) for j in neurons
+            ]
             return math.sqrt(said[neuron] / middle(said) + 0.5 * anything[neuron] / middle(anything))
         case "wanda":
-            written = math.sqrt(sum(x * x for x in write[:, neuron].tolist()))
+            written = math.sqrt(sum(x * x for x in output_weight[:, neuron].tolist()))
             return math.sqrt(sum(value * value for value in values) / len(values)) * written
         case "minitron":
             return math.sqrt(sum((sum(map(abs, window)) / len(window)) ** 2 for window in windows))
@@ -79,7 +81,7 @@ def seen_by_hand(model, site, windows):
 def test_score_is_its_formula(name, family):
     model, layer = loaded(family).model, 1
     windows = [torch.arange(start, start + length) for start, length in ((5, 30), (70, 30), (150, 7))]
-    site = write_module(model, layer)
+    site = output_projection(model, layer)
     statistics = Statistics(model, [site], windows[:2], windows[2:])
     reads, write = matrices(model, layer)
     scores = CRITERIA[name].score(MLP(tuple(reads), write), statistics.moments[site], None)
@@ -111,8 +113,8 @@ def test_criterion_explains_itself(criterion):
 
 def test_wrong_ways_carry_a_warning():
     assert {name for name, known in CRITERIA.items() if known.warning} == {"independent", "l1", "l2"}
-    assert DEFAULT == "activation_prior"
-    assert [name for name, known in CRITERIA.items() if known.statistics] == [
+    assert DEFAULT_CRITERION == "activation_prior"
+    assert [name for name, known in CRITERIA.items() if known.needs_calibration] == [
         "activation_prior",
         "activation",
         "wanda",
@@ -151,13 +153,13 @@ def test_half_precision_does_not_overflow(criterion, dtype):
     torch.testing.assert_close(score(dtype).double(), score(torch.float64).double(), rtol=1e-5, atol=0)
 
 
-def subject(base, seed=0):
-    return Subject(base.model, base.tokenizer, Shape.of(base.model.config), base, seed=seed)
+def context(base, seed=0):
+    return StepContext(base.model, base.tokenizer, Shape.of(base.model.config), base, seed=seed)
 
 
 def test_random_depends_on_the_seed_alone():
     def drawn(family, seed):
-        return Neurons(width=20, criterion="random").rank(subject(loaded(family), seed))[NEURON]
+        return Neurons(width=20, criterion="random").rank(context(loaded(family), seed))[NEURON]
 
     assert all(map(torch.equal, drawn("gpt2", 7), drawn("qwen2", 7)))
     assert not any(map(torch.equal, drawn("gpt2", 7), drawn("gpt2", 11)))
@@ -178,7 +180,7 @@ def test_kept_are_ascending_unique_and_enough(family, width, criterion):
     shape = Shape.of(base.model.config)
     if criterion == "independent" and not shape.anatomy.family.gated:
         criterion = "l2"
-    kept = Neurons(width=width, criterion=criterion).rank(subject(base))
+    kept = Neurons(width=width, criterion=criterion).rank(context(base))
     assert set(kept) == ({NEURON, GATE, UP} if criterion == "independent" else {NEURON})
     for layers in kept.values():
         assert len(layers) == shape.anatomy.layers
@@ -192,7 +194,7 @@ def test_highest_stay_and_the_first_of_equals_wins(monkeypatch):
     scores = torch.zeros(48)
     scores[[40, 7]] = 1.0
     monkeypatch.setitem(CRITERIA, "l1", _scoring(scores))
-    kept = Neurons(width=4, criterion="l1").rank(subject(loaded("gpt2")))
+    kept = Neurons(width=4, criterion="l1").rank(context(loaded("gpt2")))
     assert kept[NEURON][0].tolist() == [0, 1, 7, 40]
 
 
@@ -200,7 +202,7 @@ def test_highest_stay_and_the_first_of_equals_wins(monkeypatch):
 def test_scores_that_are_not_finite_are_refused(monkeypatch, value):
     monkeypatch.setitem(CRITERIA, "l1", _scoring(torch.full((48,), value)))
     with pytest.raises(RecipeError, match=r"layer 0 are not finite.*Load the model again"):
-        Neurons(width=4, criterion="l1").rank(subject(loaded("gpt2")))
+        Neurons(width=4, criterion="l1").rank(context(loaded("gpt2")))
 
 
 def _scoring(scores):

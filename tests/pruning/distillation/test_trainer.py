@@ -32,7 +32,7 @@ from pruning.distillation.loss import DistillationLoss, layer_map
 from pruning.distillation.progress import TrainingProgress
 from pruning.distillation.settings import Training
 from pruning.distillation.trainer import distill
-from pruning.steps.base import Subject
+from pruning.steps.base import StepContext
 from pruning.text.passages import GENRES, passage
 from pruning.text.tokens import token_ids
 from tests.helpers.models import folder_of, loaded, tiny, trained
@@ -321,9 +321,9 @@ def test_what_is_evaluated_is_never_trained_on(text):
     base = trained()
     from pruning.architectures.shape import Shape
 
-    subject = Subject(base.model, base.tokenizer, Shape.of(base.model.config), base)
+    context = StepContext(base.model, base.tokenizer, Shape.of(base.model.config), base)
     step = Distillation(steps=1, text=TextChoice(text=text))
-    read = step._reading(subject, base)
+    read = step._reading(context, base)
     genres = GENRES if text == "general" else [text]
     whole = [token_ids(base.model, base.tokenizer, passage(genre, "calibration")) for genre in genres]
     fitting = torch.cat([tokens[: len(tokens) - len(tokens) // 8] for tokens in whole])

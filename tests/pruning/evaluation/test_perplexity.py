@@ -9,7 +9,7 @@ import torch
 import pruning
 from pruning import RecipeError, perplexity, quality
 from pruning.errors import Cancelled
-from pruning.evaluation.perplexity import GENRE_CHARACTERS, Quality, by_genre, size_on_disk, summarise
+from pruning.evaluation.perplexity import GENRE_CHARACTERS, Quality, by_genre, size_on_disk, summarize
 from pruning.evaluation.speed import tokens_per_second
 from pruning.text.passages import GENRES, passage
 from tests.helpers.models import WITH_BOS, loaded, trained
@@ -131,7 +131,7 @@ def test_quality_weighs_five_genres_alike():
     mean = sum(one.bits_per_byte for one in measured.genres.values()) / 5
     assert measured.overall.bits_per_byte == pytest.approx(mean)
     assert measured.overall.tokens == sum(one.tokens for one in measured.genres.values())
-    assert measured == summarise(dict(by_genre(base.model, base.tokenizer, tokens=1000)))
+    assert measured == summarize(dict(by_genre(base.model, base.tokenizer, tokens=1000)))
     assert Quality.from_dict(json.loads(json.dumps(measured.to_dict()))) == measured
 
 

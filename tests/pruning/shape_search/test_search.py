@@ -10,8 +10,16 @@ from pruning.architectures.shape import Shape
 from pruning.calibration.calibrate import windows_of
 from pruning.errors import Cancelled
 from pruning.pipeline import preview, prune
-from pruning.shape_search.search import KINDS, RECONSTRUCTED, Budget, Found, Point, search, searching
-from pruning.shape_search.sweep import FRACTIONS, sweeping
+from pruning.shape_search.search import (
+    PRUNABLE_UNITS,
+    RECONSTRUCTED,
+    Budget,
+    SearchResult,
+    Trial,
+    iter_search,
+    search,
+)
+from pruning.shape_search.sweep import FRACTIONS, iter_sweep
 from pruning.text.likelihood import mean_loss
 from tests.helpers.models import count, loaded, trained
 
@@ -49,11 +57,11 @@ def test_nothing_measured_within_the_budget_is_better(found):
 def test_every_kind_is_tried_alone_and_every_size_is_what_it_says(found):
     _, _, result = found
     # Of two layers, both of which are protected, none can go.
-    wanted = {kind.title for kind in KINDS} - {"layers"}
+    wanted = {kind.title for kind in PRUNABLE_UNITS} - {"layers"}
     assert {point.mix.single for point in result.points} == wanted | {None}
     for point in result.points:
         assert preview(point.recipe).after.parameters == point.mix.parameters
-    assert result.previewed > 100
+    assert result.shapes_considered > 100
     sizes = [size for size, _ in result.curve]
     assert sizes == sorted(sizes, reverse=True)
     assert all(math.isfinite(value) for _, value in result.curve)
@@ -87,16 +95,16 @@ def test_points_come_as_they_are_measured_and_it_can_be_stopped():
             raise Cancelled("Stopped.")
 
     with pytest.raises(Cancelled):
-        told.extend(searching(base, budget, TEXT, progress=stop))
+        told.extend(iter_search(base, budget, TEXT, progress=stop))
     assert len(told) == 1
-    assert isinstance(told[0], Point)
+    assert isinstance(told[0], Trial)
 
 
 def test_a_family_whose_heads_and_channels_are_fixed_is_searched_without_them():
     base = loaded("gpt2")
     result = search(base, Budget.parse("5%", shape_of(base), 4), TEXT)
-    assert isinstance(result, Found)
-    fixed = [place for place, kind in enumerate(KINDS) if kind.unit in (CHANNEL, QUERY)]
+    assert isinstance(result, SearchResult)
+    fixed = [place for place, kind in enumerate(PRUNABLE_UNITS) if kind.unit in (CHANNEL, QUERY)]
     assert all(point.mix.amounts[place] == 0 for point in result.points for place in fixed)
     assert result.to_dict()["recipe"]["base"] == base.source.name
 
@@ -133,7 +141,7 @@ def test_a_budget_that_no_shape_fits_says_what_the_smallest_has():
 
 
 def test_a_sweep_goes_deeper_under_every_criterion():
-    points = list(sweeping(trained(), ["activation", "l2"], TEXT))
+    points = list(iter_sweep(trained(), ["activation", "l2"], TEXT))
     assert len(points) == 2 * len(FRACTIONS)
     for criterion in ("activation", "l2"):
         row = [point for point in points if point.criterion == criterion]

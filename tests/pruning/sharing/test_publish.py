@@ -93,7 +93,7 @@ def test_a_saved_model_is_an_ordinary_one(tmp_path, family):
     assert model.generation_config.eos_token_id == base.model.generation_config.eos_token_id
     words = "The old man walked"
     assert AutoTokenizer.from_pretrained(folder)(words).input_ids == base.tokenizer(words).input_ids
-    assert pruning.load(str(folder)).source.licence is None
+    assert pruning.load(str(folder)).source.license is None
 
 
 def test_the_precision_of_the_base_is_kept(tmp_path):

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 import pruning
 from pruning.cli import main
 from pruning.loading.files import RECIPE_FILE
-from pruning.saving.provenance import stamp, stamped
+from pruning.saving.provenance import read_safetensors_metadata, write_safetensors_metadata
 from pruning.sharing.verify import verify
 from tests.helpers.models import folder_of
 from tests.helpers.saved import content
@@ -45,10 +45,10 @@ def wrong(folder):
 def rewrite(folder, change):
     """Change tensors of a saved model and leave its metadata as it was."""
     file = folder / "model.safetensors"
-    facts, tensors = stamped(file), load_file(file)
+    facts, tensors = read_safetensors_metadata(file), load_file(file)
     change(tensors)
     save_file(tensors, file, metadata={"format": "pt"})
-    stamp(file, facts)
+    write_safetensors_metadata(file, facts)
 
 
 def replace_in(file, pattern, text):
@@ -103,7 +103,7 @@ def test_another_recipe(copy):
 
 
 def test_weights_of_another_recipe(copy):
-    stamp(copy / "model.safetensors", {"recipe": "0" * 16})
+    write_safetensors_metadata(copy / "model.safetensors", {"recipe": "0" * 16})
     assert "model.safetensors names recipe 0000" in wrong(copy)["recipe"]
 
 

@@ -17,12 +17,12 @@ from pruning.architectures.families import LAYER, NEURON, QUERY
 from pruning.architectures.shape import Shape
 from pruning.calibration.block_influence import block_influences, residual_streams
 from pruning.calibration.calibrate import windows_of
-from pruning.calibration.hooks import watching
+from pruning.calibration.hooks import hooks
 from pruning.calibration.statistics import PRIOR_TOKENS, Statistics
 from pruning.pipeline import reshape
 from pruning.steps import STEPS
-from pruning.steps.base import Subject
-from pruning.surgery import oriented
+from pruning.steps.base import StepContext
+from pruning.surgery import as_channels_first
 from pruning.text.tokens import Windows
 from tests.helpers.models import FAMILIES, count, loaded
 
@@ -113,7 +113,7 @@ def impossible(steps, family):
 
 def test_the_matrix_holds_every_pair_of_steps():
     here = [name for name in STEPS if name not in ELSEWHERE]
-    last = {name for name in here if STEPS[name].last}
+    last = {name for name in here if STEPS[name].must_be_last}
     pairs = {frozenset(pair) for pair in itertools.combinations(here, 2) if not last.issuperset(pair)}
     for combinations, size in ((ALONE, 1), (PAIRS, 2), (TRIPLES, 3)):
         met = [[step.step for step in steps] for steps in combinations.values()]
@@ -182,7 +182,7 @@ SOME = {
 @given(family=st.sampled_from(["llama", "gemma3_text"]), data=st.data())
 def test_any_ratio_in_any_order(family, data, tmp_path):
     names = data.draw(st.permutations(list(SOME)))[: data.draw(st.integers(1, len(SOME)))]
-    steps = [data.draw(SOME[name]) for name in sorted(names, key=lambda name: bool(STEPS[name].last))]
+    steps = [data.draw(SOME[name]) for name in sorted(names, key=lambda name: bool(STEPS[name].must_be_last))]
     base = loaded(family)
     try:
         reshape(recipe(steps), Shape.of(base.model.config))
@@ -201,7 +201,7 @@ def test_batching_does_not_change_a_score(family):
     base = loaded(family)
     anatomy = anatomy_of(base.model.config)
     kinds = (NEURON,) if family in HEAD_SIZE_DERIVED else (NEURON, QUERY)
-    sites = [anatomy.write_module(layer, kind) for layer in range(anatomy.layers) for kind in kinds]
+    sites = [anatomy.output_projection(layer, kind) for layer in range(anatomy.layers) for kind in kinds]
     ids = torch.randint(3, 300, (6, 32), generator=torch.Generator().manual_seed(1))
     one_by_one = Statistics(base.model, sites, tuple(ids[:4]), tuple(ids[4:]))
     turned = Statistics(base.model, sites, tuple(ids[:4].flip(0)), tuple(ids[4:].flip(0)))
@@ -243,8 +243,8 @@ def test_cut_heads_are_heads_that_say_nothing(family, step):
     kept = {}
     original = Heads.rank
 
-    def remember(self, subject):
-        kept.update(original(self, subject))
+    def remember(self, context):
+        kept.update(original(self, context))
         return kept
 
     with pytest.MonkeyPatch.context() as patch:
@@ -252,8 +252,8 @@ def test_cut_heads_are_heads_that_say_nothing(family, step):
         pruned = pruning.prune(recipe([step]), base)
     silenced = copy.deepcopy(base.model)
     for layer in range(anatomy.layers):
-        spec = anatomy.tensor(f"{anatomy.write_module(layer, QUERY)}.weight")
-        columns = oriented(silenced.get_parameter(spec.name).data, spec)
+        spec = anatomy.tensor(f"{anatomy.output_projection(layer, QUERY)}.weight")
+        columns = as_channels_first(silenced.get_parameter(spec.name).data, spec)
         heads = columns.view(columns.shape[0], anatomy.units[QUERY], -1)
         gone = [head for head in range(anatomy.units[QUERY]) if head not in kept[QUERY][layer].tolist()]
         assert len(gone) == (3 if step.groups and step.queries else 2)
@@ -311,32 +311,32 @@ def test_the_layer_before_a_gap_is_refitted_by_ridge_regression(family):
     anatomy = anatomy_of(base.model.config)
     # Where there are layers enough, the one that is refitted moves down.
     before = 1 if anatomy.layers > 2 else 0
-    site, after = anatomy.write_module(before), list(range(before + 1, anatomy.layers))
+    site, after = anatomy.output_projection(before), list(range(before + 1, anatomy.layers))
     gone = [*range(before), *after]
     # What it learns from is also what it is judged by, so that it is always kept.
     ids = torch.stack([window for window in windows_of(base, TEXT).fitting if len(window) == TEXT.window])
     windows = Windows(tuple(ids), tuple(ids))
-    subject = Subject(base.model, base.tokenizer, Shape.of(base.model.config), base, windows=windows)
-    outcome = Layers(layers=gone, repair=True).apply(subject)
+    context = StepContext(base.model, base.tokenizer, Shape.of(base.model.config), base, windows=windows)
+    outcome = Layers(layers=gone, repair=True).apply(context)
     shared = {p.data_ptr() for p in base.model.parameters()}
     new = {name: p for name, p in outcome.model.named_parameters() if p.data_ptr() not in shared}
-    if anatomy.family.closing_norms:
+    if anatomy.family.post_norms:
         assert not new
         return
     ((name, weight),) = new.items()
-    assert name == f"{anatomy.write_module(0)}.weight"
+    assert name == f"{anatomy.output_projection(0)}.weight"
     (note,) = outcome.notes
     assert note["layers"] == after
     assert note["lost_after"] < note["lost_before"]
 
     rows, start, end = [], [], []
-    with watching(base.model, {site: lambda inputs, _: rows.append(inputs[0].flatten(0, -2))}):
+    with hooks(base.model, {site: lambda inputs, _: rows.append(inputs[0].flatten(0, -2))}):
         for states in residual_streams(base.model, anatomy, Windows(tuple(ids), ())):
             start.append(states[before + 1])
             end.append(states[-1])
     rows, start, end = torch.cat(rows), torch.cat(start), torch.cat(end)
     spec = anatomy.tensor(f"{site}.weight")
-    change = oriented(weight - base.model.get_parameter(spec.name), spec).T.clone()
+    change = as_channels_first(weight - base.model.get_parameter(spec.name), spec).T.clone()
     change.requires_grad_()
     energy = torch.maximum(start.square().sum(dim=1), end.square().sum(dim=1))
     diagonal = (rows.square() / energy[:, None]).sum(dim=0)

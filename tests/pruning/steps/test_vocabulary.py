@@ -33,6 +33,7 @@ from pruning import (
     Vocabulary,
     prune,
 )
+from pruning.architectures.shape import Shape
 from pruning.cli import main
 from pruning.text.bpe import BytePairs
 from pruning.text.passages import GENRES, passage
@@ -284,11 +285,7 @@ def test_model_predicts_the_tokens_that_stay_as_before(family, tmp_path):
     made = recipe(family, Vocabulary(size=290, text=TextChoice(text="story")))
     pruned = prune(made, base)
     shown = pruning.preview(made)
-    assert (
-        shown.after.components
-        == pruned.shape.components
-        == pruning.shape.Shape.of(pruned.model.config).components
-    )
+    assert shown.after.components == pruned.shape.components == Shape.of(pruned.model.config).components
     assert count(pruned.model) == shown.after.parameters < shown.before.parameters
     assert pruned.model.config.vocab_size == len(pruned.tokenizer) == 290
     tied = base.model.config.tie_word_embeddings

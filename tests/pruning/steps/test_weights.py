@@ -18,7 +18,7 @@ from pruning.calibration.statistics import moments_of
 from pruning.pipeline import reshape
 from pruning.steps.weights import projections
 from pruning.text.tokens import Windows
-from tests.helpers.models import FAMILIES, folder_of, loaded, matrices, save_tiny, write_module
+from tests.helpers.models import FAMILIES, folder_of, loaded, matrices, output_projection, save_tiny
 
 TEXT = pruning.Calibration(tokens=1280, window=64)
 IDS = torch.arange(3, 23)[None]
@@ -76,7 +76,7 @@ def test_every_projection_of_attention_and_mlp_and_nothing_else(family):
 def test_wanda_compares_within_each_output(family):
     base = loaded(family)
     pruned = thinned(base, fraction=0.4).model
-    seen = inputs_of(base, write_module(base.model, 1))
+    seen = inputs_of(base, output_projection(base.model, 1))
     whole, left = matrices(base.model, 1)[1], matrices(pruned, 1)[1]
     gone = int(0.4 * whole.shape[1])
     for row, after in zip(whole, left, strict=True):
@@ -177,7 +177,7 @@ def test_the_report_counts_the_zeros():
     assert notes["embeddings"]["sparsity"] == notes["norms"]["sparsity"] == 0
     # Biases stay as they are.
     assert 0.45 < notes["mlp"]["sparsity"] < 0.5
-    assert "no smaller" in Weights.caution
+    assert "no smaller" in Weights.warning
 
 
 @pytest.mark.parametrize(

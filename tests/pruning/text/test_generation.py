@@ -9,7 +9,7 @@ import torch
 from pruning import RecipeError, Sampling, complete, stream
 from pruning.errors import Cancelled
 from pruning.progress import Progress
-from pruning.text.generation import GumbelNoise, compare, encode_prompt, sample_text, telling
+from pruning.text.generation import GumbelNoise, compare, encode_prompt, report_each_token, sample_text
 from tests.helpers.models import PROMPT, WITH_BOS, loaded, trained
 
 HOT = {"max_new_tokens": 24, "temperature": 1.0}
@@ -219,5 +219,5 @@ def test_own_text_and_samples_can_be_stopped_after_every_token():
     assert len(heard) == 4
     heard.clear()
     with pytest.raises(Cancelled):
-        complete(base.model, base.tokenizer, "Once", stopped=telling(stop, Progress("Writing")))
+        complete(base.model, base.tokenizer, "Once", stopped=report_each_token(stop, Progress("Writing")))
     assert len(heard) == 4
