@@ -69,7 +69,7 @@ class Recipe(Frozen):
     @property
     def digest(self) -> str:
         """Sixteen hexadecimal digits that identify the recipe."""
-        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        canonical = json.dumps(self.canonical(), sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
     def to_dict(self) -> dict:
