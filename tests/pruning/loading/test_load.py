@@ -155,7 +155,7 @@ REFUSED = {
         "'bert' cannot be pruned here. Known families: gemma2, gemma3_text, gpt2,",
     ),
     "code": ({"config__json": config(auto_map={"AutoModel": "code.Model"})}, "auto_map"),
-    "quantised": ({"config__json": config(quantization_config={"bits": 4})}, "quantised"),
+    "quantised": ({"config__json": config(quantization_config={"bits": 4})}, "quantized"),
     "own file": (
         {"config__json": config(transformers_weights="a.safetensors.index.json")},
         "transformers_weights",
