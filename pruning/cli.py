@@ -456,12 +456,12 @@ def _read_recipe(name: str, calibration: str):
     from pruning import pipeline
     from pruning.loading import load as loading
     from pruning.recipe import Recipe, located
-    from pruning.text.passages import OWN
+    from pruning.text.passages import CUSTOM
 
     is_file = Path(name).is_file() or Path(name).suffix in (".yaml", ".yml", ".json")
     text = read_text(Path(name)) if is_file else loading.fetch_recipe(name)
     recipe = Recipe.parse(text)
-    if any(choice.text == OWN for choice in recipe.texts) and Path(calibration).is_file():
+    if any(choice.text == CUSTOM for choice in recipe.texts) and Path(calibration).is_file():
         recipe = recipe.with_own_text(read_text(Path(calibration)))
     with located(text):
         pipeline.preview(recipe)

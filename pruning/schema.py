@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError
 from pydantic_core import CoreSchema, InitErrorDetails, core_schema
@@ -10,7 +10,13 @@ from pydantic_core import CoreSchema, InitErrorDetails, core_schema
 from pruning.errors import RecipeError
 
 
-class _Explaining(type(BaseModel)):  # type: ignore[misc]  # pydantic's metaclass has no public name
+if TYPE_CHECKING:  # Pydantic's metaclass has no public name.
+    from pydantic._internal._model_construction import ModelMetaclass
+else:
+    ModelMetaclass = type(BaseModel)
+
+
+class _Explaining(ModelMetaclass):
     # Not in __init__, which pydantic also calls for nested values: they would not know their place.
     def __call__(cls, *args: object, **values: object) -> object:
         try:

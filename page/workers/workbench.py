@@ -33,7 +33,7 @@ from pruning.shape_search.search import Budget, SearchResult, Trial, iter_search
 from pruning.shape_search.sweep import SweepPoint, iter_sweep
 from pruning.steps import Distillation
 from pruning.text.choice import Calibration
-from pruning.text.passages import OWN
+from pruning.text.passages import CUSTOM
 
 MEMORY_SHARE = 0.4
 """How much of the machine's memory models may take, unless `SECATEUR_MEMORY_SHARE` says otherwise."""
@@ -302,7 +302,7 @@ class Workbench:
             return sum(tensors.values()) + kept_bytes()
 
     def _keep(self, recipe: Recipe, pruned: Pruned, visitor: Visitor) -> Pruned:
-        public = pruned.source.public and all(choice.text != OWN for choice in recipe.texts)
+        public = pruned.source.public and all(choice.text != CUSTOM for choice in recipe.texts)
         return self._put(("pruned", recipe.digest), pruned, public, visitor)
 
     def _get(self, key: tuple, visitor: Visitor):

@@ -16,7 +16,7 @@ from pruning.loading.load import LoadedModel
 from pruning.progress import Reporter, silent
 from pruning.text.choice import Calibration, read_texts
 from pruning.text.generation import sample_text
-from pruning.text.passages import GENERAL, GENRES, OWN, SELF
+from pruning.text.passages import CUSTOM, GENERAL, GENRES, SELF_GENERATED
 from pruning.text.tokens import Windows, bos_ids, sample_evenly, split_into_windows, token_ids, usable_window
 
 HELD_OUT = 8
@@ -59,7 +59,7 @@ def windows_of(
 
 
 def _texts(base: LoadedModel, calibration: Calibration, seed: int, progress: Reporter) -> Sequence[str]:
-    if calibration.text == SELF:
+    if calibration.text == SELF_GENERATED:
         return [_self_written(base, calibration.tokens, seed, progress)]
     return read_texts(calibration, progress)
 
@@ -79,7 +79,7 @@ def statistics_of(
     """
     asked = f"{calibration!r}|{seed}|{sites}"
     last_asked, last_key, newest = _newest.get(base.model, ("", "", None))
-    if asked == last_asked and calibration.text != OWN:
+    if asked == last_asked and calibration.text != CUSTOM:
         return newest
     windows = windows_of(base, calibration, seed, progress)
     key = hashlib.sha256(
@@ -121,7 +121,7 @@ def forget_own() -> None:
     """Drop the statistics of people's own texts."""
     for model in list(_newest.data):
         asked = _newest.data.get(model, ("",))[0]
-        if f"text={OWN!r}" in asked:
+        if f"text={CUSTOM!r}" in asked:
             _newest.data.pop(model, None)
 
 
