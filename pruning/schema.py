@@ -9,7 +9,6 @@ from pydantic_core import CoreSchema, InitErrorDetails, core_schema
 
 from pruning.errors import RecipeError
 
-
 if TYPE_CHECKING:  # Pydantic's metaclass has no public name.
     from pydantic._internal._model_construction import ModelMetaclass
 else:
@@ -18,7 +17,7 @@ else:
 
 class _Explaining(ModelMetaclass):
     # Not in __init__, which pydantic also calls for nested values: they would not know their place.
-    def __call__(cls, *args: object, **values: object) -> object:
+    def __call__(cls, *args: object, **values: object) -> object:  # noqa: N805 - a metaclass
         try:
             return super().__call__(*args, **values)
         except ValidationError as error:
