@@ -1,7 +1,7 @@
 """Prune small language models: cut, repair, compare, save, publish."""
 
 from pruning.errors import Cancelled, ModelError, PruningError, RecipeError, SavingError
-from pruning.evaluation.perplexity import perplexity, quality
+from pruning.evaluation.perplexity import evaluate, perplexity
 from pruning.loading.load import LoadedModel, load
 from pruning.pipeline import Preview, Pruned, Report, measure, preview, prune, run
 from pruning.recipe import Recipe
@@ -9,7 +9,7 @@ from pruning.saving.save import save
 from pruning.sharing.publish import publish
 from pruning.steps import Channels, Distillation, Heads, Layers, Neurons, Reconstruction, Vocabulary, Weights
 from pruning.text.choice import Calibration, TextChoice
-from pruning.text.generation import Sampling, complete, stream
+from pruning.text.generation import Sampling, generate, stream
 
 __version__ = "0.1.0"
 
@@ -35,14 +35,14 @@ __all__ = [
     "TextChoice",
     "Vocabulary",
     "Weights",
-    "complete",
+    "evaluate",
+    "generate",
     "load",
     "measure",
     "perplexity",
     "preview",
     "prune",
     "publish",
-    "quality",
     "run",
     "save",
     "stream",

@@ -24,7 +24,7 @@ from pruning.loading.source import Source, Token
 from pruning.progress import Progress, Reporter, silent
 from pruning.recipe import Recipe
 from pruning.steps.base import Step, StepContext
-from pruning.text.generation import Sampling, complete, report_each_token
+from pruning.text.generation import Sampling, generate, report_each_token
 from pruning.text.passages import GENRES
 
 SAMPLE_PROMPTS = ("Paris is the capital of", "The best way to learn is", "def add(a, b):")
@@ -226,7 +226,7 @@ def measuring(pruned: Pruned, base: LoadedModel, progress: Reporter = silent) ->
     pruned = filled(quality_before=base_quality(base, progress))
     yield pruned
     genres = {}
-    for genre, result in evaluation.by_genre(model, tokenizer, progress):
+    for genre, result in evaluation.iter_evaluate(pruned, progress=progress):
         genres[genre] = result
         pruned = filled(quality_after=evaluation.summarize(genres))
         yield pruned
@@ -238,8 +238,8 @@ def measuring(pruned: Pruned, base: LoadedModel, progress: Reporter = silent) ->
         samples=tuple(
             (
                 prompt,
-                complete(base.model, base.tokenizer, prompt, sampling, heard),
-                complete(model, tokenizer, prompt, sampling, heard),
+                generate(base, prompt, sampling, stopped=heard),
+                generate(pruned, prompt, sampling, stopped=heard),
             )
             for prompt in SAMPLE_PROMPTS
         ),
@@ -251,7 +251,7 @@ def measuring(pruned: Pruned, base: LoadedModel, progress: Reporter = silent) ->
 def judge(pruned: Pruned, base: LoadedModel, tokens: int, progress: Reporter = silent) -> Pruned:
     """The same model with its quality, before and after, measured in short: on so many tokens in all."""
     before = base_quality(base, progress, tokens)
-    after = evaluation.quality(pruned.model, pruned.tokenizer, progress, tokens)
+    after = evaluation.evaluate(pruned, tokens=tokens, progress=progress)
     return replace(pruned, report=replace(pruned.report, quality_before=before, quality_after=after))
 
 
@@ -269,17 +269,17 @@ def base_quality(base: LoadedModel, progress: Reporter = silent, tokens: int | N
         known[tokens] = (
             _kept_quality(base, progress)
             if kept
-            else evaluation.quality(base.model, base.tokenizer, progress, tokens)
+            else evaluation.evaluate(base, tokens=tokens, progress=progress)
         )
     return known[tokens]
 
 
 def _kept_quality(base: LoadedModel, progress: Reporter) -> Quality:
-    file = cache_folder() / "quality" / f"{evaluation.digest(base.source.revision)}.json"
+    file = cache_folder() / "quality" / f"{evaluation.evaluation_key(base.source.revision)}.json"
     try:
         return Quality.from_dict(json.loads(file.read_text()))
     except (OSError, ValueError, TypeError, KeyError):
-        quality = evaluation.quality(base.model, base.tokenizer, progress)
+        quality = evaluation.evaluate(base, progress=progress)
     with suppress(OSError), replacing(file) as temporary:
         temporary.write_text(json.dumps(quality.to_dict()))
     return quality

@@ -113,7 +113,7 @@ def _perplexities(stated: CardClaims, loaded: LoadedModel, progress: Reporter) -
     if not stated.perplexities:
         return [Check("perplexity", None, "not checked: the card states none that can be measured here")]
     checks = []
-    for genre, result in evaluation.by_genre(loaded.model, loaded.tokenizer, progress):
+    for genre, result in evaluation.iter_evaluate(loaded, progress=progress):
         if (said := stated.perplexities.get(genre)) is None:
             continue
         name, values = f"perplexity, {genre}", f"{result.value:.3f}, the card says {said.value:.3f}"
