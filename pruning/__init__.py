@@ -1,7 +1,7 @@
 """Prune small language models: cut, repair, compare, save, publish."""
 
 from pruning.errors import Cancelled, ModelError, PruningError, RecipeError, SavingError
-from pruning.evaluation.perplexity import perplexity, quality
+from pruning.evaluation.perplexity import evaluate, perplexity
 from pruning.loading.load import LoadedModel, load
 from pruning.pipeline import Preview, Pruned, evaluate_pruned, preview, prune, run
 from pruning.recipe import Recipe
@@ -9,7 +9,7 @@ from pruning.report import Report
 from pruning.sharing.publish import publish
 from pruning.steps import Channels, Distillation, Heads, Layers, Neurons, Reconstruction, Vocabulary, Weights
 from pruning.text.choice import Calibration, TextChoice
-from pruning.text.generation import Sampling, complete, stream
+from pruning.text.generation import Sampling, generate, stream
 from pruning.version import __version__
 
 __all__ = [
@@ -34,14 +34,15 @@ __all__ = [
     "TextChoice",
     "Vocabulary",
     "Weights",
-    "complete",
+    "__version__",
+    "evaluate",
     "evaluate_pruned",
+    "generate",
     "load",
     "perplexity",
     "preview",
     "prune",
     "publish",
-    "quality",
     "run",
     "stream",
 ]

@@ -224,16 +224,18 @@ def search(
     text = Calibration.named(calibration, tokens=tokens)
     base = load(model, progress=_reporter())
     target = Budget.parse(budget, Shape.of(base.model.config), base.storage_dtype.itemsize)
-    found = find(base, target, text, seed, _reporter(), thorough)
+    found = find(base, target, calibration=text, seed=seed, thorough=thorough, progress=_reporter())
     if output is not None:
         with replacing(output) as temporary:
             temporary.write_text(found.chosen.recipe.to_yaml(), encoding="utf-8")
     if as_json:
         _print_json(found.to_dict())
         return
-    for point in found.points:
+    for point in found.trials:
         mark = "→" if point is found.chosen else " "
-        print(f"{mark} {point.mix.parameters:>14,}  perplexity {point.perplexity:>10.2f}  {point.title}")
+        print(
+            f"{mark} {point.candidate.parameters:>14,}  perplexity {point.perplexity:>10.2f}  {point.title}"
+        )
     print(f"of {found.shapes_considered:,} shapes; perplexity on held-out calibration text")
 
 
@@ -252,11 +254,11 @@ def evaluate(
     loaded = load(model, progress=_reporter())
     if content is not None:
         measured = evaluation.perplexity(
-            loaded.model, loaded.tokenizer, content, tokens, name=text.name, progress=_reporter()
+            loaded.model, loaded.tokenizer, content, tokens=tokens, name=text.name, progress=_reporter()
         )
         genres = {}
     else:
-        found = evaluation.quality(loaded.model, loaded.tokenizer, _reporter(), tokens)
+        found = evaluation.evaluate(loaded, tokens=tokens, progress=_reporter())
         measured, genres = found.overall, found.genres
     result = {
         "perplexity": measured.value,
@@ -291,7 +293,7 @@ def generate(
 
     sampling = Sampling(max_new_tokens, temperature, seed)
     loaded = load(model, progress=_reporter())
-    pieces = stream(loaded.model, loaded.tokenizer, prompt, sampling)
+    pieces = stream(loaded, prompt, sampling)
     if as_json:
         _print_json({"prompt": prompt, "text": "".join(pieces)})
         return
