@@ -88,7 +88,7 @@ def models(as_json: AsJson = False) -> None:
             "licence": entry.license,
             "gated": entry.gated,
             "offline": entry.offline is not None,
-            "teaches": entry.teaches,
+            "teaches": entry.description,
         }
         for entry in catalog.MODELS.values()
     ]

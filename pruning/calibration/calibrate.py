@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from pruning import catalog
 from pruning.calibration.statistics import SavedStatistics, Statistics, read_statistics
 from pruning.errors import RecipeError
-from pruning.files import cache_folder, trim, used
+from pruning.files import cache_folder, touch, trim_folder
 from pruning.loading.load import LoadedModel
 from pruning.progress import Reporter, silent
 from pruning.text.choice import Calibration, read_texts
@@ -91,7 +91,7 @@ def statistics_of(
     if keep and base.source.name == catalog.DEFAULT_MODEL and calibration.text in (GENERAL, *GENRES):
         file = cache_folder() / "statistics" / f"{key}.safetensors"
         if (saved := read_statistics(file, base.model.device)) is not None:
-            used(file)
+            touch(file)
             _newest[base.model] = asked, key, saved
             return saved
     statistics = Statistics(base.model, sites, windows.fitting, windows.heldout, progress=progress)
@@ -139,4 +139,4 @@ def _keep(statistics: Statistics, file: Path) -> None:
     # A full disk costs the next visitor some seconds, nothing else.
     with suppress(OSError, SafetensorError):
         statistics.save(file)
-        trim(file.parent, MOST_ON_DISK)
+        trim_folder(file.parent, MOST_ON_DISK)
