@@ -15,7 +15,15 @@ from pruning.architectures.families import NEURON
 from pruning.calibration.calibrate import Calibration
 from pruning.criteria import CRITERIA
 from pruning.errors import Cancelled
-from pruning.lessons import BY_KEY, LESSONS, Lesson, LessonRun, facts_of, facts_of_shape, shown
+from pruning.lessons import (
+    BY_KEY,
+    LESSONS,
+    Lesson,
+    LessonRun,
+    format_metrics,
+    metrics_of_runs,
+    metrics_of_shape,
+)
 from pruning.progress import Progress
 from pruning.shape_search.search import SearchResult
 from pruning.text.generation import complete
@@ -76,7 +84,9 @@ def build() -> Course:
             )
         with gr.Column(scale=8, min_width=320, elem_id="lesson"):
             question, options = first.prediction
-            see = gr.Markdown(f"## {first.number}. {first.title}\n\n{first.see}", elem_id="lesson-see")
+            see = gr.Markdown(
+                f"## {first.number}. {first.title}\n\n{first.introduction}", elem_id="lesson-see"
+            )
             predict = gr.Radio(options, label=question, info="Choose before you run it", elem_id="predict")
             with gr.Row():
                 run = gr.Button("Run the lesson", variant="primary", elem_id="lesson-run")
@@ -174,7 +184,7 @@ def opened(key: str) -> tuple:
     lesson = BY_KEY.get(key, LESSONS[0])
     question, options = lesson.prediction
     return (
-        f"## {lesson.number}. {lesson.title}\n\n{lesson.see}",
+        f"## {lesson.number}. {lesson.title}\n\n{lesson.introduction}",
         gr.Radio(options, value=None, label=question),
         "",
         "",
@@ -189,7 +199,7 @@ def opened(key: str) -> tuple:
 
 def key_of(value: str) -> str | None:
     """The lesson that a link names, by number or key; None for anything else."""
-    found = (lesson.key for lesson in LESSONS if value in (str(lesson.number), lesson.key))
+    found = (lesson.key for lesson in LESSONS if value.split("-")[0].lstrip("0") == str(lesson.number))
     return next(found, None)
 
 
@@ -200,7 +210,7 @@ def _sources(lesson: Lesson) -> str:
 def _notice(lesson: Lesson, facts: dict, guess: str | None) -> str:
     """What to notice in these results, after what was predicted."""
     _, options = lesson.prediction
-    right = options[lesson.answer]
+    right = options[lesson.correct_option]
     predicted = ""
     if guess in options:
         verdict = "so it is" if guess == right else f"it was: {right[:1].lower()}{right[1:]}"
@@ -210,17 +220,17 @@ def _notice(lesson: Lesson, facts: dict, guess: str | None) -> str:
     odd = [claim for claim in lesson.claims if not claim.holds(facts)]
     warning = ""
     if odd:
-        log.warning("lesson %s: %s is %s", lesson.key, odd[0].fact, facts[odd[0].fact])
+        log.warning("lesson %s: %s is %s", lesson.key, odd[0].metric, facts[odd[0].metric])
         warning = (
             "\n\n**These results are not what this lesson expects.** Another model may behave differently."
         )
-    return f"### What to notice\n\n{predicted}{lesson.notice(shown(facts))}{warning}"
+    return f"### What to notice\n\n{predicted}{lesson.notice(format_metrics(facts))}{warning}"
 
 
 def _carried_out(lesson: Lesson, visitor: Visitor, tell) -> tuple[str, dict, Recipe | None]:
     """Make and measure the models of a lesson; tell the results as they come."""
     shape, source = workbench.look(catalog.DEFAULT_MODEL, visitor)
-    facts: dict = facts_of_shape(shape)
+    facts: dict = metrics_of_shape(shape)
     if not lesson.runs and not lesson.budget:
         return render.picture(shape, shape, results.origin(source)), facts, None
     measured, rows, recipe = [], [], None
@@ -240,7 +250,7 @@ def _carried_out(lesson: Lesson, visitor: Visitor, tell) -> tuple[str, dict, Rec
         base = workbench.base(recipe.base, visitor)
         said = complete(pruned.model, pruned.tokenizer, PROMPT, Sampling(24))
         measured.append((name, pruned))
-        facts |= facts_of(measured) | {
+        facts |= metrics_of_runs(measured) | {
             f"{name}_model": base.source.name,
             f"{name}_width_before": workbench.look(recipe.base, visitor)[0].count(NEURON),
         }
@@ -275,11 +285,11 @@ def _searched(budget: str, visitor: Visitor, tell) -> SearchResult:
 def _look(lesson: Lesson, visitor: Visitor, tell) -> str:
     """What a lesson draws beside its results."""
     calibration = Calibration()
-    if lesson.look == "importance":
+    if lesson.chart == "importance":
         pair = ("activation", "ppm")
         drawn = workbench.importances(catalog.DEFAULT_MODEL, pair, 0.2, calibration, 0, visitor, tell)
         return drawings.importance(*drawn, 0.2, *(CRITERIA[name].title for name in pair))
-    if lesson.look == "influence":
+    if lesson.chart == "influence":
         return drawings.influence_bars(
             workbench.influences(catalog.DEFAULT_MODEL, calibration, 0, visitor, tell)
         )

@@ -25,7 +25,7 @@ def test_lesson(lesson_page, lesson):
     page.wait_for_selector(f"#lesson-see:has-text('{lesson.title}')")
     question, _ = lesson.prediction
     assert question in page.inner_text("#predict")
-    page.locator("#predict label").nth(lesson.answer).click()
+    page.locator("#predict label").nth(lesson.correct_option).click()
     page.click("#lesson-run")
     page.wait_for_selector("#lesson-status .done, #lesson-status .failed")
     assert page.inner_text("#lesson-status").startswith("Done")
