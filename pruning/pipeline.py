@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from weakref import WeakKeyDictionary
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pruning import catalog
 from pruning.architectures.shape import Shape
+from pruning.calibration.cache import CacheKey, cached
 from pruning.calibration.calibrate import statistics_of, windows_of
 from pruning.errors import RecipeError
 from pruning.evaluation import perplexity as evaluation
@@ -184,7 +184,7 @@ def _carried_out(step: Step, pruned: Pruned, base: LoadedModel, progress: Report
     if sites := step.hooked_modules(shape):
         keep = pruned.model is base.model
         statistics = statistics_of(
-            context.loaded, recipe.calibration, sites, recipe.seed, keep=keep, progress=progress
+            context.loaded, recipe.calibration, sites, recipe.seed, save_to_disk=keep, progress=progress
         )
         context = replace(context, statistics=statistics)
     if step.needs_calibration_text:
@@ -255,7 +255,11 @@ def judge(pruned: Pruned, base: LoadedModel, tokens: int, progress: Reporter = s
     return replace(pruned, report=replace(pruned.report, quality_before=before, quality_after=after))
 
 
-_qualities: WeakKeyDictionary = WeakKeyDictionary()
+@dataclass(frozen=True, kw_only=True)
+class QualityKey(CacheKey[Quality]):
+    """The number of tokens that the quality was measured on; None for the whole text."""
+
+    tokens: int | None
 
 
 def base_quality(base: LoadedModel, progress: Reporter = silent, tokens: int | None = None) -> Quality:
@@ -263,15 +267,13 @@ def base_quality(base: LoadedModel, progress: Reporter = silent, tokens: int | N
 
     `tokens`: how many in all, where that is not to be all there are.
     """
-    known = _qualities.setdefault(base.model, {})
-    if tokens not in known:
-        kept = tokens is None and base.source.name == catalog.DEFAULT_MODEL
-        known[tokens] = (
-            _kept_quality(base, progress)
-            if kept
-            else evaluation.quality(base.model, base.tokenizer, progress, tokens)
-        )
-    return known[tokens]
+
+    def make() -> Quality:
+        if tokens is None and base.source.name == catalog.DEFAULT_MODEL:
+            return _kept_quality(base, progress)
+        return evaluation.quality(base.model, base.tokenizer, progress, tokens)
+
+    return cached(base.model, QualityKey(text_sha256=None, tokens=tokens), make)
 
 
 def _kept_quality(base: LoadedModel, progress: Reporter) -> Quality:

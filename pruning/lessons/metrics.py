@@ -18,8 +18,9 @@ def metrics_of_shape(shape: Shape) -> dict[str, float | str]:
         `parameters_before`, and the share of each component, from 0 to 1, such as `mlp_share`.
     """
     total = shape.parameters
-    shares = {f"{name}_share": size / total for name, size in shape.components.items()}
-    return {"parameters_before": total} | shares
+    metrics: dict[str, float | str] = {"parameters_before": total}
+    metrics |= {f"{name}_share": size / total for name, size in shape.components.items()}
+    return metrics
 
 
 def metrics_of_runs(runs: Sequence[tuple[str, Pruned]]) -> dict[str, float | str]:

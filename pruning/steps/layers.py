@@ -1,8 +1,8 @@
 """Whole layers."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
-from weakref import WeakKeyDictionary
 
 import torch
 from pydantic import Field, field_validator, model_validator
@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from pruning.architectures.families import LAYER
 from pruning.architectures.shape import Shape
 from pruning.calibration.block_influence import angular_distances, block_influences
+from pruning.calibration.cache import CacheKey, cached
 from pruning.errors import RecipeError
 from pruning.progress import Progress
 from pruning.repair.removed_layers import repair_gaps, runs_of
@@ -193,16 +194,21 @@ def _angular(step: Layers, context: StepContext) -> list[int]:
 
 
 def _perplexity(step: Layers, context: StepContext) -> list[int]:
-    known = _losses.setdefault(context.model, {})
-    asked = (context.windows.digest, step.repair, step.protect)
-    if asked not in known:
-        known[asked] = _losses_without(step, context, [])
-    losses = known[asked]
+    windows = context.windows
+    key = LayerLossesKey(
+        text_sha256=windows.text_sha256, windows=windows.digest, repair=step.repair, protect=step.protect
+    )
+    losses = cached(context.model, key, lambda: _losses_without(step, context, []))
     return sorted(sorted(losses, key=losses.get)[: step.count])
 
 
-_losses: WeakKeyDictionary = WeakKeyDictionary()
-"""For each model, what a text loses without each layer: computed once for a text."""
+@dataclass(frozen=True, kw_only=True)
+class LayerLossesKey(CacheKey[dict[int, float]]):
+    """What the losses without each layer depend on; `windows` is the digest of the token windows."""
+
+    windows: str
+    repair: bool
+    protect: bool
 
 
 def _greedy(step: Layers, context: StepContext) -> list[int]:

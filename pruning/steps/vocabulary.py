@@ -22,7 +22,7 @@ from pruning.steps.sizes import MULTIPLES, Multiple, Width, share_of
 from pruning.surgery import assemble, pieces
 from pruning.text.bpe import BytePairs
 from pruning.text.choice import TextChoice, read_texts
-from pruning.text.passages import CALIBRATION_NAMES, SELF
+from pruning.text.passages import CALIBRATION_NAMES, SELF_GENERATED
 
 _LISTS_OF_IDS = ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids")
 """Keys of configs that hold ids of tokens, beside those that end in `_token_id`."""
@@ -92,8 +92,8 @@ class Vocabulary(Step):
     @field_validator("text")
     @classmethod
     def _written(cls, value: TextChoice) -> TextChoice:
-        if value.text == SELF:
-            names = ", ".join(name for name in CALIBRATION_NAMES if name != SELF)
+        if value.text == SELF_GENERATED:
+            names = ", ".join(name for name in CALIBRATION_NAMES if name != SELF_GENERATED)
             raise ValueError(f"the model's own samples use a little of everything; choose a text: {names}")
         return value
 

@@ -11,10 +11,14 @@ from pruning.errors import RecipeError
 
 @dataclass(frozen=True)
 class Windows:
-    """Token windows, each a vector of at most the window's length: to fit on, and held out."""
+    """Token windows, each a vector of at most the window's length: to fit on, and held out.
+
+    `text_sha256`: the digest of the user's own text that they are made of, if they are.
+    """
 
     fitting: tuple[torch.Tensor, ...]
     heldout: tuple[torch.Tensor, ...]
+    text_sha256: str | None = None
 
     @property
     def tokens(self) -> int:

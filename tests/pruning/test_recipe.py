@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pruning import Calibration, Neurons, PruningError, Recipe, RecipeError
 from pruning.criteria import CRITERIA
-from pruning.text.passages import CALIBRATION_NAMES, OWN
+from pruning.text.passages import CALIBRATION_NAMES, CUSTOM
 
 RECIPE = Recipe(
     base="smollm2-135m",
@@ -34,7 +34,7 @@ steps = st.builds(
 )
 calibrations = st.builds(
     Calibration,
-    text=st.sampled_from([name for name in CALIBRATION_NAMES if name != OWN]),
+    text=st.sampled_from([name for name in CALIBRATION_NAMES if name != CUSTOM]),
     tokens=st.integers(256, 1_000_000),
     window=st.integers(16, 8192),
 ) | st.builds(Calibration.own, st.text(), tokens=st.integers(256, 9999))
@@ -70,7 +70,7 @@ def test_yaml_and_json_lose_nothing(recipe):
 
 
 @settings(max_examples=50, deadline=None)
-@given(recipes.filter(lambda recipe: recipe.calibration.text != OWN))
+@given(recipes.filter(lambda recipe: recipe.calibration.text != CUSTOM))
 def test_python_makes_the_same_recipe(recipe):
     assert made_by(recipe.to_python()) == recipe
 
