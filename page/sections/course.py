@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 import gradio as gr
 
-from page.html import charts as drawings
-from page.html import render, results
+from page.html import charts, model_map, render, results
 from page.server.session import jobs, log, session_of, started, told, visitor_of, workbench
 from page.workers.workbench import Visitor
 from pruning import ModelError, Recipe, Sampling, catalog
@@ -232,7 +231,7 @@ def _carried_out(lesson: Lesson, visitor: Visitor, tell) -> tuple[str, dict, Rec
     shape, source = workbench.look(catalog.DEFAULT_MODEL, visitor)
     facts: dict = metrics_of_shape(shape)
     if not lesson.runs and not lesson.budget:
-        return render.picture(shape, shape, results.origin(source)), facts, None
+        return model_map.draw_model(shape, shape, model_map.weights_origin(source)), facts, None
     measured, rows, recipe = [], [], None
     runs: list[tuple[LessonRun | None, Recipe]] = [(run, run.recipe()) for run in lesson.runs]
     if lesson.budget:
@@ -256,10 +255,10 @@ def _carried_out(lesson: Lesson, visitor: Visitor, tell) -> tuple[str, dict, Rec
         }
         if not rows:
             whole = complete(base.model, base.tokenizer, PROMPT, Sampling(24))
-            rows.append(drawings.Made("The whole model", pruned.report, False, whole))
-        rows.append(drawings.Made(title, pruned.report, True, said))
-        tell(drawings.made(rows, PROMPT, GENRES))
-    return drawings.made(rows, PROMPT, GENRES) + _look(lesson, visitor, tell), facts, recipe
+            rows.append(results.LessonRow("Original model", pruned.report, False, whole))
+        rows.append(results.LessonRow(title, pruned.report, True, said))
+        tell(results.lesson_table(rows, PROMPT, GENRES))
+    return results.lesson_table(rows, PROMPT, GENRES) + _look(lesson, visitor, tell), facts, recipe
 
 
 def _made(run: LessonRun | None, recipe: Recipe, visitor: Visitor, tell):
@@ -288,9 +287,9 @@ def _look(lesson: Lesson, visitor: Visitor, tell) -> str:
     if lesson.chart == "importance":
         pair = ("activation", "ppm")
         drawn = workbench.importances(catalog.DEFAULT_MODEL, pair, 0.2, calibration, 0, visitor, tell)
-        return drawings.importance(*drawn, 0.2, *(CRITERIA[name].title for name in pair))
+        return charts.importance_map(*drawn, 0.2, *(CRITERIA[name].title for name in pair))
     if lesson.chart == "influence":
-        return drawings.influence_bars(
+        return charts.influence_chart(
             workbench.influences(catalog.DEFAULT_MODEL, calibration, 0, visitor, tell)
         )
     return ""
