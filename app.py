@@ -11,7 +11,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import gradio as gr
 
-from page.html import render
+from page.html import outputs, render
 from page.html.theme import HEAD, THEME
 from page.sections import controls, course
 from page.sections import distill as teaching
@@ -156,7 +156,7 @@ with gr.Blocks(title="Secateur", analytics_enabled=False, delete_cache=(3600, 72
                         max_height=220,
                         elem_id="points",
                     )
-                texts = gr.HTML(render.empty_texts(), elem_id="texts", min_height=180)
+                texts = gr.HTML(outputs.text_pair_placeholder(), elem_id="texts", min_height=180)
                 measures = gr.HTML(elem_id="measures", min_height=150)
                 genres = gr.HTML(elem_id="genres", min_height=190)
                 teach, lesson = teaching.build(column, made)

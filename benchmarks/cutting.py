@@ -11,7 +11,7 @@ from pruning.calibration import calibrate as calibration
 
 FRACTIONS = (0.2, 0.5)
 OURS = {
-    "ours, ppm (weights alone)": {"criterion": "ppm"},
+    "ours, ppm (weights alone)": {"criterion": "peak_to_peak"},
     "ours, default, no repair": {"repair": False},
     "ours, default + repair": {},
 }

@@ -41,12 +41,12 @@ LLAMA_1B = LlamaConfig(
 """The shape of Llama-3.2-1B: 1,235,814,400 parameters."""
 
 CUTS = {
-    "neurons, ppm": Neurons(fraction=0.2, criterion="ppm"),
+    "neurons, ppm": Neurons(fraction=0.2, criterion="peak_to_peak"),
     "neurons, activation": Neurons(fraction=0.2, repair=False),
     "neurons, repaired": Neurons(fraction=0.2),
 }
 STREAMED = (
-    Neurons(fraction=0.2, criterion="ppm"),
+    Neurons(fraction=0.2, criterion="peak_to_peak"),
     Heads(groups=4, criterion="weights"),
     Layers(count=3, method="last"),
 )

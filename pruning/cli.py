@@ -88,7 +88,7 @@ def models(as_json: AsJson = False) -> None:
             "licence": entry.license,
             "gated": entry.gated,
             "offline": entry.offline is not None,
-            "teaches": entry.teaches,
+            "teaches": entry.description,
         }
         for entry in catalog.MODELS.values()
     ]
@@ -121,7 +121,7 @@ def lessons(as_json: AsJson = False) -> None:
     from pruning.lessons import LESSONS
 
     rows = [
-        {"name": lesson.key, "number": lesson.number, "title": lesson.title, "see": lesson.see}
+        {"name": lesson.key, "number": lesson.number, "title": lesson.title, "see": lesson.introduction}
         for lesson in LESSONS
     ]
     _print_rows(rows, as_json, "number", "title")

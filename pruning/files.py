@@ -1,7 +1,8 @@
-"""Writing to disk so that nothing is ever half-written, and where the cache is.
+"""Write files and folders so that readers never find a half-written one, and locate the cache.
 
-Everything is written in a workplace, a hidden folder beside its destination, and moved when it is whole.
-A writer that is killed leaves its workplace behind; the next one to write there clears it away.
+Everything is written in a temporary folder: a hidden folder beside its destination, from which the finished
+result is moved into place. A process that is killed leaves its temporary folder behind; the next writer in
+the same place removes it.
 """
 
 import errno
@@ -15,16 +16,20 @@ from pathlib import Path
 
 try:
     import fcntl
-except ImportError:  # Windows
-    fcntl = None
+except ImportError:  # Windows has no fcntl.
+    fcntl = None  # type: ignore[assignment]
 
 PREFIX = ".secateur-"
-ABANDONED_AFTER = 24 * 3600
-"""Seconds after which a workplace is taken for abandoned where there are no locks to tell."""
+
+ABANDONED_AFTER_SECONDS = 24 * 3600
+"""Age at which a temporary folder counts as abandoned if there are no locks to check."""
 
 
 def cache_folder() -> Path:
-    """Where converted weights and statistics are kept: `$SECATEUR_CACHE`, or in the user's cache."""
+    """Return the folder for converted weights and statistics.
+
+    This is `$SECATEUR_CACHE` if set, otherwise `secateur` in the user's cache folder.
+    """
     if chosen := os.environ.get("SECATEUR_CACHE"):
         return Path(chosen).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "secateur"
@@ -32,8 +37,15 @@ def cache_folder() -> Path:
 
 @contextmanager
 def replacing(target: Path) -> Iterator[Path]:
-    """A temporary file that takes the place of `target` when the block ends without error."""
-    with workplace(target.parent) as folder:
+    """Yield a temporary file that replaces `target` if the block ends without an error.
+
+    Args:
+        target: The file to write or overwrite. Missing parent folders are created.
+
+    Yields:
+        The path to write to. The block has to create the file.
+    """
+    with temporary_folder(target.parent) as folder:
         temporary = folder / target.name
         yield temporary
         os.replace(temporary, target)
@@ -41,55 +53,70 @@ def replacing(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
-    """A temporary folder that becomes `target` when the block ends without error.
+    """Yield a temporary folder that becomes `target` if the block ends without an error.
 
-    Raises `FileExistsError` where `target` exists and is not an empty folder.
+    Args:
+        target: The folder to create. It must not exist, or be an empty folder.
+
+    Yields:
+        An empty folder to write to.
+
+    Raises:
+        FileExistsError: `target` exists and is not an empty folder, at the start or at the end.
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise FileExistsError(target)
-    with workplace(target.parent) as folder:
+    with temporary_folder(target.parent) as folder:
         temporary = folder / target.name
         temporary.mkdir()
         yield temporary
         _move(temporary, target)
 
 
-def trim(folder: Path, most: int) -> None:
-    """Remove the files of a folder that were longest not used (`used`) until the rest take at most so many
-    bytes."""
+def trim_folder(folder: Path, max_bytes: int) -> None:
+    """Remove the least recently used files of a folder until the rest fit into `max_bytes`.
+
+    Files count as used when they were written, or when `touch` was last called on them.
+    """
     with suppress(OSError), os.scandir(folder) as entries:
         files = [(entry.stat(), entry.path) for entry in entries if entry.is_file(follow_symlinks=False)]
         total = sum(stat.st_size for stat, _ in files)
         for stat, path in sorted(files, key=lambda file: file[0].st_mtime):
-            if total <= most:
+            if total <= max_bytes:
                 break
             with suppress(OSError):
                 os.unlink(path)
                 total -= stat.st_size
 
 
-def used(file: Path) -> None:
-    """Note that a file was of use, for `trim`."""
+def touch(file: Path) -> None:
+    """Mark a file as recently used, for `trim_folder`."""
     with suppress(OSError):
         os.utime(file)
 
 
 def discard(target: Path) -> None:
-    """Remove a folder so that no reader finds a part of it."""
-    with workplace(target.parent) as folder, suppress(FileNotFoundError):
+    """Remove a folder in one move, so that no reader finds a part of it."""
+    with temporary_folder(target.parent) as folder, suppress(FileNotFoundError):
         os.replace(target, folder / target.name)
 
 
 @contextmanager
-def workplace(parent: Path | None = None) -> Iterator[Path]:
-    """A hidden folder in `parent` (the system's temporary folder) that is removed at the end.
+def temporary_folder(parent: Path | None = None) -> Iterator[Path]:
+    """Yield a new hidden folder in `parent`, and remove it when the block ends.
 
-    Clears away those that killed processes left there.
+    Also removes temporary folders that killed processes left in `parent`.
+
+    Args:
+        parent: Where to create the folder; created if missing. None: the system's temporary folder.
+
+    Yields:
+        The empty folder.
     """
     parent = Path(tempfile.gettempdir()) if parent is None else parent
     parent.mkdir(parents=True, exist_ok=True)
-    sweep(parent)
-    folder, lock = _locked_folder(parent)
+    remove_abandoned(parent)
+    folder, lock = _create_locked(parent)
     try:
         yield folder
     finally:
@@ -98,22 +125,22 @@ def workplace(parent: Path | None = None) -> Iterator[Path]:
             os.close(lock)
 
 
-def sweep(parent: Path) -> None:
-    """Remove the workplaces in `parent` whose writers are gone."""
+def remove_abandoned(parent: Path) -> None:
+    """Remove the temporary folders in `parent` whose writers no longer run."""
     with suppress(OSError), os.scandir(parent) as entries:
-        left = [Path(entry.path) for entry in entries if entry.name.startswith(PREFIX)]
-        for folder in left:
+        folders = [Path(entry.path) for entry in entries if entry.name.startswith(PREFIX)]
+        for folder in folders:
             with suppress(OSError):
-                _remove_abandoned(folder)
+                _remove_if_abandoned(folder)
 
 
-def _locked_folder(parent: Path) -> tuple[Path, int | None]:
-    """A new workplace, locked for as long as this process lives or until it closes the lock."""
+def _create_locked(parent: Path) -> tuple[Path, int | None]:
+    """Create a temporary folder and lock it until this process ends or closes the lock."""
     while True:
         folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
         if fcntl is None:
             return folder, None
-        with suppress(FileNotFoundError):  # Swept before it was locked.
+        with suppress(FileNotFoundError):  # Another writer removed it before it was locked.
             lock = os.open(folder, os.O_RDONLY)
             with suppress(OSError):  # Not every file system has locks.
                 fcntl.flock(lock, fcntl.LOCK_EX)
@@ -122,7 +149,7 @@ def _locked_folder(parent: Path) -> tuple[Path, int | None]:
             os.close(lock)
 
 
-def _remove_abandoned(folder: Path) -> None:
+def _remove_if_abandoned(folder: Path) -> None:
     lock = None if fcntl is None else os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         if _is_abandoned(folder, lock):
@@ -138,16 +165,16 @@ def _is_abandoned(folder: Path, lock: int | None) -> bool:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True
         except BlockingIOError:
-            return False  # Its writer lives.
+            return False  # Its writer is still running.
         except OSError:
             pass  # A file system without locks.
-    return time.time() - folder.stat().st_mtime > ABANDONED_AFTER
+    return time.time() - folder.stat().st_mtime > ABANDONED_AFTER_SECONDS
 
 
 def _move(folder: Path, target: Path) -> None:
     try:
         os.replace(folder, target)
     except OSError as error:
-        if error.errno == errno.ENOTEMPTY:  # Filled by somebody else meanwhile.
+        if error.errno == errno.ENOTEMPTY:  # Another process filled the target in the meantime.
             raise FileExistsError(target) from None
         raise

@@ -1,15 +1,25 @@
-"""Figures as people read them."""
+"""Format numbers for people."""
 
 from math import isfinite
 
-WORDS = {1e15: "quadrillion", 1e12: "trillion", 1e9: "billion", 1e6: "million"}
+_SCALES = {1e15: "quadrillion", 1e12: "trillion", 1e9: "billion", 1e6: "million"}
+
+_LARGEST = 1e18
 
 
 def format_number(value: float, digits: int = 1) -> str:
-    """A figure that may be astronomic, with so many digits after the point where it is small."""
-    if not isfinite(value) or value >= 1e18:
-        return "beyond counting"
-    for size, word in WORDS.items():
+    """Format a number of any size so that it stays readable.
+
+    Args:
+        value: The number, such as a perplexity, which can be astronomically large after a bad cut.
+        digits: Digits after the point for values below 1,000.
+
+    Returns:
+        For example `36.7`, `2,151`, `290 million`; `off the scale` from 1e18 on, for infinity and for NaN.
+    """
+    if not isfinite(value) or value >= _LARGEST:
+        return "off the scale"
+    for size, word in _SCALES.items():
         if value >= size:
             return f"{value / size:,.{0 if value >= 100 * size else 1}f} {word}"
     return f"{value:,.0f}" if value >= 1_000 else f"{value:.{digits}f}"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import gradio as gr
 
-from page.html import render, results
+from page.html import model_map, render
 from page.sections.form import CONTROLS, MAIN, MAX_OWN_TEXT, ON_PAGE, Control, steps_from, values_of
 from page.server.session import told, visitor_of, workbench
 from pruning import Recipe, catalog
@@ -181,8 +181,8 @@ def show_shape(request: gr.Request, token: gr.OAuthToken | None, model, *values)
         before, source = workbench.look(model, visitor_of(request, token))
         after, also = shaped(before, steps_from(values))
         return (
-            render.picture(before, after, results.origin(source)),
-            render.cut_note(before, after, also),
+            model_map.draw_model(before, after, model_map.weights_origin(source)),
+            model_map.cut_note(before, after, also),
             None,
             "",
         )
@@ -232,9 +232,9 @@ def opening(recipe: Recipe, before: Shape) -> tuple[list, str]:
     after, also = shaped(before, recipe.steps)
     common = [recipe.base, recipe.calibration.text, recipe.calibration.tokens, recipe.seed]
     if values is None:
-        note = render.given_note([step.describe() for step in recipe.steps])
+        note = render.recipe_note([step.describe() for step in recipe.steps])
         return [*common, recipe, note, *[gr.skip()] * len(CONTROLS)], ""
-    return [*common, None, "", *values], render.cut_note(before, after, also)
+    return [*common, None, "", *values], model_map.cut_note(before, after, also)
 
 
 def describe_criterion(name: str) -> tuple[str, gr.Checkbox]:
@@ -253,7 +253,10 @@ def ask_for_text(name: str) -> gr.Textbox:
 
 def _models() -> list[tuple[str, str]]:
     return [
-        (f"{entry.title}, {render.count(entry.parameters)}{', gated' if entry.gated else ''}", entry.name)
+        (
+            f"{entry.title}, {render.format_count(entry.parameters)}{', gated' if entry.gated else ''}",
+            entry.name,
+        )
         for entry in catalog.MODELS.values()
     ]
 

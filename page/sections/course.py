@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 import gradio as gr
 
-from page.html import charts as drawings
-from page.html import render, results
+from page.html import charts, model_map, render, results
 from page.server.session import jobs, log, session_of, started, told, visitor_of, workbench
 from page.workers.workbench import Visitor
 from pruning import ModelError, Recipe, Sampling, catalog
@@ -15,7 +14,15 @@ from pruning.architectures.families import NEURON
 from pruning.calibration.calibrate import Calibration
 from pruning.criteria import CRITERIA
 from pruning.errors import Cancelled
-from pruning.lessons import BY_KEY, LESSONS, Lesson, LessonRun, facts_of, facts_of_shape, shown
+from pruning.lessons import (
+    BY_KEY,
+    LESSONS,
+    Lesson,
+    LessonRun,
+    format_metrics,
+    metrics_of_runs,
+    metrics_of_shape,
+)
 from pruning.progress import Progress
 from pruning.shape_search.search import SearchResult
 from pruning.text.generation import generate
@@ -76,7 +83,9 @@ def build() -> Course:
             )
         with gr.Column(scale=8, min_width=320, elem_id="lesson"):
             question, options = first.prediction
-            see = gr.Markdown(f"## {first.number}. {first.title}\n\n{first.see}", elem_id="lesson-see")
+            see = gr.Markdown(
+                f"## {first.number}. {first.title}\n\n{first.introduction}", elem_id="lesson-see"
+            )
             predict = gr.Radio(options, label=question, info="Choose before you run it", elem_id="predict")
             with gr.Row():
                 run = gr.Button("Run the lesson", variant="primary", elem_id="lesson-run")
@@ -174,7 +183,7 @@ def opened(key: str) -> tuple:
     lesson = BY_KEY.get(key, LESSONS[0])
     question, options = lesson.prediction
     return (
-        f"## {lesson.number}. {lesson.title}\n\n{lesson.see}",
+        f"## {lesson.number}. {lesson.title}\n\n{lesson.introduction}",
         gr.Radio(options, value=None, label=question),
         "",
         "",
@@ -189,7 +198,7 @@ def opened(key: str) -> tuple:
 
 def key_of(value: str) -> str | None:
     """The lesson that a link names, by number or key; None for anything else."""
-    found = (lesson.key for lesson in LESSONS if value in (str(lesson.number), lesson.key))
+    found = (lesson.key for lesson in LESSONS if value.split("-")[0].lstrip("0") == str(lesson.number))
     return next(found, None)
 
 
@@ -200,7 +209,7 @@ def _sources(lesson: Lesson) -> str:
 def _notice(lesson: Lesson, facts: dict, guess: str | None) -> str:
     """What to notice in these results, after what was predicted."""
     _, options = lesson.prediction
-    right = options[lesson.answer]
+    right = options[lesson.correct_option]
     predicted = ""
     if guess in options:
         verdict = "so it is" if guess == right else f"it was: {right[:1].lower()}{right[1:]}"
@@ -210,19 +219,19 @@ def _notice(lesson: Lesson, facts: dict, guess: str | None) -> str:
     odd = [claim for claim in lesson.claims if not claim.holds(facts)]
     warning = ""
     if odd:
-        log.warning("lesson %s: %s is %s", lesson.key, odd[0].fact, facts[odd[0].fact])
+        log.warning("lesson %s: %s is %s", lesson.key, odd[0].metric, facts[odd[0].metric])
         warning = (
             "\n\n**These results are not what this lesson expects.** Another model may behave differently."
         )
-    return f"### What to notice\n\n{predicted}{lesson.notice(shown(facts))}{warning}"
+    return f"### What to notice\n\n{predicted}{lesson.notice(format_metrics(facts))}{warning}"
 
 
 def _carried_out(lesson: Lesson, visitor: Visitor, tell) -> tuple[str, dict, Recipe | None]:
     """Make and measure the models of a lesson; tell the results as they come."""
     shape, source = workbench.look(catalog.DEFAULT_MODEL, visitor)
-    facts: dict = facts_of_shape(shape)
+    facts: dict = metrics_of_shape(shape)
     if not lesson.runs and not lesson.budget:
-        return render.picture(shape, shape, results.origin(source)), facts, None
+        return model_map.draw_model(shape, shape, model_map.weights_origin(source)), facts, None
     measured, rows, recipe = [], [], None
     runs: list[tuple[LessonRun | None, Recipe]] = [(run, run.recipe()) for run in lesson.runs]
     if lesson.budget:
@@ -240,16 +249,16 @@ def _carried_out(lesson: Lesson, visitor: Visitor, tell) -> tuple[str, dict, Rec
         base = workbench.base(recipe.base, visitor)
         said = generate(pruned, PROMPT, Sampling(24))
         measured.append((name, pruned))
-        facts |= facts_of(measured) | {
+        facts |= metrics_of_runs(measured) | {
             f"{name}_model": base.source.name,
             f"{name}_width_before": workbench.look(recipe.base, visitor)[0].count(NEURON),
         }
         if not rows:
             whole = generate(base, PROMPT, Sampling(24))
-            rows.append(drawings.Made("The whole model", pruned.report, False, whole))
-        rows.append(drawings.Made(title, pruned.report, True, said))
-        tell(drawings.made(rows, PROMPT, GENRES))
-    return drawings.made(rows, PROMPT, GENRES) + _look(lesson, visitor, tell), facts, recipe
+            rows.append(results.LessonRow("Original model", pruned.report, False, whole))
+        rows.append(results.LessonRow(title, pruned.report, True, said))
+        tell(results.lesson_table(rows, PROMPT, GENRES))
+    return results.lesson_table(rows, PROMPT, GENRES) + _look(lesson, visitor, tell), facts, recipe
 
 
 def _made(run: LessonRun | None, recipe: Recipe, visitor: Visitor, tell):
@@ -275,12 +284,12 @@ def _searched(budget: str, visitor: Visitor, tell) -> SearchResult:
 def _look(lesson: Lesson, visitor: Visitor, tell) -> str:
     """What a lesson draws beside its results."""
     calibration = Calibration()
-    if lesson.look == "importance":
+    if lesson.chart == "importance":
         pair = ("activation", "peak_to_peak")
         drawn = workbench.importances(catalog.DEFAULT_MODEL, pair, 0.2, calibration, 0, visitor, tell)
-        return drawings.importance(*drawn, 0.2, *(CRITERIA[name].title for name in pair))
-    if lesson.look == "influence":
-        return drawings.influence_bars(
+        return charts.importance_map(*drawn, 0.2, *(CRITERIA[name].title for name in pair))
+    if lesson.chart == "influence":
+        return charts.influence_chart(
             workbench.influences(catalog.DEFAULT_MODEL, calibration, 0, visitor, tell)
         )
     return ""

@@ -6,7 +6,7 @@ from dataclasses import replace
 import gradio as gr
 import pandas as pd
 
-from page.html import render
+from page.html import outputs, render
 from page.sections.controls import Column
 from page.sections.prune import Desk, carried_out
 from page.server.session import (
@@ -102,16 +102,16 @@ def wire(column: Column, desk: Desk, parts: dict) -> None:
                     yield {status: render.status(event.text, event.done, event.total, "busy")}
                 elif len(event) == 3:
                     progress, said, _ = event
-                    shown = {status: render.training(progress)}
+                    shown = {status: render.training_status(progress)}
                     if progress.evaluated:
                         rows.append((progress.seconds, progress.perplexity, "taught"))
                         shown[curve] = gr.LinePlot(_frame(rows, progress), visible=True)
-                        shown[sample] = render.sample(prompt, said or "")
+                        shown[sample] = outputs.sample(prompt, said or "")
                     yield shown
                 else:
                     (taught,) = event
             (note,) = taught.report.notes[-1]
-            yield {status: render.taught(note)}
+            yield {status: render.distillation_result(note)}
         except Cancelled as stopped:
             yield {status: render.status(str(stopped), kind="stopped")}
         except Exception as error:

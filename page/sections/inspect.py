@@ -6,8 +6,7 @@ from contextlib import closing
 import gradio as gr
 import pandas as pd
 
-from page.html import charts as drawings
-from page.html import render
+from page.html import charts, render
 from page.sections.controls import Column
 from page.sections.form import calibration_from, whole
 from page.server.session import jobs, started, told, visitor_of, workbench
@@ -108,14 +107,16 @@ def build(column: Column, made: gr.State) -> gr.Column:
     def show_next(request: gr.Request, token: gr.OAuthToken | None, recipe, prompt) -> Iterator[dict]:
         def work(visitor, tell):
             base, pruned = workbench.pair(_made(recipe), visitor, tell)
-            return drawings.next_words(next_tokens(base, prompt), next_tokens(pruned, prompt))
+            return charts.next_token_chart(next_tokens(base, prompt), next_tokens(pruned, prompt))
 
         for shown, line in looked(request, token, work):
             yield {status: line} | ({next_words: shown} if shown else {})
 
     def show_losses(request: gr.Request, token: gr.OAuthToken | None, recipe, text) -> Iterator[dict]:
         def work(visitor, tell):
-            return drawings.losses(losses_by_token(workbench.pair(_made(recipe), visitor, tell), text))
+            return charts.token_loss_chart(
+                losses_by_token(workbench.pair(_made(recipe), visitor, tell), text)
+            )
 
         for shown, line in looked(request, token, work):
             yield {status: line} | ({losses: shown} if shown else {})
@@ -126,7 +127,7 @@ def build(column: Column, made: gr.State) -> gr.Column:
         def work(visitor, tell):
             model, calibration, seed = _chosen(*chosen)
             share = _share(percent)
-            return drawings.importance(
+            return charts.importance_map(
                 *workbench.importances(model, (one, other), share, calibration, seed, visitor, tell),
                 share,
                 CRITERIA[one].title,
@@ -147,7 +148,7 @@ def build(column: Column, made: gr.State) -> gr.Column:
                 yield {
                     status: line,
                     layers: gr.BarPlot(frame, visible=True),
-                    layers_table: drawings.influences(shown),
+                    layers_table: charts.influence_table(shown),
                 }
             else:
                 yield {status: line}
@@ -196,7 +197,7 @@ def build(column: Column, made: gr.State) -> gr.Column:
             recipe = recipes[event.index[0]]
         except (IndexError, TypeError):
             return gr.skip(), gr.skip()
-        return recipe, render.given_note([step.describe() for step in recipe.steps])
+        return recipe, render.recipe_note([step.describe() for step in recipe.steps])
 
     queued = {
         "show_progress": "hidden",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import gradio as gr
 import spaces
 
-from page.html import render, results
+from page.html import model_map, outputs, render, results
 from page.sections.controls import Column
 from page.sections.form import recipe_from, whole
 from page.server import links
@@ -100,13 +100,13 @@ def carried_out(desk: Desk, choose, prompt: str, request, token) -> Iterator[dic
         base = workbench.base(recipe.base, visitor, recipe.revision)
         encode_prompt(pruned.tokenizer, prompt)
         yield {
-            desk.picture: render.picture(
-                Shape.of(base.model.config), pruned.shape, results.origin(base.source)
+            desk.picture: model_map.draw_model(
+                Shape.of(base.model.config), pruned.shape, model_map.weights_origin(base.source)
             ),
             desk.measures: results.measures(pruned.report, recipe),
             desk.genres: results.genres(pruned.report, recipe),
             desk.status: render.status("Writing", kind="busy"),
-            desk.texts: render.texts(prompt, "", "", writing=True),
+            desk.texts: outputs.text_pair(prompt, "", "", writing=True),
             desk.made: recipe,
             desk.recipe_code: pruned.recipe.to_yaml(),
             desk.python_code: pruned.recipe.to_python(),
@@ -118,8 +118,8 @@ def carried_out(desk: Desk, choose, prompt: str, request, token) -> Iterator[dic
         for event in job.watch(lambda tell: _write(recipe, visitor, prompt, sampling, job, tell)):
             if len(event) == 2:
                 before, after = event
-                yield {desk.texts: render.texts(prompt, before, after, writing=True)}
-        yield {desk.texts: render.texts(prompt, before, after)}
+                yield {desk.texts: outputs.text_pair(prompt, before, after, writing=True)}
+        yield {desk.texts: outputs.text_pair(prompt, before, after)}
         job.give_way()  # Measuring takes longest; others read their texts first.
         for event in job.watch(lambda tell: _measure(recipe, visitor, tell)):
             if isinstance(event, Progress):

@@ -5,7 +5,7 @@ from contextlib import closing
 import gradio as gr
 import pandas as pd
 
-from page.html import render, results
+from page.html import model_map, render
 from page.sections.controls import Column
 from page.sections.form import calibration_from, whole
 from page.sections.prune import Desk
@@ -130,8 +130,8 @@ def given(recipe, before: Shape, source) -> tuple[str, str]:
     after = before
     for step in recipe.steps:
         after = step.reshape(after)
-    note = render.given_note([step.describe() for step in recipe.steps])
-    return note, render.picture(before, after, results.origin(source))
+    note = render.recipe_note([step.describe() for step in recipe.steps])
+    return note, model_map.draw_model(before, after, model_map.weights_origin(source))
 
 
 def drawn(points: list[Trial], found: SearchResult | None = None) -> pd.DataFrame:

@@ -12,7 +12,7 @@ from pruning import catalog
 from pruning.calibration.cache import CacheKey, cached, find, store, store_newest
 from pruning.calibration.statistics import SavedStatistics, Statistics, read_statistics
 from pruning.errors import RecipeError
-from pruning.files import cache_folder, trim, used
+from pruning.files import cache_folder, touch, trim_folder
 from pruning.loading.load import LoadedModel
 from pruning.progress import Reporter, silent
 from pruning.text.choice import Calibration, read_texts
@@ -141,7 +141,7 @@ def statistics_of(
     if save_to_disk and base.source.name == catalog.DEFAULT_MODEL and calibration.text in (GENERAL, *GENRES):
         file = _file_of(base, windows, modules)
         if (saved := read_statistics(file, base.model.device)) is not None:
-            used(file)
+            touch(file)
             store_newest(base.model, key, saved)
             return saved
     statistics = Statistics(base.model, modules, windows.fitting, windows.heldout, progress=progress)
@@ -168,4 +168,4 @@ def _save(statistics: Statistics, file: Path) -> None:
     # A full disk costs the next run some seconds, nothing else.
     with suppress(OSError, SafetensorError):
         statistics.save(file)
-        trim(file.parent, MOST_ON_DISK)
+        trim_folder(file.parent, MOST_ON_DISK)

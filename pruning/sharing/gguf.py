@@ -14,7 +14,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from pruning.architectures.families import CHANNEL
 from pruning.architectures.shape import Shape
 from pruning.errors import ModelError, RecipeError, SavingError
-from pruning.files import replacing, workplace
+from pruning.files import replacing, temporary_folder
 from pruning.loading.load import fetch_recipe, find
 from pruning.progress import Progress, Reporter, silent
 from pruning.recipe import Recipe
@@ -115,7 +115,7 @@ def export(folder: str | Path, output: str | Path, type: str = "f16", *, progres
     if output.exists():
         raise SavingError(f"{output} exists. Choose another name, or remove it first.")
     try:
-        with replacing(output) as temporary, workplace() as notes:
+        with replacing(output) as temporary, temporary_folder() as notes:
             # The converter treats braces in a file's name as placeholders.
             converted = temporary.with_name("model.gguf")
             _convert(folder, converted, type, notes, progress)

@@ -17,7 +17,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import validate_repo_id
 
 from pruning.errors import PruningError, SavingError
-from pruning.files import workplace
+from pruning.files import temporary_folder
 from pruning.loading.client import retry_after
 from pruning.loading.files import RECIPE_FILE
 from pruning.loading.source import Token
@@ -64,7 +64,7 @@ def publish(
     repo_id = _checked_id(repo_id, owners)
     if isinstance(pruned, str | Path):
         return _push(api, _saved_folder(Path(pruned)), repo_id, private, overwrite, progress)
-    with workplace() as temporary:
+    with temporary_folder() as temporary:
         folder = pruned.save(temporary / "model", progress, name=repo_id.split("/")[1])
         return _push(api, folder, repo_id, private, overwrite, progress)
 

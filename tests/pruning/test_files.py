@@ -1,4 +1,4 @@
-"""Whatever happens to a writer, its readers find the old or the new, and never a part of it."""
+"""Readers find the old file or the new one, never a part of one, even if the writer fails or is killed."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 
 import pruning
 from pruning import files
-from pruning.files import cache_folder, discard, new_folder, replacing, workplace
+from pruning.files import cache_folder, discard, new_folder, replacing, temporary_folder
 
 WRITER = """
 import sys
@@ -25,8 +25,8 @@ with replacing(Path("file")) as file, new_folder(Path("folder")) as folder:
 """
 
 
-def write(writing, target, failure=None):
-    with writing(target) as temporary:
+def write(context_manager, target, failure=None):
+    with context_manager(target) as temporary:
         (temporary / "part" if temporary.is_dir() else temporary).write_text("new")
         if failure:
             raise failure
@@ -36,7 +36,7 @@ def visible(folder):
     return {path.name for path in folder.iterdir() if not path.name.startswith(".")}
 
 
-def test_replacing(tmp_path):
+def test_a_file_is_created_and_then_replaced(tmp_path):
     target = tmp_path / "deep" / "file"
     for text in ("first", "second"):
         with replacing(target) as temporary:
@@ -56,7 +56,7 @@ def test_a_failing_writer_leaves_the_old_file(tmp_path, failure):
     assert [path.name for path in target.parent.iterdir()] == ["file"]
 
 
-def test_a_killed_writer_leaves_the_old_file_and_no_folder(tmp_path):
+def test_a_killed_writer_leaves_the_old_file_and_creates_no_folder(tmp_path):
     (tmp_path / "file").write_text("old")
     command, pipes = [sys.executable, "-c", WRITER], {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     env = os.environ | {"PYTHONPATH": str(Path(pruning.__file__).parents[1])}
@@ -67,12 +67,12 @@ def test_a_killed_writer_leaves_the_old_file_and_no_folder(tmp_path):
     assert visible(tmp_path) == {"file"}
     assert len(os.listdir(tmp_path)) > 1
     write(replacing, tmp_path / "file")
-    assert os.listdir(tmp_path) == ["file"], "what the writer left is cleared away"
+    assert os.listdir(tmp_path) == ["file"], "the killed writer's temporary folder is removed"
     write(new_folder, tmp_path / "folder")
     assert (tmp_path / "file").read_text() == (tmp_path / "folder" / "part").read_text() == "new"
 
 
-def test_a_new_folder_appears_whole(tmp_path):
+def test_a_new_folder_appears_only_when_complete(tmp_path):
     target = tmp_path / "deep" / "folder"
     with new_folder(target) as temporary:
         (temporary / "part").write_text("x")
@@ -88,7 +88,7 @@ def test_a_failing_writer_leaves_no_folder(tmp_path, failure):
     assert not os.listdir(tmp_path / "out")
 
 
-def test_what_is_there_is_not_overwritten(tmp_path):
+def test_an_existing_file_or_filled_folder_is_not_overwritten(tmp_path):
     (tmp_path / "file").write_text("mine")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "part").write_text("mine")
@@ -112,7 +112,7 @@ def test_of_two_writers_the_first_to_finish_wins(tmp_path):
     assert os.listdir(target.parent) == ["folder"]
 
 
-def test_nobody_clears_away_what_is_being_written(tmp_path):
+def test_a_temporary_folder_in_use_is_not_removed(tmp_path):
     with new_folder(tmp_path / "slow") as slow:
         (slow / "part").write_text("x")
         write(new_folder, tmp_path / "fast")
@@ -122,51 +122,68 @@ def test_nobody_clears_away_what_is_being_written(tmp_path):
 
 
 @pytest.mark.parametrize("locks", [True, False])
-def test_without_locks_age_decides(tmp_path, monkeypatch, locks):
+def test_abandoned_folders_are_removed_by_lock_or_else_by_age(tmp_path, monkeypatch, locks):
     if not locks:
         monkeypatch.setattr(files, "fcntl", None)
-    for name, age in ((".secateur-old", 2 * files.ABANDONED_AFTER), (".secateur-new", 10)):
+    for name, age in ((".secateur-old", 2 * files.ABANDONED_AFTER_SECONDS), (".secateur-new", 10)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "part").write_text("x")
         os.utime(tmp_path / name, (time.time() - age,) * 2)
     (tmp_path / ".secateur-link").symlink_to(tmp_path / "mine")
     (tmp_path / "mine").mkdir()
     write(replacing, tmp_path / "file")
-    left = {"file", "mine", ".secateur-link"}
-    assert set(os.listdir(tmp_path)) == (left if locks else left | {".secateur-new"})
+    remaining = {"file", "mine", ".secateur-link"}
+    assert set(os.listdir(tmp_path)) == (remaining if locks else remaining | {".secateur-new"})
 
 
-def test_a_workplace_in_the_systems_folder(tmp_path, monkeypatch):
+def test_without_a_parent_the_systems_temporary_folder_is_used(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    with workplace() as folder:
+    with temporary_folder() as folder:
         assert folder.parent == tmp_path
         (folder / "part").write_text("x")
     assert not os.listdir(tmp_path)
 
 
-def test_discarding(tmp_path):
+def test_files_that_are_already_small_enough_are_kept(tmp_path):
+    (tmp_path / "file").write_bytes(b"x" * 100)
+    (tmp_path / "folder").mkdir()
+    files.trim_folder(tmp_path, 100)
+    assert visible(tmp_path) == {"file", "folder"}
+    files.trim_folder(tmp_path, 99)
+    assert visible(tmp_path) == {"folder"}
+
+
+def test_touching_a_missing_file_creates_nothing(tmp_path):
+    files.touch(tmp_path / "none")
+    assert not os.listdir(tmp_path)
+
+
+def test_discarding_removes_a_folder_and_accepts_a_missing_one(tmp_path):
     write(new_folder, tmp_path / "folder")
     for _ in range(2):
         discard(tmp_path / "folder")
         assert not os.listdir(tmp_path)
 
 
-def test_where_the_cache_is(monkeypatch):
+def test_the_cache_folder_follows_the_environment(monkeypatch):
     monkeypatch.setenv("SECATEUR_CACHE", "/somewhere")
     assert str(cache_folder()) == "/somewhere"
     monkeypatch.delenv("SECATEUR_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
     assert str(cache_folder()) == "/caches/secateur"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", "/home/ada")
+    assert str(cache_folder()) == "/home/ada/.cache/secateur"
 
 
-def test_trim_removes_what_was_longest_unused(tmp_path):
+def test_trimming_removes_the_least_recently_used_files(tmp_path):
     for age, name in enumerate(["newest", "middle", "oldest"]):
         file = tmp_path / name
         file.write_bytes(b"x" * 100)
         os.utime(file, (1e9 - age, 1e9 - age))
-    files.trim(tmp_path, 300)
+    files.trim_folder(tmp_path, 300)
     assert len(list(tmp_path.iterdir())) == 3
-    files.used(tmp_path / "oldest")
-    files.trim(tmp_path, 250)
+    files.touch(tmp_path / "oldest")
+    files.trim_folder(tmp_path, 250)
     assert {file.name for file in tmp_path.iterdir()} == {"newest", "oldest"}
-    files.trim(tmp_path / "none", 0)
+    files.trim_folder(tmp_path / "none", 0)

@@ -1,11 +1,14 @@
+"""Numbers are formatted so that people can read them, at every size."""
+
 import pytest
 
 from pruning.formatting import format_number
 
 
 @pytest.mark.parametrize(
-    ("value", "words"),
+    ("value", "text"),
     [
+        (0.0, "0.0"),
         (36.74, "36.7"),
         (999.94, "999.9"),
         (2151.21, "2,151"),
@@ -13,14 +16,16 @@ from pruning.formatting import format_number
         (11.2e9, "11.2 billion"),
         (2.9e8, "290 million"),
         (999.9e12, "1,000 trillion"),
-        (3e20, "beyond counting"),
-        (float("inf"), "beyond counting"),
-        (float("nan"), "beyond counting"),
+        (9.99e17, "999 quadrillion"),
+        (1e18, "off the scale"),
+        (3e20, "off the scale"),
+        (float("inf"), "off the scale"),
+        (float("nan"), "off the scale"),
     ],
 )
-def test_figures_are_readable_at_every_size(value, words):
-    assert format_number(value) == words
+def test_numbers_are_readable_at_every_size(value, text):
+    assert format_number(value) == text
 
 
-def test_small_figures_have_the_digits_asked_for():
+def test_small_numbers_have_the_requested_digits():
     assert format_number(1.234, 2) == "1.23"

@@ -103,7 +103,7 @@ def test_every_stage_can_be_stopped():
 
 def test_recipes_in_threads_do_not_disturb_one_another():
     base, results = loaded("mistral", seed=9), {}
-    recipes = [recipe_of({"width": width, "criterion": "ppm", "repair": True}) for width in (10, 20, 30)]
+    recipes = [recipe_of({"width": width, "criterion": "peak_to_peak", "repair": True}) for width in (10, 20, 30)]
 
     def work(recipe):
         results[recipe.digest] = prune(recipe, base)
@@ -167,13 +167,13 @@ def test_real_model_keeps_the_quality_promised(smollm2, wikitext):
     assert 10 < dense.value < 40
     assert cut(fraction=0.2) <= 1.35 * dense.value
     assert cut(fraction=0.5) <= 2.2 * dense.value
-    assert cut(fraction=0.2, criterion="independent") > 20 * dense.value
+    assert cut(fraction=0.2, criterion="gate_up_unpaired") > 20 * dense.value
     assert cut(fraction=0.2, criterion="l1") > 20 * dense.value
 
 
 @pytest.mark.real
 def test_real_model_is_counted_right(smollm2, tmp_path):
-    recipe = Recipe(base="smollm2-135m", steps=[Neurons(fraction=0.2, criterion="ppm")])
+    recipe = Recipe(base="smollm2-135m", steps=[Neurons(fraction=0.2, criterion="peak_to_peak")])
     pruned = prune(recipe, smollm2)
     assert pruned.report.before.parameters == count(smollm2.model) == 134_515_008
     assert pruned.report.after.parameters == count(pruned.model)

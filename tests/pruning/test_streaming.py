@@ -43,7 +43,7 @@ def steps_of(family):
     """Return every kind of cut that reads weights alone, each on the result of the one before."""
     heads = [] if QUERY in family_of(family).unprunable else [Heads(groups=1, criterion="weights")]
     layers, neurons = Layers(layers=(0,)), Neurons(fraction=0.3, criterion="l2")
-    return [neurons, *heads, layers, Neurons(intermediate_size=20, criterion="ppm")]
+    return [neurons, *heads, layers, Neurons(intermediate_size=20, criterion="peak_to_peak")]
 
 
 def saved(folder, family, dtype=torch.float32, **options):
@@ -179,7 +179,7 @@ def test_heads_are_ranked_by_the_norm_of_their_circuits(family):
     "step",
     [
         Neurons(fraction=0.3),
-        Neurons(fraction=0.3, criterion="ppm", repair=True),
+        Neurons(fraction=0.3, criterion="peak_to_peak", repair=True),
         Heads(groups=1),
         Heads(groups=1, criterion="weights", repair=True),
         Layers(count=1, protect=False),

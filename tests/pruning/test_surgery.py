@@ -20,7 +20,7 @@ CUTS = {name: {"fraction": 0.3, "criterion": name} for name in WEIGHT_CRITERIA} 
     "activation": {"fraction": 0.3, "repair": False},
     "repaired": {"fraction": 0.3},
     "random, repaired": {"fraction": 0.3, "criterion": "random", "repair": True},
-    "width": {"width": 7, "criterion": "ppm"},
+    "width": {"width": 7, "criterion": "peak_to_peak"},
     "multiple": {"fraction": 0.4, "multiple_of": 8, "criterion": "l2"},
 }
 IDS = torch.arange(3, 43).reshape(2, 20)
@@ -106,7 +106,7 @@ def test_base_stays_as_it_was_and_shares_what_was_not_cut(family, cut):
     assert 2 <= len(cut_names) <= 3
 
 
-@pytest.mark.parametrize("cut", ["ppm", "repaired", "width"])
+@pytest.mark.parametrize("cut", ["peak_to_peak", "repaired", "width"])
 def test_saved_model_reloads_with_the_same_logits(family, cut, pruned_of, tmp_path):
     pruned = pruned_of(family, cut).model
     pruned.save_pretrained(tmp_path)
@@ -150,7 +150,7 @@ def test_cuts_follow_one_another(family):
 
 def test_independent_tears_gate_and_up_apart(family):
     base = loaded(family)
-    recipe = recipe_of(family, {"fraction": 0.4, "criterion": "independent"})
+    recipe = recipe_of(family, {"fraction": 0.4, "criterion": "gate_up_unpaired"})
     if family not in GATED:
         with pytest.raises(RecipeError, match="has no gate"):
             prune(recipe, base)

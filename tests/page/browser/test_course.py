@@ -25,7 +25,7 @@ def test_lesson(lesson_page, lesson):
     page.wait_for_selector(f"#lesson-see:has-text('{lesson.title}')")
     question, _ = lesson.prediction
     assert question in page.inner_text("#predict")
-    page.locator("#predict label").nth(lesson.answer).click()
+    page.locator("#predict label").nth(lesson.correct_option).click()
     page.click("#lesson-run")
     page.wait_for_selector("#lesson-status .done, #lesson-status .failed")
     assert page.inner_text("#lesson-status").startswith("Done")
@@ -34,7 +34,7 @@ def test_lesson(lesson_page, lesson):
     assert "so it is" in notice
     assert "not what this lesson expects" not in notice
     assert "$" not in notice
-    rows = page.locator("#lesson-results tbody tr.said").count()
+    rows = page.locator("#lesson-results tbody tr.output").count()
     assert rows == (len(lesson.runs) + 1 if lesson.runs else 2 if lesson.budget else 0)
     assert not page.is_visible(f"text={lesson.explanation[:40]}")
     page.click("#reveal button")

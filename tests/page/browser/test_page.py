@@ -182,7 +182,7 @@ def test_look_closer_and_teach_again(visit):
     page.click("#teach-stop")
     page.wait_for_selector("#teach-status .done, #teach-status .stopped, #teach-status .failed")
     said = page.inner_text("#teach-status")
-    assert "Taught on" in said or "learnt nothing" in said
+    assert "Distilled on" in said or "No improvement" in said
 
 
 def test_stop_leaves_the_page_usable(visit):

@@ -81,7 +81,7 @@ def test_importance_falls_from_left_to_right_and_follows_the_criterion():
     reversed_scores = [-row for row in scores]
     assert max(overlaps(scores, reversed_scores, 0.5)) < 0.1
     with pytest.raises(RecipeError, match="does not give a neuron a single score"):
-        neuron_scores(base, "independent")
+        neuron_scores(base, "gate_up_unpaired")
 
 
 def test_there_is_an_influence_for_each_layer():

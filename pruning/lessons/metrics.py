@@ -1,0 +1,82 @@
+"""The metrics of a lesson's models, by the names that its text and its claims use."""
+
+from collections.abc import Mapping, Sequence
+
+from pruning.architectures.families import NEURON
+from pruning.architectures.shape import Shape
+from pruning.formatting import format_number
+from pruning.pipeline import Pruned
+
+Metrics = Mapping[str, float | str]
+"""Metrics by name. Some are texts, such as the name of the model that was pruned."""
+
+
+def metrics_of_shape(shape: Shape) -> dict[str, float | str]:
+    """Return what follows from a shape alone.
+
+    Returns:
+        `parameters_before`, and the share of each component, from 0 to 1, such as `mlp_share`.
+    """
+    total = shape.parameters
+    metrics: dict[str, float | str] = {"parameters_before": total}
+    metrics |= {f"{name}_share": size / total for name, size in shape.components.items()}
+    return metrics
+
+
+def metrics_of_runs(runs: Sequence[tuple[str, Pruned]]) -> dict[str, float | str]:
+    """Return the metrics of the models that a lesson has made so far.
+
+    Args:
+        runs: The name of each run and its model, evaluated.
+
+    Returns:
+        `dense`, the perplexity of the base; for each run `NAME_perplexity`, `NAME_ratio` to the base,
+        `NAME_smaller` (share of the parameters removed), `NAME_bytes`, `NAME_width_after` (neurons in each
+        layer) and one perplexity for each genre, such as `NAME_code`. Runs named after genres have
+        `NAME_advantage`: how many times lower their perplexity on that genre is than the other run's.
+        Runs named `plain` and `repaired` have `repaired_gain`, the ratio between their perplexities.
+
+    Raises:
+        ValueError: A model has not been evaluated.
+    """
+    metrics: dict[str, float] = {}
+    for name, pruned in runs:
+        report = pruned.report
+        before, after = report.before.quality, report.after.quality
+        if before is None or after is None:
+            raise ValueError(f"The model of the run {name} has not been evaluated.")
+        metrics["dense"] = before.overall.value
+        metrics |= {
+            f"{name}_dense": before.overall.value,
+            f"{name}_perplexity": after.overall.value,
+            f"{name}_ratio": after.overall.value / before.overall.value,
+            f"{name}_smaller": 1 - report.after.parameters / report.before.parameters,
+            f"{name}_bytes": report.after.bytes,
+            f"{name}_width_after": pruned.shape.count(NEURON),
+        }
+        metrics |= {f"{name}_{genre}": result.value for genre, result in after.genres.items()}
+    names = [name for name, _ in runs]
+    for name in names:
+        for other in names:
+            if name != other and f"{other}_{name}" in metrics:
+                metrics[f"{name}_advantage"] = metrics[f"{other}_{name}"] / metrics[f"{name}_{name}"]
+    if {"plain", "repaired"} <= set(names):
+        metrics["repaired_gain"] = metrics["plain_ratio"] / metrics["repaired_ratio"]
+    return dict(metrics)
+
+
+def format_metrics(metrics: Metrics) -> dict[str, str]:
+    """Format metrics as a lesson's text shows them."""
+    return {name: _format_metric(name, value) for name, value in metrics.items()}
+
+
+def _format_metric(name: str, value: float | str) -> str:
+    if isinstance(value, str):
+        return value
+    if name.endswith(("_share", "_smaller")):
+        return f"{100 * value:.1f}%"
+    if name.endswith("_bytes"):
+        return f"{value / 1e6:,.0f} MB"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return format_number(value, 2 if name.endswith(("_ratio", "_advantage", "_gain")) else 1)
