@@ -82,7 +82,7 @@ def isolated_state(tmp_path, monkeypatch):
 
 @pytest.fixture
 def files_of_at_most():
-    """`with files_of_at_most(size)`: writing more bytes than that to a file fails, as if the disk were full."""
+    """`with files_of_at_most(size)`: writing more bytes to a file fails, as if the disk were full."""
 
     @contextmanager
     def limit(size):
