@@ -1,7 +1,7 @@
 """Prune small language models: cut, repair, compare, save, publish.
 
-The names of the public API are listed in `__init__.pyi` and imported on first use, so that importing
-`pruning` loads neither PyTorch nor transformers.
+The names of the public API are listed in `__init__.pyi` and imported on first use, so that importing `pruning` loads
+neither PyTorch nor transformers.
 """
 
 from importlib import import_module
@@ -9,7 +9,7 @@ from importlib.util import find_spec
 
 import lazy_loader
 
-__version__ = "0.1.0"
+from pruning.version import __version__ as __version__
 
 _load, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 

@@ -12,6 +12,7 @@ from typing import Annotated
 import yaml
 from pydantic import AfterValidator, Field, model_validator
 
+from pruning.architectures.shape import Shape
 from pruning.errors import RecipeError
 from pruning.schema import Frozen
 from pruning.steps import AnyStep
@@ -36,6 +37,7 @@ class Recipe(Frozen):
     calibration: Calibration = Calibration()
     steps: Annotated[tuple[AnyStep, ...], Field(min_length=1, max_length=32)]
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    kept_layers: tuple[int, ...] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -66,10 +68,37 @@ class Recipe(Frozen):
         )
         return self.model_copy(update={"calibration": filled(self.calibration), "steps": steps})
 
+    def check(self, shape: Shape) -> Shape:
+        """Carry the recipe out on a shape alone.
+
+        Args:
+            shape: The base's shape.
+
+        Returns:
+            The shape after the last step.
+
+        Raises:
+            RecipeError: A step does not fit; its `place` says which.
+        """
+        previous = None
+        for number, step in enumerate(self.steps):
+            place = ("steps", number)
+            if previous is not None and previous.must_be_last:
+                raise RecipeError(
+                    f"No step can follow the step {previous.step}: {previous.must_be_last}. Put it last.",
+                    place,
+                )
+            try:
+                shape = step.reshape(shape)
+            except RecipeError as error:
+                raise RecipeError(str(error), place) from None
+            previous = step
+        return shape
+
     @property
     def digest(self) -> str:
         """Sixteen hexadecimal digits that identify the recipe."""
-        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        canonical = json.dumps(self.canonical(), sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
     def to_dict(self) -> dict:

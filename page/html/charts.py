@@ -129,11 +129,11 @@ def made(rows: Sequence[Made], prompt: str, genres: Mapping[str, str]) -> str:
 
 def _made(row: Made, prompt: str, genres: Mapping[str, str]) -> str:
     report = row.report
-    quality = report.quality_after if row.cut else report.quality_before
-    parameters = report.parameters_after if row.cut else report.parameters_before
+    quality = report.after.quality if row.cut else report.before.quality
+    parameters = report.after.parameters if row.cut else report.before.parameters
     ratio = ""
     if row.cut:
-        value = format_number(quality.overall.value / report.quality_before.overall.value, 2)
+        value = format_number(quality.overall.value / report.before.quality.overall.value, 2)
         ratio = f"<br><small>(× {value})</small>"
     cells = "".join(f"<td>{format_number(quality.genres[genre].value)}</td>" for genre in genres)
     return (

@@ -26,16 +26,16 @@ def measures(report: Report, recipe: Recipe) -> str:
             render.Measure(
                 "Parameters",
                 "Numbers that the model has learned; tied embeddings are counted once",
-                f"{report.parameters_before:,}",
-                f"{report.parameters_after:,}",
-                render.change(report.parameters_before, report.parameters_after),
+                f"{report.before.parameters:,}",
+                f"{report.after.parameters:,}",
+                render.change(report.before.parameters, report.after.parameters),
             ),
             render.Measure(
                 "Weights on disk",
                 "Bytes of the safetensors file, in the precision of the base model",
-                f"{report.bytes_before / 1e6:,.0f} MB",
-                f"{report.bytes_after / 1e6:,.0f} MB",
-                render.change(report.bytes_before, report.bytes_after),
+                f"{report.before.bytes / 1e6:,.0f} MB",
+                f"{report.after.bytes / 1e6:,.0f} MB",
+                render.change(report.before.bytes, report.after.bytes),
             ),
             _bits(report) if retokenized(recipe) else _perplexity(report),
             _speed(report),
@@ -54,7 +54,7 @@ def _perplexity(report: Report) -> render.Measure:
         "Perplexity",
         "exp of the mean negative log-likelihood of the next token; lower is better",
     )
-    before, after = report.quality_before, report.quality_after
+    before, after = report.before.quality, report.after.quality
     if before is None:
         return row
     where = before.overall
@@ -63,7 +63,7 @@ def _perplexity(report: Report) -> render.Measure:
         before=f"{where.value:.1f}",
         detail=f"{where.text}; {where.tokens:,} tokens in windows of {where.window}",
     )
-    if not report.judged:
+    if not report.after.has_full_quality:
         return row
     ratio = format_number(after.overall.value / where.value, 2)
     return replace(row, after=format_number(after.overall.value), change=f"× {ratio}")
@@ -75,18 +75,18 @@ def _bits(report: Report) -> render.Measure:
         "How many bits the model needs for each byte of the text; lower is better. Perplexities over "
         "different vocabularies do not compare",
     )
-    if report.quality_before is None:
+    if report.before.quality is None:
         return row
-    before = report.quality_before.overall
+    before = report.before.quality.overall
     row = replace(row, before=f"{before.bits_per_byte:.3f}", detail=before.text)
-    if not report.judged:
+    if not report.after.has_full_quality:
         return row
-    after = report.quality_after.overall.bits_per_byte
+    after = report.after.quality.overall.bits_per_byte
     return replace(row, after=f"{after:.3f}", change=f"{after - before.bits_per_byte:+.3f}")
 
 
 def _speed(report: Report) -> render.Measure:
-    before, after = report.speed_before, report.speed_after
+    before, after = report.before.tokens_per_second, report.after.tokens_per_second
     return render.Measure(
         "Tokens per second",
         "Text generation, one text at a time",
@@ -99,8 +99,8 @@ def _speed(report: Report) -> render.Measure:
 
 def genres(report: Report, recipe: Recipe) -> str:
     """Quality by genre, as far as it was measured."""
-    before = report.quality_before.genres if report.quality_before else {}
-    after = report.quality_after.genres if report.quality_after else {}
+    before = report.before.quality.genres if report.before.quality else {}
+    after = report.after.quality.genres if report.after.quality else {}
 
     def value(result: Perplexity | None) -> float | None:
         if result is None:

@@ -231,14 +231,14 @@ def facts_of(runs: Sequence[tuple[str, Pruned]]) -> dict[str, float]:
     facts: dict[str, float] = {}
     for name, pruned in runs:
         report = pruned.report
-        before, after = report.quality_before, report.quality_after
+        before, after = report.before.quality, report.after.quality
         facts["dense"] = before.overall.value
         facts |= {
             f"{name}_dense": before.overall.value,
             f"{name}_perplexity": after.overall.value,
             f"{name}_ratio": after.overall.value / before.overall.value,
-            f"{name}_smaller": 1 - report.parameters_after / report.parameters_before,
-            f"{name}_bytes": report.bytes_after,
+            f"{name}_smaller": 1 - report.after.parameters / report.before.parameters,
+            f"{name}_bytes": report.after.bytes,
             f"{name}_width_after": pruned.shape.count(NEURON),
         }
         facts |= {f"{name}_{genre}": result.value for genre, result in after.genres.items()}

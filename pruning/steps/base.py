@@ -8,6 +8,7 @@ from typing import ClassVar, Self
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from pruning.architectures.families import LAYER
 from pruning.architectures.placement import parameter
 from pruning.architectures.shape import Shape
 from pruning.calibration.statistics import SavedStatistics, Statistics
@@ -37,6 +38,7 @@ class StepContext:
     windows: Windows | None = None
     seed: int = 0
     progress: Reporter = silent
+    layers: tuple[int, ...] | None = None
 
     @property
     def loaded(self) -> LoadedModel:
@@ -51,6 +53,7 @@ class StepResult:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     notes: tuple[dict, ...] = ()
+    layers: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -136,7 +139,8 @@ class Cut(Step):
         # What is seen is what is saved: repaired weights are rounded to the stored precision.
         tensors = {name: value.to(context.base.storage_dtype) for name, value in refit.tensors.items()}
         model = cut(context.model, self.reshape(context.shape), kept, tensors)
-        return StepResult(model, context.tokenizer, refit.notes)
+        layers = tuple(kept[LAYER][0].tolist()) if LAYER in kept else None
+        return StepResult(model, context.tokenizer, refit.notes, layers)
 
 
 def refit_writes(context: StepContext, kind: str, kept: Sequence[torch.Tensor]) -> Refit:

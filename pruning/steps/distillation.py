@@ -20,6 +20,7 @@ from pruning.errors import RecipeError
 from pruning.loading import datasets
 from pruning.loading import load as loading
 from pruning.loading.load import LoadedModel
+from pruning.loading.source import Access
 from pruning.progress import Progress
 from pruning.schema import Frozen
 from pruning.steps.base import Step, StepContext, StepResult
@@ -158,7 +159,7 @@ class Distillation(Training, Step):
             return context.base
         # Only who may name a folder as the base may name one as the teacher: a recipe may be a stranger's.
         on_disk = context.base.source.hub_id is None
-        return loading.load(self.teacher, own_machine=on_disk, progress=context.progress)
+        return loading.load(self.teacher, access=Access(local=on_disk), progress=context.progress)
 
     def _reading(self, context: StepContext, teacher: LoadedModel) -> TrainingTokens:
         model, tokenizer = context.model, context.tokenizer

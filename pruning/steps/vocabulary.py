@@ -110,7 +110,7 @@ class Vocabulary(Step):
             return cls(**values)
         open_step = cls(size=1, **values)
         try:
-            config, source = loading.read_config(model)
+            source = loading.find(model)
             tokenizer = loading.read_tokenizer(source)
         except ModelError as error:
             raise RecipeError(
@@ -121,7 +121,7 @@ class Vocabulary(Step):
             generation = GenerationConfig.from_pretrained(source.folder, local_files_only=True).to_dict()
         except OSError:
             generation = {}
-        ranked = _Ranked(tokenizer, read_texts(open_step.text), (config.to_dict(), generation))
+        ranked = _Ranked(tokenizer, read_texts(open_step.text), (source.config.to_dict(), generation))
         return open_step.model_copy(update={"size": ranked.needed})
 
     def reshape(self, shape: Shape) -> Shape:

@@ -108,7 +108,7 @@ def test_plain_transformers_loads_it(tmp_path):
     pruned = streaming.prune(recipe, tmp_path / "out")
     assert torch.equal(AutoModelForCausalLM.from_pretrained(tmp_path / "out")(IDS).logits, expected)
     assert torch.equal(pruned.model(IDS).logits, expected)
-    assert pruned.report.parameters_after == pruning.preview(recipe).after.parameters
+    assert pruned.report.after.parameters == pruning.preview(recipe).after.parameters
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -12,6 +12,10 @@ from tests.helpers.saved import content, cut
 FOREIGN = "---\nlicense: mit\nmodel-index:\n- name: m\n  results: []\n---\n# Somebody else's model\n"
 
 
+def card_of_pruned(pruned):
+    return model_card("cut", source=pruned.source, recipe=pruned.recipe, report=pruned.report)
+
+
 @pytest.fixture
 def card_of(hub, tmp_path):
     """The front matter of a model pruned from one on the Hub whose card begins with these lines."""
@@ -77,10 +81,10 @@ def test_another_vocabulary_is_measured_by_the_byte(tmp_path):
 
 def test_a_distilled_model_is_not_said_to_be_untrained():
     pruned = cut(pruning.load(str(folder_of("qwen2"))))
-    assert "No retraining: what was lost" in str(model_card(pruned, "cut"))
+    assert "No retraining: what was lost" in str(card_of_pruned(pruned))
     recipe = pruned.recipe.model_copy(update={"steps": (*pruned.recipe.steps, pruning.Distillation(steps=1))})
     assert "No retraining beyond the recipe's distillation." in str(
-        model_card(replace(pruned, recipe=recipe), "cut")
+        card_of_pruned(replace(pruned, recipe=recipe))
     )
 
 

@@ -16,7 +16,6 @@ from pruning.architectures.families import CHANNEL, QUERY
 from pruning.architectures.shape import Shape
 from pruning.calibration.calibrate import windows_of
 from pruning.calibration.norm_moments import norm_moments
-from pruning.pipeline import reshape
 from pruning.text.likelihood import mean_loss
 from pruning.text.passages import passage
 from pruning.text.tokens import Windows, split_into_windows, token_ids
@@ -184,7 +183,7 @@ def test_no_more_is_removed_than_asked_and_the_config_loads(family, heads, chann
 )
 def test_what_was_possible_is_said(step, says):
     with pytest.raises(RecipeError, match=says):
-        reshape(recipe(Channels(**step)), Shape.of(loaded("llama").model.config))
+        recipe(Channels(**step)).check(Shape.of(loaded("llama").model.config))
 
 
 def test_a_config_that_would_not_load_is_refused_before_any_work():

@@ -19,7 +19,6 @@ from pruning.calibration.block_influence import block_influences, residual_strea
 from pruning.calibration.calibrate import windows_of
 from pruning.calibration.hooks import hooks
 from pruning.calibration.statistics import PRIOR_TOKENS, Statistics
-from pruning.pipeline import reshape
 from pruning.steps import STEPS
 from pruning.steps.base import StepContext
 from pruning.surgery import as_channels_first
@@ -143,8 +142,8 @@ def test_matrix(family, name, tmp_path):
 
 def check(pruned, steps, base, folder):
     """The model has the shape of the preview, says something finite, and says it again once reloaded."""
-    shape = reshape(recipe(steps), Shape.of(base.model.config))
-    assert shape.parameters == count(pruned.model) == pruned.report.parameters_after
+    shape = recipe(steps).check(Shape.of(base.model.config))
+    assert shape.parameters == count(pruned.model) == pruned.report.after.parameters
     logits = pruned.model(IDS).logits
     assert torch.isfinite(logits).all()
     pruned.model.save_pretrained(folder)
@@ -185,7 +184,7 @@ def test_any_ratio_in_any_order(family, data, tmp_path):
     steps = [data.draw(SOME[name]) for name in sorted(names, key=lambda name: bool(STEPS[name].must_be_last))]
     base = loaded(family)
     try:
-        reshape(recipe(steps), Shape.of(base.model.config))
+        recipe(steps).check(Shape.of(base.model.config))
     except RecipeError as error:
         # The smallest models cannot lose everything: nothing was done before that was said.
         note(str(error))
@@ -381,7 +380,7 @@ def test_llama_1b_without_its_last_three_layers(tmp_path):
 )
 def test_impossible_cuts_are_refused_before_any_work(steps, says):
     with pytest.raises(RecipeError, match=says):
-        reshape(recipe(steps), Shape.of(loaded("llama").model.config))
+        recipe(steps).check(Shape.of(loaded("llama").model.config))
 
 
 def test_heads_that_would_not_divide_the_hidden_size_are_refused():
