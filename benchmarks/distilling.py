@@ -49,7 +49,7 @@ def main() -> None:
         texts = {"wikitext": heldout} | {genre: passage(genre, "heldout") for genre in GENRES}
         tokens = {"wikitext": HELD_OUT_TOKENS}
         return {
-            name: perplexity(candidate, model.tokenizer, each, tokens.get(name, 1024)).value
+            name: perplexity(candidate, model.tokenizer, each, tokens=tokens.get(name, 1024)).value
             for name, each in texts.items()
         }
 

@@ -91,4 +91,4 @@ def _ours(fraction: float, text: Calibration, seed: int = 0) -> PreTrainedModel:
 
 
 def _perplexity(model: PreTrainedModel, text: str) -> float:
-    return perplexity(model, base().tokenizer, text, TOKENS).value
+    return perplexity(model, base().tokenizer, text, tokens=TOKENS).value

@@ -27,7 +27,7 @@ def main() -> None:
     }
 
     def measured(model_) -> list[float]:
-        return [perplexity(model_, model.tokenizer, *text).value for text in texts.values()]
+        return [perplexity(model_, model.tokenizer, text, tokens=n).value for text, n in texts.values()]
 
     dense = measured(model.model)
     rows = []

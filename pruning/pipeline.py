@@ -21,7 +21,7 @@ from pruning.recipe import Recipe
 from pruning.report import Measured, Report, Sample, compare_components
 from pruning.saving.save import save_model
 from pruning.steps.base import Step, StepContext
-from pruning.text.generation import Sampling, complete, report_each_token
+from pruning.text.generation import Sampling, generate, report_each_token
 
 SAMPLE_PROMPTS = ("Paris is the capital of", "The best way to learn is", "def add(a, b):")
 
@@ -271,7 +271,7 @@ def evaluate_pruned(
     """
     if tokens is not None:
         before = base_quality(base, tokens=tokens, progress=progress)
-        after = perplexity.quality(pruned.model, pruned.tokenizer, progress, tokens)
+        after = perplexity.evaluate(pruned, tokens=tokens, progress=progress)
         return _with_quality(pruned, before, after)
     *_, measured = iter_evaluate_pruned(pruned, base, progress=progress)
     return measured
@@ -287,7 +287,7 @@ def iter_evaluate_pruned(
     pruned = _with_quality(pruned, before, None)
     yield pruned
     genres: dict[str, perplexity.Perplexity] = {}
-    for genre, result in perplexity.by_genre(model, tokenizer, progress):
+    for genre, result in perplexity.iter_evaluate(pruned, progress=progress):
         genres[genre] = result
         pruned = _with_quality(pruned, before, perplexity.summarize(genres))
         yield pruned
@@ -296,8 +296,8 @@ def iter_evaluate_pruned(
     samples = tuple(
         Sample(
             prompt,
-            complete(base.model, base.tokenizer, prompt, sampling, reporter),
-            complete(model, tokenizer, prompt, sampling, reporter),
+            generate(base, prompt, sampling, stopped=reporter),
+            generate(pruned, prompt, sampling, stopped=reporter),
         )
         for prompt in SAMPLE_PROMPTS
     )

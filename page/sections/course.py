@@ -18,7 +18,7 @@ from pruning.errors import Cancelled
 from pruning.lessons import BY_KEY, LESSONS, Lesson, LessonRun, facts_of, facts_of_shape, shown
 from pruning.progress import Progress
 from pruning.shape_search.search import SearchResult
-from pruning.text.generation import complete
+from pruning.text.generation import generate
 from pruning.text.passages import GENRES
 
 PARAMETER = "lesson"
@@ -230,22 +230,22 @@ def _carried_out(lesson: Lesson, visitor: Visitor, tell) -> tuple[str, dict, Rec
         chosen = found.chosen
         facts |= {
             "previewed": found.shapes_considered,
-            "measured": len(found.points),
-            "chosen": chosen.mix.title,
+            "measured": len(found.trials),
+            "chosen": chosen.candidate.title,
         }
         runs = [(None, chosen.recipe)]
     for run, planned in runs:
         name, title = (run.name, run.title) if run else ("chosen", facts["chosen"])
         recipe, pruned = _made(run, planned, visitor, tell)
         base = workbench.base(recipe.base, visitor)
-        said = complete(pruned.model, pruned.tokenizer, PROMPT, Sampling(24))
+        said = generate(pruned, PROMPT, Sampling(24))
         measured.append((name, pruned))
         facts |= facts_of(measured) | {
             f"{name}_model": base.source.name,
             f"{name}_width_before": workbench.look(recipe.base, visitor)[0].count(NEURON),
         }
         if not rows:
-            whole = complete(base.model, base.tokenizer, PROMPT, Sampling(24))
+            whole = generate(base, PROMPT, Sampling(24))
             rows.append(drawings.Made("The whole model", pruned.report, False, whole))
         rows.append(drawings.Made(title, pruned.report, True, said))
         tell(drawings.made(rows, PROMPT, GENRES))

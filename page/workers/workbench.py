@@ -216,7 +216,9 @@ class Workbench:
         base = self.base(name, visitor, progress=progress)
         with self.working(progress):
             target = Budget.parse(budget, shape, base.storage_dtype.itemsize)
-            yield from iter_search(base, target, calibration, seed, progress, thorough=False)
+            yield from iter_search(
+                base, target, calibration=calibration, seed=seed, thorough=False, progress=progress
+            )
 
     def pair(
         self, recipe: Recipe, visitor: Visitor, progress: Reporter = silent
@@ -240,7 +242,7 @@ class Workbench:
         base = self.base(name, visitor, progress=progress)
         with self.working(progress):
             one, other = (
-                inspection.neuron_scores(base, criterion, calibration, seed, progress)
+                inspection.neuron_scores(base, criterion, calibration, seed, progress=progress)
                 for criterion in criteria
             )
         return inspection.importance_map(one), inspection.overlaps(one, other, fraction)
@@ -251,7 +253,7 @@ class Workbench:
         """The block influence of every layer of a base."""
         base = self.base(name, visitor, progress=progress)
         with self.working(progress):
-            return inspection.layer_influences(base, calibration, seed, progress)
+            return inspection.layer_influences(base, calibration, seed, progress=progress)
 
     def iter_sweep(
         self,
@@ -265,7 +267,7 @@ class Workbench:
         """Quality against size of a base, for several criteria, point by point."""
         base = self.base(name, visitor, progress=progress)
         with self.working(progress):
-            yield from iter_sweep(base, criteria, calibration, seed, progress)
+            yield from iter_sweep(base, criteria, calibration=calibration, seed=seed, progress=progress)
 
     def prepare(self, recipe: Recipe, visitor: Visitor, progress: Reporter = silent) -> None:
         """Do ahead what the first visitor would wait for: load, calibrate, measure the base."""

@@ -27,17 +27,17 @@ def base_quality(base: LoadedModel, *, tokens: int | None = None, progress: Repo
         if tokens is None and base.source.name == catalog.DEFAULT_MODEL:
             known[tokens] = stored_quality(base, progress)
         else:
-            known[tokens] = perplexity.quality(base.model, base.tokenizer, progress, tokens)
+            known[tokens] = perplexity.evaluate(base, tokens=tokens, progress=progress)
     return known[tokens]
 
 
 def stored_quality(base: LoadedModel, progress: Reporter = silent) -> Quality:
     """Read the quality of a model from the disk cache, or measure and store it."""
-    file = cache_folder() / "quality" / f"{perplexity.digest(base.source.revision)}.json"
+    file = cache_folder() / "quality" / f"{perplexity.evaluation_key(base.source.revision)}.json"
     try:
         return Quality.from_dict(json.loads(file.read_text()))
     except (OSError, ValueError, TypeError, KeyError):
-        quality = perplexity.quality(base.model, base.tokenizer, progress)
+        quality = perplexity.evaluate(base, progress=progress)
     with suppress(OSError), replacing(file) as temporary:
         temporary.write_text(json.dumps(quality.to_dict()))
     return quality

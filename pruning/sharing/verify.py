@@ -128,7 +128,7 @@ def _check_perplexities(claims: CardClaims, loaded: LoadedModel, progress: Repor
     if not claims.perplexities:
         return [Check("perplexity", None, "not checked: the card states none that can be measured here")]
     checks = []
-    for genre, result in perplexity.by_genre(loaded.model, loaded.tokenizer, progress):
+    for genre, result in perplexity.iter_evaluate(loaded, progress=progress):
         if (claim := claims.perplexities.get(genre)) is None:
             continue
         name, values = f"perplexity, {genre}", f"{result.value:.3f}, the card says {claim.value:.3f}"

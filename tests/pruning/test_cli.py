@@ -112,7 +112,7 @@ def test_pruned_model_evaluates_and_generates(pruned, as_json, tmp_path):
     assert result["genres"] == {genre: one.value for genre, one in quality.genres.items()}
     greedy = as_json("generate", folder, PROMPT, "--max-new-tokens", "6")
     settings = pruning.Sampling(6)
-    assert greedy["text"] == pruning.complete(loaded.model, loaded.tokenizer, PROMPT, settings)
+    assert greedy["text"] == pruning.generate(loaded, PROMPT, settings)
     drawn = [
         as_json("generate", folder, PROMPT, "--temperature", 1, "--seed", seed)["text"] for seed in (1, 1, 2)
     ]

@@ -164,7 +164,7 @@ def test_real_model_keeps_the_quality_promised(smollm2, halves):
     calibration = Calibration.own(first, tokens=8192)
 
     def measured(model):
-        return perplexity(model, smollm2.tokenizer, second, 2048, window=512)
+        return perplexity(model, smollm2.tokenizer, second, tokens=2048, window=512)
 
     def cut(**step):
         recipe = Recipe(base="smollm2-135m", calibration=calibration, steps=[Neurons(**step)])

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -207,7 +208,7 @@ def test_model_can_be_sampled_while_it_learns(cut, reading):
     def report(event):
         if isinstance(event, TrainingProgress):
             sampling = pruning.Sampling(max_new_tokens=4)
-            texts.append(pruning.complete(event.model, trained().tokenizer, "The old man", sampling))
+            texts.append(pruning.generate(replace(trained(), model=event.model), "The old man", sampling))
 
     settings = Training(steps=3, **QUICK)
     watched_model = distill(cut, trained().model, reading, settings, progress=report).model

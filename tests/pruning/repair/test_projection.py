@@ -143,9 +143,9 @@ def test_repair_brings_a_trained_model_nearer():
     def measured(**step):
         recipe = Recipe(base="trained", calibration=calibration, steps=[Neurons(fraction=0.5, **step)])
         model = prune(recipe, base).model
-        return perplexity(model, base.tokenizer, passage("story", "heldout"), 2000, 64).value
+        return perplexity(model, base.tokenizer, passage("story", "heldout"), tokens=2000, window=64).value
 
-    dense = perplexity(base.model, base.tokenizer, passage("story", "heldout"), 2000, 64).value
+    dense = perplexity(base.model, base.tokenizer, passage("story", "heldout"), tokens=2000, window=64).value
     bare, repaired = measured(repair=False), measured()
     assert dense < repaired < bare
 

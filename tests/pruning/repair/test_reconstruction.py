@@ -103,7 +103,7 @@ def test_a_trained_model_is_better_for_it_than_for_repair():
     calibration = Calibration(tokens=6000, window=64)
 
     def measured(model):
-        return perplexity(model, base.tokenizer, passage("story", "heldout"), 2000, 64).value
+        return perplexity(model, base.tokenizer, passage("story", "heldout"), tokens=2000, window=64).value
 
     repaired = cut(base, Neurons(fraction=0.5), calibration=calibration)
     bare = cut(base, Neurons(fraction=0.5, repair=False), calibration=calibration)
@@ -224,7 +224,7 @@ def test_the_step_reconstructs_a_cut_model_and_reloads(tmp_path):
     text = passage("story", "heldout")
 
     def perplexity_of(pruned):
-        return perplexity(pruned.model, pruned.tokenizer, text, 1024).value
+        return perplexity(pruned.model, pruned.tokenizer, text, tokens=1024).value
 
     assert perplexity_of(rebuilt) < perplexity_of(cut_only)
     assert len(rebuilt.report.notes[1]) == base.model.config.num_hidden_layers
