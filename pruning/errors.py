@@ -1,6 +1,6 @@
-"""What can go wrong in a way that a person can mend.
+"""What can go wrong in a way that the user can fix.
 
-Every message says what is wrong, which value, and what to do. The page shows it as it is, the shell
+Every message says what is wrong, with which value, and what to do. The page shows it as it is; the shell
 prints it on one line and exits with status 2. Any other exception is a bug.
 """
 
@@ -16,10 +16,11 @@ class ModelError(PruningError):
 class RecipeError(PruningError):
     """A recipe asks for something that is impossible or unclear.
 
-    `place`: where in the recipe, as keys and indices from the outside in; empty where that is not known.
+    Attributes:
+        place: Where in the recipe, as keys and indices from the outside in; empty if that is not known.
     """
 
-    def __init__(self, message: str, place: tuple[str | int, ...] = ()):
+    def __init__(self, message: str, place: tuple[str | int, ...] = ()) -> None:
         super().__init__(message)
         self.place = place
 
@@ -29,4 +30,4 @@ class SavingError(PruningError):
 
 
 class Cancelled(PruningError):
-    """The user stopped the work; nothing was kept of it."""
+    """The user stopped the work; none of it was kept."""

@@ -227,7 +227,7 @@ def _apply(step: Step, pruned: Pruned, base: LoadedModel, progress: Reporter) ->
             recipe.calibration,
             modules,
             recipe.seed,
-            keep=pruned.model is base.model,
+            save_to_disk=pruned.model is base.model,
             progress=progress,
         )
         context = replace(context, statistics=statistics)

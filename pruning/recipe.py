@@ -7,66 +7,100 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Self
 
 import yaml
 from pydantic import AfterValidator, Field, model_validator
 
 from pruning.architectures.shape import Shape
-from pruning.errors import RecipeError
+from pruning.errors import RecipeError, SavingError
+from pruning.files import replacing
 from pruning.schema import Frozen
 from pruning.steps import AnyStep
-from pruning.text.choice import Calibration, TextChoice
-from pruning.text.passages import OWN
+from pruning.text.choice import Calibration, TextChoice, read_text
+from pruning.text.passages import CUSTOM
+
+MAX_STEPS = 32
+MAX_LAYERS = 4096
 
 
-def _visible(value: str) -> str:
+def _check_visible(value: str) -> str:
     if not value.isprintable():
         raise ValueError("a name holds no line breaks and no invisible characters; remove them")
     return value
 
 
-Name = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_visible)]
+Name = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_check_visible)]
 
 
 class Recipe(Frozen):
-    """What to cut out of which model, and how. `revision` pins the base once it was loaded."""
+    """What to prune in which model, and how.
 
-    base: Name
-    revision: Name | None = None
-    calibration: Calibration = Calibration()
-    steps: Annotated[tuple[AnyStep, ...], Field(min_length=1, max_length=32)]
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    kept_layers: tuple[int, ...] | None = None
+    Example:
+        >>> import pruning
+        >>> recipe = pruning.Recipe(base="smollm2-135m", steps=[pruning.Neurons(fraction=0.2)])
+        >>> pruning.Recipe.parse(recipe.to_yaml()) == recipe
+        True
+    """
+
+    recorded: ClassVar[frozenset[str]] = frozenset({"kept_layers"})
+
+    base: Name = Field(description="A name of the catalog, the id of a model on the Hub, or a folder")
+    revision: Name | None = Field(
+        None, description="The revision of the base; a run pins it to the one that it loaded"
+    )
+    calibration: Calibration = Field(Calibration(), description="The text that the model reads before a cut")
+    steps: Annotated[tuple[AnyStep, ...], Field(min_length=1, max_length=MAX_STEPS)] = Field(
+        description="What to do, in this order"
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="The seed of all that is random")
+    kept_layers: (
+        Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1, max_length=MAX_LAYERS)] | None
+    ) = Field(
+        None,
+        description="The base's number of each layer of the result, from 0 on: recorded by a run that "
+        "removed layers, and never read by one",
+    )
 
     @model_validator(mode="before")
     @classmethod
-    def _listed(cls, values):
-        if isinstance(values, dict) and isinstance(values.get("steps"), list):
-            values = values | {"steps": tuple(values["steps"])}
+    def _lists_to_tuples(cls, values: object) -> object:
+        if isinstance(values, dict):
+            lists = {name: values.get(name) for name in ("steps", "kept_layers")}
+            values = values | {name: tuple(part) for name, part in lists.items() if isinstance(part, list)}
         return values
 
-    def pinned(self, revision: str) -> "Recipe":
-        """The same recipe on a known revision of its base."""
+    def pinned(self, revision: str) -> Self:
+        """Return the same recipe on a known revision of its base."""
         return self.model_copy(update={"revision": revision})
 
     @property
     def texts(self) -> tuple[TextChoice, ...]:
-        """Every text that the recipe reads: for calibration first, then by its steps."""
-        own = (value for step in self.steps for _, value in step if isinstance(value, TextChoice))
-        return (self.calibration, *own)
+        """Every text that the recipe reads: first the calibration text, then those of its steps."""
+        of_steps = (value for step in self.steps for _, value in step if isinstance(value, TextChoice))
+        return (self.calibration, *of_steps)
 
-    def with_own_text(self, content: str) -> "Recipe":
-        """The same recipe with the user's own text put back in wherever one is missing."""
+    def with_custom_text(self, content: str) -> Self:
+        """Return the same recipe with the user's own text put back in wherever it is missing.
 
-        def filled(choice: object) -> object:
-            missing = isinstance(choice, TextChoice) and choice.text == OWN and choice.content is None
-            return choice.with_content(content) if missing else choice
+        Raises:
+            RecipeError: If it is not the text that the recipe was made with.
+        """
+
+        def fill_in(value: object) -> object:
+            if isinstance(value, TextChoice) and value.text == CUSTOM and value.content is None:
+                return value.with_content(content)
+            return value
 
         steps = tuple(
-            step.model_copy(update={name: filled(value) for name, value in step}) for step in self.steps
+            step.model_copy(update={name: fill_in(value) for name, value in step}) for step in self.steps
         )
-        return self.model_copy(update={"calibration": filled(self.calibration), "steps": steps})
+        return self.model_copy(update={"calibration": fill_in(self.calibration), "steps": steps})
+
+    def with_own_text(self, content: str) -> Self:
+        """Do what `with_custom_text` does, under its name in release 0.1.0."""
+        return self.with_custom_text(content)
 
     def check(self, shape: Shape) -> Shape:
         """Carry the recipe out on a shape alone.
@@ -97,19 +131,20 @@ class Recipe(Frozen):
 
     @property
     def digest(self) -> str:
-        """Sixteen hexadecimal digits that identify the recipe."""
+        """Sixteen hexadecimal digits that identify the recipe: SHA-256 over its canonical form in JSON."""
         canonical = json.dumps(self.canonical(), sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
-    def to_dict(self) -> dict:
-        """Plain values, without what is not set."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, without those that are not set."""
         return self.model_dump(mode="json", exclude_none=True)
 
     def to_yaml(self) -> str:
+        """Return the recipe as YAML, which `parse` reads."""
         return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
 
     def to_python(self) -> str:
-        """The Python that does the same."""
+        """Return Python code that carries the recipe out."""
         calibration = self.calibration.to_python()
         steps = "".join(f"        {step.to_python()},\n" for step in self.steps)
         revision = f"    revision={self.revision!r},\n" if self.revision else ""
@@ -125,33 +160,65 @@ class Recipe(Frozen):
             'pruned.save("pruned-model")\n'
         )
 
+    def save(self, path: str | Path) -> Path:
+        """Write the recipe to a file, as JSON if its name ends in `.json` and as YAML otherwise.
+
+        Raises:
+            SavingError: If the file cannot be written. A file that was there before is then unchanged.
+        """
+        file = Path(path)
+        is_json = file.suffix.lower() == ".json"
+        text = json.dumps(self.to_dict(), ensure_ascii=False, indent=2) + "\n" if is_json else self.to_yaml()
+        try:
+            with replacing(file) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise SavingError(f"The recipe cannot be written to {file}: {error.strerror or error}.") from None
+        return file
+
     @classmethod
-    def parse(cls, text: str) -> "Recipe":
-        """Read a recipe from YAML or JSON. Raises `RecipeError` with the place and the fix."""
+    def load(cls, path: str | Path) -> Self:
+        """Read a recipe from a YAML or JSON file.
+
+        Raises:
+            RecipeError: If the file cannot be read or is not a valid recipe, with the place and the fix.
+        """
+        return cls.parse(read_text(Path(path)))
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read a recipe from YAML or JSON.
+
+        Raises:
+            RecipeError: If it is not a valid recipe, with the place and the fix.
+        """
         values = _read(text)
         if not isinstance(values, dict):
             raise RecipeError("A recipe is a mapping with the keys base and steps.")
         if any(not isinstance(key, str) for key in values):
             raise RecipeError("The keys of a recipe are words: base, steps, calibration, seed.")
-        if (place := _holds_text(values)) is not None:
+        if (place := _place_of_content(values)) is not None:
             raise RecipeError(f"{place}: a recipe never holds the text itself. Remove it.")
         try:
             with located(text):
                 return cls.from_json(json.dumps(values, default=str))
         except TypeError:
-            raise RecipeError("The keys of a recipe are words. One of them is something else.") from None
+            raise RecipeError("The keys of a recipe are words; one of them is not.") from None
 
 
-def _holds_text(values: object, place: str = "") -> str | None:
-    """Where in plain values a text itself stands, which only Python may give."""
-    inside = (
-        values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
-    )
-    for key, value in inside:
+def _place_of_content(values: object, outer: str = "") -> str | None:
+    """Find a text itself in plain values, which only Python may give."""
+    if isinstance(values, dict):
+        parts = list(values.items())
+    elif isinstance(values, list):
+        parts = list(enumerate(values))
+    else:
+        return None
+    for key, value in parts:
         if key == "content":
-            return f"{place}content"
-        if (found := _holds_text(value, f"{place}{key}.")) is not None:
-            return found
+            return f"{outer}content"
+        if (place := _place_of_content(value, f"{outer}{key}.")) is not None:
+            return place
     return None
 
 
@@ -168,19 +235,19 @@ def located(text: str) -> Iterator[None]:
 
 
 def _line(text: str, place: tuple[str | int, ...]) -> int | None:
-    """The line, from 1 on, of the innermost part of a place that is written in a recipe."""
+    """Return the line, from 1 on, of the innermost part of a place that is written in a recipe."""
     if not place:
         return None
     node = yaml.compose(text, Loader=yaml.SafeLoader)
     line = None
     for part in place:
         if isinstance(node, yaml.MappingNode):
-            found = next(((key, value) for key, value in node.value if key.value == part), None)
-            if found is None:
-                # Missing: the place is where the mapping begins. The kind of a step is no key.
+            entry = next(((key, value) for key, value in node.value if key.value == part), None)
+            if entry is None:
+                # Missing: the place is where the mapping begins. The kind of a step is not a key.
                 line = node.start_mark.line + 1 if line is None else line
                 continue
-            line, node = found[0].start_mark.line + 1, found[1]
+            line, node = entry[0].start_mark.line + 1, entry[1]
         elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
             node = node.value[part]
             line = node.start_mark.line + 1
@@ -188,7 +255,7 @@ def _line(text: str, place: tuple[str | int, ...]) -> int | None:
 
 
 def _read(text: str) -> object:
-    """The plain values of a JSON or YAML text. Not every JSON is YAML: 1e-05 is a word there."""
+    """Return the plain values of a JSON or YAML text. Not every JSON is YAML: 1e-05 is a word there."""
     with suppress(ValueError, RecursionError):
         return json.loads(text)
     try:
@@ -196,8 +263,8 @@ def _read(text: str) -> object:
             raise RecipeError("The recipe holds aliases (*name). Write out what they stand for.")
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
-        place = getattr(error, "problem_mark", None)
-        where = f" in line {place.line + 1}" if place else ""
-        raise RecipeError(f"The recipe is no valid YAML{where}. Mend it there.") from None
+        mark = getattr(error, "problem_mark", None)
+        line = f" on line {mark.line + 1}" if mark else ""
+        raise RecipeError(f"Invalid YAML{line}.") from None
     except (ValueError, RecursionError):
-        raise RecipeError("The recipe holds a value that no recipe has. Write it anew.") from None
+        raise RecipeError("The recipe holds a value that cannot be read. Write it in another way.") from None

@@ -2,17 +2,22 @@
 
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError
 from pydantic_core import CoreSchema, InitErrorDetails, core_schema
 
 from pruning.errors import RecipeError
 
+if TYPE_CHECKING:  # Pydantic's metaclass has no public name.
+    from pydantic._internal._model_construction import ModelMetaclass
+else:
+    ModelMetaclass = type(BaseModel)
 
-class _Explaining(type(BaseModel)):  # type: ignore[misc]  # pydantic's metaclass has no public name
+
+class _Explaining(ModelMetaclass):
     # Not in __init__, which pydantic also calls for nested values: they would not know their place.
-    def __call__(cls, *args: object, **values: object) -> object:
+    def __call__(cls, *args: object, **values: object) -> object:  # noqa: N805 - a metaclass
         try:
             return super().__call__(*args, **values)
         except ValidationError as error:
@@ -37,6 +42,8 @@ class Frozen(BaseModel, metaclass=_Explaining):
     published_values: ClassVar[Mapping[str, Mapping[str, str]]] = {}
     added: ClassVar[frozenset[str]] = frozenset()
     recorded: ClassVar[frozenset[str]] = frozenset()
+    _implied: ClassVar[frozenset[str]] = frozenset()
+    """Fields that the name of the class implies."""
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
@@ -68,6 +75,15 @@ class Frozen(BaseModel, metaclass=_Explaining):
             return cls.model_validate_json(text)
         except ValidationError as error:
             raise _explain(error) from None
+
+    def to_python(self) -> str:
+        """Return the expression that makes this value."""
+        arguments = ", ".join(
+            f"{name}={value.to_python() if isinstance(value, Frozen) else repr(value)}"
+            for name, value in self
+            if value is not None and name not in self._implied
+        )
+        return f"pruning.{type(self).__name__}({arguments})"
 
     def canonical(self) -> dict[str, Any]:
         """Return plain values under the keys and values of release 0.1.0, from which digests are computed."""

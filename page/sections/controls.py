@@ -15,7 +15,7 @@ from pruning.criteria import DEFAULT_CRITERION as DEFAULT_CRITERION
 from pruning.steps import STEPS
 from pruning.steps.base import Step
 from pruning.steps.settings import Choices
-from pruning.text.passages import CALIBRATION_NAMES, OWN
+from pruning.text.passages import CALIBRATION_NAMES, CUSTOM
 
 FIRST_PROMPT = "Paris is the capital of"
 
@@ -248,7 +248,7 @@ def describe_criterion(name: str) -> tuple[str, gr.Checkbox]:
 
 
 def ask_for_text(name: str) -> gr.Textbox:
-    return gr.Textbox(visible=name == OWN)
+    return gr.Textbox(visible=name == CUSTOM)
 
 
 def _models() -> list[tuple[str, str]]:

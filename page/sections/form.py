@@ -8,7 +8,7 @@ from pruning.errors import RecipeError
 from pruning.steps import STEPS
 from pruning.steps.base import Step
 from pruning.steps.settings import Setting, Slider, Switch
-from pruning.text.passages import OWN
+from pruning.text.passages import CUSTOM
 
 MAX_OWN_TEXT = 200_000
 MAIN = "neurons"
@@ -101,7 +101,7 @@ def values_of(recipe: Recipe) -> list[object] | None:
 
 def calibration_from(text, own_text, tokens) -> Calibration:
     """The calibration text that was chosen."""
-    if text != OWN:
+    if text != CUSTOM:
         return Calibration(text=text, tokens=whole(tokens, "number of calibration tokens"))
     if not isinstance(own_text, str) or not own_text.strip():
         raise RecipeError("Paste the text to calibrate on, or choose a bundled one.")
@@ -115,7 +115,7 @@ def calibration_from(text, own_text, tokens) -> Calibration:
 def recipe_from(given: Recipe | None, model, text, own_text, tokens, seed, *values) -> Recipe:
     """The recipe that was given as a whole, or else what the controls say."""
     if given is not None:
-        missing = any(choice.text == OWN and choice.content is None for choice in given.texts)
+        missing = any(choice.text == CUSTOM and choice.content is None for choice in given.texts)
         if missing and isinstance(own_text, str) and own_text.strip():
             return given.with_own_text(own_text)
         return given

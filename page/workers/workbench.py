@@ -20,7 +20,8 @@ import psutil
 
 from pruning import pipeline
 from pruning.architectures.shape import Shape
-from pruning.calibration.calibrate import forget_own, forget_read, kept_bytes, statistics_of
+from pruning.calibration import cache
+from pruning.calibration.calibrate import StatisticsKey, statistics_of
 from pruning.errors import ModelError, PruningError
 from pruning.evaluation import inspection
 from pruning.evaluation.base_quality import base_quality
@@ -33,8 +34,8 @@ from pruning.recipe import Recipe
 from pruning.shape_search.search import Budget, SearchResult, Trial, iter_search
 from pruning.shape_search.sweep import SweepPoint, iter_sweep
 from pruning.steps import Distillation
-from pruning.text.choice import Calibration
-from pruning.text.passages import OWN
+from pruning.text.choice import Calibration, TextChoice
+from pruning.text.passages import CUSTOM
 
 MEMORY_SHARE = 0.4
 """How much of the machine's memory models may take, unless `SECATEUR_MEMORY_SHARE` says otherwise."""
@@ -114,6 +115,7 @@ class Workbench:
         self._lock = threading.RLock()
         self._entries: OrderedDict[tuple, CachedModel] = OrderedDict()
         self._looks: OrderedDict[tuple, tuple[Shape, Source]] = OrderedDict()
+        self._texts: dict[str, set[str]] = {}
 
     @contextmanager
     def working(self, progress: Reporter = silent) -> Iterator[None]:
@@ -168,6 +170,7 @@ class Workbench:
 
     def pruned(self, recipe: Recipe, visitor: Visitor, progress: Reporter = silent) -> Pruned:
         """The model of a recipe, made if it is not here."""
+        self._note_texts(visitor, recipe.texts)
         base = self.base(recipe.base, visitor, recipe.revision, progress)
         with self.working(progress):
             if (found := self._get(("pruned", recipe.digest), visitor)) is not None:
@@ -213,6 +216,7 @@ class Workbench:
         since people wait for it."""
         shape, _ = self.look(name, visitor)
         Budget.parse(budget, shape, 2)
+        self._note_texts(visitor, [calibration])
         base = self.base(name, visitor, progress=progress)
         with self.working(progress):
             target = Budget.parse(budget, shape, base.storage_dtype.itemsize)
@@ -239,6 +243,7 @@ class Workbench:
     ) -> tuple[list[list[float]], list[float]]:
         """The importance map of a base under the first criterion, and which share of what it
         keeps the second keeps too, when a fraction goes."""
+        self._note_texts(visitor, [calibration])
         base = self.base(name, visitor, progress=progress)
         with self.working(progress):
             one, other = (
@@ -251,6 +256,7 @@ class Workbench:
         self, name: str, calibration: Calibration, seed: int, visitor: Visitor, progress: Reporter = silent
     ) -> list[float]:
         """The block influence of every layer of a base."""
+        self._note_texts(visitor, [calibration])
         base = self.base(name, visitor, progress=progress)
         with self.working(progress):
             return inspection.layer_influences(base, calibration, seed, progress=progress)
@@ -265,6 +271,7 @@ class Workbench:
         progress: Reporter = silent,
     ) -> Iterator[SweepPoint]:
         """Quality against size of a base, for several criteria, point by point."""
+        self._note_texts(visitor, [calibration])
         base = self.base(name, visitor, progress=progress)
         with self.working(progress):
             yield from iter_sweep(base, criteria, calibration=calibration, seed=seed, progress=progress)
@@ -282,7 +289,7 @@ class Workbench:
 
     def forget(self, owner: str) -> None:
         """Drop all that belongs to an owner alone, or to one whose name goes on after this and a colon;
-        and what models did with texts of people's own."""
+        and what models computed from the owner's own texts."""
 
         def theirs(name: str) -> bool:
             return bool(name) and (name == owner or name.startswith(f"{owner}:"))
@@ -293,9 +300,19 @@ class Workbench:
                 del self._entries[key]
             for key in [key for key in self._looks if theirs(key[1])]:
                 del self._looks[key]
-        forget_own()
+            owners = [name for name in self._texts if theirs(name) or not name]
+            digests = {digest for name in owners for digest in self._texts.pop(name)}
+        for digest in digests:
+            cache.forget_text(digest)
         if gone:
             give_back()
+
+    def _note_texts(self, visitor: Visitor, texts: Iterable[TextChoice]) -> None:
+        """Remember whose own texts models read, so that `forget` can drop what they computed from them."""
+        with self._lock:
+            for choice in texts:
+                if choice.sha256 is not None:
+                    self._texts.setdefault(visitor.owner, set()).add(choice.sha256)
 
     @property
     def bytes(self) -> int:
@@ -305,10 +322,10 @@ class Workbench:
             tensors: dict[int, int] = {}
             for entry in self._entries.values():
                 tensors |= entry.tensors
-            return sum(tensors.values()) + kept_bytes()
+            return sum(tensors.values()) + cache.total_bytes()
 
     def _keep(self, recipe: Recipe, pruned: Pruned, visitor: Visitor) -> Pruned:
-        public = pruned.source.public and all(choice.text != OWN for choice in recipe.texts)
+        public = pruned.source.public and all(choice.text != CUSTOM for choice in recipe.texts)
         return self._put(("pruned", recipe.digest), pruned, public, visitor)
 
     def _get(self, key: tuple, visitor: Visitor):
@@ -348,7 +365,7 @@ class Workbench:
             if self.bytes <= self.max_bytes:
                 break
         else:
-            forget_read()
+            cache.clear(StatisticsKey)
         give_back()
 
     def _let_go(self, key: tuple) -> None:

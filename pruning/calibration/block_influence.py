@@ -1,16 +1,24 @@
 """How much layers change what passes through them."""
 
 from collections.abc import Iterator
-from weakref import WeakKeyDictionary
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.nn.functional import cosine_similarity
 
 from pruning.architectures.anatomy import Anatomy
+from pruning.calibration.cache import CacheKey, cached
 from pruning.calibration.hooks import first, hidden_states, hooks
 from pruning.progress import Progress, Reporter, silent
 from pruning.text.tokens import Windows
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockInfluencesKey(CacheKey[torch.Tensor]):
+    """The digest of the token windows that the block influences were computed on."""
+
+    windows: str
 
 
 def block_influences(
@@ -20,13 +28,8 @@ def block_influences(
 
     Computed once for a model and a text.
     """
-    known = _influences.setdefault(model, {})
-    if windows.digest not in known:
-        known[windows.digest] = _block_influences(model, anatomy, windows, progress)
-    return known[windows.digest]
-
-
-_influences: WeakKeyDictionary = WeakKeyDictionary()
+    key = BlockInfluencesKey(text_sha256=windows.text_sha256, windows=windows.digest)
+    return cached(model, key, lambda: _block_influences(model, anatomy, windows, progress))
 
 
 def _block_influences(

@@ -3,12 +3,13 @@
 import hashlib
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from weakref import WeakKeyDictionary
 
 from safetensors import SafetensorError
 
 from pruning import catalog
+from pruning.calibration.cache import CacheKey, cached, find, store, store_newest
 from pruning.calibration.statistics import SavedStatistics, Statistics, read_statistics
 from pruning.errors import RecipeError
 from pruning.files import cache_folder, trim, used
@@ -16,7 +17,7 @@ from pruning.loading.load import LoadedModel
 from pruning.progress import Reporter, silent
 from pruning.text.choice import Calibration, read_texts
 from pruning.text.generation import sample_text
-from pruning.text.passages import GENERAL, GENRES, OWN, SELF
+from pruning.text.passages import CUSTOM, GENERAL, GENRES, SELF_GENERATED
 from pruning.text.tokens import Windows, bos_ids, sample_evenly, split_into_windows, token_ids, usable_window
 
 HELD_OUT = 8
@@ -55,88 +56,116 @@ def windows_of(
         border = len(tokens) - len(tokens) // HELD_OUT
         fitting += split_into_windows(base.tokenizer, tokens[:border], window)
         heldout += split_into_windows(base.tokenizer, tokens[border:], window)
-    return Windows(tuple(fitting), tuple(heldout))
+    return Windows(tuple(fitting), tuple(heldout), calibration.sha256)
 
 
 def _texts(base: LoadedModel, calibration: Calibration, seed: int, progress: Reporter) -> Sequence[str]:
-    if calibration.text == SELF:
-        return [_self_written(base, calibration.tokens, seed, progress)]
+    if calibration.text == SELF_GENERATED:
+        return [_self_generated(base, calibration.tokens, seed, progress)]
     return read_texts(calibration, progress)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelfTextKey(CacheKey[str]):
+    """How many tokens a model generated for its own calibration, and from which seed."""
+
+    tokens: int
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowsKey(CacheKey[str]):
+    """What decides the token windows of a calibration text, whose digest is the cached value."""
+
+    text: str
+    tokens: int
+    window: int
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatisticsKey(CacheKey[Statistics | SavedStatistics]):
+    """The digest of the token windows that were read, and the modules whose inputs were observed."""
+
+    windows: str
+    hooked_modules: tuple[str, ...]
 
 
 def statistics_of(
     base: LoadedModel,
     calibration: Calibration,
-    sites: Sequence[str],
+    hooked_modules: Sequence[str],
     seed: int = 0,
-    keep: bool = True,
+    save_to_disk: bool = True,
     progress: Reporter = silent,
 ) -> Statistics | SavedStatistics:
-    """What a model does with the calibration text, from disk where it was kept.
+    """Return a model's statistics on the calibration text, from memory or the disk cache if present.
 
-    Kept for the default model as it was loaded (`keep`) and the bundled texts; never for a user's
-    own text.
+    Only the newest statistics of a model stay in memory. On disk there are only those of the default
+    model on the bundled texts, never those of a user's own text.
+
+    Args:
+        base: The model that reads the text.
+        calibration: The text, and how much of it to read.
+        hooked_modules: The names of the projections whose inputs are observed.
+        seed: Seed of the model's own text, if that is what it reads.
+        save_to_disk: Whether the model is unchanged since it was loaded, so that its statistics can be
+            used again by another process.
+        progress: Called with the progress of the work.
+
+    Returns:
+        The statistics; those read from disk fetch their matrices when asked for.
+
+    Raises:
+        RecipeError: There is too little text, or the user's own text is missing.
     """
-    asked = f"{calibration!r}|{seed}|{sites}"
-    last_asked, last_key, newest = _newest.get(base.model, ("", "", None))
-    if asked == last_asked and calibration.text != OWN:
-        return newest
+    modules = tuple(hooked_modules)
+    windows_key = WindowsKey(
+        text_sha256=calibration.sha256,
+        text=calibration.text,
+        tokens=calibration.tokens,
+        window=calibration.window,
+        seed=seed,
+    )
+    windows_digest = find(base.model, windows_key)
+    if windows_digest is not None and calibration.text != CUSTOM:
+        key = StatisticsKey(text_sha256=calibration.sha256, windows=windows_digest, hooked_modules=modules)
+        if (newest := find(base.model, key)) is not None:
+            return newest
     windows = windows_of(base, calibration, seed, progress)
-    key = hashlib.sha256(
-        f"{_FORMAT}|{base.source.revision}|{windows.digest}|{'|'.join(sites)}".encode()
-    ).hexdigest()[:32]
-    if key == last_key:
+    store(base.model, windows_key, windows.digest)
+    key = StatisticsKey(text_sha256=calibration.sha256, windows=windows.digest, hooked_modules=modules)
+    if (newest := find(base.model, key)) is not None:
         return newest
     file = None
-    if keep and base.source.name == catalog.DEFAULT_MODEL and calibration.text in (GENERAL, *GENRES):
-        file = cache_folder() / "statistics" / f"{key}.safetensors"
+    if save_to_disk and base.source.name == catalog.DEFAULT_MODEL and calibration.text in (GENERAL, *GENRES):
+        file = _file_of(base, windows, modules)
         if (saved := read_statistics(file, base.model.device)) is not None:
             used(file)
-            _newest[base.model] = asked, key, saved
+            store_newest(base.model, key, saved)
             return saved
-    statistics = Statistics(base.model, sites, windows.fitting, windows.heldout, progress=progress)
+    statistics = Statistics(base.model, modules, windows.fitting, windows.heldout, progress=progress)
     if file is not None:
-        _keep(statistics, file)
+        _save(statistics, file)
     elif statistics.complete:
-        _newest[base.model] = asked, key, statistics
+        store_newest(base.model, key, statistics)
     return statistics
 
 
-_newest: WeakKeyDictionary = WeakKeyDictionary()
-"""For each model in memory, the statistics that were last used, computed or mapped from their file: what
-was asked for (an own text by its digest), the digest of what was read, and they."""
+def _file_of(base: LoadedModel, windows: Windows, hooked_modules: Sequence[str]) -> Path:
+    """The file in the disk cache for a model's statistics on these windows."""
+    content = f"{_FORMAT}|{base.source.revision}|{windows.digest}|{'|'.join(hooked_modules)}"
+    name = hashlib.sha256(content.encode()).hexdigest()[:32]
+    return cache_folder() / "statistics" / f"{name}.safetensors"
 
 
-def kept_bytes() -> int:
-    """What the statistics in memory take."""
-    return sum(newest.bytes for _, _, newest in list(_newest.data.values()))
+def _self_generated(base: LoadedModel, tokens: int, seed: int, progress: Reporter) -> str:
+    key = SelfTextKey(text_sha256=None, tokens=tokens, seed=seed)
+    return cached(base.model, key, lambda: sample_text(base, tokens, seed, progress))
 
 
-def forget_read() -> None:
-    """Drop all statistics in memory."""
-    _newest.clear()
-
-
-def forget_own() -> None:
-    """Drop the statistics of people's own texts."""
-    for model in list(_newest.data):
-        asked = _newest.data.get(model, ("",))[0]
-        if f"text={OWN!r}" in asked:
-            _newest.data.pop(model, None)
-
-
-_self_texts: WeakKeyDictionary = WeakKeyDictionary()
-
-
-def _self_written(base: LoadedModel, tokens: int, seed: int, progress: Reporter) -> str:
-    texts = _self_texts.setdefault(base.model, {})
-    if (tokens, seed) not in texts:
-        texts[tokens, seed] = sample_text(base, tokens, seed, progress)
-    return texts[tokens, seed]
-
-
-def _keep(statistics: Statistics, file: Path) -> None:
-    # A full disk costs the next visitor some seconds, nothing else.
+def _save(statistics: Statistics, file: Path) -> None:
+    # A full disk costs the next run some seconds, nothing else.
     with suppress(OSError, SafetensorError):
         statistics.save(file)
         trim(file.parent, MOST_ON_DISK)

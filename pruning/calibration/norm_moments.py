@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 
 from pruning.architectures.anatomy import Anatomy
+from pruning.calibration.cache import CacheKey, cached
 from pruning.calibration.hooks import hooks
 from pruning.progress import Progress, Reporter, silent
 from pruning.text.tokens import Windows
@@ -27,6 +27,13 @@ class NormMoments:
     sequence: torch.Tensor
 
 
+@dataclass(frozen=True, kw_only=True)
+class NormMomentsKey(CacheKey[Mapping[str, NormMoments]]):
+    """The digest of the token windows that the moments were computed on."""
+
+    windows: str
+
+
 def norm_moments(
     model: nn.Module, anatomy: Anatomy, windows: Windows, progress: Reporter = silent
 ) -> Mapping[str, NormMoments]:
@@ -34,13 +41,8 @@ def norm_moments(
 
     Computed once for a model and a text.
     """
-    known = _moments.setdefault(model, {})
-    if windows.digest not in known:
-        known[windows.digest] = _norm_moments(model, anatomy, windows, progress)
-    return known[windows.digest]
-
-
-_moments: WeakKeyDictionary = WeakKeyDictionary()
+    key = NormMomentsKey(text_sha256=windows.text_sha256, windows=windows.digest)
+    return cached(model, key, lambda: _norm_moments(model, anatomy, windows, progress))
 
 
 class _Norm:

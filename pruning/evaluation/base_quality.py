@@ -2,16 +2,22 @@
 
 import json
 from contextlib import suppress
-from weakref import WeakKeyDictionary
+from dataclasses import dataclass
 
 from pruning import catalog
+from pruning.calibration.cache import CacheKey, cached
 from pruning.evaluation import perplexity
 from pruning.evaluation.perplexity import Quality
 from pruning.files import cache_folder, replacing
 from pruning.loading.load import LoadedModel
 from pruning.progress import Reporter, silent
 
-_qualities: WeakKeyDictionary = WeakKeyDictionary()
+
+@dataclass(frozen=True, kw_only=True)
+class QualityKey(CacheKey[Quality]):
+    """The number of tokens that the quality was measured on; None for the whole text."""
+
+    tokens: int | None
 
 
 def base_quality(base: LoadedModel, *, tokens: int | None = None, progress: Reporter = silent) -> Quality:
@@ -22,13 +28,13 @@ def base_quality(base: LoadedModel, *, tokens: int | None = None, progress: Repo
         tokens: How many tokens to measure in total; None for all.
         progress: Is called with each window.
     """
-    known = _qualities.setdefault(base.model, {})
-    if tokens not in known:
+
+    def make() -> Quality:
         if tokens is None and base.source.name == catalog.DEFAULT_MODEL:
-            known[tokens] = stored_quality(base, progress)
-        else:
-            known[tokens] = perplexity.evaluate(base, tokens=tokens, progress=progress)
-    return known[tokens]
+            return stored_quality(base, progress)
+        return perplexity.evaluate(base, tokens=tokens, progress=progress)
+
+    return cached(base.model, QualityKey(text_sha256=None, tokens=tokens), make)
 
 
 def stored_quality(base: LoadedModel, progress: Reporter = silent) -> Quality:

@@ -69,13 +69,13 @@ PRUNABLE_UNITS = (
         CHANNEL,
         "channels",
         lambda shape: _multiples(shape, CHANNEL, LARGEST_SHARE, max(1, shape.count(CHANNEL) // 32)),
-        lambda shape, count: Channels(width=shape.count(CHANNEL) - count),
+        lambda shape, count: Channels(hidden_size=shape.count(CHANNEL) - count),
     ),
     PrunableUnit(
         NEURON,
         "neurons",
         lambda shape: _multiples(shape, NEURON, 1 - SMALLEST_WIDTH, max(1, shape.count(NEURON) // 96)),
-        lambda shape, count: Neurons(width=shape.count(NEURON) - count),
+        lambda shape, count: Neurons(intermediate_size=shape.count(NEURON) - count),
         per_layer=True,
     ),
 )

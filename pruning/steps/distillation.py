@@ -27,7 +27,7 @@ from pruning.steps.base import Step, StepContext, StepResult
 from pruning.steps.settings import Setting, whole
 from pruning.text.choice import MAX_TOKENS, TextChoice, read_texts
 from pruning.text.generation import sample_text
-from pruning.text.passages import SELF
+from pruning.text.passages import SELF_GENERATED
 from pruning.text.tokens import split_into_windows, token_ids, usable_window
 
 SAMPLES = 16_384
@@ -151,7 +151,7 @@ class Distillation(Training, Step):
     def _text_name(self) -> str:
         if self.dataset is not None:
             return self.dataset.name
-        own = self.text.text == SELF or self.samples
+        own = self.text.text == SELF_GENERATED or self.samples
         return f"{self.text.text} and the teacher's own samples" if own else self.text.text
 
     def _teacher_of(self, context: StepContext) -> LoadedModel:
@@ -185,7 +185,7 @@ class Distillation(Training, Step):
     def _texts(self, context: StepContext, teacher: LoadedModel) -> list[str]:
         if self.dataset is not None:
             return [self._streamed(context)]
-        alone = self.text.text == SELF
+        alone = self.text.text == SELF_GENERATED
         texts = [] if alone else list(read_texts(self.text, context.progress))
         samples = self.samples or (SAMPLES if alone else 0)
         return texts + ([sample_text(teacher, samples, context.seed, context.progress)] if samples else [])

@@ -1,9 +1,9 @@
-"""Which text a model reads: a name in a recipe, or a text of the user's own, which a recipe never holds."""
+"""Which text a model reads: a name in a recipe, or the user's own text, which a recipe never holds."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
@@ -11,13 +11,25 @@ from pruning.errors import RecipeError
 from pruning.loading import datasets
 from pruning.progress import Reporter, silent
 from pruning.schema import Frozen
-from pruning.text.passages import CALIBRATION_NAMES, GENERAL, GENRES, OWN, WIKITEXT, passage
+from pruning.text.passages import (
+    CALIBRATION_NAMES,
+    CUSTOM,
+    GENERAL,
+    GENRES,
+    PUBLISHED_NAMES,
+    WIKITEXT,
+    passage,
+)
 
 MAX_TOKENS = 1_000_000
 
 
 def read_text(file: Path) -> str:
-    """The text of a file. Raises `RecipeError` where it cannot be read."""
+    """Return the text of a file.
+
+    Raises:
+        RecipeError: If the file cannot be read or is not UTF-8 text.
+    """
     try:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -26,83 +38,114 @@ def read_text(file: Path) -> str:
 
 
 class TextChoice(Frozen):
-    """A text by name.
+    """A text by name. A custom text is held in `content`, which is never written into a recipe."""
 
-    `text`: a bundled genre, `general` for their even mix, `self` for the model's own samples,
-    `wikitext-2` from the Hub, or `own`. An own text is held in `content`, which is never written
-    into a recipe; its digest is.
-    """
+    published_values: ClassVar[Mapping[str, Mapping[str, str]]] = {"text": PUBLISHED_NAMES}
 
-    text: str = "general"
-    sha256: str | None = None
-    content: str | None = Field(default=None, exclude=True, repr=False)
-
-    @classmethod
-    def own(cls, content: str, **values) -> Self:
-        """Choose a text of one's own."""
-        return cls(text=OWN, content=content, **values)
+    text: str = Field(
+        GENERAL,
+        description="A bundled genre, `general` for their even mix, `self_generated` for the model's own "
+        "samples, `wikitext-2` from the Hub, or `custom` for the user's own text",
+    )
+    sha256: str | None = Field(None, description="The SHA-256 digest of a custom text, in hexadecimal digits")
+    content: str | None = Field(None, exclude=True, repr=False, description="A custom text itself")
 
     @classmethod
-    def named(cls, name: str, **values) -> Self:
-        """Choose a bundled text by its name, or a file. Raises `RecipeError` where there is neither."""
-        if name in CALIBRATION_NAMES and name != OWN:
-            return cls(text=name, **values)
+    def custom(cls, content: str, **values: Any) -> Self:
+        """Choose the user's own text.
+
+        Args:
+            content: The text itself.
+            **values: The other fields, such as `tokens` of a `Calibration`.
+
+        Raises:
+            RecipeError: If a value is impossible, or `sha256` is the digest of another text.
+        """
+        return cls(text=CUSTOM, content=content, **values)
+
+    @classmethod
+    def own(cls, content: str, **values: Any) -> Self:
+        """Do what `custom` does, under its name in release 0.1.0."""
+        return cls.custom(content, **values)
+
+    @classmethod
+    def named(cls, name: str, **values: Any) -> Self:
+        """Choose a text by its name, or a text file by its path.
+
+        Raises:
+            RecipeError: If there is neither such a text nor such a file, or the file cannot be read.
+        """
+        published = {old: new for new, old in PUBLISHED_NAMES.items()}
+        text = published.get(name, name)
+        if text in CALIBRATION_NAMES and text != CUSTOM:
+            return cls(text=text, **values)
         if not Path(name).is_file():
+            names = ", ".join(text for text in CALIBRATION_NAMES if text != CUSTOM)
             raise RecipeError(
-                f"There is no calibration text {name!r}: neither a file, nor one of "
-                f"{', '.join(known for known in CALIBRATION_NAMES if known != OWN)}."
+                f"There is no calibration text {name!r}: it is neither a file nor one of {names}."
             )
-        return cls.own(read_text(Path(name)), **values)
+        return cls.custom(read_text(Path(name)), **values)
 
     @model_validator(mode="before")
     @classmethod
-    def _digest(cls, values):
+    def _fill_in_digest(cls, values: object) -> object:
         if isinstance(values, dict) and isinstance(values.get("content"), str):
-            values = {"text": OWN} | values
+            values = {"text": CUSTOM} | values
             digest = hashlib.sha256(values["content"].encode("utf-8", "replace")).hexdigest()
             if values.setdefault("sha256", digest) != digest:
                 raise ValueError(
                     "this is not the text that the recipe was calibrated on: its sha256 is "
-                    f"{digest[:12]}…, the recipe says {str(values['sha256'])[:12]}…"
+                    f"{digest[:12]}…, the recipe has {str(values['sha256'])[:12]}…"
                 )
         return values
 
     @model_validator(mode="after")
-    def _known(self):
+    def _check_name(self) -> Self:
         if self.text not in CALIBRATION_NAMES:
             raise ValueError(
                 f"there is no calibration text {self.text!r}; choose one of: {', '.join(CALIBRATION_NAMES)}"
             )
-        if self.text == OWN and self.sha256 is None:
-            raise ValueError("an own calibration text needs its content")
+        if self.text == CUSTOM and self.sha256 is None:
+            raise ValueError("a custom calibration text needs its content")
         return self
 
     def to_python(self) -> str:
-        """The expression that makes this choice; an own text stands as a file to be read."""
-        written = ("sha256", "content", *(["text"] if self.text == OWN else []))
-        values = [f"{name}={value!r}" for name, value in self if name not in written]
-        if self.text == OWN:
-            inner = ", ".join(['open("my-text.txt").read()', *values])
-            return f"pruning.{type(self).__name__}.own({inner})"
+        """Return the expression that makes this choice; a custom text is read from a file."""
+        left_out = {"sha256", "content"} | ({"text"} if self.text == CUSTOM else set())
+        values = [f"{name}={value!r}" for name, value in self if name not in left_out]
+        if self.text == CUSTOM:
+            arguments = ", ".join(['open("my-text.txt").read()', *values])
+            return f"pruning.{type(self).__name__}.custom({arguments})"
         return f"pruning.{type(self).__name__}({', '.join(values)})"
 
     def with_content(self, content: str) -> Self:
-        """The same choice with its own text put back in. Raises `RecipeError` for another text."""
+        """Return the same choice with its custom text put back in.
+
+        Raises:
+            RecipeError: If it is another text.
+        """
         return type(self)(**self.model_dump() | {"content": content})
 
 
 class Calibration(TextChoice):
-    """The text that a model reads before it is cut, and how much of it.
+    """The text that a model reads before it is cut, and how much of it."""
 
-    `window`: tokens that are read in one piece.
-    """
-
-    tokens: Annotated[int, Field(ge=256, le=MAX_TOKENS)] = 8192
-    window: Annotated[int, Field(ge=16, le=8192)] = 512
+    tokens: Annotated[int, Field(ge=256, le=MAX_TOKENS, description="How many tokens are read at most")] = (
+        8192
+    )
+    window: Annotated[int, Field(ge=16, le=8192, description="How many tokens are read in one piece")] = 512
 
 
 def read_texts(choice: TextChoice, progress: Reporter = silent) -> Sequence[str]:
-    """The texts of a choice that no model has to write, whole."""
+    """Return the whole texts of a choice, one for each source.
+
+    Args:
+        choice: Any text but the model's own samples, which only a model can write.
+        progress: Told of a download.
+
+    Raises:
+        RecipeError: If the choice is a custom text and its content is missing.
+    """
     match choice.text:
         case name if name == GENERAL:
             return [passage(genre, "calibration") for genre in GENRES]
@@ -112,8 +155,8 @@ def read_texts(choice: TextChoice, progress: Reporter = silent) -> Sequence[str]
             return [datasets.wikitext(progress=progress)]
     if choice.content is None:
         raise RecipeError(
-            "This recipe was calibrated on a text of the user's own (sha256 "
-            f"{choice.sha256[:12]}…), which a recipe never holds. Give the same text again."
+            f"This recipe was calibrated on the user's own text (sha256 {str(choice.sha256)[:12]}…), which a "
+            "recipe never holds. Give the same text again."
         )
-    assert choice.text == OWN
+    assert choice.text == CUSTOM
     return [choice.content]

@@ -16,10 +16,12 @@ class Windows:
     Attributes:
         fitting: Token ids, each tensor `[tokens]`, at most one window long.
         heldout: The same, for measuring what was fitted.
+        text_sha256: The digest of the user's own text that they are made of, if they are.
     """
 
     fitting: tuple[torch.Tensor, ...]
     heldout: tuple[torch.Tensor, ...]
+    text_sha256: str | None = None
 
     @property
     def tokens(self) -> int:

@@ -1,4 +1,4 @@
-"""The bundled passages: five genres, each with text to calibrate on and text held out to evaluate."""
+"""The bundled passages: five genres, each with text to calibrate on and text held out for evaluation."""
 
 from functools import lru_cache
 from importlib.resources import files
@@ -12,20 +12,23 @@ GENRES = {
 }
 
 GENERAL = "general"
-SELF = "self"
+SELF_GENERATED = "self_generated"
 WIKITEXT = "wikitext-2"
-OWN = "own"
+CUSTOM = "custom"
 
 CALIBRATION_NAMES = {
     GENERAL: "An even mix of all five genres",
     **GENRES,
-    SELF: "The model's own samples",
+    SELF_GENERATED: "The model's own samples",
     WIKITEXT: "WikiText-2, from the Hugging Face Hub",
-    OWN: "A text of your own",
+    CUSTOM: "A text of your own",
 }
+
+PUBLISHED_NAMES = {CUSTOM: "own", SELF_GENERATED: "self"}
+"""For each renamed text the name that release 0.1.0 published."""
 
 
 @lru_cache
 def passage(genre: str, split: str) -> str:
-    """The text of a genre; `split` is `calibration` or `heldout`."""
+    """Return the text of a genre; `split` is `calibration` or `heldout`."""
     return files(__name__).joinpath(f"{genre}.{split}.txt").read_text(encoding="utf-8")

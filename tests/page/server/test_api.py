@@ -103,7 +103,7 @@ def test_the_machines_own_token_is_for_nobody(client):
         ({"neurons": 0}, "Nothing is cut"),
         ({"layers": 99}, "layers"),
         ({"model": "../etc"}, "is not a model"),
-        ({"recipe": "steps: ["}, "no valid YAML"),
+        ({"recipe": "steps: ["}, "Invalid YAML"),
         ({"recipe": "[" * 100_000}, "at most 8,000"),
     ],
 )

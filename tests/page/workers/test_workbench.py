@@ -11,7 +11,7 @@ import pytest
 from page.server.queue import Busy, Job, Jobs, Line, TooLong, about
 from page.workers.workbench import Visitor, Workbench, machine_memory, memory_share
 from pruning import Calibration, Neurons, PruningError, Recipe
-from pruning.calibration import calibrate as calibration
+from pruning.calibration import cache
 from pruning.errors import Cancelled
 from pruning.progress import Progress
 from tests.helpers import models
@@ -107,10 +107,27 @@ def test_an_own_text_is_its_owners_and_leaves_nothing_behind(bench):
     own = own.model_copy(update={"steps": (Neurons(fraction=0.25, criterion="activation"),)})
     made = bench.pruned(own, ADA)
     assert bench.pruned(own, BOB) is not made
-    assert calibration.kept_bytes() > 0
+    assert cache.total_bytes() > 0
     bench.forget("ada")
     bench.forget("bob")
-    assert calibration.kept_bytes() == 0
+    assert cache.total_bytes() == 0
+
+
+def test_forgetting_one_visitor_keeps_what_was_computed_for_others_and_on_bundled_texts(bench):
+    def reads_again(text, visitor):
+        reports = []
+        bench.influences("public", text, 0, visitor, reports.append)
+        return any(report.text == "Watching the layers, windows" for report in reports)
+
+    adas = Calibration.own(OWN_TEXT, tokens=256)
+    bobs = Calibration.own(OWN_TEXT.upper(), tokens=256)
+    bundled = Calibration(text="story", tokens=256)
+    for text, visitor in ((adas, ADA), (bobs, BOB), (bundled, ADA)):
+        assert reads_again(text, visitor)
+    bench.forget("ada")
+    assert not reads_again(bobs, BOB)
+    assert not reads_again(bundled, BOB)
+    assert reads_again(adas, ADA)
 
 
 def test_what_is_private_is_dropped_when_nobody_asks_for_it_any_more(bench, monkeypatch):

@@ -200,7 +200,7 @@ def test_damaged_statistics_are_made_again():
 )
 def test_nothing_else_is_kept(base, calibration, keep):
     base = base("gpt2")
-    statistics_of(base, calibration, [output_projection(base.model, 0)], keep=keep)
+    statistics_of(base, calibration, [output_projection(base.model, 0)], save_to_disk=keep)
     assert kept_files() == []
 
 

@@ -54,7 +54,7 @@ PAIRS = {
     "group + layer": [Heads(groups=1), Layers(layers=(0,))],
     "channels + neurons": [Channels(fraction=0.3), Neurons(fraction=0.3, criterion="l2")],
     "group + channels": [Heads(groups=1), Channels(fraction=0.3, repair=False)],
-    "channels + layer": [Channels(width=24, criterion="minitron"), Layers(count=1, method="last")],
+    "channels + layer": [Channels(hidden_size=24, criterion="minitron"), Layers(count=1, method="last")],
     "neurons + weights": [Neurons(fraction=0.3), Weights(fraction=0.3, criterion="magnitude")],
     "query heads + weights": [Heads(queries=1), Weights(fraction=0.5)],
     "layer + weights": [Layers(count=1, method="last"), Weights(fraction=0.5)],
@@ -87,7 +87,7 @@ TRIPLES = {
         Neurons(fraction=0.3),
         Weights(fraction=0.5),
     ],
-    "neurons + group + weights": [Neurons(width=32), Heads(groups=1), Weights(pattern="2:4")],
+    "neurons + group + weights": [Neurons(intermediate_size=32), Heads(groups=1), Weights(pattern="2:4")],
 }
 COMBINATIONS = ALONE | PAIRS | TRIPLES
 """What the matrix does to every family. A new step goes into `ALONE`, and into `PAIRS` and `TRIPLES` with
@@ -151,14 +151,14 @@ def check(pruned, steps, base, folder):
     assert torch.equal(reloaded(IDS).logits, logits)
     if any(isinstance(step, Weights) for step in steps):
         zeros = sum(int((parameter == 0).sum()) for parameter in reloaded.parameters())
-        assert zeros == sum(note["zeros"] for note in pruned.report.notes[-1])
+        assert zeros == sum(note.zeros for note in pruned.report.notes[-1])
 
 
 SOME = {
     "neurons": st.builds(
         Neurons,
         fraction=st.floats(0.05, 0.9),
-        criterion=st.sampled_from(["activation", "ppm", "random"]),
+        criterion=st.sampled_from(["activation", "peak_to_peak", "random"]),
     ),
     "heads": st.sampled_from([Heads(groups=1), Heads(queries=1), Heads(groups=1, queries=1, repair=False)]),
     "layers": st.builds(

@@ -169,7 +169,7 @@ def test_the_report_counts_the_zeros():
     pruned = thinned(loaded("llama"), fraction=0.5)
     notes = {note["component"]: note for note in pruned.report.notes[0]}
     zeros = sum(int((parameter == 0).sum()) for parameter in pruned.model.parameters())
-    assert sum(note["zeros"] for note in notes.values()) == zeros > 0
+    assert sum(note.zeros for note in notes.values()) == zeros > 0
     assert {name: note["parameters"] for name, note in notes.items()} == {
         name: size for name, size in pruned.report.after.components.items() if size
     }
@@ -181,7 +181,7 @@ def test_the_report_counts_the_zeros():
 
 @pytest.mark.parametrize(
     "later",
-    [Neurons(fraction=0.3), Heads(groups=1), Layers(count=1), Channels(width=24), Weights(fraction=0.6)],
+    [Neurons(fraction=0.3), Heads(groups=1), Layers(count=1), Channels(hidden_size=24), Weights(fraction=0.6)],
 )
 def test_nothing_can_follow(later):
     with pytest.raises(RecipeError, match=r"Nothing can follow the step weights: a later cut would break"):
@@ -192,7 +192,7 @@ def test_a_pattern_needs_inputs_that_it_divides():
     shape = Shape.of(loaded("mistral").model.config)
     with pytest.raises(RecipeError, match=r"down_proj.weight has 53 inputs, no multiple of 4"):
         Weights(pattern="2:4").reshape(shape)
-    narrow = Neurons(width=33, multiple_of=8).reshape(shape)
+    narrow = Neurons(intermediate_size=33, multiple_of=8).reshape(shape)
     assert Weights(pattern="4:8").reshape(narrow) == narrow
 
 
