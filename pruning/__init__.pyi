@@ -1,36 +1,25 @@
-"""The public API: what a type checker sees, and where the names are imported from on first use."""
+"""The public API: what a type checker sees, and where each name is imported from on first use."""
 
 from . import criteria, streaming
 from .catalog import DEFAULT_MODEL, MODELS, CatalogModel
 from .criteria import CRITERIA, Criterion
 from .errors import Cancelled, ModelError, PruningError, RecipeError, SavingError
-from .evaluation.perplexity import Perplexity, Quality, perplexity, quality
+from .evaluation.perplexity import Perplexity, Quality, evaluate, perplexity
 from .lessons import LESSONS
 from .loading.load import LoadedModel, load
-from .pipeline import Preview, Pruned, Report, measure, preview, prune, run
+from .loading.source import Access, Source
+from .pipeline import Preview, Pruned, evaluate_pruned, preview, prune, run
 from .progress import Progress
 from .recipe import Recipe
-from .saving.save import save
-from .shape_search.search import Budget, SearchResult, iter_search, search
+from .report import Report
+from .shape_search.search import Budget, SearchResult, Trial, iter_search, search
 from .shape_search.sweep import SweepPoint, iter_sweep
 from .sharing.gguf import export
 from .sharing.publish import publish
 from .sharing.verify import Verification, verify
-from .steps import (
-    STEPS,
-    Channels,
-    Distillation,
-    Heads,
-    Layers,
-    Neurons,
-    Reconstruction,
-    Vocabulary,
-    Weights,
-)
+from .steps import STEPS, Channels, Distillation, Heads, Layers, Neurons, Reconstruction, Vocabulary, Weights
 from .text.choice import Calibration, TextChoice
-from .text.generation import Sampling, complete, stream
-
-__version__: str
+from .text.generation import Sampling, generate, stream
 
 __all__ = [
     "CRITERIA",
@@ -38,6 +27,7 @@ __all__ = [
     "LESSONS",
     "MODELS",
     "STEPS",
+    "Access",
     "Budget",
     "Calibration",
     "Cancelled",
@@ -63,25 +53,26 @@ __all__ = [
     "Sampling",
     "SavingError",
     "SearchResult",
+    "Source",
     "SweepPoint",
     "TextChoice",
+    "Trial",
     "Verification",
     "Vocabulary",
     "Weights",
-    "complete",
     "criteria",
+    "evaluate",
+    "evaluate_pruned",
     "export",
+    "generate",
     "iter_search",
     "iter_sweep",
     "load",
-    "measure",
     "perplexity",
     "preview",
     "prune",
     "publish",
-    "quality",
     "run",
-    "save",
     "search",
     "stream",
     "streaming",

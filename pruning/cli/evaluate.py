@@ -28,11 +28,11 @@ def evaluate(
     loaded = load(model, progress=reporter())
     if text is not None and content is not None:
         measured = evaluation.perplexity(
-            loaded.model, loaded.tokenizer, content, tokens, name=text.name, progress=reporter()
+            loaded.model, loaded.tokenizer, content, tokens=tokens, name=text.name, progress=reporter()
         )
         genres = {}
     else:
-        quality = evaluation.quality(loaded.model, loaded.tokenizer, tokens=tokens, progress=reporter())
+        quality = evaluation.evaluate(loaded, tokens=tokens, progress=reporter())
         measured, genres = quality.overall, quality.genres
     if as_json:
         print_json(

@@ -25,7 +25,7 @@ def generate(
     """Continue a prompt."""
     sampling = Sampling(max_new_tokens, temperature, seed)
     loaded = load(model, progress=reporter())
-    pieces = stream(loaded.model, loaded.tokenizer, prompt, sampling)
+    pieces = stream(loaded, prompt, sampling)
     if as_json:
         print_json({"prompt": prompt, "text": "".join(pieces)})
         return

@@ -21,7 +21,7 @@ from pruning.loading import load as loading
 from pruning.pipeline import Pruned
 from pruning.recipe import Recipe, located
 from pruning.text.choice import Calibration, read_text
-from pruning.text.passages import OWN
+from pruning.text.passages import CUSTOM
 
 
 @with_steps
@@ -95,25 +95,24 @@ def _read_recipe(text: str, calibration: str) -> Recipe:
         RecipeError: If the recipe is invalid, or its own text is missing or another one.
     """
     recipe = Recipe.parse(text)
-    missing = [choice for choice in recipe.texts if choice.text == OWN and choice.content is None]
+    missing = [choice for choice in recipe.texts if choice.text == CUSTOM and choice.content is None]
     if not missing:
         return recipe
     if not Path(calibration).is_file():
         raise RecipeError(
-            "This recipe was calibrated on a text of the user's own (sha256 "
-            f"{str(missing[0].sha256)[:12]}…), which a recipe never holds. Give the same text again, with "
-            "--calibration FILE."
+            f"This recipe was calibrated on the user's own text (sha256 {str(missing[0].sha256)[:12]}…), which a "
+            "recipe never holds. Give the same text again, with --calibration FILE."
         )
-    return recipe.with_own_text(read_text(Path(calibration)))
+    return recipe.with_custom_text(read_text(Path(calibration)))
 
 
 def _print_summary(pruned: Pruned) -> None:
     """Print the parameters before and after, and what was measured."""
     print_parameters(pruned.to_dict()["parameters"])
-    report = pruned.report
-    if report.quality_before is None or report.quality_after is None:
+    qualities = pruned.report.before.quality, pruned.report.after.quality
+    if qualities[0] is None or qualities[1] is None:
         return
-    before, after = report.quality_before.overall, report.quality_after.overall
+    before, after = qualities[0].overall, qualities[1].overall
     if any(step.changes_vocabulary for step in pruned.recipe.steps):
         measure, values = "bits per byte", (before.bits_per_byte, after.bits_per_byte)
     else:

@@ -45,14 +45,18 @@ def search(
     text = Calibration.named(calibration, tokens=tokens)
     base = load(model, progress=reporter())
     target = shape_search.Budget.parse(budget, Shape.of(base.model.config), base.storage_dtype.itemsize)
-    result = shape_search.search(base, target, text, seed=seed, thorough=thorough, progress=reporter())
+    result = shape_search.search(
+        base, target, calibration=text, seed=seed, thorough=thorough, progress=reporter()
+    )
     if output is not None:
         with replacing(output) as temporary:
             temporary.write_text(result.chosen.recipe.to_yaml(), encoding="utf-8")
     if as_json:
         print_json(result.to_dict())
         return
-    for trial in result.points:
+    for trial in result.trials:
         mark = "→" if trial is result.chosen else " "
-        print(f"{mark} {trial.mix.parameters:>14,}  perplexity {trial.perplexity:>10.2f}  {trial.title}")
+        print(
+            f"{mark} {trial.candidate.parameters:>14,}  perplexity {trial.perplexity:>10.2f}  {trial.title}"
+        )
     print(f"Best of {result.shapes_considered:,} shapes; perplexity on held-out calibration text.")

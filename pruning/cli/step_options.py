@@ -1,7 +1,7 @@
 """The options that the steps bring along: from their tables of settings to a command, and back to steps."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 import typer
@@ -10,13 +10,6 @@ from pruning.cli.output import warn_renamed
 from pruning.errors import RecipeError
 from pruning.steps import STEPS, AnyStep
 from pruning.steps.settings import Setting, Switch
-
-RENAMED_FLAGS = {
-    "--width": "--intermediate-size",
-    "--distil": "--distill",
-    "--distil-steps": "--distill-steps",
-}
-"""Options of release 0.1.0 that still work, and what they are called now."""
 
 StepValues = dict[str, str | bool]
 """What was written for each flag of the steps, in the order of the command line."""
@@ -49,9 +42,9 @@ def _step_options() -> list[inspect.Parameter]:
     for step in STEPS.values():
         for setting in step.settings:
             settings.setdefault(setting.flag, setting)
-    options = [_option(setting, setting.flag) for setting in settings.values()]
-    renamed = ((old, settings.get(new)) for old, new in RENAMED_FLAGS.items() if old not in settings)
-    return options + [_option(setting, old) for old, setting in renamed if setting is not None]
+    return [
+        _option(setting, flag) for setting in settings.values() for flag in (setting.flag, *setting.old_flags)
+    ]
 
 
 def _option(setting: Setting, flag: str) -> inspect.Parameter:
@@ -59,7 +52,7 @@ def _option(setting: Setting, flag: str) -> inspect.Parameter:
     switch = isinstance(setting.control, Switch)
     option = typer.Option(
         f"{flag}/--no-{flag.removeprefix('--')}" if switch else flag,
-        help=f"{setting.label}.",
+        help=setting.help,
         callback=_remember(setting.flag, flag),
         hidden=flag != setting.flag,
     )
@@ -132,4 +125,4 @@ def selected_steps(context: typer.Context, model: str) -> tuple[AnyStep, ...]:
 def _fields(setting: Setting, written: str | bool) -> dict[str, object]:
     """Return the values of fields that one option sets."""
     value = setting.read(setting.flag, str(written)) if setting.read else written
-    return dict(value) if isinstance(value, dict) else {setting.field: value}
+    return dict(value) if isinstance(value, Mapping) else {setting.field: value}

@@ -194,7 +194,7 @@ def test_refuses_what_runs_the_model(step, tmp_path):
 
 def test_a_stopped_stream_leaves_nothing(tmp_path):
     def stop(progress):
-        if "back to check" in progress:
+        if "back to check" in progress.text:
             raise Cancelled("stopped")
 
     recipe = Recipe(base=str(folder_of("llama")), steps=steps_of("llama"))
