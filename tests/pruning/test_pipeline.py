@@ -23,6 +23,7 @@ from pruning import (
 )
 from pruning.evaluation.perplexity import Quality
 from pruning.pipeline import evaluate_pruned
+from pruning.text.passages import GENRES, passage
 from tests.helpers.models import FAMILIES, count, folder_of, loaded, save_tiny, trained
 
 WIKITEXT = Path(__file__).parents[3] / "shared" / "data" / "wikitext-2" / "valid.txt"
@@ -103,7 +104,9 @@ def test_every_stage_can_be_stopped():
 
 def test_recipes_in_threads_do_not_disturb_one_another():
     base, results = loaded("mistral", seed=9), {}
-    recipes = [recipe_of({"width": width, "criterion": "peak_to_peak", "repair": True}) for width in (10, 20, 30)]
+    recipes = [
+        recipe_of({"width": width, "criterion": "peak_to_peak", "repair": True}) for width in (10, 20, 30)
+    ]
 
     def work(recipe):
         results[recipe.digest] = prune(recipe, base)
@@ -142,17 +145,24 @@ def test_better_criteria_lose_less_of_what_was_learnt():
 LONG = Calibration(tokens=4096, window=64)
 
 
-@pytest.fixture(scope="module")
-def wikitext(need):
-    need(WIKITEXT.is_file(), f"WikiText-2 is not at {WIKITEXT}")
+@pytest.fixture(scope="module", params=["bundled", pytest.param("wikitext", marks=pytest.mark.shared)])
+def halves(request):
+    """A text to calibrate on, and another of the same kind to evaluate on."""
+    if request.param == "bundled":
+        passages = {
+            split: [passage(genre, split) for genre in GENRES] for split in ("calibration", "heldout")
+        }
+        return "\n\n".join(passages["calibration"]), "\n\n".join(text[:2000] for text in passages["heldout"])
+    if not WIKITEXT.is_file():
+        pytest.skip(f"WikiText-2 is not at {WIKITEXT}")
     text = WIKITEXT.read_text(encoding="utf-8")
     return text[: len(text) // 2], text[len(text) // 2 :]
 
 
 @pytest.mark.real
 @pytest.mark.timeout(600)
-def test_real_model_keeps_the_quality_promised(smollm2, wikitext):
-    first, second = wikitext
+def test_real_model_keeps_the_quality_promised(smollm2, halves):
+    first, second = halves
     calibration = Calibration.own(first, tokens=8192)
 
     def measured(model):
