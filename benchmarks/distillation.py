@@ -37,7 +37,7 @@ PASSAGE_TOKENS = 1024
 MINUTES = 10.0
 CUTS = {
     "half the neurons": [Neurons(fraction=0.5)],
-    "20 % of the neurons": [Neurons(fraction=0.2)],
+    "20% of the neurons": [Neurons(fraction=0.2)],
     "6 of 30 layers": [Layers(count=6)],
 }
 

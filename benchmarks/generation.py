@@ -9,8 +9,8 @@ from benchmarks.common import ROUNDS, base, medians, table
 from pruning import Heads, Layers, Neurons, Recipe, prune
 
 CUTS = {
-    "width: 50 % of the neurons": [Neurons(fraction=0.5, criterion="peak_to_peak")],
-    "width: 50 % of the neurons, a multiple of 64": [
+    "width: 50% of the neurons": [Neurons(fraction=0.5, criterion="peak_to_peak")],
+    "width: 50% of the neurons, a multiple of 64": [
         Neurons(fraction=0.5, criterion="peak_to_peak", multiple_of=64)
     ],
     "heads: one of three groups": [Heads(groups=1, repair=False)],

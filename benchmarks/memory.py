@@ -73,7 +73,7 @@ def main() -> None:
                 )
             )
         table(
-            "Pruning 20 % of the neurons in memory, each in a fresh process",
+            "Pruning 20% of the neurons in memory, each in a fresh process",
             ["model", "cut", "resident before", "new tensors", "peak", "growth over new", "peak over both"],
             rows,
         )

@@ -84,7 +84,7 @@ def leave_genres_out() -> None:
         rows.append((name, left_out, f"{original:.2f}", f"{pruned:.2f}", f"{pruned / original:.3f}"))
         print("·", *rows[-1], flush=True)
     table(
-        f"A genre left out of the general calibration: 20 % of the neurons, up to {TOKENS:,} held-out tokens",
+        f"A genre left out of the general calibration: 20% of the neurons, up to {TOKENS:,} held-out tokens",
         ["measured on", "genre left out", "base", "pruned", "ratio"],
         rows,
     )
