@@ -56,7 +56,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def main(minutes: float, steps: int | None, calibration: int, cut: str, settings: Sequence[str]) -> None:
     """Distill each cut, and print the quality, the speed and the share of the gap closed."""
     length = {"minutes": minutes} if steps is None else {"steps": steps}
-    fields = length | settings_from(None, settings)
+    fields = length | settings_from(None, settings).fields
     model = base()
     text, _ = wikitext()
     original = _perplexities(model.model)
@@ -80,7 +80,7 @@ def main(minutes: float, steps: int | None, calibration: int, cut: str, settings
                 name,
                 f"{before['wikitext'] / original['wikitext']:.2f}",
                 f"{after['wikitext'] / original['wikitext']:.3f}",
-                f"{note.perplexity_after / note.perplexity_base:.3f}",
+                f"{note.perplexity_after / note.perplexity_teacher:.3f}",
                 f"{preparing:.0f}",
                 note.steps,
                 f"{note.tokens:,}",
@@ -123,11 +123,14 @@ def _perplexities(model: PreTrainedModel) -> dict[str, float]:
     _, heldout = wikitext()
     texts = {"wikitext": (heldout, HELD_OUT_TOKENS)}
     texts |= {genre: (passage(genre, "heldout"), PASSAGE_TOKENS) for genre in GENRES}
-    return {name: perplexity(model, base().tokenizer, *text).value for name, text in texts.items()}
+    return {
+        name: perplexity(model, base().tokenizer, text, tokens=tokens).value
+        for name, (text, tokens) in texts.items()
+    }
 
 
 def _print_evaluations(progress: Progress) -> None:
-    if isinstance(progress, TrainingProgress) and progress.measured:
+    if isinstance(progress, TrainingProgress) and progress.evaluated:
         print(progress, file=sys.stderr, flush=True)
 
 

@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 from benchmarks.common import base, table, wikitext
 from benchmarks.optipfair_baseline import prune_with_optipfair
 from pruning import Calibration, Neurons, Recipe, perplexity, prune
-from pruning.calibration import calibrate
+from pruning.calibration.calibrate import windows_of
+from pruning.text import choice
 from pruning.text.passages import GENRES, passage
 
 FRACTIONS = (0.1, 0.2, 0.3, 0.4, 0.5)
@@ -34,7 +35,7 @@ def compare_with_optipfair() -> None:
     """Prune five fractions of the neurons with both libraries, on the same tokens, and print a table."""
     calibration_text, heldout = wikitext()
     text = Calibration.custom(calibration_text, tokens=CALIBRATION_TOKENS)
-    windows = calibrate.windows_of(base(), text)
+    windows = windows_of(base(), text)
     all_windows = windows.fitting + windows.heldout
     texts = {"WikiText-2": heldout, UNSEEN: passage(UNSEEN, "heldout")}
     original = {name: _perplexity(base().model, content) for name, content in texts.items()}
@@ -78,7 +79,7 @@ def leave_genres_out() -> None:
         left_out = "encyclopedia" if name == "WikiText-2" else name
         others = [genre for genre in GENRES if genre != left_out]
         # The seed changes nothing here; it keeps the cached statistics of the calibrations apart.
-        with patch.object(calibrate, "GENRES", others):
+        with patch.object(choice, "GENRES", others):
             model = _ours(0.2, Calibration(tokens=CALIBRATION_TOKENS), seed=number)
         original, pruned = _perplexity(base().model, text), _perplexity(model, text)
         rows.append((name, left_out, f"{original:.2f}", f"{pruned:.2f}", f"{pruned / original:.3f}"))
@@ -98,4 +99,4 @@ def _ours(fraction: float, text: Calibration, seed: int = 0) -> PreTrainedModel:
 
 
 def _perplexity(model: PreTrainedModel, text: str) -> float:
-    return perplexity(model, base().tokenizer, text, TOKENS).value
+    return perplexity(model, base().tokenizer, text, tokens=TOKENS).value

@@ -32,7 +32,10 @@ def main() -> None:
     }
 
     def perplexities(candidate: PreTrainedModel) -> list[float]:
-        return [perplexity(candidate, model.tokenizer, *text).value for text in texts.values()]
+        return [
+            perplexity(candidate, model.tokenizer, text, tokens=tokens).value
+            for text, tokens in texts.values()
+        ]
 
     original = perplexities(model.model)
     rows = []
