@@ -28,7 +28,7 @@ DEFAULT = {
 LONG = {
     "distillation": "the share of the lost quality that distillation recovers, and its arithmetic speed",
     "reconstruction": "perplexity before and after reconstruction, and its time",
-    "load_test": "many visitors at once, over HTTP",
+    "load_test": "many visitors at the same time, over HTTP",
 }
 """About half an hour each: these run only if named."""
 

@@ -1,4 +1,4 @@
-"""Many visitors at once, over HTTP: `python -m benchmarks load_test --visitors 50 --minutes 10`.
+"""Many visitors at the same time, over HTTP: `python -m benchmarks load_test --visitors 50 --minutes 10`.
 
 Each visitor opens the page, moves the slider, prunes, generates with both models, downloads a file, stops a
 job or leaves during one, as Gradio's own client would. Each puts a unique mark into its prompt and a unique
@@ -294,7 +294,7 @@ def main(visitors: int, minutes: float, memory: float) -> None:
         logged = log.read_text()
     if "Traceback" in logged:
         report.errors.append(f"in the log: {logged[logged.index('Traceback') :][:3000]}")
-    _print(report, f"{visitors} visitors at once, {minutes:g} minutes", memory)
+    _print(report, f"{visitors} visitors at the same time, {minutes:g} minutes", memory)
     if report.errors:
         raise SystemExit(1)
 
