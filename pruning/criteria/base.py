@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pruning.calibration.statistics import SiteMoments
+from pruning.calibration.statistics import InputMoments
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class MLP:
     output_weight: torch.Tensor
 
 
-Score = Callable[[MLP, SiteMoments | None, torch.Generator], torch.Tensor]
+Score = Callable[[MLP, InputMoments | None, torch.Generator], torch.Tensor]
 """Scores `[neurons]`, higher is kept; or `[len(reads), neurons]` to rank each matrix apart."""
 
 

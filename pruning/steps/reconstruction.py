@@ -1,5 +1,6 @@
 """Reconstruction: layer by layer, the model learns to pass on what the dense model passes on."""
 
+from dataclasses import asdict
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -63,7 +64,7 @@ class Reconstruction(Step):
         # What is seen is what is saved: new weights are rounded to the stored precision.
         tensors = {name: value.to(context.base.storage_dtype) for name, value in made.tensors.items()}
         model = cut(context.model, context.shape, {}, tensors)
-        return StepResult(model, context.tokenizer, made.notes)
+        return StepResult(model, context.tokenizer, tuple(asdict(fit) for fit in made.layers))
 
     def describe(self) -> str:
         if not self.epochs:

@@ -4,6 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import model_validator
+from transformers import PreTrainedModel
 
 from pruning.architectures.anatomy import Anatomy, TensorSpec
 from pruning.architectures.placement import parameter
@@ -176,7 +177,7 @@ def projections(anatomy: Anatomy) -> list[TensorSpec]:
     ]
 
 
-def _sparsity(model: torch.nn.Module, anatomy: Anatomy) -> tuple[dict, ...]:
+def _sparsity(model: PreTrainedModel, anatomy: Anatomy) -> tuple[dict, ...]:
     """For each component its parameters, how many of them are zero, and their share."""
     totals: dict[str, list[int]] = {}
     for spec in anatomy.tensors:
