@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pruning import Calibration, Neurons, Recipe, load, perplexity, prune
-from pruning.calibration.statistics import PRIOR_TOKENS, SiteGram
+from pruning.calibration.statistics import PRIOR_TOKENS, InputGram
 from pruning.repair.projection import repair_projection
 from pruning.text.passages import passage
 from tests.helpers.models import FAMILIES, loaded, matrices, save_tiny, trained
@@ -25,7 +25,7 @@ def problem(seed=0, neurons=24, channels=5, rows=200, heldout=60, sources=10):
 
 
 def repaired(fitting, heldout, weight, kept):
-    site = SiteGram(
+    site = InputGram(
         torch.tensor(fitting.T @ fitting, dtype=torch.float32),
         torch.tensor(heldout, dtype=torch.float32),
         len(fitting),
