@@ -9,7 +9,7 @@ from pruning.architectures.anatomy import anatomy_of
 from pruning.architectures.shape import Shape
 from pruning.calibration.block_influence import block_influences
 from pruning.calibration.calibrate import statistics_of, windows_of
-from pruning.calibration.statistics import SiteMoments
+from pruning.calibration.statistics import InputMoments
 from pruning.criteria import MLP, criterion_named
 from pruning.errors import RecipeError
 from pruning.loading.load import LoadedModel
@@ -117,7 +117,7 @@ def neuron_scores(
     if chosen.gated_only:
         raise RecipeError(f"{chosen.title} does not give a neuron a single score. Choose another criterion.")
     anatomy = anatomy_of(base.model.config)
-    moments: Mapping[str, SiteMoments] = {}
+    moments: Mapping[str, InputMoments] = {}
     if chosen.needs_calibration:
         modules = Neurons(fraction=0.5, criterion=criterion).hooked_modules(Shape.of(base.model.config))
         moments = statistics_of(base, calibration or Calibration(), modules, seed, progress=progress).moments
