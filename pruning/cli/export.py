@@ -16,7 +16,7 @@ def export(
     output: Annotated[Path, typer.Option("--output", help="The file to write.")],
     file_format: Annotated[str, typer.Option("--format", help="gguf, the format of llama.cpp.")] = "gguf",
     weight_type: Annotated[
-        str, typer.Option("--type", help=f"How to store weights: {' or '.join(gguf.TYPES)}.")
+        str, typer.Option("--type", help=f"How to store weights: {' or '.join(gguf.GGUF_TYPES)}.")
     ] = "f16",
     as_json: AsJson = False,
 ) -> None:
