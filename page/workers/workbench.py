@@ -175,14 +175,14 @@ class Workbench:
         with self.working(progress):
             if (found := self._get(("pruned", recipe.digest), visitor)) is not None:
                 return found
-            return self._keep(recipe, pipeline.prune(recipe, base, progress), visitor)
+            return self._keep(recipe, pipeline.prune(recipe, base, progress=progress), visitor)
 
     def teach(
         self, recipe: Recipe, step: Distillation, visitor: Visitor, progress: Reporter = silent
     ) -> Pruned:
         """The model of a recipe after a distillation. Others may work on models meanwhile."""
         base, pruned = self.pair(recipe, visitor, progress)
-        taught = pipeline.apply_step(pruned, base, step, progress)
+        taught = pipeline.apply_step(pruned, base, step, progress=progress)
         return self._keep(taught.recipe, taught, visitor)
 
     def judged(self, recipe: Recipe, visitor: Visitor, tokens: int, progress: Reporter = silent) -> Pruned:

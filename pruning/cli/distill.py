@@ -7,7 +7,7 @@ import typer
 
 from pruning import pipeline
 from pruning.cli.options import AsJson, Model, Seed, check_new_folder
-from pruning.cli.output import print_json, reporter
+from pruning.cli.output import print_json, reporter, warn
 from pruning.distillation.progress import is_first_process, stop_on_interrupt
 from pruning.errors import RecipeError
 from pruning.pipeline import Pruned
@@ -54,11 +54,12 @@ def distill(
         raise RecipeError("Give either --minutes or --steps, and not both.")
     check_new_folder(output)
     length = {"steps": steps} if steps is not None else {"minutes": 5.0 if minutes is None else minutes}
-    fields: dict[str, Any] = (
-        length | {"text": TextChoice.named(text)} | settings_from(dataset, settings or [])
-    )
+    more = settings_from(dataset, settings or [])
+    for notice in more.notices:
+        warn(notice)
+    fields: dict[str, Any] = length | {"text": TextChoice.named(text)} | more.fields
     checkpoint = output.parent / f".{output.name}.checkpoint"
-    step = Distillation(teacher=teacher, **fields).keeping(checkpoint, checkpoint_every)
+    step = Distillation(teacher=teacher, **fields).with_checkpoint(checkpoint, checkpoint_every)
     recipe = Recipe(base=model, steps=(step,), seed=seed)
     first = is_first_process()
     with stop_on_interrupt(reporter() if first else silent) as report:
@@ -76,11 +77,11 @@ def distill(
 
 def _print_summary(pruned: Pruned) -> None:
     """Print how long the training took and what it gained."""
-    (notes,) = pruned.report.notes[0]
-    print(f"{notes['steps']} steps, {notes['tokens']:,} tokens, {notes['seconds']:.0f} seconds")
+    (note,) = pruned.report.notes[0]
+    print(f"{note.steps} steps, {note.tokens:,} tokens, {note.seconds:.0f} seconds")
     print(
-        f"held-out perplexity {notes['perplexity_before']:.2f} → {notes['perplexity_after']:.2f} "
-        f"(teacher: {notes['perplexity_dense']:.2f})"
+        f"held-out perplexity {note.perplexity_before:.2f} → {note.perplexity_after:.2f} "
+        f"(teacher: {note.perplexity_teacher:.2f})"
     )
-    if not notes["improved"]:
+    if not note.improved:
         print("No improvement on held-out text; the model is unchanged.")

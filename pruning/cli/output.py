@@ -21,9 +21,14 @@ def reporter() -> Reporter:
     return report
 
 
+def warn(message: str) -> None:
+    """Print one line on standard error."""
+    print(f"Warning: {message}", file=sys.stderr)
+
+
 def warn_renamed(old: str, new: str) -> None:
-    """Print one line on standard error that names what a command or an option is called now."""
-    print(f"Warning: {old} is now {new}. The old name works in this version only.", file=sys.stderr)
+    """Print one line that names what a command or an option is called now."""
+    warn(f"{old} is now {new}. The old name works in this version only.")
 
 
 def print_json(value: object) -> None:

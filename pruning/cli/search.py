@@ -15,7 +15,6 @@ from pruning.cli.options import (
     check_writable,
 )
 from pruning.cli.output import print_json, reporter
-from pruning.files import replacing
 from pruning.loading.load import load
 from pruning.shape_search import search as shape_search
 from pruning.text.choice import Calibration
@@ -49,8 +48,7 @@ def search(
         base, target, calibration=text, seed=seed, thorough=thorough, progress=reporter()
     )
     if output is not None:
-        with replacing(output) as temporary:
-            temporary.write_text(result.chosen.recipe.to_yaml(), encoding="utf-8")
+        result.chosen.recipe.save(output)
     if as_json:
         print_json(result.to_dict())
         return

@@ -58,9 +58,8 @@ def search(
 
     Example:
         >>> import pruning
-        >>> from pruning.shape_search.search import Budget, search
         >>> base = pruning.load("smollm2-135m")
-        >>> result = search(base, Budget(100_000_000), thorough=False)
+        >>> result = pruning.search(base, pruning.Budget(100_000_000), thorough=False)
         >>> pruned = pruning.run(result.chosen.recipe, base=base)
     """
     for event in iter_search(
@@ -80,7 +79,17 @@ def iter_search(
     thorough: bool = True,
     progress: Reporter = silent,
 ) -> Iterator[Trial | SearchResult]:
-    """Search as `search` does, and yield every trial as soon as it is measured; at last, the result."""
+    """Search as `search` does, and yield every trial as soon as it is measured; at last, the result.
+
+    See `search` for the arguments and errors.
+
+    Example:
+        >>> import pruning
+        >>> base = pruning.load("smollm2-135m")
+        >>> for event in pruning.iter_search(base, pruning.Budget(100_000_000), thorough=False):
+        ...     if isinstance(event, pruning.Trial):
+        ...         perplexity = event.perplexity
+    """
     shape = Shape.of(base.model.config)
     candidates = list(all_candidates(shape))
     within = largest_within(candidates, budget)

@@ -56,6 +56,13 @@ def iter_sweep(
 
     Raises:
         RecipeError: A criterion is unknown.
+
+    Example:
+        >>> import pruning
+        >>> base = pruning.load("smollm2-135m")
+        >>> points = list(pruning.iter_sweep(base, ["activation", "l1"]))
+        >>> [point.fraction for point in points if point.criterion == "l1"]
+        [0.1, 0.2, 0.3, 0.4, 0.5]
     """
     calibration = calibration or Calibration()
     heldout = windows_of(base, calibration, seed, progress).heldout

@@ -72,6 +72,13 @@ def verify(name: str, *, token: Token = None, progress: Reporter = silent) -> Ve
 
     Raises:
         PruningError: The model, the recipe or the card cannot be read at all.
+
+    Example:
+        >>> import pruning
+        >>> recipe = pruning.Recipe(base="smollm2-135m", steps=[pruning.Neurons(fraction=0.2)])
+        >>> folder = pruning.run(recipe).save("smaller")
+        >>> pruning.verify(str(folder)).holds
+        True
     """
     recipe = Recipe.parse(fetch_recipe(name, token=token))
     loaded = load(name, token=token, progress=progress)

@@ -179,6 +179,11 @@ def stream(
 
     Raises:
         RecipeError: The model cannot continue this prompt. Raised here, before the first piece.
+
+    Example:
+        >>> import pruning
+        >>> base = pruning.load("smollm2-135m")
+        >>> pieces = list(pruning.stream(base, "Paris is the capital of", pruning.Sampling(max_new_tokens=8)))
     """
     sampling = sampling or Sampling()
     inputs = encode_prompt(model.tokenizer, prompt).to(model.model.device)

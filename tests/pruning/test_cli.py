@@ -13,7 +13,6 @@ from transformers import AutoModelForCausalLM
 import pruning
 from pruning import catalog
 from pruning.cli import COMMANDS, RENAMED, main
-from pruning.cli.step_options import RENAMED_FLAGS
 from pruning.criteria import CRITERIA
 from pruning.lessons import LESSONS
 from pruning.steps import STEPS
@@ -89,9 +88,9 @@ def test_prune_prints_one_object_and_writes_a_model(pruned):
     assert result["parameters"]["after"] < result["parameters"]["before"]
     assert result["recipe"]["seed"] == 3
     assert result["recipe"]["steps"][0]["fraction"] == 0.3
-    assert result["recipe"]["calibration"]["text"] == "own"
+    assert result["recipe"]["calibration"]["text"] == "custom"
     model = pruning.load(str(folder))
-    assert result["report"]["quality_after"] == pruning.quality(model.model, model.tokenizer).to_dict()
+    assert result["report"]["after"]["quality"] == pruning.evaluate(model).to_dict()
     assert "Reading the weights" in process.stderr
     model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
     assert count(model) == result["parameters"]["after"]
@@ -104,11 +103,11 @@ def test_pruned_model_evaluates_and_generates(pruned, as_json, tmp_path):
     short.write_text(passage("code", "heldout")[:2000], encoding="utf-8")
     loaded = pruning.load(str(folder))
     result = as_json("evaluate", folder, "--text", short, "--tokens", "100")
-    expected = pruning.perplexity(loaded.model, loaded.tokenizer, short.read_text(), 100)
+    expected = pruning.perplexity(loaded.model, loaded.tokenizer, short.read_text(), tokens=100)
     assert (result["perplexity"], result["bits_per_byte"]) == (expected.value, expected.bits_per_byte)
     assert (result["tokens"], result["text"], result["genres"]) == (100, "short.txt", {})
     result = as_json("evaluate", folder, "--tokens", "100")
-    quality = pruning.quality(loaded.model, loaded.tokenizer, tokens=100)
+    quality = pruning.evaluate(loaded, tokens=100)
     assert result["genres"] == {genre: one.value for genre, one in quality.genres.items()}
     greedy = as_json("generate", folder, PROMPT, "--max-new-tokens", "6")
     settings = pruning.Sampling(6)
@@ -144,7 +143,7 @@ def test_recipe_file_makes_the_same_model(pruned, shell, refused, tmp_path, monk
 
 def test_recipe_in_json_without_calibration(shell, tmp_path):
     recipe = pruning.Recipe(
-        base=str(folder_of("gpt2")), steps=[pruning.Neurons(intermediate_size=20, criterion="ppm")]
+        base=str(folder_of("gpt2")), steps=[pruning.Neurons(intermediate_size=20, criterion="peak_to_peak")]
     )
     file = tmp_path / "recipe.json"
     file.write_text(json.dumps(recipe.to_dict()))
@@ -172,7 +171,7 @@ def test_a_model_that_is_streamed_is_the_same(refused, as_json, tmp_path):
         "--neurons",
         "30%",
         "--criterion",
-        "ppm",
+        "peak_to_peak",
     )
     held = as_json("prune", *cuts, "--output", tmp_path / "held", "--no-evaluate")
     streamed = as_json("prune", *cuts, "--output", tmp_path / "streamed", "--stream")
@@ -208,15 +207,15 @@ def test_lessons_are_listed(as_json):
 
 def test_preview_needs_only_a_config(as_json, shell, tmp_path):
     shutil.copy(folder_of("phi3") / "config.json", tmp_path)
-    result = as_json("preview", tmp_path, "--neurons", "25%", "--criterion", "ppm")
+    result = as_json("preview", tmp_path, "--neurons", "25%", "--criterion", "peak_to_peak")
     assert set(result) == {"parameters", "config", "recipe"}
     parameters = result["parameters"]
     for side in ("before", "after"):
         assert parameters[side] == sum(part[side] for part in parameters["components"].values())
     assert result["config"]["intermediate_size"] == 36
-    assert result["recipe"]["steps"][0]["criterion"] == "ppm"
+    assert result["recipe"]["steps"][0]["criterion"] == "peak_to_peak"
     assert as_json("preview", tmp_path, "--neurons", "0.25")["parameters"] == parameters
-    assert as_json("preview", tmp_path, "--width", "36")["parameters"] == parameters
+    assert as_json("preview", tmp_path, "--intermediate-size", "36")["parameters"] == parameters
     multiple = as_json("preview", tmp_path, "--neurons", "25%", "--multiple-of", "8")
     assert multiple["config"]["intermediate_size"] == 40
     status, out, err = shell("preview", tmp_path, "--neurons", "25%")
@@ -252,11 +251,14 @@ def test_models_and_criteria_are_listed(as_json, shell):
         (["preview", "MODEL", "--neurons", "nan"], "finite"),
         (["preview", "MODEL", "--neurons", "many"], "such as 20%"),
         (["preview", "MODEL", "--neurons", ""], "such as 20%"),
-        (["preview", "MODEL", "--neurons", "20%", "--width", "9"], "either fraction or width"),
-        (["preview", "MODEL", "--width", "99"], "removes none"),
-        (["preview", "MODEL", "--width", "0"], "width"),
+        (
+            ["preview", "MODEL", "--neurons", "20%", "--intermediate-size", "9"],
+            "either fraction or intermediate_size",
+        ),
+        (["preview", "MODEL", "--intermediate-size", "99"], "removes none"),
+        (["preview", "MODEL", "--intermediate-size", "0"], "intermediate_size"),
         (["preview", "MODEL", "--neurons", "20%", "--criterion", "taylor"], "no criterion 'taylor'"),
-        (["preview", "MODEL", "--neurons", "20%", "--criterion", "independent"], "has no gate"),
+        (["preview", "MODEL", "--neurons", "20%", "--criterion", "gate_up_unpaired"], "has no gate"),
         (["preview", "no such model", "--neurons", "20%"], "no such model"),
         (["prune", "MODEL", "--neurons", "20%"], "--output"),
         (["prune", "MODEL", "--output", "OUT"], "Nothing to prune"),
@@ -267,7 +269,7 @@ def test_models_and_criteria_are_listed(as_json, shell):
         (["prune", "--recipe", "RECIPE", "--criterion", "l1", "--output", "OUT"], "not both"),
         (["prune", "--recipe", "RECIPE", "--output", "OUT"], "steps.0.fraction"),
         (["prune", "MODEL", "--neurons", "20%", "--calibration", "bible", "--output", "OUT"], "'bible'"),
-        (["prune", "MODEL", "--neurons", "20%", "--calibration", "own", "--output", "OUT"], "'own'"),
+        (["prune", "MODEL", "--neurons", "20%", "--calibration", "custom", "--output", "OUT"], "'custom'"),
         (["prune", "MODEL", "--neurons", "20%", "--calibration", "SHORT", "--output", "OUT"], "longer text"),
         (["prune", "MODEL", "--neurons", "20%", "--calibration", "BINARY", "--output", "OUT"], "not UTF-8"),
         (["prune", "MODEL", "--neurons", "20%", "--tokens", "9", "--output", "OUT"], "tokens"),
@@ -305,7 +307,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(arguments, message, refused, t
     places["SHORT"].write_text("Too short.")
     places["BINARY"].write_bytes(b"\xff\xfe\x00" * 2000)
     places["RECIPE"].write_text(f"base: {folder_of('gpt2')}\nsteps:\n- step: neurons\n  fraction: 1.5\n")
-    own = pruning.Calibration.own("The user's own text. " * 500)
+    own = pruning.Calibration.custom("The user's own text. " * 500)
     recipe = pruning.Recipe(
         base=str(folder_of("gpt2")), calibration=own, steps=[pruning.Neurons(fraction=0.5)]
     )
@@ -370,10 +372,20 @@ def test_a_renamed_command_works_and_names_the_new_one(old, new, shell):
     assert err == f"Warning: {old} is now {new}. The old name works in this version only.\n"
 
 
-FLAGS = {setting.flag for step in STEPS.values() for setting in step.settings}
+RENAMED_FLAGS = {
+    old: setting.flag for step in STEPS.values() for setting in step.settings for old in setting.old_flags
+}
 
 
-@pytest.mark.parametrize(("old", "new"), [(old, new) for old, new in RENAMED_FLAGS.items() if new in FLAGS])
+def test_options_of_0_1_0_that_have_a_new_name():
+    assert RENAMED_FLAGS == {
+        "--width": "--intermediate-size",
+        "--distil": "--distill",
+        "--distil-steps": "--distill-steps",
+    }
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED_FLAGS.items())
 def test_a_renamed_option_works_and_names_the_new_one(old, new, shell, refused):
     status, out, err = shell("preview", folder_of("llama"), old, "30", "--json")
     assert (status, out) == shell("preview", folder_of("llama"), new, "30", "--json")[:2]

@@ -146,7 +146,9 @@ def test_repair_lowers_the_perplexity_of_a_trained_model():
         model = prune(recipe, base).model
         return perplexity(model, base.tokenizer, passage("story", "heldout"), tokens=2000, window=64).value
 
-    original = perplexity(base.model, base.tokenizer, passage("story", "heldout"), tokens=2000, window=64).value
+    original = perplexity(
+        base.model, base.tokenizer, passage("story", "heldout"), tokens=2000, window=64
+    ).value
     bare, repaired = measured(repair=False), measured()
     assert original < repaired < bare
 
