@@ -40,7 +40,7 @@ CUTS = {
 def main() -> None:
     asked = _asked()
     length = {"minutes": asked.minutes} if asked.steps is None else {"steps": asked.steps}
-    distillation = length | settings_from(None, asked.set)
+    distillation = length | settings_from(None, asked.set).fields
     model = base()
     text, heldout = wikitext()
 
@@ -67,19 +67,19 @@ def main() -> None:
         before = measured(cut)
         pruned = prune(recipe, model, progress=_told)
         after = measured(pruned.model)
-        (notes,) = pruned.report.notes[-1]
-        work = _operations(Shape.of(model.model.config), pruned.shape) * notes["tokens"]
-        speed = work / notes["seconds"]
+        (note,) = pruned.report.notes[-1]
+        work = _operations(Shape.of(model.model.config), pruned.shape) * note.tokens
+        speed = work / note.seconds
         rows.append(
             (
                 name,
                 f"{before['wikitext'] / dense['wikitext']:.2f}",
                 f"{after['wikitext'] / dense['wikitext']:.3f}",
-                f"{notes['perplexity_after'] / notes['perplexity_dense']:.3f}",
+                f"{note.perplexity_after / note.perplexity_teacher:.3f}",
                 f"{preparing:.0f}",
-                notes["steps"],
-                f"{notes['tokens']:,}",
-                f"{notes['tokens'] / notes['seconds']:.0f}",
+                note.steps,
+                f"{note.tokens:,}",
+                f"{note.tokens / note.seconds:.0f}",
                 *(f"{speed / rate:.0%}" for rate in rates.values()),
             )
         )
@@ -91,7 +91,7 @@ def main() -> None:
     described = ", ".join(f"{name} {value}" for name, value in distillation.items())
     table(
         f"Calibrated on {asked.calibration:,} tokens of WikiText-2 and distilled on it ({described}; "
-        f"{notes['precision']} products): perplexity over dense ({dense['wikitext']:.2f}) on "
+        f"{note.precision} products): perplexity over dense ({dense['wikitext']:.2f}) on "
         f"{HELD_OUT_TOKENS} held-out tokens of other articles",
         [
             "cut",
@@ -124,7 +124,7 @@ def _asked() -> argparse.Namespace:
 
 
 def _told(progress) -> None:
-    if isinstance(progress, TrainingProgress) and progress.measured:
+    if isinstance(progress, TrainingProgress) and progress.evaluated:
         print(progress, file=sys.stderr, flush=True)
 
 

@@ -361,7 +361,7 @@ def distill(
     it goes on from its checkpoint when it is called again. `accelerate launch -m pruning distill …` shares
     the work between processes."""
     from pruning import pipeline
-    from pruning.distillation.progress import is_first_process, stopping
+    from pruning.distillation.progress import is_first_process, stop_on_interrupt
     from pruning.steps.distillation import settings_from
 
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
@@ -369,25 +369,29 @@ def distill(
     length = {"steps": steps} if steps is not None else {"minutes": 5.0 if minutes is None else minutes}
     if steps is not None and minutes is not None:
         raise RecipeError("Give either --minutes or --steps, and not both.")
-    source = {"text": TextChoice.named(text)} | settings_from(dataset, settings or [])
+    fields, notices = settings_from(dataset, settings or [])
+    for notice in notices:
+        print(notice, file=sys.stderr)
+    source = {"text": TextChoice.named(text)} | fields
     checkpoint = output.parent / f".{output.name}.checkpoint"
-    step = STEPS["distillation"](teacher=teacher, **length, **source).keeping(checkpoint, checkpoint_every)
+    step = STEPS["distillation"](teacher=teacher, **length, **source)
+    step = step.with_checkpoint(checkpoint, checkpoint_every)
     first = is_first_process()
-    with stopping(_reporter() if first else silent) as report:
+    with stop_on_interrupt(_reporter() if first else silent) as report:
         recipe = _recipe(model, [step], seed=seed)
         pruned = pipeline.run(recipe, evaluate=evaluate and first, progress=report)
     if not first:
         return
     pruned.save(output, progress=_reporter())
     checkpoint.unlink(missing_ok=True)
-    (notes,) = pruned.report.notes[0]
+    (note,) = pruned.report.notes[0]
     if as_json:
         _print_json(pruned.to_dict() | {"output": str(output)})
         return
-    before, after = notes["perplexity_before"], notes["perplexity_after"]
-    print(f"{notes['steps']} steps, {notes['tokens']:,} tokens, {notes['seconds']:.0f} seconds")
-    print(f"held-out perplexity {before:.2f} → {after:.2f}, the teacher's {notes['perplexity_dense']:.2f}")
-    if not notes["improved"]:
+    before, after = note.perplexity_before, note.perplexity_after
+    print(f"{note.steps} steps, {note.tokens:,} tokens, {note.seconds:.0f} seconds")
+    print(f"held-out perplexity {before:.2f} → {after:.2f}, the teacher's {note.perplexity_teacher:.2f}")
+    if not note.improved:
         print("Nothing was gained: this is the model that went in.")
     print(f"saved to {output}")
 

@@ -1,27 +1,30 @@
-"""How long work tells where it stands."""
+"""The events with which long work reports its progress."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 
-class Progress(str):
-    """A line of text to show, which also knows how far the work is.
+@dataclass(frozen=True)
+class Progress:
+    """One event of progress: a plain value that can be pickled, and prints as one line.
 
-    `done` of `total` parts of the stage that the line names; `total` is 0 where it is not known.
+    Attributes:
+        text: The stage that the work is in.
+        done: Parts of the stage that are done.
+        total: All parts of the stage; 0 if their number is unknown.
     """
 
-    done: int
-    total: int
+    text: str
+    done: int = 0
+    total: int = 0
 
-    def __new__(cls, text: str, done: int = 0, total: int = 0):
-        line = super().__new__(cls, f"{text}: {done} of {total}" if total else text)
-        line.done, line.total = done, total
-        line.text = text
-        return line
+    def __str__(self) -> str:
+        return f"{self.text}: {self.done} of {self.total}" if self.total else self.text
 
 
 Reporter = Callable[[Progress], None]
-"""Called with every step of progress. It may raise `Cancelled` to stop the work."""
+"""Called with every event of progress. It may raise `Cancelled` to stop the work."""
 
 
-def silent(progress: Progress) -> None:
-    """A reporter that says nothing."""
+def silent(_progress: Progress) -> None:
+    """Report nothing."""

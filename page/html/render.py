@@ -9,6 +9,7 @@ from pruning.architectures.families import CHANNEL, KEY_VALUE, LAYER, NEURON, QU
 from pruning.architectures.shape import Shape
 from pruning.criteria import Criterion
 from pruning.distillation.progress import TrainingProgress
+from pruning.distillation.result import DistillationNote
 from pruning.formatting import format_number
 
 COMPONENT_TITLES = {
@@ -136,24 +137,24 @@ def status(text: str = "", done: int = 0, total: int = 0, kind: str = "idle", co
 
 def training(progress: TrainingProgress) -> str:
     """Where a training stands."""
-    left = f"{progress.remaining / 60:.1f} minutes left" if progress.step else "starting"
+    left = f"{progress.seconds_left / 60:.1f} minutes left" if progress.step else "starting"
     line = (
-        f"{left}; {progress.tokens:,} tokens read; perplexity {progress.before:.1f} → {progress.heldout:.1f} "
-        f"(dense {progress.dense:.1f})"
+        f"{left}; {progress.tokens:,} tokens read; perplexity {progress.perplexity_before:.1f} → "
+        f"{progress.perplexity:.1f} (teacher {progress.perplexity_teacher:.1f})"
     )
     return status(line, progress.done, progress.total, "busy", counted=False)
 
 
-def taught(note: dict) -> str:
+def taught(note: DistillationNote) -> str:
     """What a training came to."""
-    if not note["improved"]:
+    if not note.improved:
         return status(
             "It learnt nothing that helps on held-out text, so the model is as it was.", kind="stopped"
         )
     return status(
-        f"Taught on {note['tokens']:,} tokens in {note['seconds'] / 60:.1f} minutes: perplexity "
-        f"{note['perplexity_before']:.1f} → {note['perplexity_after']:.1f} "
-        f"(dense {note['perplexity_dense']:.1f}).",
+        f"Taught on {note.tokens:,} tokens in {note.seconds / 60:.1f} minutes: perplexity "
+        f"{note.perplexity_before:.1f} → {note.perplexity_after:.1f} "
+        f"(teacher {note.perplexity_teacher:.1f}).",
         kind="done",
     )
 

@@ -90,7 +90,7 @@ def wire(column: Column, desk: Desk, parts: dict) -> None:
                     if job.asked:
                         progress.stop()
                     said = None
-                    if progress.measured:
+                    if progress.evaluated:
                         said = complete(progress.model, base.tokenizer, prompt, Sampling(24))
                     return tell((progress, said, None))
 
@@ -102,8 +102,8 @@ def wire(column: Column, desk: Desk, parts: dict) -> None:
                 elif len(event) == 3:
                     progress, said, _ = event
                     shown = {status: render.training(progress)}
-                    if progress.measured:
-                        rows.append((progress.seconds, progress.heldout, "taught"))
+                    if progress.evaluated:
+                        rows.append((progress.seconds, progress.perplexity, "taught"))
                         shown[curve] = gr.LinePlot(_frame(rows, progress), visible=True)
                         shown[sample] = render.sample(prompt, said or "")
                     yield shown
@@ -150,7 +150,10 @@ def _frame(rows: list[tuple], progress: TrainingProgress) -> pd.DataFrame:
     last = rows[-1][0]
     level = [
         (seconds, value, name)
-        for name, value in (("dense", progress.dense), ("before teaching", progress.before))
+        for name, value in (
+            ("dense", progress.perplexity_teacher),
+            ("before teaching", progress.perplexity_before),
+        )
         for seconds in (0.0, max(last, 1.0))
     ]
     return pd.DataFrame([*rows, *level], columns=AXES)

@@ -6,45 +6,65 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
+from accelerate.optimizer import AcceleratedOptimizer
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import nn
 
 from pruning.distillation.data import TrainingTokens
 from pruning.distillation.settings import Training
 from pruning.errors import RecipeError
 from pruning.files import replacing
 
+FORMAT = "2"
+"""Format of the files. Release 0.1.0 wrote none in its checkpoints."""
+
+Ended = Literal["", "done", "stopped", "no further gain"]
+
 
 @dataclass
 class TrainingState:
-    """What a training has come to, but for its tensors: plain values.
+    """The state of a training but for its tensors: plain values.
 
-    Losses are in nats per token of the held-out text. `measured_at`: the share of the training that was
-    done when it was last measured; `measurements`: how many there shall be; `curve`: seconds, step and
-    loss of each measurement.
+    Attributes:
+        step: Optimizer steps done.
+        seconds: Seconds of training.
+        tokens: Training tokens read.
+        loss: The training loss of the last step; None before the first.
+        teacher_loss: The teacher's held-out loss, in nats per token, as all the following.
+        initial_loss: The student's held-out loss before training.
+        heldout_loss: The student's held-out loss at the last evaluation.
+        best_loss: The lowest held-out loss so far.
+        best_step: The step after which it was measured.
+        evaluated_at: Share of the training that was done at the last evaluation.
+        num_evals: Number of evaluations planned.
+        evals_without_gain: Evaluations since the best one.
+        ended: Why the training is over; empty while it runs.
+        curve: Seconds, step and held-out loss of every evaluation.
     """
 
     step: int = 0
     seconds: float = 0.0
     tokens: int = 0
     loss: float | None = None
-    dense: float = math.nan
-    before: float = math.nan
-    heldout: float = math.nan
-    best: float = math.nan
+    teacher_loss: float = math.nan
+    initial_loss: float = math.nan
+    heldout_loss: float = math.nan
+    best_loss: float = math.nan
     best_step: int = 0
-    measured_at: float = 0.0
-    measurements: int = 16
-    worse: int = 0
-    ended: str = ""
+    evaluated_at: float = 0.0
+    num_evals: int = 16
+    evals_without_gain: int = 0
+    ended: Ended = ""
     curve: list[tuple[float, int, float]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where to keep what a killed training needs to go on, and how often, in seconds."""
+    """The file from which a killed training resumes, and the seconds between two writes of it."""
 
     file: Path
     every: float = 60.0
@@ -54,50 +74,87 @@ _MOMENTS = {"first": "exp_avg", "second": "exp_avg_sq"}
 
 
 def save_checkpoint(
-    file: Path, run: str, state: TrainingState, trained, best: Mapping[str, torch.Tensor], optimizer
+    file: Path,
+    fingerprint: str,
+    state: TrainingState,
+    trained: Mapping[str, nn.Parameter],
+    best: Mapping[str, torch.Tensor],
+    optimizer: AcceleratedOptimizer,
 ) -> None:
-    """Write all that a training needs to go on, in one file that is whole or not there."""
+    """Write all that a training needs to resume, in one file, atomically.
+
+    Args:
+        file: The file to write.
+        fingerprint: The identity of the training (`fingerprint_of`).
+        state: The plain values.
+        trained: The trained parameters, by name.
+        best: The best weights so far, by name; empty before the first gain.
+        optimizer: AdamW as accelerate wraps it.
+    """
     tensors = {f"trained.{name}": p.detach() for name, p in trained.items()}
     tensors |= {f"best.{name}": value for name, value in best.items()}
     moments = optimizer.optimizer.state
     for name, p in trained.items():
         tensors |= {f"{kind}.{name}": moments[p][key] for kind, key in _MOMENTS.items() if p in moments}
+    metadata = {"format": FORMAT, "run": fingerprint, "state": json.dumps(asdict(state))}
     with replacing(file) as temporary:
-        save_file(tensors, temporary, metadata={"run": run, "state": json.dumps(asdict(state))})
+        save_file(tensors, temporary, metadata=metadata)
 
 
 def load_checkpoint(
-    file: Path, run: str, trained, optimizer
+    file: Path, fingerprint: str, trained: Mapping[str, nn.Parameter], optimizer: AcceleratedOptimizer
 ) -> tuple[TrainingState, dict[str, torch.Tensor]]:
+    """Restore a training: its parameters and the optimizer's moments in place.
+
+    Args:
+        file: A file that `save_checkpoint` wrote.
+        fingerprint: The identity of the training (`fingerprint_of`).
+        trained: The parameters to restore, by name.
+        optimizer: The optimizer to restore.
+
+    Returns:
+        The plain values, and the best weights so far.
+
+    Raises:
+        RecipeError: If the file cannot be read, or is from another training or another version.
+    """
     try:
-        with safe_open(file, framework="pt") as kept:
-            metadata = kept.metadata() or {}
-            if metadata.get("run") != run:
+        with safe_open(file, framework="pt") as tensors:
+            metadata = tensors.metadata() or {}
+            if metadata.get("format") != FORMAT:
                 raise RecipeError(
-                    f"The checkpoint {file} is of another training: other models, another text or other "
-                    "settings. Delete it, or name another."
+                    f"The checkpoint {file} was written by another version of Secateur and cannot be "
+                    "resumed. Delete it to start from the beginning."
+                )
+            if metadata.get("run") != fingerprint:
+                raise RecipeError(
+                    f"The checkpoint {file} is from another training: other models, another text or other "
+                    "settings. Delete it, or choose another output."
                 )
             state = TrainingState(**json.loads(metadata["state"]))
-            names = set(kept.keys())
+            names = set(tensors.keys())
             moments = optimizer.optimizer.state
             for name, p in trained.items():
-                p.data.copy_(kept.get_tensor(f"trained.{name}"))
+                p.data.copy_(tensors.get_tensor(f"trained.{name}"))
                 if f"first.{name}" in names:
                     moments[p] = {"step": torch.tensor(float(state.step), device=p.device)} | {
-                        key: kept.get_tensor(f"{kind}.{name}").to(p.device) for kind, key in _MOMENTS.items()
+                        key: tensors.get_tensor(f"{kind}.{name}").to(p.device)
+                        for kind, key in _MOMENTS.items()
                     }
-            best = {name: kept.get_tensor(f"best.{name}") for name in trained if f"best.{name}" in names}
+            best = {name: tensors.get_tensor(f"best.{name}") for name in trained if f"best.{name}" in names}
     except (SafetensorError, OSError) as error:
         raise RecipeError(
-            f"The checkpoint {file} cannot be read ({error}). Delete it to start anew."
+            f"The checkpoint {file} cannot be read ({error}). Delete it to start from the beginning."
         ) from error
-    state.curve = [tuple(point) for point in state.curve]
+    state.curve = [(seconds, step, loss) for seconds, step, loss in state.curve]
     return state, best
 
 
-def fingerprint(training: Training, reading: TrainingTokens, seed: int, trained) -> str:
-    """Identifies a training: settings, text, seed and the student as it comes."""
-    total = hashlib.sha256(f"{training.model_dump_json()}|{reading.digest}|{seed}".encode())
+def fingerprint_of(
+    training: Training, data: TrainingTokens, seed: int, trained: Mapping[str, nn.Parameter]
+) -> str:
+    """Return what identifies a training: 32 hexadecimal digits of its settings, text, seed and student."""
+    total = hashlib.sha256(f"{training.model_dump_json()}|{data.digest}|{seed}".encode())
     for name, p in trained.items():
         total.update(name.encode() + p.detach().cpu().numpy().tobytes())
     return total.hexdigest()[:32]

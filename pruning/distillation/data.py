@@ -9,20 +9,32 @@ import torch
 
 @dataclass(frozen=True)
 class TrainingTokens:
-    """Tokens to train on, and token windows held out from them.
+    """Tokens to train on, and windows of tokens held out from them.
 
-    `prefix`: what every window begins with (a BOS token, where the model expects one).
+    Attributes:
+        tokens: Token ids to train on, `[tokens]`.
+        heldout: Windows to evaluate on, each `[window]`.
+        prefix: Token ids that every window begins with, such as a BOS token; may be empty.
+        name: Name of the text, for reports.
     """
 
     tokens: torch.Tensor
     heldout: tuple[torch.Tensor, ...]
     prefix: torch.Tensor
-    name: str = "own text"
+    name: str = "custom text"
 
     def windows(self, numbers: Sequence[int], length: int, seed: int) -> torch.Tensor:
-        """Windows by their number in an endless order, `[numbers, length]`.
+        """Return windows by their number in an endless order.
 
-        Each epoch cuts the text at other places and reads every window of it once, in random order.
+        Each epoch cuts the text at other places, and reads every window once, in random order.
+
+        Args:
+            numbers: Numbers of windows, from 0.
+            length: Tokens in a window, the prefix included.
+            seed: Seed of the order.
+
+        Returns:
+            Token ids, `[len(numbers), length]`.
         """
         piece = length - len(self.prefix)
         count = len(self.tokens) // piece
@@ -38,5 +50,6 @@ class TrainingTokens:
 
     @property
     def digest(self) -> str:
+        """32 hexadecimal digits that identify the tokens."""
         parts = (self.tokens, *self.heldout)
         return hashlib.sha256(b"|".join(part.numpy().tobytes() for part in parts)).hexdigest()[:32]

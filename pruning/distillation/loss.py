@@ -1,179 +1,288 @@
-"""The distillation loss: KL divergence at the head, hidden states and cross-entropy."""
+"""The distillation loss: KL divergence of the outputs, hidden states and cross-entropy."""
 
 from collections import defaultdict
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from pruning.architectures.anatomy import anatomy_of
+from pruning.architectures.anatomy import Anatomy, anatomy_of
 from pruning.distillation.settings import Training
 from pruning.errors import RecipeError
 
-HEAD_TOKENS = defaultdict(lambda: 2048, cpu=128)
-"""Tokens whose logits are in memory at one time, by kind of device: on a CPU, as many as its cache likes."""
+HEAD_TOKENS: defaultdict[str, int] = defaultdict(lambda: 2048, cpu=128)
+"""Tokens whose logits are in memory at one time, by device type: on a CPU, few enough for its cache."""
+
+IGNORED = -100
+"""The label of a position that predicts no token, as in `torch.nn.CrossEntropyLoss`."""
+
+LogitsLoss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+"""From student logits, teacher logits and labels to a summed loss and its gradient (`logits_loss`)."""
 
 
 class OutputHead:
-    """From the last hidden states of a model to its logits.
+    """The map from the last hidden states of a model to its logits.
 
-    `rows`: the tokens to keep of a vocabulary, where not all.
+    Args:
+        model: The model.
+        dtype: Precision of the product.
+        rows: Ids of the tokens to compute logits for, `[tokens]`; None for the whole vocabulary.
     """
 
-    def __init__(self, model: PreTrainedModel, dtype: torch.dtype, rows: torch.Tensor | None = None):
+    def __init__(self, model: PreTrainedModel, dtype: torch.dtype, rows: torch.Tensor | None = None) -> None:
         module = model.get_output_embeddings()
-        self.parameters = [module.weight] if module.bias is None else [module.weight, module.bias]
-        self.cap = getattr(model.config, "final_logit_softcapping", None)
-        # What is frozen is turned to the precision of the products once, not every time.
+        parameters = [module.weight] if module.bias is None else [module.weight, module.bias]
+        self.cap: float | None = getattr(model.config, "final_logit_softcapping", None)
+        # Frozen tensors are cast to the precision of the product once, not for every batch.
         self.tensors = [
             tensor if tensor.requires_grad else (tensor if rows is None else tensor[rows]).detach().to(dtype)
-            for tensor in self.parameters
+            for tensor in parameters
         ]
 
     def __call__(self, hidden: torch.Tensor, *tensors: torch.Tensor) -> torch.Tensor:
+        """Return logits, `[tokens, vocabulary]`, of hidden states `[tokens, channels]`.
+
+        `tensors` stand in for the head's own weight (and bias), to differentiate with respect to them.
+        """
         weight, *bias = tensors or self.tensors
         logits = functional.linear(hidden.to(weight.dtype), weight, *bias)
         return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
 
 
 class HeadLoss(torch.autograd.Function):
-    """The mean loss over tokens at the head, with logits for only some of them (`HEAD_TOKENS`) at a time.
+    """The mean loss over tokens at the head, with the logits of only `HEAD_TOKENS` tokens at a time.
 
-    The gradient is worked out together with the loss: nothing is computed twice.
+    The gradient is computed together with the loss, so no logits are computed twice.
     """
 
     @staticmethod
-    def forward(ctx, terms, student, teacher, hidden, taught, labels, *tensors):
-        wanted = [needed for at, needed in enumerate(ctx.needs_input_grad) if at == 3 or at >= 6]
-        inputs = (hidden, *tensors)
-        gradients = [torch.zeros_like(x) if want else None for x, want in zip(inputs, wanted, strict=True)]
-        total, rows = 0.0, HEAD_TOKENS[hidden.device.type]
-        for start in range(0, len(hidden), rows):
-            part = slice(start, start + rows)
+    def forward(
+        ctx: Any,  # torch's own context object
+        loss_of: LogitsLoss,
+        student_head: OutputHead,
+        teacher_head: OutputHead,
+        student_hidden: torch.Tensor,
+        teacher_hidden: torch.Tensor,
+        labels: torch.Tensor,
+        *tensors: torch.Tensor,
+    ) -> torch.Tensor:
+        """Return the mean loss, and keep its gradients.
+
+        Args:
+            ctx: Context of the function.
+            loss_of: The loss of some tokens and its gradient.
+            student_head: Head of the student.
+            teacher_head: Head of the teacher.
+            student_hidden: Last hidden states of the student, `[tokens, channels]`.
+            teacher_hidden: Those of the teacher.
+            labels: The token that follows each, `[tokens]`.
+            tensors: Weight (and bias) of the student's head.
+        """
+        needed = [need for at, need in enumerate(ctx.needs_input_grad) if at == 3 or at >= 6]
+        inputs = (student_hidden, *tensors)
+        grads = [torch.zeros_like(x) if need else None for x, need in zip(inputs, needed, strict=True)]
+        total = student_hidden.new_zeros((), dtype=torch.float32)
+        count, chunk = len(student_hidden), HEAD_TOKENS[student_hidden.device.type]
+        for start in range(0, count, chunk):
+            part = slice(start, start + chunk)
             pieces = [
-                x.detach().requires_grad_(want)
-                for x, want in zip((hidden[part], *tensors), wanted, strict=True)
+                x.detach().requires_grad_(need)
+                for x, need in zip((student_hidden[part], *tensors), needed, strict=True)
             ]
             with torch.enable_grad():
-                logits = student(*pieces)
-            loss, slope = terms(logits.detach(), teacher(taught[part]), labels[part])
+                logits = student_head(*pieces)
+            loss, grad = loss_of(logits.detach(), teacher_head(teacher_hidden[part]), labels[part])
             total += loss
-            if any(wanted):
+            if any(needed):
                 leaves = [piece for piece in pieces if piece.requires_grad]
-                found = iter(torch.autograd.grad(logits, leaves, (slope / len(hidden)).to(logits.dtype)))
-                for index, gradient in enumerate(gradients):
-                    if gradient is not None:
-                        (gradient[part] if index == 0 else gradient).add_(next(found))
-        ctx.gradients = gradients
-        return total / len(hidden)
+                new = iter(torch.autograd.grad(logits, leaves, (grad / count).to(logits.dtype)))
+                for index, sum_of_grads in enumerate(grads):
+                    if sum_of_grads is not None:
+                        (sum_of_grads[part] if index == 0 else sum_of_grads).add_(next(new))
+        ctx.grads = grads
+        return total / count
 
     @staticmethod
-    def backward(ctx, upstream):
-        hidden, *tensors = (None if g is None else g.mul_(upstream) for g in ctx.gradients)
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Scale the gradients that `forward` kept."""
+        hidden, *tensors = (None if grad is None else grad.mul_(*grad_outputs) for grad in ctx.grads)
         return None, None, None, hidden, None, None, *tensors
 
 
 def logits_loss(
-    logits: torch.Tensor, taught: torch.Tensor, labels: torch.Tensor, temperature: float, cross_entropy: float
+    student_logits: torch.Tensor,
+    teacher_logits: torch.Tensor,
+    labels: torch.Tensor,
+    temperature: float,
+    ce_loss_weight: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The loss of some tokens, summed, and its gradient with respect to the student's logits.
+    """Compute the loss of some tokens, summed, and its gradient with respect to the student's logits.
 
-    `logits`, `taught`: `[tokens, vocabulary]`; `labels`: the token that follows each, −100 where none does.
+    With p and q the softmax of the teacher's and the student's logits over T, the loss is T² KL(p ‖ q)
+    (Hinton et al., 2015: the factor T² keeps gradients comparable across temperatures), and its gradient
+    T (q - p). The cross-entropy of the labels, weighted, is added to both.
+
+    Args:
+        student_logits: `[tokens, vocabulary]`.
+        teacher_logits: `[tokens, vocabulary]`.
+        labels: The token that follows each, `[tokens]`; `IGNORED` where none does.
+        temperature: T.
+        ce_loss_weight: Weight of the cross-entropy.
+
+    Returns:
+        The loss, a scalar in nats, and its gradient, `[tokens, vocabulary]`.
     """
-    log_q = functional.log_softmax(logits.float() / temperature, -1)
-    log_p = functional.log_softmax(taught.float() / temperature, -1)
+    log_q = functional.log_softmax(student_logits.float() / temperature, -1)
+    log_p = functional.log_softmax(teacher_logits.float() / temperature, -1)
     p = log_p.exp()
-    # T² KL(p ‖ q), and its slope T (q − p).
     loss = temperature**2 * torch.dot(p.flatten(), log_p.sub_(log_q).flatten())
-    slope = log_q.exp_().sub_(p).mul_(temperature)
-    if cross_entropy:
-        known = labels >= 0
+    grad = log_q.exp_().sub_(p).mul_(temperature)
+    if ce_loss_weight:
+        labeled = labels >= 0
         with torch.enable_grad():
-            leaf = logits[known].float().requires_grad_()
-            entropy = cross_entropy * functional.cross_entropy(leaf, labels[known], reduction="sum")
-            slope[known] += torch.autograd.grad(entropy, leaf)[0]
-        loss = loss + entropy.detach()
-    return loss, slope
+            leaf = student_logits[labeled].float().requires_grad_()
+            cross_entropy = ce_loss_weight * functional.cross_entropy(leaf, labels[labeled], reduction="sum")
+            grad[labeled] += torch.autograd.grad(cross_entropy, leaf)[0]
+        loss = loss + cross_entropy.detach()
+    return loss, grad
 
 
 class DistillationLoss(nn.Module):
-    """The loss of one batch: a module, so that several processes can share the work on it."""
+    """The loss of one batch: a module, so that several processes can share the work on it.
 
-    def __init__(self, student: PreTrainedModel, teacher: PreTrainedModel, training: Training, tokens, dtype):
+    Args:
+        student: The model that is trained.
+        teacher: The model whose outputs it shall match.
+        training: The settings.
+        teacher_tokens: The teacher's token id for each of the student's, `[vocabulary]`; None if they are
+            the same.
+        dtype: Precision of the matrix products.
+        origins: For each layer of the student, its number in the teacher, if known (see `layer_map`).
+    """
+
+    def __init__(
+        self,
+        student: PreTrainedModel,
+        teacher: PreTrainedModel,
+        training: Training,
+        teacher_tokens: torch.Tensor | None,
+        dtype: torch.dtype,
+        origins: Sequence[int] | None = None,
+    ) -> None:
         super().__init__()
-        self.student, self.settings, self.tokens = student, training, tokens
-        self.layers = layer_map(student, teacher) if training.hidden else ()
-        self._teacher = [teacher]  # In a list: its weights are no part of this module.
-        self.heads = OutputHead(student, dtype), OutputHead(teacher, dtype, tokens)
+        self.student, self.settings, self.teacher_tokens = student, training, teacher_tokens
+        self.layers = layer_map(student, teacher, origins) if training.hidden_loss_weight else ()
+        self._teacher = [teacher]  # In a list, so that its weights are not part of this module.
+        self.student_head = OutputHead(student, dtype)
+        self.teacher_head = OutputHead(teacher, dtype, teacher_tokens)
         self.dtype = dtype
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        training, (head, teachers_head) = self.settings, self.heads
-        deep = bool(training.hidden)
+        """Return the mean loss per token of token ids, `[windows, tokens]`."""
+        settings = self.settings
+        hidden_states = bool(settings.hidden_loss_weight)
         with torch.autocast(ids.device.type, self.dtype, enabled=self.dtype != torch.float32):
             with torch.inference_mode():
-                known = ids if self.tokens is None else self.tokens[ids]
-                taught = self._teacher[0].base_model(known, use_cache=False, output_hidden_states=deep)
-            learnt = self.student.base_model(ids, use_cache=False, output_hidden_states=deep)
-            # What a position predicts is the token after it; the last one of a window predicts none.
-            labels = functional.pad(ids[:, 1:], (0, 1), value=-100)
-            entropy = training.cross_entropy * ids.shape[1] / (ids.shape[1] - 1)
-            terms = partial(logits_loss, temperature=training.temperature, cross_entropy=entropy)
-
+                teacher_ids = ids if self.teacher_tokens is None else self.teacher_tokens[ids]
+                teacher = self._teacher[0].base_model(
+                    teacher_ids, use_cache=False, output_hidden_states=hidden_states
+                )
+            student = self.student.base_model(ids, use_cache=False, output_hidden_states=hidden_states)
+            # A position predicts the token after it; the last one of a window predicts none.
+            labels = functional.pad(ids[:, 1:], (0, 1), value=IGNORED)
+            # The mean is over all positions, the cross-entropy over those with a label.
+            ce_loss_weight = settings.ce_loss_weight * ids.shape[1] / (ids.shape[1] - 1)
             loss = HeadLoss.apply(
-                terms,
-                head,
-                teachers_head,
-                learnt.last_hidden_state.flatten(0, 1),
-                taught.last_hidden_state.flatten(0, 1),
+                partial(logits_loss, temperature=settings.temperature, ce_loss_weight=ce_loss_weight),
+                self.student_head,
+                self.teacher_head,
+                student.last_hidden_state.flatten(0, 1),
+                teacher.last_hidden_state.flatten(0, 1),
                 labels.flatten(),
-                *head.tensors,
+                *self.student_head.tensors,
             )
-        if deep:
+        if hidden_states:
             errors = [
-                relative_error(learnt.hidden_states[ours + 1], taught.hidden_states[theirs + 1].clone())
+                relative_error(student.hidden_states[ours + 1], teacher.hidden_states[theirs + 1].clone())
                 for ours, theirs in enumerate(self.layers)
             ]
-            loss = loss + training.hidden * torch.stack(errors).mean()
+            loss = loss + settings.hidden_loss_weight * torch.stack(errors).mean()
         return loss
 
 
-def relative_error(states: torch.Tensor, taught: torch.Tensor) -> torch.Tensor:
-    """‖h − h'‖² / ‖h'‖² of each token, averaged: tokens with large states do not drown the others."""
-    taught = taught.float()
-    return ((states.float() - taught).square().sum(-1) / taught.square().sum(-1)).mean()
+def relative_error(student_hidden: torch.Tensor, teacher_hidden: torch.Tensor) -> torch.Tensor:
+    """Compute ‖h - h'‖² / ‖h'‖² of each token, averaged: tokens with large states do not drown the others.
+
+    Args:
+        student_hidden: h, `[..., channels]`.
+        teacher_hidden: h', of the same shape.
+
+    Returns:
+        A scalar.
+    """
+    teacher_hidden = teacher_hidden.float()
+    squared_error = (student_hidden.float() - teacher_hidden).square().sum(-1)
+    return (squared_error / teacher_hidden.square().sum(-1)).mean()
 
 
-def layer_map(student: PreTrainedModel, teacher: PreTrainedModel) -> tuple[int, ...]:
-    """For each layer of the student, the layer of the teacher whose output it should have.
+def layer_map(
+    student: PreTrainedModel, teacher: PreTrainedModel, origins: Sequence[int] | None = None
+) -> tuple[int, ...]:
+    """Return, for each layer of the student, the layer of the teacher whose output it should have.
 
-    Where layers were cut, that is the last one before the next that stayed. Which ones stayed is seen from
-    their norms, which no cut of layers changes; if they do not tell, the layers are spread evenly.
+    That is its own layer, or, if layers after it were removed, the last of these, so that the next layer
+    reads the states that it is used to.
+
+    Args:
+        student: The student.
+        teacher: The teacher, whose hidden states have the same number of channels.
+        origins: For each layer of the student, its number in the teacher, if known. If not, it is
+            recognized by its norms, which the removal of layers does not change; if that fails, layers are
+            spaced evenly.
+
+    Returns:
+        One number per layer of the student, ascending; the last is the teacher's last layer.
+
+    Raises:
+        RecipeError: If the hidden states differ in their number of channels.
     """
     ours, theirs = anatomy_of(student.config), anatomy_of(teacher.config)
     if student.config.hidden_size != teacher.config.hidden_size:
         raise RecipeError(
-            f"The hidden states of the student have {student.config.hidden_size} channels, those of the "
-            f"teacher {teacher.config.hidden_size}: they do not logits_loss. Set hidden to 0."
+            f"The student's hidden states have {student.config.hidden_size} channels, and the teacher's "
+            f"{teacher.config.hidden_size}, so that they cannot be compared. Set hidden_loss_weight to 0."
         )
-    marks = [_norm_weights(teacher, theirs, layer) for layer in range(theirs.layers)]
-    stayed: list[int] = []
+    if origins is None:
+        origins = _layers_with_equal_norms(student, teacher)
+    if origins is None:
+        return tuple(-(-theirs.layers * (number + 1) // ours.layers) - 1 for number in range(ours.layers))
+    return (*(layer - 1 for layer in origins[1:]), theirs.layers - 1)
+
+
+def _layers_with_equal_norms(student: PreTrainedModel, teacher: PreTrainedModel) -> list[int] | None:
+    """Find the teacher's layer with the same norms for each layer of the student; None if one has none."""
+    ours, theirs = anatomy_of(student.config), anatomy_of(teacher.config)
+    teacher_norms = [_norm_weights(teacher, theirs, layer) for layer in range(theirs.layers)]
+    origins: list[int] = []
     for layer in range(ours.layers):
-        mark = _norm_weights(student, ours, layer)
-        after = range(stayed[-1] + 1 if stayed else 0, theirs.layers)
-        found = next((other for other in after if torch.equal(mark, marks[other])), None)
-        if found is None:
-            return tuple(-(-theirs.layers * (number + 1) // ours.layers) - 1 for number in range(ours.layers))
-        stayed.append(found)
-    return (*(layer - 1 for layer in stayed[1:]), theirs.layers - 1)
+        norms = _norm_weights(student, ours, layer)
+        later = range(origins[-1] + 1 if origins else 0, theirs.layers)
+        origin = next((other for other in later if torch.equal(norms, teacher_norms[other])), None)
+        if origin is None:
+            return None
+        origins.append(origin)
+    return origins
 
 
-def _norm_weights(model, anatomy, layer: int) -> torch.Tensor:
-    found = [
+def _norm_weights(model: PreTrainedModel, anatomy: Anatomy, layer: int) -> torch.Tensor:
+    """Concatenate the norm weights of one layer, `[weights]`."""
+    weights = [
         model.get_parameter(spec.name).detach().float().flatten()
         for spec in anatomy.tensors
         if spec.layer == layer and spec.component == "norms"
     ]
-    return torch.cat(found)
+    return torch.cat(weights)

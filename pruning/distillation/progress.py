@@ -5,6 +5,9 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from types import FrameType
+from typing import NamedTuple, Self
 
 import torch
 from accelerate import PartialState
@@ -14,88 +17,139 @@ from pruning.errors import Cancelled
 from pruning.progress import Progress, Reporter
 
 
-class TrainingProgress(Progress):
-    """Where a training stands, after a step.
-
-    `seconds` of training so far and `remaining` (infinite before the first step), `step`, `tokens` seen, the
-    training `loss` of the last step (None before the first); `heldout`: the student's perplexity on held-out
-    text when it was last measured, `measured` if that was just now; `curve`: seconds, step and perplexity
-    of every measurement; `best` so far; `dense` and `before`: the perplexity of the teacher, and of the
-    student as it came. `model` is the student itself: it may be sampled until the reporter returns.
-    `stop()` ends the training here; the best so far is what is kept.
-    """
+class EvalPoint(NamedTuple):
+    """One evaluation of the student on held-out text: seconds of training, step and perplexity."""
 
     seconds: float
-    remaining: float
+    step: int
+    perplexity: float
+
+
+@dataclass
+class RunningTraining:
+    """The live side of a training, which never leaves its process.
+
+    Attributes:
+        model: The student. It may be sampled until the reporter returns.
+        stopped: Whether the training was asked to stop.
+    """
+
+    model: PreTrainedModel
+    stopped: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingProgress(Progress):
+    """The state of a training after a step: plain values, and the training itself while in its process.
+
+    Attributes:
+        seconds: Seconds of training so far.
+        seconds_left: Estimated seconds to the end; infinite before the first step.
+        step: Optimizer steps done.
+        tokens: Training tokens read.
+        loss: The training loss of the last step; None before the first.
+        perplexity: The student's perplexity on held-out text at the last evaluation.
+        evaluated: Whether that evaluation took place just now.
+        curve: Every evaluation so far.
+        perplexity_best: The lowest held-out perplexity so far.
+        perplexity_teacher: The teacher's held-out perplexity.
+        perplexity_before: The student's held-out perplexity before training.
+        training: The running training, or None in an event that was `detached`.
+    """
+
+    text: str = "Distilling"
+    seconds: float
+    seconds_left: float
     step: int
     tokens: int
     loss: float | None
-    heldout: float
-    measured: bool
-    curve: list[tuple[float, int, float]]
-    best: float
-    dense: float
-    before: float
-    model: PreTrainedModel
-    stopped: bool
+    perplexity: float
+    evaluated: bool
+    curve: tuple[EvalPoint, ...]
+    perplexity_best: float
+    perplexity_teacher: float
+    perplexity_before: float
+    training: RunningTraining | None = field(default=None, repr=False, compare=False)
 
-    def __new__(cls, share: float, **values):
-        text = "Distilling"
-        line = str.__new__(
-            cls,
-            f"{text}: step {values['step']}, {format_time(values['remaining'])} left, perplexity "
-            f"{values['before']:.2f} → {values['heldout']:.2f} (dense {values['dense']:.2f})",
+    def __str__(self) -> str:
+        return (
+            f"{self.text}: step {self.step}, {format_time(self.seconds_left)} left, perplexity "
+            f"{self.perplexity_before:.2f} → {self.perplexity:.2f} (teacher {self.perplexity_teacher:.2f})"
         )
-        line.text, line.done, line.total, line.stopped = text, int(1000 * share), 1000, False
-        for name, value in values.items():
-            setattr(line, name, value)
-        return line
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The student itself. It may be sampled until the reporter returns."""
+        return self._attached().model
 
     def stop(self) -> None:
-        self.stopped = True
+        """End the training after this event. The best weights so far are kept."""
+        self._attached().stopped = True
+
+    def detached(self) -> Self:
+        """Return the same event without the training: plain values for another process."""
+        return replace(self, training=None)
+
+    def _attached(self) -> RunningTraining:
+        if self.training is None:
+            raise RuntimeError("This event was detached from its training.")
+        return self.training
 
 
 def is_first_process() -> bool:
-    """Whether this is the process that reports and saves; under a launcher, each takes its device here."""
+    """Return whether this process reports and saves. Under a launcher, each process takes its device here."""
     return PartialState(cpu=not torch.cuda.is_available()).is_main_process
 
 
 @contextmanager
-def stopping(report: Reporter) -> Iterator[Reporter]:
-    """The reporter, which also ends a training politely when the process is interrupted (Ctrl-C)."""
-    asked: list[int] = []
+def stop_on_interrupt(report: Reporter) -> Iterator[Reporter]:
+    """End a training politely when the process is interrupted (Ctrl-C).
 
-    def listening(progress: Progress) -> None:
+    Args:
+        report: The reporter to pass events on to.
+
+    Yields:
+        A reporter that stops a training at its next event after the interrupt, and cancels other work.
+    """
+    interrupts: list[int] = []
+
+    def report_and_stop(progress: Progress) -> None:
         report(progress)
-        if asked:
+        if interrupts:
             if not isinstance(progress, TrainingProgress):
                 raise Cancelled("Stopped; nothing was kept.")
-            asked.clear()
+            interrupts.clear()
             progress.stop()
 
-    before = signal.signal(signal.SIGINT, lambda number, frame: asked.append(number))
+    def on_interrupt(number: int, _frame: FrameType | None) -> None:
+        interrupts.append(number)
+
+    previous = signal.signal(signal.SIGINT, on_interrupt)
     try:
-        yield listening
+        yield report_and_stop
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, previous)
 
 
 def format_time(seconds: float) -> str:
+    """Format seconds as minutes and seconds, such as `3:10`."""
     return f"{int(seconds // 60)}:{int(seconds % 60):02}" if math.isfinite(seconds) else "?"
 
 
 class Clock:
-    """Seconds of training; what a reporter does in between is not counted."""
+    """Counts seconds of training, without the time that a reporter takes."""
 
-    def __init__(self, already: float):
+    def __init__(self, already: float) -> None:
         self._start = time.perf_counter() - already
 
     @property
     def seconds(self) -> float:
+        """Seconds of training so far."""
         return time.perf_counter() - self._start
 
     @contextmanager
     def paused(self) -> Iterator[None]:
+        """Leave out what happens inside."""
         now = time.perf_counter()
         yield
         self._start += time.perf_counter() - now

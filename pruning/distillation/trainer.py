@@ -1,10 +1,9 @@
 """The training loop of distillation: a student learns to predict what its teacher predicts."""
 
 import math
-import platform
 import time
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
@@ -17,190 +16,305 @@ from pruning.architectures.placement import device_map
 from pruning.distillation.checkpoint import (
     Checkpoint,
     TrainingState,
-    fingerprint,
+    fingerprint_of,
     load_checkpoint,
     save_checkpoint,
 )
 from pruning.distillation.data import TrainingTokens
+from pruning.distillation.hardware import hardware_name, multiplies_in_bfloat16
 from pruning.distillation.loss import DistillationLoss
-from pruning.distillation.progress import Clock, TrainingProgress
+from pruning.distillation.progress import Clock, EvalPoint, RunningTraining, TrainingProgress
+from pruning.distillation.result import DistillationNote, DistillationResult
 from pruning.distillation.settings import Training
 from pruning.errors import RecipeError
 from pruning.progress import Progress, Reporter, silent
 from pruning.surgery import assemble
-from pruning.text.likelihood import token_losses
+from pruning.text.likelihood import perplexity_of, token_losses
 
-HELD_OUT_TOKENS = 2048
-"""At most so many held-out tokens are measured each time."""
+MAX_HELDOUT_TOKENS = 2048
+"""Most held-out tokens in one evaluation."""
 
-MEASURING = 0.2
-"""The largest share of a training by minutes that goes into measuring."""
-
-
-@dataclass(frozen=True)
-class DistillationResult:
-    """The best student, and what is to be said of how it came about. It is the model that came in where
-    nothing was gained."""
-
-    model: PreTrainedModel
-    notes: dict
+MAX_EVAL_SHARE = 0.2
+"""Largest share of a training by minutes that is spent on evaluation."""
 
 
 def distill(
     student: PreTrainedModel,
     teacher: PreTrainedModel,
-    reading: TrainingTokens,
+    data: TrainingTokens,
     training: Training,
     *,
-    tokens: torch.Tensor | None = None,
+    teacher_tokens: torch.Tensor | None = None,
+    origins: Sequence[int] | None = None,
     storage_dtype: torch.dtype = torch.float32,
     seed: int = 0,
     progress: Reporter = silent,
     checkpoint: Checkpoint | None = None,
 ) -> DistillationResult:
-    """Teach a copy of the student; neither model is changed, and what is frozen is shared.
+    """Train a copy of the student to match its teacher. Neither model is changed; frozen weights are shared.
 
-    `tokens`: the teacher's token for each of the student's, `[vocabulary]`, where they differ.
-    `storage_dtype`: the precision that the result is rounded to. Under `accelerate launch` the processes
-    share every batch, and each returns the same model. With a `checkpoint` that is there already the
-    training goes on from it. A training by minutes depends on how fast the machine is: only one by steps
-    gives the same weights again.
+    Under `accelerate launch` the processes share every batch, and each returns the same model. A training
+    by minutes depends on the speed of the machine: only one by steps gives the same weights again.
+
+    Args:
+        student: The model to improve.
+        teacher: The model to match, usually the one that the student was pruned from.
+        data: Tokens to train and to evaluate on.
+        training: The settings.
+        teacher_tokens: The teacher's token id for each of the student's, `[vocabulary]`; None if they are
+            the same.
+        origins: For each layer of the student, its number in the teacher, if known.
+        storage_dtype: The precision that the result is rounded to.
+        seed: Seed of the order in which windows are read.
+        progress: Called after every step, with a `TrainingProgress`.
+        checkpoint: A file to write the training to; if it exists, the training resumes from it.
+
+    Returns:
+        The student with the lowest held-out loss, and a note for the report.
+
+    Raises:
+        RecipeError: If a model is spread over several devices, if the checkpoint cannot be resumed, or if
+            hidden states are to be matched and differ in width.
     """
     for model in (student, teacher):
         if device_map(model):
             raise RecipeError(
-                "The model is spread over several devices, and each process trains on one. Use a smaller one."
+                "The model is spread over several devices, but each process trains on one. "
+                "Use a smaller model."
             )
-    accelerator = Accelerator(cpu=student.device.type == "cpu", mixed_precision="no")
-    dtype = _precision(training, accelerator.device)
-    model, trained = _trainable(student, training, dtype)
-    lesson = DistillationLoss(model, teacher, training, tokens, dtype)
-    optimizer = torch.optim.AdamW(
-        trained.values(), lr=training.learning_rate, weight_decay=training.weight_decay, fused=True
-    )
-    lesson, optimizer = accelerator.prepare(lesson, optimizer)
-    lesson.eval()  # No dropout.
+    trainer = _Trainer(student, teacher, data, training, teacher_tokens, origins, storage_dtype, seed)
+    trainer.start(checkpoint, progress)
+    trainer.train(checkpoint, progress)
+    return trainer.finish()
 
-    def measured(model: PreTrainedModel, tokens: torch.Tensor | None = None) -> float:
-        with torch.autocast(accelerator.device.type, dtype, enabled=dtype != torch.float32):
-            return _heldout_loss(accelerator, model, reading.heldout, tokens)
 
-    state, best = TrainingState(), {}
-    run = fingerprint(training, reading, seed, trained) if checkpoint else ""
-    if checkpoint and checkpoint.file.exists():
-        progress(Progress("Going on from the checkpoint"))
-        state, best = load_checkpoint(checkpoint.file, run, trained, optimizer)
-    else:
-        progress(Progress("Measuring teacher and student on held-out text"))
-        state.dense = measured(teacher, tokens)
+class _Trainer:
+    """One training: the copy of the student that learns, its optimizer, its state and its best weights."""
+
+    def __init__(
+        self,
+        student: PreTrainedModel,
+        teacher: PreTrainedModel,
+        data: TrainingTokens,
+        training: Training,
+        teacher_tokens: torch.Tensor | None,
+        origins: Sequence[int] | None,
+        storage_dtype: torch.dtype,
+        seed: int,
+    ) -> None:
+        self.student, self.teacher, self.teacher_tokens = student, teacher, teacher_tokens
+        self.data, self.training, self.seed = data, training, seed
+        self.storage_dtype = storage_dtype
+        self.accelerator = Accelerator(cpu=student.device.type == "cpu", mixed_precision="no")
+        self.dtype = _precision(training, self.accelerator.device)
+        self.model, self.trained = _trainable_copy(student, training, self.dtype)
+        loss = DistillationLoss(self.model, teacher, training, teacher_tokens, self.dtype, origins)
+        optimizer = torch.optim.AdamW(
+            self.trained.values(), lr=training.learning_rate, weight_decay=training.weight_decay, fused=True
+        )
+        self.loss, self.optimizer = self.accelerator.prepare(loss, optimizer)
+        self.loss.eval()  # No dropout.
+        self.state = TrainingState()
+        self.best: dict[str, torch.Tensor] = {}
+        self.fingerprint = ""
+
+    def start(self, checkpoint: Checkpoint | None, progress: Reporter) -> None:
+        """Resume from the checkpoint if there is one, or else evaluate both models before training."""
+        if checkpoint:
+            self.fingerprint = fingerprint_of(self.training, self.data, self.seed, self.trained)
+            if checkpoint.file.exists():
+                progress(Progress("Resuming from the checkpoint"))
+                self.state, self.best = load_checkpoint(
+                    checkpoint.file, self.fingerprint, self.trained, self.optimizer
+                )
+                return
+        progress(Progress("Evaluating teacher and student on held-out text"))
+        state = self.state
+        state.teacher_loss = self._heldout_loss(self.teacher, self.teacher_tokens)
         start = time.perf_counter()
-        state.before = state.heldout = state.best = measured(model)
-        each, _ = _broadcast_from_main(accelerator, time.perf_counter() - start, False)
-        state.measurements = _num_evals(training, each)
-        state.curve.append((0.0, 0, state.before))
+        state.initial_loss = state.heldout_loss = state.best_loss = self._heldout_loss(self.model)
+        seconds, _ = self._broadcast_from_main(time.perf_counter() - start, False)
+        state.num_evals = _num_evals(self.training, seconds)
+        state.curve.append((0.0, 0, state.initial_loss))
 
-    clock, kept, stopped = Clock(state.seconds), state.seconds, False
-    while not state.ended:
-        share = state.step / training.steps if training.steps else state.seconds / (60 * training.minutes)
-        share, _ = _broadcast_from_main(accelerator, share, stopped)
+    def train(self, checkpoint: Checkpoint | None, progress: Reporter) -> None:
+        """Step, evaluate, report and write checkpoints until the training ends; then freeze the copy."""
+        state, running = self.state, RunningTraining(self.model)
+        clock, saved_at = Clock(state.seconds), state.seconds
+        while not state.ended:
+            share, stopped = self._broadcast_from_main(self._share_done(), running.stopped)
+            evaluated = self._evaluate_if_due(share, stopped, clock)
+            state.seconds = clock.seconds
+            if self.accelerator.is_main_process:
+                if (
+                    checkpoint
+                    and state.step
+                    and (state.ended or state.seconds - saved_at >= checkpoint.every)
+                ):
+                    self._save(checkpoint)
+                    saved_at = state.seconds
+                with clock.paused():
+                    progress(self._event(share, evaluated or not state.step, running))
+            _, stopped = self._broadcast_from_main(share, running.stopped)
+            if not (state.ended or stopped):
+                self._step(share)
+        self.model.requires_grad_(False)
+
+    def finish(self) -> DistillationResult:
+        """Round the best weights to their stored precision, and keep them if they are still a gain."""
+        result, loss = self.student, self.state.initial_loss
+        if self.best:
+            named = self.student.named_parameters()
+            tensors = {name: self.best.get(name, p.detach()).to(p.dtype) for name, p in named}
+            rounded = assemble(self.student, self.student.config, tensors)
+            # The weights are evaluated as they will be saved: after rounding.
+            rounded_loss = self._heldout_loss(rounded)
+            if rounded_loss < self.state.initial_loss:
+                result, loss = rounded, rounded_loss
+        self.accelerator.free_memory()
+        return DistillationResult(result, self._note(loss, improved=result is not self.student))
+
+    def _share_done(self) -> float:
+        """Return the share of the training that is done, as this process sees it."""
+        if self.training.steps:
+            return self.state.step / self.training.steps
+        assert self.training.minutes is not None  # One of the two is given.
+        return self.state.seconds / (60 * self.training.minutes)
+
+    def _evaluate_if_due(self, share: float, stopped: bool, clock: Clock) -> bool:
+        """Evaluate the student if it is time, and end the training if it is over. Return if it did evaluate.
+
+        A training that ends is evaluated once more, so that its last steps count too.
+        """
+        state = self.state
         over = share >= 1 or stopped
-        due = over or int(share * state.measurements) > int(state.measured_at * state.measurements)
-        fresh = due and state.step > state.curve[-1][1]
-        if fresh:
-            state.heldout, state.measured_at = measured(model), share
-            if state.heldout < state.best:
-                state.best, state.best_step, state.worse = state.heldout, state.step, 0
-                best = {name: p.detach().to(storage_dtype, copy=True) for name, p in trained.items()}
+        due = over or int(share * state.num_evals) > int(state.evaluated_at * state.num_evals)
+        evaluate = due and state.step > state.curve[-1][1]
+        if evaluate:
+            state.heldout_loss, state.evaluated_at = self._heldout_loss(self.model), share
+            if state.heldout_loss < state.best_loss:
+                state.best_loss, state.best_step, state.evals_without_gain = state.heldout_loss, state.step, 0
+                self.best = {
+                    name: p.detach().to(self.storage_dtype, copy=True) for name, p in self.trained.items()
+                }
             else:
-                state.worse += 1
-            state.curve.append((clock.seconds, state.step, state.heldout))
-        if over or state.worse >= training.patience:
-            state.ended = "stopped" if stopped else "done" if over else "no gain any more"
-        state.seconds = clock.seconds
-        if accelerator.is_main_process:
-            if checkpoint and state.step and (state.ended or state.seconds - kept >= checkpoint.every):
-                save_checkpoint(checkpoint.file, run, state, trained, best, optimizer)
-                kept = state.seconds
-            with clock.paused():
-                event = _event(training, state, share, fresh or not state.step, model)
-                progress(event)
-            stopped = event.stopped
-        _, stopped = _broadcast_from_main(accelerator, share, stopped)
-        if not (state.ended or stopped):
-            _step(accelerator, lesson, optimizer, reading, training, state, trained, share, seed)
+                state.evals_without_gain += 1
+            state.curve.append((clock.seconds, state.step, state.heldout_loss))
+        if over or state.evals_without_gain >= self.training.patience:
+            state.ended = "stopped" if stopped else "done" if over else "no further gain"
+        return evaluate
 
-    model.requires_grad_(False)
-    result, after = student, state.before
-    if best:
-        tensors = {name: best.get(name, p.detach()).to(p.dtype) for name, p in student.named_parameters()}
-        result = assemble(student, student.config, tensors)
-        # What is measured is what is saved: the weights after rounding.
-        after = measured(result)
-        if not after < state.before:
-            result, after = student, state.before
-    accelerator.free_memory()
-    return DistillationResult(
-        result, _notes(accelerator, training, reading, state, dtype, after, result is student)
-    )
+    def _step(self, share: float) -> None:
+        """Do one step of the optimizer on one batch; every process reads its part of the batch."""
+        accelerator, state, training = self.accelerator, self.state, self.training
+        for group in self.optimizer.param_groups:
+            group["lr"] = training.lr_at(share)
+        first = state.step * training.batch
+        numbers = range(first + accelerator.process_index, first + training.batch, accelerator.num_processes)
+        ids = self.data.windows(numbers, training.window, self.seed).to(accelerator.device)
+        micro_batches, total = ids.split(training.micro_batch_size), 0.0
+        for number, micro_batch in enumerate(micro_batches, 1):
+            with self._gradients_shared(number == len(micro_batches)):
+                loss = self.loss(micro_batch) * (len(micro_batch) / len(ids))
+                accelerator.backward(loss)
+            total += float(loss.detach())
+        accelerator.clip_grad_norm_(self.trained.values(), training.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        state.step += 1
+        state.tokens += training.batch * training.window
+        state.loss = float(reduce(torch.tensor(total, device=accelerator.device), "mean"))
 
-
-def _step(
-    accelerator, lesson, optimizer, reading, training, state: TrainingState, trained, share, seed
-) -> None:
-    """One batch and one step of the optimiser; every process reads its share of the batch."""
-    for group in optimizer.param_groups:
-        group["lr"] = training.rate(share)
-    first, processes = state.step * training.batch, accelerator.num_processes
-    mine = range(first + accelerator.process_index, first + training.batch, processes)
-    ids = reading.windows(mine, training.window, seed).to(accelerator.device)
-    parts, total = ids.split(training.at_once), 0.0
-    for number, part in enumerate(parts, 1):
-        with _no_sync(accelerator, lesson, number < len(parts)):
-            loss = lesson(part) * (len(part) / len(ids))
-            accelerator.backward(loss)
-        total += float(loss.detach())
-    accelerator.clip_grad_norm_(trained.values(), training.clip)
-    optimizer.step()
-    optimizer.zero_grad()
-    state.step += 1
-    state.tokens += training.batch * training.window
-    state.loss = float(reduce(torch.tensor(total, device=accelerator.device), "mean"))
-
-
-@contextmanager
-def _no_sync(accelerator, lesson, waiting: bool):
-    if waiting:
-        with accelerator.no_sync(lesson):
+    @contextmanager
+    def _gradients_shared(self, last: bool) -> Iterator[None]:
+        """Let the processes exchange gradients on the last micro-batch alone."""
+        if last:
             yield
-    else:
-        yield
+        else:
+            with self.accelerator.no_sync(self.loss):
+                yield
 
+    def _broadcast_from_main(self, value: float, flag: bool) -> tuple[float, bool]:
+        """Return the first process's value and flag in every process: their clocks differ."""
+        pair = torch.tensor([value, float(flag)], dtype=torch.float64, device=self.accelerator.device)
+        value, number = broadcast(pair).tolist()
+        return value, bool(number)
 
-def _broadcast_from_main(accelerator, share: float, stopped: bool) -> tuple[float, bool]:
-    """What the first process sees holds for all: clocks differ."""
-    seen = torch.tensor([share, float(stopped)], dtype=torch.float64, device=accelerator.device)
-    share, stopped = broadcast(seen).tolist()
-    return share, bool(stopped)
+    def _heldout_loss(self, model: PreTrainedModel, tokens: torch.Tensor | None = None) -> float:
+        """Return the mean loss on held-out text, in nats per token; every process reads some of the windows.
+
+        `tokens`: the model's token id for each of the student's, `[vocabulary]`; None if they are the same.
+        """
+        accelerator = self.accelerator
+        total = torch.zeros(2, dtype=torch.float64, device=accelerator.device)
+        with torch.autocast(accelerator.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            for window in self.data.heldout[accelerator.process_index :: accelerator.num_processes]:
+                losses = token_losses(model, window if tokens is None else tokens[window])
+                total += torch.stack([losses.sum(dtype=torch.float64), total.new_tensor(len(losses))])
+            total = reduce(total, "sum")
+        return float(total[0] / total[1])
+
+    def _save(self, checkpoint: Checkpoint) -> None:
+        save_checkpoint(
+            checkpoint.file, self.fingerprint, self.state, self.trained, self.best, self.optimizer
+        )
+
+    def _event(self, share: float, evaluated: bool, running: RunningTraining) -> TrainingProgress:
+        state = self.state
+        share = 1.0 if state.ended else share
+        return TrainingProgress(
+            done=int(1000 * share),
+            total=1000,
+            seconds=state.seconds,
+            seconds_left=state.seconds * (1 / share - 1) if share else math.inf,
+            step=state.step,
+            tokens=state.tokens,
+            loss=state.loss,
+            perplexity=perplexity_of(state.heldout_loss),
+            evaluated=evaluated,
+            curve=_perplexity_curve(state.curve),
+            perplexity_best=perplexity_of(state.best_loss),
+            perplexity_teacher=perplexity_of(state.teacher_loss),
+            perplexity_before=perplexity_of(state.initial_loss),
+            training=running,
+        )
+
+    def _note(self, loss: float, improved: bool) -> DistillationNote:
+        state, processes = self.state, self.accelerator.num_processes
+        hardware = hardware_name(self.accelerator.device)
+        return DistillationNote(
+            text=self.data.name,
+            tokens=state.tokens,
+            steps=state.step,
+            best_step=state.best_step if improved else 0,
+            seconds=state.seconds,
+            loss=state.loss,
+            perplexity_teacher=perplexity_of(state.teacher_loss),
+            perplexity_before=perplexity_of(state.initial_loss),
+            perplexity_after=perplexity_of(loss),
+            heldout_tokens=sum(map(len, self.data.heldout)),
+            ended=state.ended,
+            improved=improved,
+            reproducible=self.training.minutes is None,
+            hardware=f"{processes} × {hardware}" if processes > 1 else hardware,
+            precision=str(self.dtype).removeprefix("torch."),
+            curve=_perplexity_curve(state.curve),
+        )
 
 
 def _precision(training: Training, device: torch.device) -> torch.dtype:
-    """The precision of products: bfloat16 where the device multiplies in it, unless told otherwise."""
-    if training.precision != "auto":
-        return getattr(torch, training.precision)
-    if device.type == "cuda":
-        able = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        has = getattr(torch.cpu, "get_capabilities", dict)()
-        able = device.type == "cpu" and (has.get("avx512_bf16") or has.get("amx_bf16"))
-    return torch.bfloat16 if able else torch.float32
+    """Return the precision of products: bfloat16 if the device multiplies in it, unless the settings say."""
+    if training.precision == "auto":
+        return torch.bfloat16 if multiplies_in_bfloat16(device) else torch.float32
+    return torch.bfloat16 if training.precision == "bfloat16" else torch.float32
 
 
-def _trainable(
+def _trainable_copy(
     student: PreTrainedModel, training: Training, dtype: torch.dtype
 ) -> tuple[PreTrainedModel, dict[str, nn.Parameter]]:
-    """A student with float32 copies of what is trained, sharing the rest; and what is trained, by name."""
-    still = () if training.embeddings else ("embeddings", "head")
-    names = {spec.name for spec in anatomy_of(student.config).tensors if spec.component not in still}
+    """Copy what is trained in float32 and share the rest; return the model, and its trained parameters."""
+    frozen = () if training.embeddings else ("embeddings", "head")
+    names = {spec.name for spec in anatomy_of(student.config).tensors if spec.component not in frozen}
     tensors = {
         name: p.detach().to(torch.float32, copy=True)
         if name in names
@@ -208,80 +322,18 @@ def _trainable(
         for name, p in student.named_parameters()
     }
     model = assemble(student, student.config, tensors)
-    trained = {name: p.requires_grad_() for name, p in model.named_parameters() if name in names}
+    trained = {name: p for name, p in model.named_parameters() if name in names}
+    for parameter in trained.values():
+        parameter.requires_grad_()
     return model, trained
 
 
-def _heldout_loss(accelerator, model, windows, tokens) -> float:
-    """The mean negative log-likelihood, every process measuring its share of the windows."""
-    total = torch.zeros(2, dtype=torch.float64, device=accelerator.device)
-    for window in windows[accelerator.process_index :: accelerator.num_processes]:
-        losses = token_losses(model, window if tokens is None else tokens[window])
-        total += torch.stack([losses.sum(dtype=torch.float64), total.new_tensor(len(losses))])
-    total = reduce(total, "sum")
-    return float(total[0] / total[1])
-
-
-def _num_evals(training: Training, each: float) -> int:
-    """How often to measure, where once takes `each` seconds. A training by steps does not ask the clock."""
+def _num_evals(training: Training, seconds: float) -> int:
+    """Return the number of evaluations that fit, if one takes `seconds`. Only minutes set a limit."""
     if training.minutes is None:
-        return training.measurements
-    return max(1, min(training.measurements, int(MEASURING * 60 * training.minutes / each)))
+        return training.num_evals
+    return max(1, min(training.num_evals, int(MAX_EVAL_SHARE * 60 * training.minutes / seconds)))
 
 
-def _perplexity(loss: float) -> float:
-    return math.exp(loss) if loss < 700 else math.inf
-
-
-def _curve(state: TrainingState) -> list[tuple[float, int, float]]:
-    return [(round(seconds, 1), step, _perplexity(loss)) for seconds, step, loss in state.curve]
-
-
-def _event(
-    training: Training, state: TrainingState, share: float, fresh: bool, model: PreTrainedModel
-) -> TrainingProgress:
-    share = 1.0 if state.ended else share
-    return TrainingProgress(
-        share,
-        seconds=state.seconds,
-        remaining=state.seconds * (1 / share - 1) if share else math.inf,
-        step=state.step,
-        tokens=state.tokens,
-        loss=state.loss,
-        heldout=_perplexity(state.heldout),
-        measured=fresh,
-        curve=_curve(state),
-        best=_perplexity(state.best),
-        dense=_perplexity(state.dense),
-        before=_perplexity(state.before),
-        model=model,
-    )
-
-
-def _notes(accelerator, training, reading, state, dtype, after, unchanged) -> dict:
-    device = accelerator.device
-    if device.type == "cuda":
-        hardware = torch.cuda.get_device_name(device)
-    else:
-        name = getattr(torch.cpu, "get_capabilities", dict)().get("cpu_name") or platform.machine()
-        hardware = f"{name}, {torch.get_num_threads()} threads"
-    return {
-        "text": reading.name,
-        "tokens": state.tokens,
-        "steps": state.step,
-        "best_step": 0 if unchanged else state.best_step,
-        "seconds": state.seconds,
-        "loss": state.loss,
-        "perplexity_dense": _perplexity(state.dense),
-        "perplexity_before": _perplexity(state.before),
-        "perplexity_after": _perplexity(after),
-        "heldout_tokens": sum(map(len, reading.heldout)),
-        "ended": state.ended,
-        "improved": not unchanged,
-        "reproducible": training.minutes is None,
-        "hardware": f"{accelerator.num_processes} × {hardware}"
-        if accelerator.num_processes > 1
-        else hardware,
-        "precision": str(dtype).removeprefix("torch."),
-        "curve": _curve(state),
-    }
+def _perplexity_curve(curve: Iterable[tuple[float, int, float]]) -> tuple[EvalPoint, ...]:
+    return tuple(EvalPoint(round(seconds, 1), step, perplexity_of(loss)) for seconds, step, loss in curve)

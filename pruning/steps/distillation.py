@@ -1,21 +1,27 @@
-"""Distillation: what the cuts lost, learnt again from the dense model."""
+"""Distillation: the pruned model is trained to match the base, to recover what the cuts lost."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
-from pydantic import Field, PrivateAttr, field_validator, model_serializer, model_validator
-from transformers import PreTrainedTokenizerBase
+from pydantic import (
+    Field,
+    PrivateAttr,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from pruning.architectures.shape import Shape
 from pruning.calibration.calibrate import HELD_OUT, LEAST_TOKENS
 from pruning.distillation.checkpoint import Checkpoint
 from pruning.distillation.data import TrainingTokens
 from pruning.distillation.settings import Training
-from pruning.distillation.trainer import HELD_OUT_TOKENS, distill
+from pruning.distillation.trainer import MAX_HELDOUT_TOKENS, distill
 from pruning.errors import RecipeError
 from pruning.loading import datasets
 from pruning.loading import load as loading
@@ -29,197 +35,270 @@ from pruning.text.generation import sample_text
 from pruning.text.passages import SELF_GENERATED
 from pruning.text.tokens import split_into_windows, token_ids, usable_window
 
-SAMPLES = 16_384
-"""Tokens that the teacher writes where its own samples are the text and nothing says how many."""
+DEFAULT_SAMPLES = 16_384
+"""Tokens that the teacher writes if its own samples are the whole text and no number is given."""
 
-HELD_OUT_WINDOW = 512
+HELDOUT_WINDOW = 512
+"""Tokens in one window of held-out text, at most."""
 
 
 def number(flag: str, text: str) -> float:
-    """A number."""
+    """Read a number from the text of an option."""
     try:
         return float(text)
     except ValueError:
         raise RecipeError(f"{flag} is {text!r}; a number is needed.") from None
 
 
-def settings_from(dataset: str | None, words: Sequence[str]) -> dict[str, object]:
-    """`owner/name:column` and `NAME=VALUE` as fields of a distillation."""
-    fields: dict[str, object] = {}
+class ShellFields(NamedTuple):
+    """Fields of a distillation as the shell gives them, and a line on each former name among them."""
+
+    fields: dict[str, Any]
+    notices: tuple[str, ...]
+
+
+def settings_from(dataset: str | None, words: Sequence[str]) -> ShellFields:
+    """Read fields of a distillation from the options of the shell.
+
+    Args:
+        dataset: `OWNER/NAME[:COLUMN]`, a dataset on the Hub.
+        words: `NAME=VALUE` for other fields. Names of release 0.1.0 are accepted, with a notice.
+
+    Returns:
+        The fields under their present names, and the notices, to be shown to the user.
+
+    Raises:
+        RecipeError: If a word is not `NAME=VALUE`.
+    """
+    fields: dict[str, Any] = {}
+    notices = []
+    present = {former: name for name, former in Training.published_names.items()}
     if dataset is not None:
         name, _, column = dataset.partition(":")
-        fields["dataset"] = HubText(name=name, column=column or "text")
+        fields["dataset"] = HubDataset(name=name, column=column or "text")
     for word in words:
         name, equals, value = word.partition("=")
         if not equals:
             raise RecipeError(f"--set is {word!r}; NAME=VALUE is needed, such as batch=8.")
+        if name in present:
+            notices.append(f"--set {name} is now called --set {present[name]}.")
+            name = present[name]
         fields[name] = value
-        with suppress(ValueError):  # A word stays a word.
+        with suppress(ValueError):  # Anything that is not JSON is a word.
             fields[name] = json.loads(value)
-    return fields
+    return ShellFields(fields, tuple(notices))
 
 
-class HubText(Frozen):
-    """The first `tokens` tokens in a column of a dataset on the Hub, read as a stream."""
+class HubDataset(Frozen):
+    """The first tokens in a column of a dataset on the Hub, read as a stream."""
 
-    name: Annotated[str, Field(min_length=1, max_length=200)]
-    column: str = "text"
-    subset: str | None = None
-    split: str = "train"
-    revision: str | None = None
-    tokens: Annotated[int, Field(ge=LEAST_TOKENS, le=100 * MAX_TOKENS)] = MAX_TOKENS
+    name: str = Field(min_length=1, max_length=200, description="OWNER/NAME on the Hub")
+    column: str = Field("text", description="The column that holds the text")
+    subset: str | None = Field(None, description="The subset (configuration) of the dataset")
+    split: str = Field("train", description="The split of the dataset")
+    revision: str | None = Field(None, description="Branch, tag or commit; None for the newest")
+    tokens: int = Field(
+        MAX_TOKENS, ge=LEAST_TOKENS, le=100 * MAX_TOKENS, description="How many tokens are read at most"
+    )
 
 
 class Distillation(Training, Step):
-    """Train the model to say what its teacher says, which is the dense model that the recipe began with.
+    """Train the model to predict what its teacher predicts. By default, this is the base of the recipe.
 
-    `teacher`: another one, by catalogue name, Hub id or, where the base is a folder too, folder. `text`:
-    what is read, all of it but the last eighth of each text, which is held out to measure on and to choose
-    the best; `dataset`: a column of a dataset on the Hub instead; `samples`: tokens that the teacher writes
-    itself, read as well. With `minutes` the weights depend on how fast the machine is, so that only a
-    recipe with `steps` gives the same ones again; the report says how many steps were done.
+    The last eighth of every text is held out: the student is evaluated on it, and the best weights are
+    kept. A training by minutes depends on the speed of the machine, so that only a recipe with `steps`
+    gives the same weights again; the report has the number of steps that were done.
     """
 
     title: ClassVar[str] = "Distillation"
-    hint: ClassVar[str] = "The dense model teaches the smaller one what the cuts took away"
+    hint: ClassVar[str] = "Trains the smaller model to match the original, which recovers some of its quality"
     settings: ClassVar[tuple[Setting, ...]] = (
-        Setting("minutes", "--distil", "Minutes of distillation", read=number, activates_step=True),
-        Setting("steps", "--distil-steps", "Steps of distillation, instead", read=whole, activates_step=True),
-        Setting("learning_rate", "--learning-rate", "Highest learning rate of distillation", read=number),
+        Setting(
+            "minutes",
+            "--distill",
+            "Minutes of distillation",
+            read=number,
+            activates_step=True,
+            old_flags=("--distil",),
+        ),
+        Setting(
+            "steps",
+            "--distill-steps",
+            "Steps of distillation, instead",
+            read=whole,
+            activates_step=True,
+            old_flags=("--distil-steps",),
+        ),
+        Setting("learning_rate", "--learning-rate", "Peak learning rate of distillation", read=number),
     )
 
     step: Literal["distillation"] = "distillation"
-    teacher: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
-    text: TextChoice = TextChoice()
-    dataset: HubText | None = None
-    samples: Annotated[int, Field(ge=0, le=MAX_TOKENS)] = 0
+    teacher: str | None = Field(
+        None,
+        min_length=1,
+        max_length=4096,
+        description="Another teacher: a catalog name, a Hub id or, if the base is a folder too, a folder",
+    )
+    text: TextChoice = Field(TextChoice(), description="The text to train on")
+    dataset: HubDataset | None = Field(None, description="A dataset on the Hub to train on instead")
+    samples: int = Field(
+        0, ge=0, le=MAX_TOKENS, description="Tokens that the teacher writes itself, to train on too"
+    )
 
     _checkpoint: Checkpoint | None = PrivateAttr(None)
 
     @model_serializer(mode="wrap")
-    def _named_first(self, plain):
+    def _step_first(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
         return {"step": self.step} | plain(self)
 
     @field_validator("text", mode="before")
     @classmethod
-    def _by_name(cls, value):
+    def _text_by_name(cls, value: object) -> object:
         return TextChoice(text=value) if isinstance(value, str) else value
 
     @model_validator(mode="after")
-    def _one_text(self):
+    def _either_text_or_dataset(self) -> Self:
         if self.dataset is not None and self.text != TextChoice():
             raise ValueError("give either text or dataset to read, and not both")
         return self
 
-    def keeping(self, file: Path, every: float = 60.0) -> Self:
-        """The same step, which writes a checkpoint every so many seconds and goes on from one. It belongs
-        to a machine, so no recipe holds it."""
+    def with_checkpoint(self, file: Path, every: float = 60.0) -> Self:
+        """Return the same step with a checkpoint, which belongs to a machine and is not part of a recipe.
+
+        Args:
+            file: The file to write; if it exists, the training resumes from it.
+            every: Seconds between two writes.
+        """
         step = self.model_copy()
         step._checkpoint = Checkpoint(file, every)
         return step
 
     def reshape(self, shape: Shape) -> Shape:
+        """Return the same shape: distillation changes values alone."""
         return shape
 
     def apply(self, context: StepContext) -> StepResult:
+        """Train a copy of the model.
+
+        Raises:
+            RecipeError: If the teacher lacks a token of the student, or the text is too short.
+        """
         teacher = self._teacher_of(context)
-        tokens = teachers_tokens(context, teacher)
+        teacher_tokens = match_tokens(context, teacher)
         result = distill(
             context.model,
             teacher.model,
-            self._reading(context, teacher),
+            self._training_tokens(context, teacher),
             self,
-            tokens=tokens,
+            teacher_tokens=teacher_tokens,
+            # The layers are known by their number in the base, which another teacher's layers do not share.
+            origins=context.layers if teacher is context.base else None,
             storage_dtype=context.base.storage_dtype,
             seed=context.seed,
             progress=context.progress,
             checkpoint=self._checkpoint,
         )
-        return StepResult(result.model, context.tokenizer, (result.notes,))
+        return StepResult(result.model, context.tokenizer, (result.note,))
 
     def without_paths(self) -> Self:
+        """Return the same step with a teacher's folder under its name alone."""
         if self.teacher is None or not Path(self.teacher).is_dir():
             return self
         return self.model_copy(update={"teacher": Path(self.teacher).resolve().name})
 
     def describe(self) -> str:
-        long = f"{self.minutes:g} minutes" if self.steps is None else f"{self.steps:,} steps"
-        return f"{long} of distillation on {self._text_name}"
+        """Return the length and the text in one line."""
+        length = f"{self.minutes:g} minutes" if self.steps is None else f"{self.steps:,} steps"
+        return f"{length} of distillation on {self._text_name}"
 
     @property
     def _text_name(self) -> str:
         if self.dataset is not None:
             return self.dataset.name
-        own = self.text.text == SELF_GENERATED or self.samples
-        return f"{self.text.text} and the teacher's own samples" if own else self.text.text
+        if self.text.text == SELF_GENERATED:
+            return "the teacher's own samples"
+        return f"{self.text.text} and the teacher's own samples" if self.samples else self.text.text
 
     def _teacher_of(self, context: StepContext) -> LoadedModel:
         if self.teacher is None:
             return context.base
-        # Only who may name a folder as the base may name one as the teacher: a recipe may be a stranger's.
+        # The recipe may be a stranger's: only a user who named a folder as the base may read one as teacher.
         on_disk = context.base.source.hub_id is None
         return loading.load(self.teacher, own_machine=on_disk, progress=context.progress)
 
-    def _reading(self, context: StepContext, teacher: LoadedModel) -> TrainingTokens:
+    def _training_tokens(self, context: StepContext, teacher: LoadedModel) -> TrainingTokens:
+        """Read the texts as token ids, and hold out the end of each."""
         model, tokenizer = context.model, context.tokenizer
         streams = [token_ids(model, tokenizer, text) for text in self._texts(context, teacher)]
         if self.dataset is not None:
             streams = [streams[0][: self.dataset.tokens]]
-        window = usable_window(model, HELD_OUT_WINDOW)
+        window = usable_window(model, HELDOUT_WINDOW)
         fitting, heldout = [], []
         for tokens in streams:
             border = len(tokens) - len(tokens) // HELD_OUT
             fitting.append(tokens[:border])
             # From the end: what follows the border may still be the article that is trained on.
-            share = HELD_OUT_TOKENS // len(streams)
+            share = MAX_HELDOUT_TOKENS // len(streams)
             heldout += split_into_windows(tokenizer, tokens[border:][-share:], window)
         prefix = torch.tensor(tokenizer("", verbose=False).input_ids, dtype=torch.long)
-        least = max(LEAST_TOKENS, self.window)
-        if (there := sum(map(len, fitting))) < least:
+        needed = max(LEAST_TOKENS, self.window)
+        if (count := sum(map(len, fitting))) < needed:
             raise RecipeError(
-                f"The text to train on has {there} tokens; at least {least} are needed. Use a longer text."
+                f"The text to train on has {count} tokens; at least {needed} are needed. Use a longer text."
             )
         return TrainingTokens(torch.cat(fitting), tuple(heldout), prefix, self._text_name)
 
     def _texts(self, context: StepContext, teacher: LoadedModel) -> list[str]:
         if self.dataset is not None:
-            return [self._streamed(context)]
-        alone = self.text.text == SELF_GENERATED
-        texts = [] if alone else list(read_texts(self.text, context.progress))
-        samples = self.samples or (SAMPLES if alone else 0)
-        return texts + ([sample_text(teacher, samples, context.seed, context.progress)] if samples else [])
+            return [_read_dataset(self.dataset, context)]
+        only_samples = self.text.text == SELF_GENERATED
+        texts = [] if only_samples else list(read_texts(self.text, context.progress))
+        if samples := self.samples or (DEFAULT_SAMPLES if only_samples else 0):
+            texts.append(sample_text(teacher, samples, context.seed, context.progress))
+        return texts
 
-    def _streamed(self, context: StepContext) -> str:
-        wanted, texts, tokens = self.dataset, [], 0
-        rows = datasets.dataset_texts(
-            wanted.name, wanted.column, wanted.subset, wanted.split, wanted.revision
+
+def _read_dataset(dataset: HubDataset, context: StepContext) -> str:
+    """Read rows of a dataset until they hold the tokens asked for."""
+    texts, tokens = [], 0
+    rows = datasets.dataset_texts(
+        dataset.name, dataset.column, dataset.subset, dataset.split, dataset.revision
+    )
+    for text in rows:
+        texts.append(text)
+        tokens += len(context.tokenizer(text, verbose=False).input_ids)
+        context.progress(
+            Progress(f"Reading {dataset.name}, tokens", min(tokens, dataset.tokens), dataset.tokens)
         )
-        for text in rows:
-            texts.append(text)
-            tokens += len(context.tokenizer(text, verbose=False).input_ids)
-            context.progress(
-                Progress(f"Reading {wanted.name}, tokens", min(tokens, wanted.tokens), wanted.tokens)
-            )
-            if tokens >= wanted.tokens:
-                break
-        return "\n\n".join(texts)
+        if tokens >= dataset.tokens:
+            break
+    return "\n\n".join(texts)
 
 
-def teachers_tokens(context: StepContext, teacher: LoadedModel) -> torch.Tensor | None:
-    """The teacher's token for each of the student's, `[vocabulary]`; None where they are the same.
+def match_tokens(context: StepContext, teacher: LoadedModel) -> torch.Tensor | None:
+    """Return the teacher's token id for each of the student's.
 
-    Raises `RecipeError` where the teacher does not know a token of the student's.
+    Args:
+        context: The student and its tokenizer.
+        teacher: The teacher and its tokenizer.
+
+    Returns:
+        `[vocabulary]` on the teacher's device, or None if both vocabularies are the same.
+
+    Raises:
+        RecipeError: If the teacher lacks a token of the student.
     """
-    ours: PreTrainedTokenizerBase = context.tokenizer
-    known, theirs = ours.get_vocab(), teacher.tokenizer.get_vocab()
+    student_vocab: Mapping[str, int] = context.tokenizer.get_vocab()
+    teacher_vocab: Mapping[str, int] = teacher.tokenizer.get_vocab()
     size = context.model.config.vocab_size
-    if known == theirs and size == teacher.model.config.vocab_size:
+    if student_vocab == teacher_vocab and size == teacher.model.config.vocab_size:
         return None
-    names = {token: name for name, token in known.items()}
-    strange = next((token for token in range(size) if names.get(token) not in theirs), None)
-    if strange is not None:
+    names = {token: name for name, token in student_vocab.items()}
+    missing = next((token for token in range(size) if names.get(token) not in teacher_vocab), None)
+    if missing is not None:
         raise RecipeError(
-            f"The teacher {teacher.source.name} does not know token {strange} of the student, "
-            f"{names.get(strange)!r}. Choose the model that the student was made from."
+            f"The teacher {teacher.source.name} lacks token {missing} of the student, "
+            f"{names.get(missing)!r}. Choose the model that the student was made from."
         )
-    return torch.tensor([theirs[names[token]] for token in range(size)], device=teacher.model.device)
+    ids = [teacher_vocab[names[token]] for token in range(size)]
+    return torch.tensor(ids, device=teacher.model.device)

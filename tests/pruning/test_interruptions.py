@@ -248,7 +248,7 @@ def test_a_token_that_expires_half_way(signed_in, saved):
 
 def test_waiting_for_the_hub_can_be_stopped(signed_in, saved):
     def stop(progress):
-        if "trying again" in progress:
+        if "trying again" in progress.text:
             raise pruning.Cancelled("Stopped.")
 
     signed_in.fail("/commit/", status=503, times=10**6)
