@@ -57,7 +57,7 @@ def row_lengths(shape: Shape) -> dict[str, int]:
     """How long the rows of a model's matrices are: what each projection reads, by kind of unit."""
     anatomy = shape.anatomy
     lengths = {CHANNEL: shape.count(CHANNEL)}
-    for kind in anatomy.family.writes:
+    for kind in anatomy.family.output_projections:
         spec = anatomy.tensor(f"{anatomy.output_projection(0, kind)}.weight")
         axis = 1 - spec.labels.index(CHANNEL)
         lengths[kind] = shape.length(spec.labels[axis], spec.shape[axis])

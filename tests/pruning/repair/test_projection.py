@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pruning import Calibration, Neurons, Recipe, load, perplexity, prune
-from pruning.calibration.statistics import PRIOR_TOKENS, SiteGram
+from pruning.calibration.statistics import PRIOR_TOKENS, InputGram
 from pruning.repair.projection import repair_projection
 from pruning.text.passages import passage
 from tests.helpers.models import FAMILIES, loaded, matrices, save_tiny, trained
@@ -25,7 +25,7 @@ def problem(seed=0, neurons=24, channels=5, rows=200, heldout=60, sources=10):
 
 
 def repaired(fitting, heldout, weight, kept):
-    site = SiteGram(
+    site = InputGram(
         torch.tensor(fitting.T @ fitting, dtype=torch.float32),
         torch.tensor(heldout, dtype=torch.float32),
         len(fitting),
@@ -132,8 +132,8 @@ def test_repair_loses_no_more_of_any_layer(family):
         steps=[Neurons(fraction=0.5)],
     )
     (notes,) = prune(recipe, loaded(family)).report.notes
-    assert [note["layer"] for note in notes] == list(range(len(notes)))
-    assert all(0 <= note["lost_after"] <= note["lost_before"] for note in notes)
+    assert [note.layer for note in notes] == list(range(len(notes)))
+    assert all(0 <= note.lost_after <= note.lost_before for note in notes)
 
 
 def test_repair_brings_a_trained_model_nearer():
@@ -155,7 +155,7 @@ def test_what_is_repaired_fits_the_precision_of_the_file(tmp_path):
     calibration = Calibration(text="story", tokens=512, window=64)
     recipe = Recipe(base="llama", calibration=calibration, steps=[Neurons(fraction=0.3)])
     pruned = prune(recipe, base)
-    assert any(note["damping"] for note in pruned.report.notes[0])
+    assert any(note.damping for note in pruned.report.notes[0])
     assert pruned.storage_dtype == torch.bfloat16
     for parameter in pruned.model.parameters():
         assert torch.equal(parameter, parameter.bfloat16().to(parameter.dtype))

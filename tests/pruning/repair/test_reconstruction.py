@@ -68,9 +68,9 @@ def test_every_layer_comes_nearer_to_the_dense_model_and_the_rest_is_left_alone(
     windows = windows_of(base, STORY)
     made = reconstruct(model, base.model, windows)
 
-    assert [note["layer"] for note in made.notes] == list(range(len(made.notes)))
-    assert all(note["lost_after"] <= note["lost_before"] for note in made.notes)
-    assert made.notes[0]["lost_after"] < made.notes[0]["lost_before"]
+    assert [fit.layer for fit in made.layers] == list(range(len(made.layers)))
+    assert all(fit.lost_after <= fit.lost_before for fit in made.layers)
+    assert made.layers[0].lost_after < made.layers[0].lost_before
     anatomy = anatomy_of(model.config)
     mlp = {spec.name for spec in anatomy.tensors if spec.component == "mlp"}
     writes = {f"{anatomy.output_projection(layer, QUERY)}.weight" for layer in range(anatomy.layers)}
@@ -80,10 +80,10 @@ def test_every_layer_comes_nearer_to_the_dense_model_and_the_rest_is_left_alone(
     assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
     assert all(torch.equal(value, dense[name]) for name, value in base.model.named_parameters())
 
-    first = made.notes[0]
+    first = made.layers[0]
     rebuilt = with_tensors(model, made.tensors)
-    assert first["lost_before"] == pytest.approx(lost(model, base.model, windows.heldout, 1, 1), rel=1e-3)
-    assert first["lost_after"] == pytest.approx(lost(rebuilt, base.model, windows.heldout, 1, 1), rel=1e-3)
+    assert first.lost_before == pytest.approx(lost(model, base.model, windows.heldout, 1, 1), rel=1e-3)
+    assert first.lost_after == pytest.approx(lost(rebuilt, base.model, windows.heldout, 1, 1), rel=1e-3)
 
 
 def test_without_an_epoch_least_squares_alone_are_done():
@@ -91,8 +91,8 @@ def test_without_an_epoch_least_squares_alone_are_done():
     made = reconstruct(
         cut(base, Neurons(fraction=0.5, repair=False)), base.model, windows_of(base, STORY), epochs=0
     )
-    assert [note["epoch"] for note in made.notes] == [0] * 3
-    assert made.notes[0]["lost_after"] < made.notes[0]["lost_before"]
+    assert [fit.epoch for fit in made.layers] == [0] * 3
+    assert made.layers[0].lost_after < made.layers[0].lost_before
     assert {name.split(".")[-2] for name in made.tensors} <= {"down_proj", "o_proj"}
     recipe = Recipe(base="tiny", calibration=STORY, steps=[Neurons(fraction=0.5), Reconstruction(epochs=0)])
     assert prune(recipe, base).report.notes[1]
@@ -131,8 +131,8 @@ def test_where_layers_went_the_ones_before_take_over_their_work():
     base = loaded("llama")
     windows = windows_of(base, STORY)
     model = cut(base, Layers(layers=(1,)))
-    note = reconstruct(model, base.model, windows).notes[0]
-    assert note["lost_before"] == pytest.approx(lost(model, base.model, windows.heldout, 1, 2), rel=1e-3)
+    fit = reconstruct(model, base.model, windows).layers[0]
+    assert fit.lost_before == pytest.approx(lost(model, base.model, windows.heldout, 1, 2), rel=1e-3)
 
 
 @pytest.mark.parametrize("gone", [(0,), (1,), (2,), (0, 2), (0, 1)])
@@ -153,7 +153,7 @@ def test_the_same_twice_bit_for_bit():
     model = cut(base, Neurons(fraction=0.5))
     windows = windows_of(base, STORY)
     once, twice = (reconstruct(model, base.model, windows, seed=3) for _ in range(2))
-    assert once.notes == twice.notes
+    assert once.layers == twice.layers
     assert once.tensors.keys() == twice.tensors.keys()
     assert all(torch.equal(value, twice.tensors[name]) for name, value in once.tensors.items())
 
@@ -162,7 +162,7 @@ def test_nothing_is_learned_where_nothing_is_lost():
     base = loaded("qwen3")
     made = reconstruct(base.model, base.model, windows_of(base, STORY))
     assert not made.tensors
-    assert all(note["epoch"] == 0 and note["lost_after"] == 0 for note in made.notes)
+    assert all(fit.epoch == 0 and fit.lost_after == 0 for fit in made.layers)
 
 
 def test_a_layer_stays_as_it_was_where_heldout_text_gains_nothing():
@@ -172,8 +172,8 @@ def test_a_layer_stays_as_it_was_where_heldout_text_gains_nothing():
     ids = torch.arange(10, 250)
     windows = Windows((torch.full((64,), 5),), tuple(ids.split(60)))
     made = reconstruct(model, base.model, windows)
-    assert all(note["lost_after"] <= note["lost_before"] for note in made.notes)
-    assert any(note["epoch"] == 0 for note in made.notes)
+    assert all(fit.lost_after <= fit.lost_before for fit in made.layers)
+    assert any(fit.epoch == 0 for fit in made.layers)
 
 
 def test_single_weights_that_are_zero_stay_zero():
