@@ -192,6 +192,8 @@ class Distillation(Training, Step):
             self._training_tokens(context, teacher),
             self,
             teacher_tokens=teacher_tokens,
+            # The layers are known by their number in the base, which another teacher's layers do not share.
+            origins=context.layers if teacher is context.base else None,
             storage_dtype=context.base.storage_dtype,
             seed=context.seed,
             progress=context.progress,

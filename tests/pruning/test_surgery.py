@@ -77,7 +77,7 @@ def test_preview_counts_the_parameters_of_both_models(family, cut, pruned_of):
 def test_cut_model_is_the_base_without_the_removed_neurons(family, cut, pruned_of):
     base, result = loaded(family).model, pruned_of(family, cut)
     pruned, masked = result.model, copy.deepcopy(base)
-    refitted = {note["layer"] for note in result.report.notes[0] if note["damping"]}
+    refitted = {note.layer for note in result.report.notes[0] if note.damping}
     for layer in range(base.config.num_hidden_layers):
         kept = neurons_kept(base, pruned, layer)
         assert torch.equal(kept, kept.sort().values)

@@ -34,6 +34,22 @@ def test_every_family_is_distilled_by_a_recipe(family, steps):
     assert pruned.to_dict()["report"]["notes"][-1][0]["steps"] == 2
 
 
+def test_layers_known_to_the_recipe_decide_which_hidden_states_are_matched():
+    base = loaded("llama", num_hidden_layers=5)
+    student = pruning.prune(Recipe(base="tiny", steps=[Layers(layers=(0, 2))]), base).model
+    step = Distillation(steps=2, **QUICK, hidden_loss_weight=1.0, text="story")
+    context = StepContext(student, base.tokenizer, Shape.of(student.config), base)
+
+    def loss(step, layers):
+        return step.apply(replace(context, layers=layers)).notes[0].loss
+
+    assert loss(step, (1, 3, 4)) == loss(step, None)  # The norms lead to the same layers.
+    assert loss(step, (0, 1, 2)) != loss(step, None)
+    # Another teacher's layers are not numbered as the base's are, even if the teacher is a copy of the base.
+    other = step.model_copy(update={"teacher": str(base.source.folder)})
+    assert loss(other, (0, 1, 2)) == loss(step, None)
+
+
 def test_smaller_vocabulary_learns_from_the_whole_one():
     base = trained()
     steps = [Vocabulary(fraction=0.1), Neurons(fraction=0.9, criterion="random", repair=False)]

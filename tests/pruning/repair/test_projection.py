@@ -132,9 +132,9 @@ def test_repair_makes_no_layer_worse_and_some_layer_better(family):
         steps=[Neurons(fraction=0.5)],
     )
     (notes,) = prune(recipe, loaded(family)).report.notes
-    assert [note["layer"] for note in notes] == list(range(len(notes)))
-    assert all(0 <= note["lost_after"] <= note["lost_before"] for note in notes)
-    assert any(note["lost_after"] < note["lost_before"] for note in notes)
+    assert [note.layer for note in notes] == list(range(len(notes)))
+    assert all(0 <= note.lost_after <= note.lost_before for note in notes)
+    assert any(note.lost_after < note.lost_before for note in notes)
 
 
 def test_repair_lowers_the_perplexity_of_a_trained_model():
@@ -158,7 +158,7 @@ def test_repaired_weights_have_the_precision_of_the_file(tmp_path):
     calibration = Calibration(text="story", tokens=512, window=64)
     recipe = Recipe(base="llama", calibration=calibration, steps=[Neurons(fraction=0.3)])
     pruned = prune(recipe, base)
-    assert any(note["damping"] for note in pruned.report.notes[0])
+    assert any(note.damping for note in pruned.report.notes[0])
     assert pruned.storage_dtype == torch.bfloat16
     for parameter in pruned.model.parameters():
         assert torch.equal(parameter, parameter.bfloat16().to(parameter.dtype))

@@ -325,8 +325,8 @@ def test_the_layer_before_a_gap_is_refitted_by_ridge_regression(family):
     ((name, weight),) = new.items()
     assert name == f"{anatomy.output_projection(0)}.weight"
     (note,) = outcome.notes
-    assert note["layers"] == after
-    assert note["lost_after"] < note["lost_before"]
+    assert note.layers == after
+    assert note.lost_after < note.lost_before
 
     rows, start, end = [], [], []
     with hooks(base.model, {site: lambda inputs, _: rows.append(inputs[0].flatten(0, -2))}):

@@ -387,8 +387,8 @@ def test_least_vocabulary_reads_everything():
     pruned = prune(recipe("gpt2", Vocabulary(vocab_size=258)), loaded("gpt2"))
     assert pruned.tokenizer.decode(pruned.tokenizer(STORY).input_ids) == STORY
     (note,) = pruned.report.notes[0]
-    assert note["tokens"] == 258 < note["needed"]
-    assert 0 < note["read_as_before"] < 1
+    assert note.tokens == 258 < note.needed
+    assert 0 < note.read_as_before < 1
 
 
 def test_later_steps_read_with_the_new_tokenizer():

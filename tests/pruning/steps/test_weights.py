@@ -167,15 +167,15 @@ def test_zeros_are_exact_in_the_file_and_the_shape_is_the_same(dtype, tmp_path):
 
 def test_the_report_counts_the_zeros():
     pruned = thinned(loaded("llama"), fraction=0.5)
-    notes = {note["component"]: note for note in pruned.report.notes[0]}
+    notes = {note.component: note for note in pruned.report.notes[0]}
     zeros = sum(int((parameter == 0).sum()) for parameter in pruned.model.parameters())
     assert sum(note.zeros for note in notes.values()) == zeros > 0
-    assert {name: note["parameters"] for name, note in notes.items()} == {
+    assert {name: note.parameters for name, note in notes.items()} == {
         name: size for name, size in pruned.report.after.components.items() if size
     }
-    assert notes["embeddings"]["sparsity"] == notes["norms"]["sparsity"] == 0
+    assert notes["embeddings"].sparsity == notes["norms"].sparsity == 0
     # Biases stay as they are.
-    assert 0.45 < notes["mlp"]["sparsity"] < 0.5
+    assert 0.45 < notes["mlp"].sparsity < 0.5
     assert "no smaller" in Weights.warning
 
 
