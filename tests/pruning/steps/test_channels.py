@@ -178,7 +178,7 @@ def test_no_more_is_removed_than_asked_and_the_config_loads(family, heads, chann
     [
         ({"fraction": 0.02}, r"a multiple of the number of heads, 4; cut at least 12.5 %, down to 28"),
         ({"hidden_size": 32}, r"This removes none of the 32 channels"),
-        ({"fraction": 0.3, "multiple_of": 64}, r"4 and of 64, as asked; no smaller size is"),
+        ({"fraction": 0.3, "multiple_of": 64}, r"4 and of 64, as requested; no smaller size is"),
     ],
 )
 def test_what_was_possible_is_said(step, says):

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import json
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 import pruning
-from pruning import Channels, Heads, Layers, Neurons, Recipe, RecipeError, Vocabulary, Weights
+from pruning import Channels, Heads, Layers, Neurons, Recipe, RecipeError, Weights
 from pruning.architectures.anatomy import anatomy_of
 from pruning.architectures.config import resize
 from pruning.architectures.families import LAYER, NEURON, QUERY
@@ -22,8 +23,10 @@ from pruning.calibration.statistics import PRIOR_TOKENS, Statistics
 from pruning.steps import STEPS
 from pruning.steps.base import StepContext
 from pruning.surgery import as_channels_first
+from pruning.text.passages import passage
 from pruning.text.tokens import Windows
 from tests.helpers.models import FAMILIES, count, loaded
+from tests.pruning.steps.samples import SAMPLES, combinations
 
 HEAD_SIZE_DERIVED = {"gpt2", "opt", "gpt_neox"}
 """Families whose heads and channels cannot be cut."""
@@ -32,69 +35,8 @@ CUTTABLE_HEADS = [family for family in FAMILIES if family not in HEAD_SIZE_DERIV
 TEXT = pruning.Calibration(tokens=640, window=64)
 IDS = torch.arange(3, 23)[None]
 
-ALONE = {
-    "last layer": [Layers(count=1, method="last")],
-    "chosen layer": [Layers(count=1, protect=False)],
-    "neurons": [Neurons(fraction=0.3)],
-    "group": [Heads(groups=1)],
-    "query heads": [Heads(queries=1, criterion="minitron")],
-    "group, query heads": [Heads(groups=1, queries=1)],
-    "channels": [Channels(fraction=0.3)],
-    "weights": [Weights(fraction=0.5)],
-    "vocabulary": [Vocabulary(fraction=0.1)],
-}
-PAIRS = {
-    "layer + vocabulary": [Layers(count=1, method="last"), Vocabulary(fraction=0.1)],
-    "vocabulary + neurons": [Vocabulary(fraction=0.1), Neurons(fraction=0.3)],
-    "vocabulary + group": [Vocabulary(fraction=0.1), Heads(groups=1)],
-    "channels + vocabulary": [Channels(fraction=0.3), Vocabulary(fraction=0.1)],
-    "vocabulary + weights": [Vocabulary(fraction=0.1), Weights(fraction=0.5)],
-    "layer + neurons": [Layers(count=1, method="first"), Neurons(fraction=0.3)],
-    "neurons + group": [Neurons(fraction=0.3), Heads(groups=1, repair=False)],
-    "group + layer": [Heads(groups=1), Layers(layers=(0,))],
-    "channels + neurons": [Channels(fraction=0.3), Neurons(fraction=0.3, criterion="l2")],
-    "group + channels": [Heads(groups=1), Channels(fraction=0.3, repair=False)],
-    "channels + layer": [Channels(hidden_size=24, criterion="minitron"), Layers(count=1, method="last")],
-    "neurons + weights": [Neurons(fraction=0.3), Weights(fraction=0.3, criterion="magnitude")],
-    "query heads + weights": [Heads(queries=1), Weights(fraction=0.5)],
-    "layer + weights": [Layers(count=1, method="last"), Weights(fraction=0.5)],
-    "channels + weights": [Channels(fraction=0.3), Weights(pattern="4:8", criterion="magnitude")],
-}
-TRIPLES = {
-    "neurons + query heads + layer": [
-        Neurons(fraction=0.3),
-        Heads(queries=1),
-        Layers(count=1, method="last"),
-    ],
-    "channels + layer + weights": [
-        Channels(fraction=0.3),
-        Layers(count=1, method="first"),
-        Weights(fraction=0.5),
-    ],
-    "group + channels + neurons": [Heads(groups=1), Channels(fraction=0.3), Neurons(fraction=0.3)],
-    "channels + neurons + vocabulary": [
-        Channels(fraction=0.3),
-        Neurons(fraction=0.3),
-        Vocabulary(fraction=0.1),
-    ],
-    "layer + group + vocabulary": [
-        Layers(count=1, method="last"),
-        Heads(groups=1),
-        Vocabulary(fraction=0.1),
-    ],
-    "vocabulary + neurons + weights": [
-        Vocabulary(fraction=0.1),
-        Neurons(fraction=0.3),
-        Weights(fraction=0.5),
-    ],
-    "neurons + group + weights": [Neurons(intermediate_size=32), Heads(groups=1), Weights(pattern="2:4")],
-}
-COMBINATIONS = ALONE | PAIRS | TRIPLES
-"""What the matrix does to every family. A new step goes into `ALONE`, and into `PAIRS` and `TRIPLES` with
-every other."""
-
-ELSEWHERE = {"distillation", "reconstruction"}
-"""Steps that are not in the matrix: their own tests cover them."""
+COMBINATIONS = combinations()
+"""What the matrix does to every family, made from `SAMPLES`."""
 
 
 def recipe(steps):
@@ -106,21 +48,39 @@ def impossible(steps, family):
     if family in HEAD_SIZE_DERIVED and any(isinstance(step, Heads | Channels) for step in steps):
         return "cannot be cut: its config has no head size"
     if family == "mistral" and any(isinstance(step, Weights) and step.pattern == "4:8" for step in steps):
-        return "53 inputs, no multiple of 8"
+        return "53 inputs, not a multiple of 8"
     return None
 
 
-def test_the_matrix_holds_every_pair_of_steps():
-    here = [name for name in STEPS if name not in ELSEWHERE]
-    last = {name for name in here if STEPS[name].must_be_last}
-    pairs = {frozenset(pair) for pair in itertools.combinations(here, 2) if not last.issuperset(pair)}
-    for combinations, size in ((ALONE, 1), (PAIRS, 2), (TRIPLES, 3)):
-        met = [[step.step for step in steps] for steps in combinations.values()]
-        assert {len(names) for names in met} == {size}
-        wanted = {frozenset([name]) for name in here} if size == 1 else pairs
-        assert wanted == {
-            frozenset(pair) for names in met for pair in itertools.combinations(names, min(size, 2))
-        }
+def test_every_step_has_a_sample():
+    """A new step is tested as soon as it has a row in `SAMPLES`."""
+    assert list(SAMPLES) == list(STEPS)
+    for name, sample in SAMPLES.items():
+        assert sample.alone
+        assert all(type(step) is STEPS[name] for step in (*sample.alone, *sample.together))
+
+
+def test_the_matrix_holds_every_pair_of_steps_in_pairs_and_in_triples():
+    names = [name for name in STEPS if SAMPLES[name].in_matrix]
+    last = {name for name in names if STEPS[name].must_be_last}
+    pairs = {frozenset(pair) for pair in itertools.combinations(names, 2) if not last.issuperset(pair)}
+    assert len(pairs) == 15
+    together = [[step.step for step in steps] for steps in COMBINATIONS.values()]
+    assert {names[0] for names in together if len(names) == 1} == set(names)
+    for size in (2, 3):
+        groups = [names for names in together if len(names) == size]
+        assert {frozenset(pair) for names in groups for pair in itertools.combinations(names, 2)} == pairs
+        assert all(not last.intersection(names[:-1]) for names in groups)
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_step_survives_yaml_json_and_python(name):
+    sample = SAMPLES[name]
+    for step in (*sample.alone, *sample.together):
+        made = Recipe(base="tiny", steps=[step])
+        assert Recipe.parse(made.to_yaml()) == Recipe.parse(json.dumps(made.to_dict())) == made
+        assert eval(step.to_python()) == step
+        assert step.canonical()["step"] == name
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -154,34 +114,17 @@ def check(pruned, steps, base, folder):
         assert zeros == sum(note.zeros for note in pruned.report.notes[-1])
 
 
-SOME = {
-    "neurons": st.builds(
-        Neurons,
-        fraction=st.floats(0.05, 0.9),
-        criterion=st.sampled_from(["activation", "peak_to_peak", "random"]),
-    ),
-    "heads": st.sampled_from([Heads(groups=1), Heads(queries=1), Heads(groups=1, queries=1, repair=False)]),
-    "layers": st.builds(
-        Layers, layers=st.sampled_from([(0,), (1,), (2,), (0, 2), (1, 2)]), repair=st.booleans()
-    ),
-    "channels": st.builds(
-        Channels,
-        fraction=st.floats(0.15, 0.9),
-        criterion=st.sampled_from(["minitron", "energy"]),
-        repair=st.booleans(),
-    ),
-    "weights": st.builds(
-        Weights, fraction=st.floats(0.3, 0.95), criterion=st.sampled_from(["wanda", "magnitude"])
-    ),
-}
+RANDOM = {name: sample.random for name, sample in SAMPLES.items() if sample.random is not None}
 """Any sensible setting of each step, for a small model of three layers."""
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(family=st.sampled_from(["llama", "gemma3_text"]), data=st.data())
 def test_any_ratio_in_any_order(family, data, tmp_path):
-    names = data.draw(st.permutations(list(SOME)))[: data.draw(st.integers(1, len(SOME)))]
-    steps = [data.draw(SOME[name]) for name in sorted(names, key=lambda name: bool(STEPS[name].must_be_last))]
+    names = data.draw(st.permutations(list(RANDOM)))[: data.draw(st.integers(1, len(RANDOM)))]
+    steps = [
+        data.draw(RANDOM[name]) for name in sorted(names, key=lambda name: bool(STEPS[name].must_be_last))
+    ]
     base = loaded(family)
     try:
         recipe(steps).check(Shape.of(base.model.config))
@@ -325,7 +268,7 @@ def test_the_layer_before_a_gap_is_refitted_by_ridge_regression(family):
     ((name, weight),) = new.items()
     assert name == f"{anatomy.output_projection(0)}.weight"
     (note,) = outcome.notes
-    assert note.layers == after
+    assert note.layers == tuple(after)
     assert note.lost_after < note.lost_before
 
     rows, start, end = [], [], []
@@ -373,14 +316,55 @@ def test_llama_1b_without_its_last_three_layers(tmp_path):
     [
         ([Heads(groups=2)], "There are 2 key/value groups; 2 cannot be removed"),
         ([Heads(queries=2)], "There are 2 query heads of a group; 2 cannot be removed"),
+        ([Heads(num_key_value_heads=2)], "removes none of the 2 key/value heads of a layer: 2 would be kept"),
+        ([Heads(num_key_value_heads=5, queries=1)], "removes none of the 2 key/value heads"),
         ([Layers(layers=(7,))], "There is no layer 7"),
         ([Layers(count=3, method="last")], "cannot be removed"),
-        ([Layers(count=2)], "2 must stay"),
+        ([Layers(count=2)], "at least 2 must remain"),
     ],
 )
 def test_impossible_cuts_are_refused_before_any_work(steps, says):
     with pytest.raises(RecipeError, match=says):
         recipe(steps).check(Shape.of(loaded("llama").model.config))
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_key_value_heads_to_keep_are_groups_to_remove(family):
+    base = loaded(family)
+    by_groups = pruning.prune(recipe([Heads(groups=1, queries=1)]), base).model
+    by_heads = pruning.prune(recipe([Heads(num_key_value_heads=1, queries=1)]), base).model
+    assert by_heads.config.num_key_value_heads == 1
+    for name, value in by_groups.state_dict().items():
+        assert torch.equal(value, by_heads.state_dict()[name])
+    assert Heads(num_key_value_heads=1, queries=1).describe() == (
+        "all but 1 of the key/value groups of every layer and 1 query head of every group"
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"groups": 1, "num_key_value_heads": 1}, "either groups or num_key_value_heads"),
+        ({}, "Give groups, num_key_value_heads or queries"),
+        ({"num_key_value_heads": 0}, "num_key_value_heads: Input should be greater than or equal to 1"),
+        ({"num_key_value_heads": [1, 2]}, "Give one number"),
+        ({"groups": [1, 2]}, "Give one number"),
+    ],
+)
+def test_heads_are_asked_for_in_one_way(values, says):
+    with pytest.raises(RecipeError, match=says):
+        Heads(**values)
+
+
+def test_layers_report_which_remain():
+    context = StepContext(
+        loaded("llama").model,
+        loaded("llama").tokenizer,
+        Shape.of(loaded("llama").model.config),
+        loaded("llama"),
+    )
+    assert Layers(layers=(1,)).apply(context).layers == (0, 2)
+    assert Neurons(fraction=0.3, criterion="l2").apply(context).layers is None
 
 
 def test_heads_that_would_not_divide_the_hidden_size_are_refused():
@@ -392,7 +376,7 @@ def test_heads_that_would_not_divide_the_hidden_size_are_refused():
 @pytest.mark.real
 def test_one_group_and_three_layers_of_smollm2(smollm2):
     """REFERENCE: one of three groups with repair 31.3 / 25.5; three of thirty layers 36.7 / 25.5."""
-    text = pruning.texts.passage("encyclopedia", "heldout")
+    text = passage("encyclopedia", "heldout")
 
     def perplexity(model):
         return pruning.perplexity(model, smollm2.tokenizer, text, tokens=1024).value

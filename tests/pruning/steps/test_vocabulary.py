@@ -512,12 +512,12 @@ def test_shell_takes_numbers_and_shares(as_json, options, size):
 
 def test_shell_says_what_is_missing(refused, as_json, tmp_path):
     folder = folder_of("gpt2")
-    assert "neither a file, nor one of general" in refused("preview", folder, "--vocabulary", "nowhere")
+    assert "neither a file nor one of general" in refused("preview", folder, "--vocabulary", "nowhere")
     assert "--vocabulary-text says again" in refused(
         "preview", folder, "--vocabulary", "story", "--vocabulary-text", "code"
     )
     (tmp_path / "config.json").write_text((folder / "config.json").read_text())
-    assert "say how many tokens to keep" in refused("preview", tmp_path, "--vocabulary", "story")
+    assert "give the number of tokens to keep" in refused("preview", tmp_path, "--vocabulary", "story")
     assert as_json("preview", tmp_path, "--vocabulary", "300")["config"]["vocab_size"] == 300
 
 

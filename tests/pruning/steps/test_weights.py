@@ -196,7 +196,7 @@ def test_nothing_can_follow(later):
 
 def test_a_pattern_needs_inputs_that_it_divides():
     shape = Shape.of(loaded("mistral").model.config)
-    with pytest.raises(RecipeError, match=r"down_proj.weight has 53 inputs, no multiple of 4"):
+    with pytest.raises(RecipeError, match=r"down_proj.weight has 53 inputs, not a multiple of 4"):
         Weights(pattern="2:4").reshape(shape)
     narrow = Neurons(intermediate_size=33, multiple_of=8).reshape(shape)
     assert Weights(pattern="4:8").reshape(narrow) == narrow
@@ -252,7 +252,13 @@ def test_no_more_becomes_zero_than_asked(fraction, criterion):
         ),
         (
             ["--hidden-size", "24", "--channel-criterion", "minitron"],
-            {"step": "channels", "width": 24, "multiple_of": 1, "criterion": "minitron", "repair": True},
+            {
+                "step": "channels",
+                "hidden_size": 24,
+                "multiple_of": 1,
+                "criterion": "minitron",
+                "repair": True,
+            },
         ),
     ],
 )
