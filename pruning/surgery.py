@@ -143,7 +143,7 @@ def assemble(
         if values.is_meta and device_of(name, devices) != DISK
     ]
     if missing:
-        raise AssertionError(f"surgery left tensors without values: {missing}")
+        raise AssertionError(f"surgery gave these tensors no values: {missing}")
     if devices:
         _dispatch(model, devices, in_memory, tensors)
     model.requires_grad_(False)

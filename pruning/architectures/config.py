@@ -45,7 +45,7 @@ def _check_size(values: dict, key: str, largest: int) -> None:
         return
     if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= largest:
         raise ModelError(
-            f"The config says {key} = {str(value)[:40]!r}; a whole number from 1 to {largest:,} is needed."
+            f"The config sets {key} to {str(value)[:40]!r}; a whole number from 1 to {largest:,} is needed."
         )
 
 

@@ -198,5 +198,5 @@ def test_resize_writes_the_keys_that_the_family_reads(family):
 
 
 def test_a_config_without_layers_is_refused():
-    with pytest.raises(pruning.ModelError, match="num_hidden_layers = '0'; a whole number from 1"):
+    with pytest.raises(pruning.ModelError, match="num_hidden_layers to '0'; a whole number from 1"):
         anatomy_of(LlamaConfig(num_hidden_layers=0))
