@@ -309,6 +309,9 @@ def evaluate_pruned(
     Returns:
         The same model with a fuller report.
 
+    Raises:
+        RecipeError: The tokenizer has a token that one of the models has no embedding for.
+
     Example:
         >>> import pruning
         >>> base = pruning.load("smollm2-135m")

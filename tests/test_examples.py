@@ -12,6 +12,8 @@ from tests.helpers.models import folder_of
 NEEDS_A_KNOWN_TOKENIZER = {"export"}
 """llama.cpp knows no tokenizer of a small model: these run on the real one."""
 
+SLOW = {"search", "iter_search"}
+
 
 def examples_of(name):
     """The doctests of a public function, class or module, its methods included."""
@@ -51,8 +53,11 @@ def signed_in(hub, monkeypatch):
 
 @pytest.mark.parametrize(
     "test",
-    [test for test in EXAMPLES if test.name not in NEEDS_A_KNOWN_TOKENIZER],
-    ids=lambda test: test.name,
+    [
+        pytest.param(test, id=test.name, marks=[pytest.mark.slow] if test.name in SLOW else [])
+        for test in EXAMPLES
+        if test.name not in NEEDS_A_KNOWN_TOKENIZER
+    ],
 )
 def test_example(test, small_model, signed_in):
     run(test)

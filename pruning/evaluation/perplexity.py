@@ -88,6 +88,9 @@ def perplexity(
         name: What the result and the progress call the text.
         progress: Called before every window.
 
+    Returns:
+        The result, with the number of tokens that were read.
+
     Raises:
         RecipeError: The text has fewer than two tokens, or one that the model has no embedding for.
 
@@ -128,6 +131,12 @@ def evaluate(model: CausalLM, *, tokens: int | None = None, progress: Reporter =
         tokens: How many tokens to read in all, the same number of each genre: quicker, but not the
             same text for every vocabulary. None reads the same characters of each genre.
         progress: Called before every window.
+
+    Returns:
+        The results over all genres and for each of them.
+
+    Raises:
+        RecipeError: The tokenizer has a token that the model has no embedding for.
 
     Example:
         >>> import pruning

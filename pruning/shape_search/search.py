@@ -53,6 +53,9 @@ def search(
             of the calibration text for each trial, which takes several times as long.
         progress: Called before every trial, and during it.
 
+    Returns:
+        The best trial within the budget, all other trials, and the predicted quality by size.
+
     Raises:
         RecipeError: No shape is within the budget.
 

@@ -62,8 +62,8 @@ def publish(
         >>> import pruning
         >>> recipe = pruning.Recipe(base="smollm2-135m", steps=[pruning.Neurons(fraction=0.2)])
         >>> url = pruning.publish(pruning.run(recipe), "ada/smaller")
-        >>> url.removeprefix("https://huggingface.co/")
-        'ada/smaller'
+        >>> url.endswith("/ada/smaller")
+        True
     """
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=token)
     with _hub_errors("sign in"):

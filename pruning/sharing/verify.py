@@ -70,6 +70,9 @@ def verify(name: str, *, token: Token = None, progress: Reporter = silent) -> Ve
         token: The access token of the caller.
         progress: Is called with each stage.
 
+    Returns:
+        Every check, in the order in which they were made.
+
     Raises:
         PruningError: The model, the recipe or the card cannot be read at all.
 
