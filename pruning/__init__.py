@@ -3,15 +3,14 @@
 from pruning.errors import Cancelled, ModelError, PruningError, RecipeError, SavingError
 from pruning.evaluation.perplexity import perplexity, quality
 from pruning.loading.load import LoadedModel, load
-from pruning.pipeline import Preview, Pruned, Report, measure, preview, prune, run
+from pruning.pipeline import Preview, Pruned, evaluate_pruned, preview, prune, run
 from pruning.recipe import Recipe
-from pruning.saving.save import save
+from pruning.report import Report
 from pruning.sharing.publish import publish
 from pruning.steps import Channels, Distillation, Heads, Layers, Neurons, Reconstruction, Vocabulary, Weights
 from pruning.text.choice import Calibration, TextChoice
 from pruning.text.generation import Sampling, complete, stream
-
-__version__ = "0.1.0"
+from pruning.version import __version__
 
 __all__ = [
     "Calibration",
@@ -36,14 +35,13 @@ __all__ = [
     "Vocabulary",
     "Weights",
     "complete",
+    "evaluate_pruned",
     "load",
-    "measure",
     "perplexity",
     "preview",
     "prune",
     "publish",
     "quality",
     "run",
-    "save",
     "stream",
 ]

@@ -189,8 +189,8 @@ def prune(
         _print_json(result)
         return
     _print_parameters(result["parameters"])
-    if report.quality_after:
-        before, after = report.quality_before.overall, report.quality_after.overall
+    if report.after.quality:
+        before, after = report.before.quality.overall, report.after.quality.overall
         if any(step.changes_vocabulary for step in recipe.steps):
             measure, values = "bits per byte", (before.bits_per_byte, after.bits_per_byte)
         else:

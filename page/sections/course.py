@@ -285,7 +285,7 @@ def _look(lesson: Lesson, visitor: Visitor, tell) -> str:
     """What a lesson draws beside its results."""
     calibration = Calibration()
     if lesson.chart == "importance":
-        pair = ("activation", "ppm")
+        pair = ("activation", "peak_to_peak")
         drawn = workbench.importances(catalog.DEFAULT_MODEL, pair, 0.2, calibration, 0, visitor, tell)
         return charts.importance_map(*drawn, 0.2, *(CRITERIA[name].title for name in pair))
     if lesson.chart == "influence":

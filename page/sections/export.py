@@ -14,14 +14,13 @@ from page.workers.workbench import Visitor
 from pruning import Pruned, Recipe
 from pruning.errors import RecipeError
 from pruning.progress import Progress
-from pruning.saving.save import save
-from pruning.sharing.gguf import TYPES, export, gguf_types
+from pruning.sharing.gguf import GGUF_TYPES, export, gguf_types
 from pruning.sharing.publish import publish
 
 ZIP = "zip"
 FORMS = [
     ("A zip file for transformers", ZIP),
-    *((f"GGUF, {kind.title}", name) for name, kind in TYPES.items()),
+    *((f"GGUF, {kind.title}", name) for name, kind in GGUF_TYPES.items()),
 ]
 
 UPLOAD_SECONDS = 3600
@@ -132,11 +131,11 @@ def prepare(
 
 def _packed(pruned: Pruned, folder: Path, form: str, tell) -> str:
     """The model as one file, in the form that was chosen."""
-    if form not in (ZIP, *TYPES):
+    if form not in (ZIP, *GGUF_TYPES):
         raise RecipeError(f"There is no form {str(form)[:40]!r}. Choose one of the list.")
-    if form in TYPES and (obstacle := gguf_types(pruned.shape, pruned.recipe.steps)[form]):
+    if form in GGUF_TYPES and (obstacle := gguf_types(pruned.shape, pruned.recipe.steps)[form]):
         raise RecipeError(f"{obstacle} Choose a width that is a multiple, under how to choose what goes.")
-    save(pruned, folder, tell)
+    pruned.save(folder, tell)
     if form == ZIP:
         tell(Progress("Packing"))
         return shutil.make_archive(str(folder), "zip", folder.parent, folder.name)

@@ -47,7 +47,7 @@ def build(column: Column, made: gr.State) -> gr.Column:
                     one = gr.Dropdown(
                         RANKING, value=DEFAULT_CRITERION, label="Importance of a neuron", min_width=160
                     )
-                    other = gr.Dropdown(RANKING, value="ppm", label="Compared with", min_width=160)
+                    other = gr.Dropdown(RANKING, value="peak_to_peak", label="Compared with", min_width=160)
                 importance_button = gr.Button("Draw every layer", elem_id="importance")
                 importance = gr.HTML(elem_id="importance-map", min_height=60)
             with gr.Tab("Layers"):
@@ -63,7 +63,7 @@ def build(column: Column, made: gr.State) -> gr.Column:
                 )
                 with gr.Row():
                     first = gr.Dropdown(RANKING, value=DEFAULT_CRITERION, label="Importance", min_width=160)
-                    second = gr.Dropdown(RANKING, value="ppm", label="Compared with", min_width=160)
+                    second = gr.Dropdown(RANKING, value="peak_to_peak", label="Compared with", min_width=160)
                 curve_button = gr.Button("Draw the curve", elem_id="sweep")
                 curve = gr.LinePlot(
                     x=CURVE[0],

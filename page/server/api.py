@@ -19,7 +19,6 @@ from page.workers.workbench import Visitor
 from pruning import Preview, Pruned, PruningError, Recipe, Sampling, catalog
 from pruning import publish as published
 from pruning.errors import RecipeError
-from pruning.pipeline import reshape
 from pruning.progress import Progress
 from pruning.text.generation import compare, encode_prompt
 
@@ -54,7 +53,7 @@ def preview(
     def answer() -> dict:
         asked = _recipe(model, recipe, neurons, heads, layers, channels)
         before, _ = workbench.look(asked.base, _anyone())
-        return Preview(asked, before, reshape(asked, before)).to_dict()
+        return Preview(asked, before, asked.check(before)).to_dict()
 
     return _answered(answer)
 

@@ -24,9 +24,10 @@ from pruning.calibration import cache
 from pruning.calibration.calibrate import StatisticsKey, statistics_of
 from pruning.errors import ModelError, PruningError
 from pruning.evaluation import inspection
+from pruning.evaluation.base_quality import base_quality
 from pruning.loading import load as loading
 from pruning.loading.load import LoadedModel
-from pruning.loading.source import Source, Token
+from pruning.loading.source import Access, Source, Token
 from pruning.pipeline import Pruned
 from pruning.progress import Progress, Reporter, silent
 from pruning.recipe import Recipe
@@ -73,6 +74,10 @@ class Visitor:
     owner: str = ""
     token: Token = False
     own_machine: bool = False
+
+    @property
+    def access(self) -> Access:
+        return Access(self.token, local=self.own_machine)
 
     def __repr__(self) -> str:
         return "Visitor()"
@@ -127,8 +132,8 @@ class Workbench:
                 if key in self._looks:
                     self._looks.move_to_end(key)
                     return self._looks[key]
-        config, source = loading.read_config(name, token=visitor.token, own_machine=visitor.own_machine)
-        found = Shape.of(config), source
+        source = loading.find(name, access=visitor.access)
+        found = Shape.of(source.config), source
         with self._lock:
             if source.public or visitor.owner:
                 self._looks[keys[not source.public]] = found
@@ -151,8 +156,7 @@ class Workbench:
             base = loading.load(
                 name,
                 revision=revision,
-                token=visitor.token,
-                own_machine=visitor.own_machine,
+                access=visitor.access,
                 progress=progress,
             )
             return self._put(("base", name, revision), base, base.source.public, visitor)
@@ -185,17 +189,17 @@ class Workbench:
         """The model of a recipe with its quality, before and after, measured in short."""
         with self.working(progress):
             base, pruned = self.pair(recipe, visitor, progress)
-            return pipeline.judge(pruned, base, tokens, progress)
+            return pipeline.evaluate_pruned(pruned, base, tokens=tokens, progress=progress)
 
     def measuring(self, recipe: Recipe, visitor: Visitor, progress: Reporter = silent) -> Iterator[Pruned]:
         """The model of a recipe, its report fuller each time; at once where it was measured before."""
         with self.working(progress):
             pruned = self.pruned(recipe, visitor, progress)
-            if pruned.report.speed_after is not None:
+            if pruned.report.after.tokens_per_second is not None:
                 yield pruned
                 return
             base = self.base(recipe.base, visitor, recipe.revision, progress)
-            for measured in pipeline.measuring(pruned, base, progress):
+            for measured in pipeline.iter_evaluate_pruned(pruned, base, progress=progress):
                 yield measured
             self._keep(recipe, measured, visitor)
 
@@ -279,7 +283,7 @@ class Workbench:
                 sites = step.hooked_modules(shape)
                 statistics_of(base, recipe.calibration, sites, recipe.seed, progress=progress)
         with self.working(progress):
-            pipeline.base_quality(base, progress)
+            base_quality(base, progress=progress)
 
     def forget(self, owner: str) -> None:
         """Drop all that belongs to an owner alone, or to one whose name goes on after this and a colon;

@@ -113,13 +113,13 @@ PRUNABLE_UNITS = (
         CHANNEL,
         "channels",
         lambda shape: _every(shape, CHANNEL, DEEPEST, max(1, shape.count(CHANNEL) // 32)),
-        lambda shape, n: Channels(width=shape.count(CHANNEL) - n),
+        lambda shape, n: Channels(hidden_size=shape.count(CHANNEL) - n),
     ),
     PrunableUnit(
         NEURON,
         "neurons",
         _neuron_amounts,
-        lambda shape, n: Neurons(width=shape.count(NEURON) - n),
+        lambda shape, n: Neurons(intermediate_size=shape.count(NEURON) - n),
     ),
 )
 """In the order of a recipe: what changes most comes first, so that the rest is calibrated on its result."""

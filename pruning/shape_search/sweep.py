@@ -46,7 +46,7 @@ def iter_sweep(
         yield SweepPoint(
             criterion,
             fraction,
-            pruned.report.parameters_after,
+            pruned.report.after.parameters,
             perplexity_of(mean_loss(pruned.model, heldout)),
             recipe,
         )

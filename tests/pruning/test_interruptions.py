@@ -19,7 +19,7 @@ import pytest
 
 import pruning
 from pruning.distillation import checkpoint
-from pruning.files import PREFIX
+from pruning.files import PREFIX, cache_folder
 from pruning.loading import files, offline
 
 KILLS = int(os.environ.get("SECATEUR_KILLS", "200"))
@@ -131,9 +131,9 @@ def test_a_hub_that_dies_at_any_request(signed_in, saved, fault):
     for turn in range(len(requests_of_a_publication(hub, saved))):
         hub.fail(".", after=turn, times=10**6, **PASSING[fault])
         message = refused(saved)
-        # A Hub that does not answer cannot be asked to remove anything: the message names what may be there.
+        # A Hub that does not answer cannot be asked to remove anything: the message names what may exist.
         if hub.repos:
-            assert "ada/cut may be there" in message
+            assert "ada/cut may exist" in message
             assert is_whole(hub, "ada/cut", saved) or not set(hub.repos["ada/cut"].files) - {".gitattributes"}
         hub.faults.clear()
         assert pruning.publish(saved, "ada/cut")
@@ -238,7 +238,7 @@ def test_a_token_that_expires_half_way(signed_in, saved):
         hub.watch = expire
         message = refused(saved)
         assert "may have expired. Sign in again" in message
-        assert ("ada/cut may be there" in message) == ("ada/cut" in hub.repos)
+        assert ("ada/cut may exist" in message) == ("ada/cut" in hub.repos)
         hub.watch = None
         hub.tokens["ada-token"].expired = False
         assert pruning.publish(saved, "ada/cut")
@@ -248,7 +248,7 @@ def test_a_token_that_expires_half_way(signed_in, saved):
 
 def test_waiting_for_the_hub_can_be_stopped(signed_in, saved):
     def stop(progress):
-        if "trying again" in progress.text:
+        if "retrying" in progress.text:
             raise pruning.Cancelled("Stopped.")
 
     signed_in.fail("/commit/", status=503, times=10**6)
@@ -259,7 +259,7 @@ def test_waiting_for_the_hub_can_be_stopped(signed_in, saved):
 
 def test_a_public_repository_does_not_get_a_private_model(signed_in, saved):
     pruning.publish(saved, "ada/cut", private=False)
-    assert "everybody can see it" in refused(saved)
+    assert "exists already and is public" in refused(saved)
     assert pruning.publish(saved, "ada/cut", private=False)
 
 
@@ -380,8 +380,8 @@ def _writers(under):
     far a distillation has come."""
     import torch
 
-    from pruning import pipeline
     from pruning.calibration.statistics import Statistics, read_statistics
+    from pruning.evaluation import base_quality, perplexity
     from pruning.evaluation.perplexity import Perplexity, Quality
     from pruning.text.passages import GENRES
     from tests.helpers.models import loaded, tiny
@@ -415,14 +415,12 @@ def _writers(under):
 
     score = Perplexity(25.5, 2048, 512, "held out")
     quality = Quality(score, dict.fromkeys(GENRES, score))
-    pipeline.evaluation.quality = lambda *_: quality
-    measured = (
-        pipeline.cache_folder() / "quality" / f"{pipeline.evaluation.digest(base.source.revision)}.json"
-    )
+    perplexity.quality = lambda *_: quality
+    measured = cache_folder() / "quality" / f"{perplexity.digest(base.source.revision)}.json"
 
     def measure():
         measured.unlink(missing_ok=True)
-        pipeline._kept_quality(base, pruning.progress.silent)
+        base_quality.stored_quality(base)
 
     def training(learnt):
         """The weights that learn, and their optimiser as accelerate wraps it."""

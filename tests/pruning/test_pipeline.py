@@ -22,7 +22,7 @@ from pruning import (
     run,
 )
 from pruning.evaluation.perplexity import Quality
-from pruning.pipeline import measure
+from pruning.pipeline import evaluate_pruned
 from tests.helpers.models import FAMILIES, count, folder_of, loaded, save_tiny, trained
 
 WIKITEXT = Path(__file__).parents[3] / "shared" / "data" / "wikitext-2" / "valid.txt"
@@ -55,12 +55,12 @@ def test_run_loads_cuts_and_measures():
     assert pruned.recipe.revision.startswith("sha256:")
     assert pruned.recipe.base == str(base)
     report = pruned.report
-    assert report.parameters_after == count(pruned.model) < report.parameters_before
-    assert report.bytes_after == 4 * report.parameters_after
-    assert isinstance(report.quality_before, Quality)
-    assert report.quality_before != report.quality_after
-    assert report.speed_before > 0 < report.speed_after
-    assert [len(sample) for sample in report.samples] == [3, 3, 3]
+    assert report.after.parameters == count(pruned.model) < report.before.parameters
+    assert report.after.bytes == 4 * report.after.parameters
+    assert isinstance(report.before.quality, Quality)
+    assert report.before.quality != report.after.quality
+    assert report.before.tokens_per_second > 0 < report.after.tokens_per_second
+    assert len(report.samples) == 3
     assert set(report.seconds) == {"calibrate", "cut", "evaluate"}
     assert {"Reading the weights", "Cutting"} <= set(lines)
     stages = {line.text for line in lines}
@@ -133,7 +133,7 @@ def test_better_criteria_lose_less_of_what_was_learnt():
 
     def lost(**step):
         pruned = prune(recipe_of({"fraction": 0.5} | step).model_copy(update={"calibration": LONG}), base)
-        return measure(pruned, base).report.quality_after.overall.value
+        return evaluate_pruned(pruned, base).report.after.quality.overall.value
 
     assert lost() < lost(repair=False) < lost(criterion="random")
     assert lost(criterion="random", repair=True) < lost(criterion="random")
@@ -175,8 +175,8 @@ def test_real_model_keeps_the_quality_promised(smollm2, wikitext):
 def test_real_model_is_counted_right(smollm2, tmp_path):
     recipe = Recipe(base="smollm2-135m", steps=[Neurons(fraction=0.2, criterion="ppm")])
     pruned = prune(recipe, smollm2)
-    assert pruned.report.parameters_before == count(smollm2.model) == 134_515_008
-    assert pruned.report.parameters_after == count(pruned.model)
+    assert pruned.report.before.parameters == count(smollm2.model) == 134_515_008
+    assert pruned.report.after.parameters == count(pruned.model)
     smollm2.model.config.save_pretrained(tmp_path)
     assert preview(Recipe(base=str(tmp_path), steps=recipe.steps)).after.parameters == count(pruned.model)
     pruned.model.save_pretrained(tmp_path / "cut")

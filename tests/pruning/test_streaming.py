@@ -43,7 +43,7 @@ def steps_of(family):
     """Every kind of cut that looks at weights alone, each on what the last one left."""
     heads = [] if QUERY in family_of(family).unprunable else [Heads(groups=1, criterion="weights")]
     layers, neurons = Layers(layers=(0,)), Neurons(fraction=0.3, criterion="l2")
-    return [neurons, *heads, layers, Neurons(width=20, criterion="ppm")]
+    return [neurons, *heads, layers, Neurons(intermediate_size=20, criterion="ppm")]
 
 
 def saved(folder, family, dtype=torch.float32, **options):
@@ -108,7 +108,7 @@ def test_plain_transformers_loads_it(tmp_path):
     pruned = streaming.prune(recipe, tmp_path / "out")
     assert torch.equal(AutoModelForCausalLM.from_pretrained(tmp_path / "out")(IDS).logits, expected)
     assert torch.equal(pruned.model(IDS).logits, expected)
-    assert pruned.report.parameters_after == pruning.preview(recipe).after.parameters
+    assert pruned.report.after.parameters == pruning.preview(recipe).after.parameters
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -185,7 +185,7 @@ def test_heads_go_by_what_their_weights_can_move(family):
     ids=lambda step: step.describe(),
 )
 def test_refuses_what_runs_the_model(step, tmp_path):
-    recipe = Recipe(base=str(folder_of("llama")), steps=[Neurons(width=40, criterion="l1"), step])
+    recipe = Recipe(base=str(folder_of("llama")), steps=[Neurons(intermediate_size=40, criterion="l1"), step])
     with pytest.raises(RecipeError, match="do not stream") as refused:
         streaming.prune(recipe, tmp_path / "out")
     assert refused.value.place == ("steps", 1)

@@ -160,5 +160,5 @@ def test_what_is_repaired_fits_the_precision_of_the_file(tmp_path):
     for parameter in pruned.model.parameters():
         assert torch.equal(parameter, parameter.bfloat16().to(parameter.dtype))
     kept = matrices(pruned.model, 0)[1].shape[1]
-    assert pruned.report.bytes_after == 2 * pruned.report.parameters_after
+    assert pruned.report.after.bytes == 2 * pruned.report.after.parameters
     assert kept == 48 - int(0.3 * 48)
