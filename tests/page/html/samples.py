@@ -4,7 +4,7 @@ from html.parser import HTMLParser
 
 from pruning.architectures.shape import Shape
 from pruning.evaluation.perplexity import Perplexity, Quality
-from pruning.pipeline import Report
+from pruning.report import Measured, Report
 from pruning.text.passages import GENRES
 from tests.helpers.models import loaded
 
@@ -22,18 +22,11 @@ def quality(value, bits_per_byte=1.0, text="held-out passages", genres=GENRES):
     return Quality(measured(value), {genre: measured(value + place) for place, genre in enumerate(genres)})
 
 
-def report(original=None, pruned=None, **values):
+def report(original=None, pruned=None, speeds=(None, None)):
     """A report of a model of 1,000 parameters, 250 of them removed, with what is given as measured."""
     return Report(
-        parameters_before=1_000,
-        parameters_after=750,
-        components_before={"mlp": 1_000},
-        components_after={"mlp": 750},
-        bytes_before=4_000_000,
-        bytes_after=3_000_000,
-        quality_before=original,
-        quality_after=pruned,
-        **values,
+        Measured({"mlp": 1_000}, 4_000_000, original, speeds[0]),
+        Measured({"mlp": 750}, 3_000_000, pruned, speeds[1]),
     )
 
 

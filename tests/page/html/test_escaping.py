@@ -47,7 +47,7 @@ RENDERED = {
     model_map.cut_note: lambda text: model_map.cut_note(shape(), shape(), [text, text]),
     model_map.draw_model: lambda text: model_map.draw_model(shape(), shape(), text),
     outputs.sample: lambda text: outputs.sample(text, text),
-    outputs.text_pair: lambda text: outputs.text_pair(text, text, f"other {text}"),
+    outputs.text_pair: lambda text: outputs.text_pair(text, f"{text} one {text}", f"{text} two {text}"),
     render.criterion_note: lambda text: render.criterion_note(criterion(text)),
     render.message: lambda text: render.message(text, link=text),
     render.recipe_note: lambda text: render.recipe_note([text, text]),

@@ -1,18 +1,22 @@
 """The model map shows every component, what is cut from it, and both sizes."""
 
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 
 from page.html import model_map
 from pruning import Layers, Neurons, Weights
 from pruning.architectures.families import COMPONENTS
-from pruning.loading.source import Source
+from tests.helpers.models import loaded
 from tests.page.html.samples import Page, shape
 
 
 def widths(page):
     return [float(style.removeprefix("width:").removesuffix("%")) for style in page.values("style")]
+
+
+def source(revision):
+    return replace(loaded("llama").source, origin="the Hub", revision=revision)
 
 
 def test_every_component_and_unit_has_a_title():
@@ -52,18 +56,18 @@ def test_the_parts_fill_the_bar():
 
 
 def test_the_origin_is_below_the_map():
-    source = Source("a", "owner/a", "0123456789abcdef", None, "the Hub", Path("folder"))
-    line = model_map.weights_origin(source)
+    line = model_map.weights_origin(source("0123456789abcdef"))
     assert line == "Weights: the Hub; revision 0123456789ab."
     assert Page(model_map.draw_model(shape(), shape(), line)).pieces[-1] == line
 
 
 def test_the_revision_of_a_package_is_not_shortened():
-    source = Source("a", None, "pypi:some-package==0.1.2", None, "a package", Path("folder"))
-    assert model_map.weights_origin(source).endswith("revision pypi:some-package==0.1.2.")
-    assert model_map.weights_origin(Source("a", None, None, None, "a folder", Path("f"))).endswith(
-        "revision ."
-    )
+    line = model_map.weights_origin(source("pypi:some-package==0.1.2"))
+    assert line.endswith("revision pypi:some-package==0.1.2.")
+
+
+def test_weights_without_a_revision_show_none():
+    assert model_map.weights_origin(source(None)) == "Weights: the Hub."
 
 
 def test_the_note_counts_what_is_cut():

@@ -1,7 +1,5 @@
 """Tables of results show what is measured, and an ellipsis for what is not measured yet."""
 
-from dataclasses import replace
-
 import pytest
 
 from page.html import results
@@ -59,10 +57,9 @@ def test_bits_per_byte_that_were_not_measured_stay_open():
 
 
 def test_speed_is_compared_once_both_models_are_timed():
-    both = report(speed_before=20.0, speed_after=25.0)
-    row = rows(results.measures(both, RECIPE))[3]
+    row = rows(results.measures(report(speeds=(20.0, 25.0)), RECIPE))[3]
     assert row[2:] == ["20.0", "25.0", "+25.0%"]
-    row = rows(results.measures(replace(both, speed_after=None), RECIPE))[3]
+    row = rows(results.measures(report(speeds=(20.0, None)), RECIPE))[3]
     assert row[2:] == ["20.0", "…"]
 
 
