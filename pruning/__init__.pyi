@@ -18,6 +18,7 @@ from .sharing.gguf import export
 from .sharing.publish import publish
 from .sharing.verify import Verification, verify
 from .steps import STEPS, Channels, Distillation, Heads, Layers, Neurons, Reconstruction, Vocabulary, Weights
+from .steps.distillation import HubDataset
 from .text.choice import Calibration, TextChoice
 from .text.generation import Sampling, generate, stream
 
@@ -36,6 +37,7 @@ __all__ = [
     "Criterion",
     "Distillation",
     "Heads",
+    "HubDataset",
     "Layers",
     "LoadedModel",
     "ModelError",

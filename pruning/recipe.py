@@ -71,7 +71,7 @@ class Recipe(Frozen):
             values = values | {name: tuple(part) for name, part in lists.items() if isinstance(part, list)}
         return values
 
-    def pinned(self, revision: str) -> Self:
+    def pinned(self, revision: str | None) -> Self:
         """Return the same recipe on a known revision of its base."""
         return self.model_copy(update={"revision": revision})
 

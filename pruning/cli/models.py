@@ -16,8 +16,8 @@ def models(as_json: AsJson = False) -> None:
             "license": model.license,
             "gated": model.gated,
             "offline": model.offline is not None,
-            "teaches": model.teaches,
+            "description": model.description,
         }
         for model in MODELS.values()
     ]
-    print_rows(rows, as_json, "name", "parameters", "license", "teaches")
+    print_rows(rows, as_json, "name", "parameters", "license", "description")

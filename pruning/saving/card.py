@@ -58,11 +58,11 @@ def model_card(name: str, *, source: Source, recipe: Recipe, report: Report) -> 
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{_body(name, source, recipe, report)}")
 
 
-def _license(source: Source) -> dict[str, str]:
+def _license(source: Source) -> dict[str, Any]:
     """Return the base's license; one that the Hub does not know comes with its name and the link to its text."""
     if source.license is None or source.license in LICENSES_NOT_INHERITED:
         return {}
-    license = {"license": source.license}
+    license: dict[str, Any] = {"license": source.license}
     card = source.folder / "README.md"
     if source.license != "other" or not card.is_file():
         return license

@@ -99,12 +99,12 @@ def _without_paths(recipe: Recipe, source: Source) -> Recipe:
 def _check_reload(model: PreTrainedModel, folder: Path) -> None:
     """Compare the logits of the saved model with those of the one in memory."""
     placement = device_map(model)
-    reloaded = AutoModelForCausalLM.from_pretrained(
+    reloaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         folder, local_files_only=True, dtype=model.dtype, device_map=placement or None
     )
     device = "cpu" if model.device.type == "meta" else model.device
     if not placement:
-        reloaded = reloaded.to(device)
+        reloaded = reloaded.to(device)  # type: ignore[arg-type]
     ids = torch.arange(1, min(17, model.config.vocab_size))[None].to(device)
     with torch.inference_mode():
         if not torch.equal(reloaded.eval()(ids).logits, model(ids).logits):

@@ -120,9 +120,10 @@ def _push(api: HfApi, folder: Path, repo_id: str, private: bool, overwrite: bool
         repo = with_retries(lambda: _look(api, repo_id), progress)
     if repo is not None:
         _check_ours(repo, private, overwrite)
-    creation = None if repo is not None else _Creation(api, repo_id, private)
+    is_new = repo is None
+    creation = _Creation(api, repo_id, private)
     try:
-        if creation is not None:
+        if repo is None:
             progress(Progress(f"Creating {repo_id}"))
             with _hub_errors(f"create {repo_id}"):
                 repo = creation.run(progress)
@@ -132,7 +133,7 @@ def _push(api: HfApi, folder: Path, repo_id: str, private: bool, overwrite: bool
                 with_retries(lambda: api.update_repo_settings(repo_id, private=private), progress)
             _upload(api, repo, folder, progress)
     except BaseException as error:
-        state = creation.undo() if creation is not None else f"{repo_id} was not changed."
+        state = creation.undo() if is_new else f"{repo_id} was not changed."
         if isinstance(error, PruningError):
             raise type(error)(f"{error} {state}") from error.__cause__
         error.add_note(state)
@@ -287,10 +288,10 @@ _REASONS = {
 }
 
 
-def _sentence(action: str, error: Exception) -> str:
+def _sentence(action: str, error: BaseException) -> str:
     if isinstance(error, HfHubHTTPError):
         status = http_status(error)
-        reason = _REASONS.get(status, "it has an internal error. Try again in a few minutes")
+        reason = _REASONS.get(status or 0, "it has an internal error. Try again in a few minutes")
         if status == 429 and (wait := retry_after(error.response)):
             reason = f"it received too many requests. Try again in {_duration(wait)}"
         return f"The Hub refused to {action} (HTTP {status}): {reason}."

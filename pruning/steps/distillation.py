@@ -16,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from pruning.architectures.anatomy import anatomy_of
 from pruning.architectures.shape import Shape
 from pruning.calibration.calibrate import HELD_OUT, LEAST_TOKENS
 from pruning.distillation.checkpoint import Checkpoint
@@ -192,8 +193,7 @@ class Distillation(Training, Step):
             self._training_tokens(context, teacher),
             self,
             teacher_tokens=teacher_tokens,
-            # The layers are known by their number in the base, which another teacher's layers do not share.
-            origins=context.layers if teacher is context.base else None,
+            origins=_layer_origins(context, teacher),
             storage_dtype=context.base.storage_dtype,
             seed=context.seed,
             progress=context.progress,
@@ -257,6 +257,20 @@ class Distillation(Training, Step):
         if samples := self.samples or (DEFAULT_SAMPLES if only_samples else 0):
             texts.append(sample_text(teacher, samples, context.seed, context.progress))
         return texts
+
+
+def _layer_origins(context: StepContext, teacher: LoadedModel) -> tuple[int, ...] | None:
+    """Return the teacher's number of each layer of the student, or None if that is not known.
+
+    If the teacher is not the recipe's base, the base may be a folder that was pruned from the teacher, and that
+    recorded which layers it kept.
+    """
+    if teacher is context.base or context.layers is None:
+        return context.layers
+    kept = context.base.source.kept_layers
+    if kept is None or max(kept) >= anatomy_of(teacher.model.config).layers or len(kept) <= max(context.layers):
+        return None
+    return tuple(kept[layer] for layer in context.layers)
 
 
 def _read_dataset(dataset: HubDataset, context: StepContext) -> str:

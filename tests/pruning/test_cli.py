@@ -200,8 +200,8 @@ def test_search_writes_the_recipe_that_it_chose(as_json, tmp_path):
 
 def test_lessons_are_listed(as_json):
     rows = as_json("lessons")
-    assert [(row["name"], row["number"], row["title"], row["see"]) for row in rows] == [
-        (lesson.key, lesson.number, lesson.title, lesson.see) for lesson in LESSONS
+    assert [(row["name"], row["number"], row["title"], row["introduction"]) for row in rows] == [
+        (lesson.key, lesson.number, lesson.title, lesson.introduction) for lesson in LESSONS
     ]
 
 
