@@ -81,10 +81,17 @@ def criterion(
         gated_only: Whether it scores gate and up separately.
         warning: What to know before choosing it.
         published_name: Its name in release 0.1.0, if that was another one.
+
+    Raises:
+        TypeError: If the function names another input.
     """
 
     def decorate(function: Callable[..., torch.Tensor]) -> Criterion:
         used = inspect.signature(function).parameters.keys()
+        if unknown := sorted(used - {"mlp", "moments", "generator"}):
+            raise TypeError(
+                f"{function.__name__} names {unknown[0]!r}; a criterion may name mlp, moments and generator"
+            )
 
         def score(mlp: MLP, moments: InputMoments | None, generator: torch.Generator) -> torch.Tensor:
             inputs = {"mlp": mlp, "moments": moments, "generator": generator}

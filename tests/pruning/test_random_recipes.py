@@ -51,6 +51,7 @@ TEXTS = st.one_of(
             "base: ../..\nsteps: [{step: layers, count: 1}]",
             "owner/name",
             "smollm2-135m",
+            "custom",
             "own",
             "self",
             "wikitext-2",

@@ -2,13 +2,14 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pruning import Calibration, Neurons, PruningError, Recipe, RecipeError
+from pruning import Calibration, Layers, Neurons, PruningError, Recipe, RecipeError, SavingError
 from pruning.criteria import CRITERIA
 from pruning.text.passages import CALIBRATION_NAMES, CUSTOM
 
@@ -120,12 +121,8 @@ def test_defaults():
     assert recipe.calibration == Calibration(text="general", tokens=8192, window=512)
     assert (recipe.seed, recipe.revision) == (0, None)
     assert recipe.steps[0].criterion == "activation_prior"
-    assert {name for name in CRITERIA if Neurons(fraction=0.2, criterion=name).repair} == {
-        "activation_prior",
-        "activation",
-        "wanda",
-        "minitron",
-    }
+    for name, criterion in CRITERIA.items():
+        assert Neurons(fraction=0.2, criterion=name).repair is criterion.needs_calibration
 
 
 def test_recipes_do_not_change():
@@ -274,6 +271,53 @@ def test_python_values_are_as_strict():
         Recipe(base="gpt2", steps=[])
     with pytest.raises(RecipeError):
         Calibration(tokens=0)
+
+
+def test_recipes_are_files(tmp_path):
+    assert RECIPE.save(tmp_path / "recipe.yaml") == tmp_path / "recipe.yaml"
+    assert (tmp_path / "recipe.yaml").read_text(encoding="utf-8") == RECIPE.to_yaml()
+    assert Recipe.load(str(tmp_path / "recipe.yaml")) == RECIPE
+    RECIPE.save(tmp_path / "recipe.json")
+    assert json.loads((tmp_path / "recipe.json").read_text(encoding="utf-8")) == RECIPE.to_dict()
+    assert Recipe.load(tmp_path / "recipe.json") == RECIPE
+    assert {file.name for file in tmp_path.iterdir()} == {"recipe.yaml", "recipe.json"}
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    file = RECIPE.save(tmp_path / "recipe.yaml")
+
+    def fail(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", fail)
+        with pytest.raises(SavingError, match=r"cannot be written to .*recipe.yaml: No space left"):
+            RECIPE.model_copy(update={"seed": 8}).save(file)
+    assert Recipe.load(file) == RECIPE
+    with pytest.raises(SavingError, match="cannot be written"):
+        RECIPE.save(file / "inside" / "recipe.yaml")
+
+
+def test_files_that_are_not_recipes_are_refused(tmp_path):
+    with pytest.raises(RecipeError, match=r"nothing.yaml cannot be read: No such file"):
+        Recipe.load(tmp_path / "nothing.yaml")
+    (tmp_path / "bytes.yaml").write_bytes(b"base: \xff")
+    with pytest.raises(RecipeError, match="it is not UTF-8 text"):
+        Recipe.load(tmp_path / "bytes.yaml")
+    (tmp_path / "list.yaml").write_text("base: gpt2\nsteps:\n- {step: neurons, fraction: 7}\n")
+    with pytest.raises(RecipeError, match=r"^Line 3: steps\.0\.fraction: a share of the neurons"):
+        Recipe.load(tmp_path / "list.yaml")
+
+
+def test_kept_layers_are_a_record():
+    recipe = Recipe(base="gpt2", steps=[Layers(count=1)], kept_layers=(0, 2, 3))
+    assert "kept_layers:\n- 0\n- 2\n- 3\n" in recipe.to_yaml()
+    assert "kept_layers" not in recipe.to_python()
+    assert Recipe.parse(recipe.to_yaml()) == Recipe.parse(json.dumps(recipe.to_dict())) == recipe
+    assert recipe.digest == Recipe(base="gpt2", steps=[Layers(count=1)]).digest
+    for wrong in ([], [-1], [0.5], "0", [True], list(range(5000))):
+        with pytest.raises(RecipeError, match=r"^kept_layers"):
+            Recipe(base="gpt2", steps=[Layers(count=1)], kept_layers=wrong)
 
 
 def test_steps_describe_themselves():

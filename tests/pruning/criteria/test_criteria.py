@@ -1,18 +1,22 @@
-"""Each score is the formula that it says it is."""
+"""Each score is the formula that the criterion states."""
 
 import math
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import pruning.criteria
 from pruning import Neurons, Recipe, RecipeError
 from pruning.architectures.families import GATE, NEURON, UP
 from pruning.architectures.shape import Shape
 from pruning.calibration.statistics import InputMoments, Statistics
 from pruning.criteria import CRITERIA, DEFAULT_CRITERION, MLP, criterion_named
+from pruning.criteria.base import criterion
 from pruning.steps.base import StepContext
 from tests.helpers.models import FAMILIES, folder_of, loaded, matrices, output_projection
 
@@ -22,7 +26,7 @@ def numbers(*shape, seed=0, scale=1.0):
 
 
 def by_hand(name, neuron, input_weights, output_weight, seen):
-    """The score of one neuron in plain Python; `seen`: what the layer says, window by window."""
+    """The score of one neuron in plain Python; `seen`: the activations of the layer, window by window."""
     rows = [read[neuron].tolist() for read in input_weights]
     windows = [window[:, neuron].tolist() for window in seen]
     values = [value for window in windows for value in window]
@@ -43,11 +47,11 @@ def by_hand(name, neuron, input_weights, output_weight, seen):
             return math.sqrt(sum(value * value for value in values) / len(values))
         case "activation_prior":
             neurons = range(len(input_weights[0]))
-            said = [mean([x * x for window in seen for x in window[:, j].tolist()]) for j in neurons]
-            anything = [
+            energy = [mean([x * x for window in seen for x in window[:, j].tolist()]) for j in neurons]
+            predicted = [
                 math.prod(sum(x * x for x in read[j].tolist()) for read in input_weights) for j in neurons
             ]
-            return math.sqrt(said[neuron] / middle(said) + 0.5 * anything[neuron] / middle(anything))
+            return math.sqrt(energy[neuron] / middle(energy) + 0.5 * predicted[neuron] / middle(predicted))
         case "wanda":
             written = math.sqrt(sum(x * x for x in output_weight[:, neuron].tolist()))
             return math.sqrt(sum(value * value for value in values) / len(values)) * written
@@ -66,8 +70,8 @@ def middle(values):
     return positive[(len(positive) - 1) // 2]
 
 
-def seen_by_hand(model, site, windows):
-    """What a projection gets to see, from a hook of the test's own on the whole model."""
+def inputs_by_hand(model, site, windows):
+    """The inputs of a projection, from a hook of the test's own on the whole model."""
     seen = []
     handle = model.get_submodule(site).register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     for window in windows:
@@ -85,41 +89,78 @@ def test_score_is_its_formula(name, family):
     statistics = Statistics(model, [site], windows[:2], windows[2:])
     reads, write = matrices(model, layer)
     scores = CRITERIA[name].score(MLP(tuple(reads), write), statistics.moments[site], None)
-    seen = seen_by_hand(model, site, windows)
+    seen = inputs_by_hand(model, site, windows)
     expected = [by_hand(name, neuron, reads, write, seen) for neuron in range(write.shape[1])]
     torch.testing.assert_close(scores, torch.tensor(expected), rtol=1e-4, atol=1e-6)
 
 
-def test_independent_scores_each_matrix_apart():
+def test_gate_up_unpaired_scores_each_matrix_apart():
     reads = numbers(6, 4), numbers(6, 4, seed=1)
     scores = CRITERIA["gate_up_unpaired"].score(MLP(reads, numbers(4, 6)), None, None)
     torch.testing.assert_close(scores, torch.stack([read.abs().sum(dim=1) for read in reads]))
 
 
-def test_independent_leaves_nothing_to_repair():
+def test_gate_up_unpaired_leaves_nothing_to_repair():
     shape = Shape.of(loaded("llama").model.config)
     with pytest.raises(RecipeError, match="Switch repair off"):
         Neurons(fraction=0.2, criterion="gate_up_unpaired", repair=True).reshape(shape)
 
 
-@pytest.mark.parametrize("criterion", CRITERIA.values(), ids=CRITERIA)
-def test_criterion_explains_itself(criterion):
-    assert criterion.name
-    assert criterion.title
-    assert criterion.formula
-    assert criterion.source
-    assert criterion.url.startswith("https://") or criterion.name == "random"
+@pytest.mark.parametrize("name", CRITERIA)
+def test_criterion_explains_itself(name):
+    criterion, file = CRITERIA[name], Path(pruning.criteria.__file__).with_name(f"{name}.py")
+    assert criterion.name == name
+    assert f"\ndef {name}(" in file.read_text(encoding="utf-8")
+    assert [other.title for other in CRITERIA.values()].count(criterion.title) == 1
+    assert 5 < len(criterion.title) < 50
+    assert not criterion.title.endswith(".")
+    # A formula names the activation or the weights of neuron j.
+    assert name == "random" or re.search("aⱼ|Wⱼ|,j", criterion.formula)
+    # Where it was published, or that it comes from the course.
+    assert name == "random" or re.search(r"\d{4}|Course", criterion.source)
+    assert criterion.url.startswith("https://") == (name != "random")
+    assert criterion.warning == "" or criterion.warning.endswith(".")
+
+
+def test_files_are_the_criteria():
+    """So that a criterion that is not named in the table is noticed."""
+    files = {file.stem for file in Path(pruning.criteria.__file__).parent.glob("*.py")}
+    assert files - {"__init__", "base"} == set(CRITERIA)
 
 
 def test_wrong_ways_carry_a_warning():
-    assert {name for name, known in CRITERIA.items() if known.warning} == {"gate_up_unpaired", "l1", "l2"}
+    for name in ("gate_up_unpaired", "l1", "l2"):
+        assert re.search("[Ww]rong on purpose|ruins the model|loses far more", CRITERIA[name].warning)
+    assert CRITERIA[DEFAULT_CRITERION].warning == ""
     assert DEFAULT_CRITERION == "activation_prior"
-    assert [name for name, known in CRITERIA.items() if known.needs_calibration] == [
-        "activation_prior",
-        "activation",
-        "wanda",
-        "minitron",
-    ]
+
+
+def test_criteria_that_name_the_moments_need_calibration():
+    read_text = {"activation_prior", "activation", "wanda", "minitron"}
+    weights_alone = {"peak_to_peak", "variance", "l1", "l2", "random", "gate_up_unpaired"}
+    assert {CRITERIA[name].needs_calibration for name in read_text} == {True}
+    assert {CRITERIA[name].needs_calibration for name in weights_alone} == {False}
+
+
+def test_a_criterion_is_given_what_it_names():
+    @criterion(title="A test", formula="aⱼ", source="A test, 2026", warning="Made up.")
+    def made_up(generator: torch.Generator, mlp: MLP) -> torch.Tensor:
+        """Return as many draws as there are neurons."""
+        return torch.rand(len(mlp.input_weights[0]), generator=generator)
+
+    assert (made_up.name, made_up.title, made_up.formula) == ("made_up", "A test", "aⱼ")
+    assert (made_up.source, made_up.url, made_up.warning) == ("A test, 2026", "", "Made up.")
+    assert not made_up.needs_calibration
+    scores = made_up.score(MLP((numbers(6, 4),), numbers(4, 6)), None, torch.Generator().manual_seed(1))
+    assert torch.equal(scores, torch.rand(6, generator=torch.Generator().manual_seed(1)))
+
+
+def test_a_criterion_that_names_something_else_is_refused():
+    with pytest.raises(TypeError, match="made_up names 'statistics'; a criterion may name mlp, moments and"):
+
+        @criterion(title="A test", formula="aⱼ", source="A test, 2026")
+        def made_up(statistics) -> torch.Tensor:
+            """Return nothing of use."""
 
 
 def test_neurons_that_never_fire_are_ranked_by_their_weights():
