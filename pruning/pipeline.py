@@ -21,7 +21,7 @@ from pruning.recipe import Recipe
 from pruning.report import Measured, Report, Sample, compare_components
 from pruning.saving.save import save_model
 from pruning.steps.base import Step, StepContext
-from pruning.text.generation import Sampling, complete, report_each_token
+from pruning.text.generation import Sampling, generate, report_each_token
 
 SAMPLE_PROMPTS = ("Paris is the capital of", "The best way to learn is", "def add(a, b):")
 
@@ -79,10 +79,10 @@ class Pruned:
     def save(
         self,
         folder: str | Path,
-        progress: Reporter = silent,
         *,
         name: str | None = None,
         max_shard_size: int | str = "50GB",
+        progress: Reporter = silent,
     ) -> Path:
         """Write everything that plain transformers loads, a model card and the recipe.
 
@@ -90,15 +90,23 @@ class Pruned:
 
         Args:
             folder: The folder to write. It must not exist, or be empty.
-            progress: Is called with each stage.
             name: The model's name on its card; the folder's name by default.
             max_shard_size: The largest weights file, in bytes.
+            progress: Is called with each stage.
 
         Returns:
             The folder.
 
         Raises:
             SavingError: The folder cannot be written.
+
+        Example:
+            >>> import pruning
+            >>> recipe = pruning.Recipe(base="smollm2-135m", steps=[pruning.Neurons(fraction=0.2)])
+            >>> folder = pruning.run(recipe, evaluate=False).save("smaller")
+            >>> sorted(file.name for file in folder.iterdir())  # doctest: +NORMALIZE_WHITESPACE
+            ['README.md', 'config.json', 'generation_config.json', 'model.safetensors', 'recipe.yaml',
+             'tokenizer.json', 'tokenizer_config.json']
         """
         return save_model(
             Path(folder),
@@ -122,9 +130,19 @@ def preview(recipe: Recipe, *, token: Token = None, access: Access | None = None
         token: The access token of the caller, if `access` is not given.
         access: Who asks.
 
+    Returns:
+        The shapes before and after.
+
     Raises:
         RecipeError: A step does not fit the base; the error knows which.
         ModelError: The base cannot be used.
+
+    Example:
+        >>> import pruning
+        >>> recipe = pruning.Recipe(base="smollm2-135m", steps=[pruning.Neurons(fraction=0.2)])
+        >>> shapes = pruning.preview(recipe)
+        >>> shapes.after.parameters < shapes.before.parameters
+        True
     """
     source = find(recipe.base, revision=recipe.revision, token=token, access=access)
     before = Shape.of(source.config)
@@ -154,18 +172,27 @@ def run(
     Raises:
         RecipeError: A step does not fit the base; the error knows which.
         ModelError: The base cannot be used.
+
+    Example:
+        >>> import pruning
+        >>> steps = [pruning.Layers(count=1), pruning.Neurons(fraction=0.2)]
+        >>> pruned = pruning.run(pruning.Recipe(base="smollm2-135m", steps=steps))
+        >>> pruned.report.after.parameters < pruned.report.before.parameters
+        True
+        >>> type(pruned.model).__name__  # An ordinary transformers model, with fewer parameters.
+        'LlamaForCausalLM'
     """
     if base is None:
         source = find(recipe.base, revision=recipe.revision, token=token, weights=True, progress=progress)
         recipe.check(Shape.of(source.config))
         base = load(source, token=token, progress=progress)
-        pruned = apply_steps(recipe, base, progress)
+        pruned = apply_steps(recipe, base, progress=progress)
     else:
-        pruned = prune(recipe, base, progress)
+        pruned = prune(recipe, base, progress=progress)
     return evaluate_pruned(pruned, base, progress=progress) if evaluate else pruned
 
 
-def prune(recipe: Recipe, base: LoadedModel, progress: Reporter = silent) -> Pruned:
+def prune(recipe: Recipe, base: LoadedModel, *, progress: Reporter = silent) -> Pruned:
     """Carry out the steps of a recipe on a loaded base, without measuring anything.
 
     Args:
@@ -173,14 +200,24 @@ def prune(recipe: Recipe, base: LoadedModel, progress: Reporter = silent) -> Pru
         base: The loaded base, which is not changed.
         progress: Is called with each stage.
 
+    Returns:
+        The pruned model; its report holds no measurements.
+
     Raises:
         RecipeError: A step does not fit the base; the error knows which.
+
+    Example:
+        >>> import pruning
+        >>> base = pruning.load("smollm2-135m")
+        >>> for fraction in (0.2, 0.4):  # The calibration text is read once.
+        ...     step = pruning.Neurons(fraction=fraction)
+        ...     pruned = pruning.prune(pruning.Recipe(base="smollm2-135m", steps=[step]), base)
     """
     recipe.check(Shape.of(base.model.config))
-    return apply_steps(recipe, base, progress)
+    return apply_steps(recipe, base, progress=progress)
 
 
-def apply_step(pruned: Pruned, base: LoadedModel, step: Step, progress: Reporter = silent) -> Pruned:
+def apply_step(pruned: Pruned, base: LoadedModel, step: Step, *, progress: Reporter = silent) -> Pruned:
     """Carry out one more step on a pruned model, and add it to the recipe."""
     recipe = pruned.recipe.model_copy(update={"steps": (*pruned.recipe.steps, step)})
     recipe.check(Shape.of(base.model.config))
@@ -190,7 +227,7 @@ def apply_step(pruned: Pruned, base: LoadedModel, step: Step, progress: Reporter
     return _apply(step, replace(pruned, recipe=recipe, report=report), base, progress)
 
 
-def apply_steps(recipe: Recipe, base: LoadedModel, progress: Reporter = silent) -> Pruned:
+def apply_steps(recipe: Recipe, base: LoadedModel, *, progress: Reporter = silent) -> Pruned:
     """Carry out the steps of a recipe that was checked against the base."""
     shape = Shape.of(base.model.config)
     size = Measured.of(shape, base.storage_dtype.itemsize)
@@ -268,10 +305,20 @@ def evaluate_pruned(
         base: The base that it was made from.
         tokens: Measure the quality alone, on this many tokens in total; None for everything.
         progress: Is called with each window and each token.
+
+    Returns:
+        The same model with a fuller report.
+
+    Example:
+        >>> import pruning
+        >>> base = pruning.load("smollm2-135m")
+        >>> recipe = pruning.Recipe(base="smollm2-135m", steps=[pruning.Neurons(fraction=0.2)])
+        >>> pruned = pruning.evaluate_pruned(pruning.prune(recipe, base), base, tokens=500)
+        >>> perplexity = pruned.report.after.quality.overall.value
     """
     if tokens is not None:
         before = base_quality(base, tokens=tokens, progress=progress)
-        after = perplexity.quality(pruned.model, pruned.tokenizer, progress, tokens)
+        after = perplexity.evaluate(pruned, tokens=tokens, progress=progress)
         return _with_quality(pruned, before, after)
     *_, measured = iter_evaluate_pruned(pruned, base, progress=progress)
     return measured
@@ -287,7 +334,7 @@ def iter_evaluate_pruned(
     pruned = _with_quality(pruned, before, None)
     yield pruned
     genres: dict[str, perplexity.Perplexity] = {}
-    for genre, result in perplexity.by_genre(model, tokenizer, progress):
+    for genre, result in perplexity.iter_evaluate(pruned, progress=progress):
         genres[genre] = result
         pruned = _with_quality(pruned, before, perplexity.summarize(genres))
         yield pruned
@@ -296,8 +343,8 @@ def iter_evaluate_pruned(
     samples = tuple(
         Sample(
             prompt,
-            complete(base.model, base.tokenizer, prompt, sampling, reporter),
-            complete(model, tokenizer, prompt, sampling, reporter),
+            generate(base, prompt, sampling, stopped=reporter),
+            generate(pruned, prompt, sampling, stopped=reporter),
         )
         for prompt in SAMPLE_PROMPTS
     )

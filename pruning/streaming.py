@@ -38,18 +38,24 @@ def prune(recipe: Recipe, output: str | Path, *, token: Token = None, progress: 
         RecipeError: A step runs the model, or does not fit the base.
         ModelError: The base cannot be read.
         SavingError: The output cannot be written.
+
+    Example:
+        >>> import pruning
+        >>> step = pruning.Neurons(fraction=0.2, criterion="peak_to_peak", repair=False)
+        >>> recipe = pruning.Recipe(base="smollm2-135m", steps=[step])
+        >>> pruned = pruning.streaming.prune(recipe, "smaller")
     """
     source = find(recipe.base, revision=recipe.revision, token=token, weights=True, progress=progress)
     shape = Shape.of(source.config)
     recipe.check(shape)
     check(recipe, shape)
     base = load(source, token=token, on_disk=True, progress=progress)
-    pruned = apply_steps(recipe, base, progress)
+    pruned = apply_steps(recipe, base, progress=progress)
     largest = max(file.stat().st_size for file in base.source.folder.glob("*.safetensors"))
     with warnings.catch_warnings():
         # That a file must fit into memory is what the limit is for.
         warnings.filterwarnings("ignore", "Attempting to save a model with offloaded modules")
-        pruned.save(output, progress, max_shard_size=min(largest, LARGEST_FILE))
+        pruned.save(output, max_shard_size=min(largest, LARGEST_FILE), progress=progress)
     return pruned
 
 

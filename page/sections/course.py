@@ -25,7 +25,7 @@ from pruning.lessons import (
 )
 from pruning.progress import Progress
 from pruning.shape_search.search import SearchResult
-from pruning.text.generation import complete
+from pruning.text.generation import generate
 from pruning.text.passages import GENRES
 
 PARAMETER = "lesson"
@@ -239,22 +239,22 @@ def _carried_out(lesson: Lesson, visitor: Visitor, tell) -> tuple[str, dict, Rec
         chosen = found.chosen
         facts |= {
             "previewed": found.shapes_considered,
-            "measured": len(found.points),
-            "chosen": chosen.mix.title,
+            "measured": len(found.trials),
+            "chosen": chosen.candidate.title,
         }
         runs = [(None, chosen.recipe)]
     for run, planned in runs:
         name, title = (run.name, run.title) if run else ("chosen", facts["chosen"])
         recipe, pruned = _made(run, planned, visitor, tell)
         base = workbench.base(recipe.base, visitor)
-        said = complete(pruned.model, pruned.tokenizer, PROMPT, Sampling(24))
+        said = generate(pruned, PROMPT, Sampling(24))
         measured.append((name, pruned))
         facts |= metrics_of_runs(measured) | {
             f"{name}_model": base.source.name,
             f"{name}_width_before": workbench.look(recipe.base, visitor)[0].count(NEURON),
         }
         if not rows:
-            whole = complete(base.model, base.tokenizer, PROMPT, Sampling(24))
+            whole = generate(base, PROMPT, Sampling(24))
             rows.append(results.LessonRow("Original model", pruned.report, False, whole))
         rows.append(results.LessonRow(title, pruned.report, True, said))
         tell(results.lesson_table(rows, PROMPT, GENRES))

@@ -1,6 +1,7 @@
 """Teach it again: distillation with a live curve, the text as it comes back, a stop that keeps the best."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import gradio as gr
 import pandas as pd
@@ -23,7 +24,7 @@ from pruning import Distillation, Sampling
 from pruning.distillation.progress import TrainingProgress
 from pruning.errors import Cancelled, RecipeError
 from pruning.progress import Progress
-from pruning.text.generation import complete
+from pruning.text.generation import generate
 
 LONGEST = 5 if ON_SPACE else 60
 AXES = ["Seconds", "Perplexity on held-out text", "Model"]
@@ -91,7 +92,7 @@ def wire(column: Column, desk: Desk, parts: dict) -> None:
                         progress.stop()
                     said = None
                     if progress.evaluated:
-                        said = complete(progress.model, base.tokenizer, prompt, Sampling(24))
+                        said = generate(replace(base, model=progress.model), prompt, Sampling(24))
                     return tell((progress, said, None))
 
                 return workbench.teach(recipe, step, visitor, report)

@@ -135,7 +135,7 @@ def _packed(pruned: Pruned, folder: Path, form: str, tell) -> str:
         raise RecipeError(f"There is no form {str(form)[:40]!r}. Choose one of the list.")
     if form in GGUF_TYPES and (obstacle := gguf_types(pruned.shape, pruned.recipe.steps)[form]):
         raise RecipeError(f"{obstacle} Choose a width that is a multiple, under how to choose what goes.")
-    pruned.save(folder, tell)
+    pruned.save(folder, progress=tell)
     if form == ZIP:
         tell(Progress("Packing"))
         return shutil.make_archive(str(folder), "zip", folder.parent, folder.name)

@@ -18,7 +18,7 @@ from pruning import Recipe, Sampling
 from pruning.architectures.shape import Shape
 from pruning.errors import Cancelled
 from pruning.progress import Progress
-from pruning.text.generation import compare, encode_prompt
+from pruning.text.generation import encode_prompt, stream_pair
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def written(recipe: Recipe, visitor: Visitor, prompt: str, sampling: Sampling, j
     """Both texts, as they grow."""
     pruned = workbench.pruned(recipe, visitor)
     base = workbench.base(recipe.base, visitor, recipe.revision)
-    yield from compare((base, pruned), prompt, sampling, lambda: job.stopped)
+    yield from stream_pair(base, pruned, prompt, sampling, stopped=lambda: job.stopped)
 
 
 def _write(recipe: Recipe, visitor: Visitor, prompt: str, sampling: Sampling, job: Job, tell) -> None:

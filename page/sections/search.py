@@ -70,15 +70,16 @@ def build(column: Column, desk: Desk, plot: gr.LinePlot, table: gr.Dataframe, se
         before, source = workbench.look(result.chosen.recipe.base, visitor_of(request, token))
         note, drawing = given(result.chosen.recipe, before, source)
         return {
-            plot: drawn(result.points, result),
-            table: listed(result.points),
-            found: [point.recipe for point in result.points],
+            plot: drawn(result.trials, result),
+            table: listed(result.trials),
+            found: [point.recipe for point in result.trials],
             column.given: result.chosen.recipe,
             column.given_note: note,
             column.note: "",
             desk.picture: drawing,
             desk.status: render.status(
-                f"Best of {result.shapes_considered:,} shapes: {result.chosen.mix.title}. Press Prune.",
+                f"Best of {result.shapes_considered:,} shapes: remove "
+                f"{result.chosen.candidate.description}. Press Prune.",
                 kind="done",
             ),
         }
@@ -135,7 +136,7 @@ def given(recipe, before: Shape, source) -> tuple[str, str]:
 
 def drawn(points: list[Trial], found: SearchResult | None = None) -> pd.DataFrame:
     """Quality against size, as rows for the plot."""
-    rows = [(point.mix.parameters / 1e6, point.perplexity, _series(point, found)) for point in points]
+    rows = [(point.candidate.parameters / 1e6, point.perplexity, _series(point, found)) for point in points]
     if found is not None:
         rows += [(size / 1e6, value, "predicted") for size, value in found.curve]
     # A ruined model would press all others to the bottom.
@@ -146,9 +147,12 @@ def drawn(points: list[Trial], found: SearchResult | None = None) -> pd.DataFram
 def _series(point: Trial, found: SearchResult | None) -> str:
     if found is not None and point is found.chosen:
         return "chosen"
-    return f"{point.mix.single} alone" if point.mix.single else "mixed"
+    return f"{point.candidate.single} alone" if point.candidate.single else "mixed"
 
 
 def listed(points: list[Trial]) -> list[list]:
     """The same for a table: what was cut, parameters, perplexity."""
-    return [[point.mix.title, f"{point.mix.parameters:,}", f"{point.perplexity:.1f}"] for point in points]
+    return [
+        [point.candidate.title, f"{point.candidate.parameters:,}", f"{point.perplexity:.1f}"]
+        for point in points
+    ]

@@ -20,7 +20,7 @@ from pruning import Preview, Pruned, PruningError, Recipe, Sampling, catalog
 from pruning import publish as published
 from pruning.errors import RecipeError
 from pruning.progress import Progress
-from pruning.text.generation import compare, encode_prompt
+from pruning.text.generation import encode_prompt, stream_pair
 
 CALLERS = max(1, LINE // 2)
 """How many calls may wait or work at once, so that programs leave room for people."""
@@ -128,7 +128,7 @@ def generate(
         base, made = workbench.pair(asked, _anyone(), tell)
         encode_prompt(made.tokenizer, prompt)
         before, after = "", ""
-        for pair in compare((base, made), prompt, sampling):
+        for pair in stream_pair(base, made, prompt, sampling):
             before, after = pair
             tell(Progress("Writing"))
         return {"prompt": prompt, "before": before, "after": after, "recipe": made.recipe.to_dict()}

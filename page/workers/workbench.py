@@ -175,14 +175,14 @@ class Workbench:
         with self.working(progress):
             if (found := self._get(("pruned", recipe.digest), visitor)) is not None:
                 return found
-            return self._keep(recipe, pipeline.prune(recipe, base, progress), visitor)
+            return self._keep(recipe, pipeline.prune(recipe, base, progress=progress), visitor)
 
     def teach(
         self, recipe: Recipe, step: Distillation, visitor: Visitor, progress: Reporter = silent
     ) -> Pruned:
         """The model of a recipe after a distillation. Others may work on models meanwhile."""
         base, pruned = self.pair(recipe, visitor, progress)
-        taught = pipeline.apply_step(pruned, base, step, progress)
+        taught = pipeline.apply_step(pruned, base, step, progress=progress)
         return self._keep(taught.recipe, taught, visitor)
 
     def judged(self, recipe: Recipe, visitor: Visitor, tokens: int, progress: Reporter = silent) -> Pruned:
@@ -220,7 +220,9 @@ class Workbench:
         base = self.base(name, visitor, progress=progress)
         with self.working(progress):
             target = Budget.parse(budget, shape, base.storage_dtype.itemsize)
-            yield from iter_search(base, target, calibration, seed, progress, thorough=False)
+            yield from iter_search(
+                base, target, calibration=calibration, seed=seed, thorough=False, progress=progress
+            )
 
     def pair(
         self, recipe: Recipe, visitor: Visitor, progress: Reporter = silent
@@ -245,7 +247,7 @@ class Workbench:
         base = self.base(name, visitor, progress=progress)
         with self.working(progress):
             one, other = (
-                inspection.neuron_scores(base, criterion, calibration, seed, progress)
+                inspection.neuron_scores(base, criterion, calibration, seed, progress=progress)
                 for criterion in criteria
             )
         return inspection.importance_map(one), inspection.overlaps(one, other, fraction)
@@ -257,7 +259,7 @@ class Workbench:
         self._note_texts(visitor, [calibration])
         base = self.base(name, visitor, progress=progress)
         with self.working(progress):
-            return inspection.layer_influences(base, calibration, seed, progress)
+            return inspection.layer_influences(base, calibration, seed, progress=progress)
 
     def iter_sweep(
         self,
@@ -272,7 +274,7 @@ class Workbench:
         self._note_texts(visitor, [calibration])
         base = self.base(name, visitor, progress=progress)
         with self.working(progress):
-            yield from iter_sweep(base, criteria, calibration, seed, progress)
+            yield from iter_sweep(base, criteria, calibration=calibration, seed=seed, progress=progress)
 
     def prepare(self, recipe: Recipe, visitor: Visitor, progress: Reporter = silent) -> None:
         """Do ahead what the first visitor would wait for: load, calibrate, measure the base."""

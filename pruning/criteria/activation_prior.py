@@ -2,7 +2,7 @@
 
 import torch
 
-from pruning.calibration.statistics import SiteMoments
+from pruning.calibration.statistics import InputMoments
 from pruning.criteria.base import MLP, criterion
 
 PRIOR = 0.5
@@ -16,7 +16,7 @@ PRIOR = 0.5
     "pointing anywhere alike would give",
     url="https://arxiv.org/abs/2501.17771",
 )
-def activation_prior(mlp: MLP, moments: SiteMoments) -> torch.Tensor:
+def activation_prior(mlp: MLP, moments: InputMoments) -> torch.Tensor:
     """Return √(E[aⱼ²] / median + ½ · eⱼ / median), `[neurons]`.
 
     eⱼ = Π ‖Wⱼ‖² over the input matrices, each `[neurons, channels]`: the energy E[aⱼ²] of a residual stream

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pruning.calibration.statistics import SiteMoments
+from pruning.calibration.statistics import InputMoments
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class MLP:
     output_weight: torch.Tensor
 
 
-Score = Callable[[MLP, SiteMoments | None, torch.Generator], torch.Tensor]
+Score = Callable[[MLP, InputMoments | None, torch.Generator], torch.Tensor]
 """Scores the neurons of one layer: `[neurons]`, of which the highest are kept, or `[matrices, neurons]` of a
 `gated_only` criterion, to rank each input matrix separately."""
 
@@ -69,7 +69,7 @@ def criterion(
 ) -> Callable[[Callable[..., torch.Tensor]], Criterion]:
     """Make a criterion of a function, whose name is the criterion's.
 
-    The function names the inputs that it uses, any of `mlp: MLP`, `moments: SiteMoments` (of the output
+    The function names the inputs that it uses, any of `mlp: MLP`, `moments: InputMoments` (of the output
     projection's inputs on calibration text) and `generator: torch.Generator` (seeded for the layer); naming
     `moments` makes it a criterion that `needs_calibration`. It returns scores, as `Score` describes.
 
@@ -86,7 +86,7 @@ def criterion(
     def decorate(function: Callable[..., torch.Tensor]) -> Criterion:
         used = inspect.signature(function).parameters.keys()
 
-        def score(mlp: MLP, moments: SiteMoments | None, generator: torch.Generator) -> torch.Tensor:
+        def score(mlp: MLP, moments: InputMoments | None, generator: torch.Generator) -> torch.Tensor:
             inputs = {"mlp": mlp, "moments": moments, "generator": generator}
             return function(**{name: inputs[name] for name in used})
 

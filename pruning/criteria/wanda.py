@@ -2,7 +2,7 @@
 
 import torch
 
-from pruning.calibration.statistics import SiteMoments
+from pruning.calibration.statistics import InputMoments
 from pruning.criteria.base import MLP, criterion
 
 
@@ -13,6 +13,6 @@ from pruning.criteria.base import MLP, criterion
     "for whole neurons",
     url="https://arxiv.org/abs/2306.11695",
 )
-def wanda(mlp: MLP, moments: SiteMoments) -> torch.Tensor:
+def wanda(mlp: MLP, moments: InputMoments) -> torch.Tensor:
     """Return √E[aⱼ²] · ‖W_down[:, j]‖₂, `[neurons]`; W_down is `[channels, neurons]`."""
     return moments.square.sqrt() * mlp.output_weight.float().norm(dim=0)

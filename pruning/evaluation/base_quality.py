@@ -32,18 +32,18 @@ def base_quality(base: LoadedModel, *, tokens: int | None = None, progress: Repo
     def measure() -> Quality:
         if tokens is None and base.source.name == catalog.DEFAULT_MODEL:
             return stored_quality(base, progress)
-        return perplexity.quality(base.model, base.tokenizer, progress, tokens)
+        return perplexity.evaluate(base, tokens=tokens, progress=progress)
 
     return cached(base.model, QualityKey(text_sha256=None, tokens=tokens), measure)
 
 
 def stored_quality(base: LoadedModel, progress: Reporter = silent) -> Quality:
     """Read the quality of a model from the disk cache, or measure and store it."""
-    file = cache_folder() / "quality" / f"{perplexity.digest(base.source.revision)}.json"
+    file = cache_folder() / "quality" / f"{perplexity.evaluation_key(base.source.revision)}.json"
     try:
         return Quality.from_dict(json.loads(file.read_text()))
     except (OSError, ValueError, TypeError, KeyError):
-        quality = perplexity.quality(base.model, base.tokenizer, progress)
+        quality = perplexity.evaluate(base, progress=progress)
     with suppress(OSError), replacing(file) as temporary:
         temporary.write_text(json.dumps(quality.to_dict()))
     return quality

@@ -160,6 +160,12 @@ def load(
 
     Raises:
         ModelError: The model cannot be used. The message says why, and what to do.
+
+    Example:
+        >>> import pruning
+        >>> base = pruning.load("smollm2-135m")
+        >>> base.model.config.model_type
+        'llama'
     """
     access = access or Access(token)
     source = name

@@ -57,7 +57,7 @@ def row_lengths(shape: Shape) -> dict[str, int]:
     """Return how long the rows of a model's matrices are, by the kind of unit that each projection reads."""
     anatomy = shape.anatomy
     lengths = {CHANNEL: shape.count(CHANNEL)}
-    for kind in anatomy.family.writes:
+    for kind in anatomy.family.output_projections:
         spec = anatomy.tensor(f"{anatomy.output_projection(0, kind)}.weight")
         axis = 1 - spec.labels.index(CHANNEL)
         lengths[kind] = shape.length(spec.labels[axis], spec.shape[axis])
@@ -109,6 +109,12 @@ def export(folder: str | Path, output: str | Path, type: str = "f16", *, progres
         RecipeError: There is no such type, or the model's shape does not allow it.
         ModelError: The folder holds no model, or one that the converter cannot read.
         SavingError: The file exists, or cannot be written.
+
+    Example:
+        >>> import pruning
+        >>> recipe = pruning.Recipe(base="smollm2-135m", steps=[pruning.Neurons(fraction=0.2)])
+        >>> folder = pruning.run(recipe).save("smaller")
+        >>> file = pruning.export(folder, "smaller.gguf", "f16")
     """
     folder, output = Path(folder), Path(output)
     _check(folder, type)

@@ -57,6 +57,13 @@ def publish(
 
     Raises:
         SavingError: The model could not be published. The message says what is left on the Hub.
+
+    Example:
+        >>> import pruning
+        >>> recipe = pruning.Recipe(base="smollm2-135m", steps=[pruning.Neurons(fraction=0.2)])
+        >>> url = pruning.publish(pruning.run(recipe), "ada/smaller")
+        >>> url.removeprefix("https://huggingface.co/")
+        'ada/smaller'
     """
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=token)
     with _hub_errors("sign in"):
@@ -65,7 +72,7 @@ def publish(
     if isinstance(pruned, str | Path):
         return _push(api, _saved_folder(Path(pruned)), repo_id, private, overwrite, progress)
     with temporary_folder() as temporary:
-        folder = pruned.save(temporary / "model", progress, name=repo_id.split("/")[1])
+        folder = pruned.save(temporary / "model", name=repo_id.split("/")[1], progress=progress)
         return _push(api, folder, repo_id, private, overwrite, progress)
 
 

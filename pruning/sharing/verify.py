@@ -72,6 +72,13 @@ def verify(name: str, *, token: Token = None, progress: Reporter = silent) -> Ve
 
     Raises:
         PruningError: The model, the recipe or the card cannot be read at all.
+
+    Example:
+        >>> import pruning
+        >>> recipe = pruning.Recipe(base="smollm2-135m", steps=[pruning.Neurons(fraction=0.2)])
+        >>> folder = pruning.run(recipe).save("smaller")
+        >>> pruning.verify(str(folder)).holds
+        True
     """
     recipe = Recipe.parse(fetch_recipe(name, token=token))
     loaded = load(name, token=token, progress=progress)
@@ -128,7 +135,7 @@ def _check_perplexities(claims: CardClaims, loaded: LoadedModel, progress: Repor
     if not claims.perplexities:
         return [Check("perplexity", None, "not checked: the card states none that can be measured here")]
     checks = []
-    for genre, result in perplexity.by_genre(loaded.model, loaded.tokenizer, progress):
+    for genre, result in perplexity.iter_evaluate(loaded, progress=progress):
         if (claim := claims.perplexities.get(genre)) is None:
             continue
         name, values = f"perplexity, {genre}", f"{result.value:.3f}, the card says {claim.value:.3f}"

@@ -46,7 +46,6 @@ class StepContext:
     layers: tuple[int, ...] | None = None
     seed: int = 0
     progress: Reporter = silent
-    layers: tuple[int, ...] | None = None
 
     @property
     def loaded(self) -> LoadedModel:

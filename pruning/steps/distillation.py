@@ -114,9 +114,21 @@ class Distillation(Training, Step):
     title: ClassVar[str] = "Distillation"
     hint: ClassVar[str] = "Trains the smaller model to match the original, which recovers some of its quality"
     settings: ClassVar[tuple[Setting, ...]] = (
-        Setting("minutes", "--distill", "Minutes of distillation", read=number, activates_step=True),
         Setting(
-            "steps", "--distill-steps", "Steps of distillation, instead", read=whole, activates_step=True
+            "minutes",
+            "--distill",
+            "Minutes of distillation",
+            read=number,
+            activates_step=True,
+            old_flags=("--distil",),
+        ),
+        Setting(
+            "steps",
+            "--distill-steps",
+            "Steps of distillation, instead",
+            read=whole,
+            activates_step=True,
+            old_flags=("--distil-steps",),
         ),
         Setting("learning_rate", "--learning-rate", "Peak learning rate of distillation", read=number),
     )

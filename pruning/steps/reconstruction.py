@@ -71,6 +71,7 @@ class Reconstruction(Step):
             context.model,
             context.base.model,
             context.required_windows,
+            kept_layers=context.layers,
             seed=context.seed,
             progress=context.progress,
             epochs=self.epochs,
@@ -78,7 +79,7 @@ class Reconstruction(Step):
         # What is seen is what is saved: new weights are rounded to the stored precision.
         tensors = {name: value.to(context.base.storage_dtype) for name, value in result.tensors.items()}
         model = cut(context.model, context.shape, {}, tensors)
-        return StepResult(model, context.tokenizer, result.notes)
+        return StepResult(model, context.tokenizer, result.layers)
 
     def describe(self) -> str:
         """Return how the layers are refitted."""

@@ -182,7 +182,7 @@ class Vocabulary(Step):
         ranked = _Ranked(context.tokenizer, read_texts(self.text, context.progress), configs)
         kept = ranked.first(size)
         context.progress(Progress("Rebuilding the tokenizer"))
-        tokenizer = ranked.pairs.rebuilt(kept)
+        tokenizer = ranked.pairs.rebuild(kept)
         model = _cut(context.model, shape, kept)
         note = VocabularyNote(size, ranked.needed, ranked.covered(kept))
         return StepResult(model, tokenizer, (note,))
@@ -208,7 +208,7 @@ class _Ranked:
         for text in texts:
             self._counts.update(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
         named = {number for config in configs for number in _ids_in(config)}
-        self._essential = self.pairs.essential(named)
+        self._essential = self.pairs.essential_tokens(named)
 
     @property
     def needed(self) -> int:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pruning import Neurons, Recipe, RecipeError
 from pruning.architectures.families import GATE, NEURON, UP
 from pruning.architectures.shape import Shape
-from pruning.calibration.statistics import SiteMoments, Statistics
+from pruning.calibration.statistics import InputMoments, Statistics
 from pruning.criteria import CRITERIA, DEFAULT_CRITERION, MLP, criterion_named
 from pruning.steps.base import StepContext
 from tests.helpers.models import FAMILIES, folder_of, loaded, matrices, output_projection
@@ -125,13 +125,13 @@ def test_wrong_ways_carry_a_warning():
 def test_neurons_that_never_fire_are_ranked_by_their_weights():
     """As in an OPT whose neurons are silent on most texts: no division by a median of zero."""
     reads = (numbers(6, 4),)
-    silent = SiteMoments(square=torch.zeros(6), sequence=torch.zeros(6))
+    silent = InputMoments(square=torch.zeros(6), sequence=torch.zeros(6))
     scores = CRITERIA["activation_prior"].score(MLP(reads, numbers(4, 6)), silent, None)
     assert scores.argsort().tolist() == reads[0].norm(dim=1).argsort().tolist()
     one = silent.square.clone()
     one[2] = 1e-12
     scores = CRITERIA["activation_prior"].score(
-        MLP((torch.zeros(6, 4),), numbers(4, 6)), SiteMoments(one, one), None
+        MLP((torch.zeros(6, 4),), numbers(4, 6)), InputMoments(one, one), None
     )
     assert scores.tolist() == [0, 0, 1, 0, 0, 0]
 
@@ -143,7 +143,7 @@ def test_half_precision_does_not_overflow(criterion, dtype):
     reads = numbers(12, 64, scale=15_000), numbers(12, 64, seed=1, scale=15_000)
     write = numbers(64, 12, seed=2, scale=15_000)
     reads, write = [read.clamp(-largest, largest).to(dtype) for read in reads], write.to(dtype)
-    moments = SiteMoments(square=numbers(12).square() * 1e8, sequence=numbers(12).abs())
+    moments = InputMoments(square=numbers(12).square() * 1e8, sequence=numbers(12).abs())
 
     def score(precision):
         mlp = MLP(tuple(read.to(precision) for read in reads), write.to(precision))

@@ -2,7 +2,7 @@
 
 import json
 import time
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -106,7 +106,7 @@ def test_sampling_the_student_during_training_changes_nothing(student, data):
     def report(event):
         if isinstance(event, TrainingProgress):
             sampling = pruning.Sampling(max_new_tokens=4)
-            texts.append(pruning.complete(event.model, trained().tokenizer, "The old man", sampling))
+            texts.append(pruning.generate(replace(trained(), model=event.model), "The old man", sampling))
 
     settings = Training(steps=3, **QUICK)
     sampled = distill(student, trained().model, data, settings, progress=report).model

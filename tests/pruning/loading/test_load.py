@@ -431,7 +431,7 @@ def requests_of_a_load(hub):
     return [path for _, path, _ in hub.requests]
 
 
-@pytest.mark.parametrize("fault", [{"drop": True}, {"cut": True}, {"status": 503}, {"stall": 20}])
+@pytest.mark.parametrize("fault", [{"drop": True}, {"truncated": True}, {"status": 503}, {"stall": 20}])
 def test_a_network_that_goes_away_at_any_request(hub, impatient, monkeypatch, tmp_path, fault):
     hub.add_model("ada/tiny", tiny_llama())
     requests = requests_of_a_load(hub)
@@ -450,7 +450,7 @@ def test_a_network_that_goes_away_at_any_request(hub, impatient, monkeypatch, tm
 
 def test_a_download_that_was_cut_is_tried_again(hub, impatient):
     hub.add_model("ada/tiny", tiny_llama())
-    hub.fail("GET .*/model.safetensors", cut=True, after=1)
+    hub.fail("GET .*/model.safetensors", truncated=True, after=1)
     assert same(pruning.load("ada/tiny", token=False), loaded("llama"))
     assert not hub.faults[0].times
 

@@ -205,11 +205,11 @@ def test_llama_cpp_reads_eight_bits_as_transformers_does(smollm2, need, tmp_path
     need(importlib.util.find_spec("xllamacpp"), "llama.cpp (xllamacpp) is not installed")
     from transformers import AutoModelForCausalLM
 
-    from tests.helpers.llamacpp import agree
+    from tests.helpers.llamacpp import assert_agrees
 
     steps = [
         pruning.Layers(layers=tuple(range(4, 28))),
-        pruning.Neurons(intermediate_size=1248, criterion="ppm"),
+        pruning.Neurons(intermediate_size=1248, criterion="peak_to_peak"),
     ]
     recipe = pruning.Recipe(
         base="smollm2-135m", steps=[steps[0], steps[1].model_copy(update={"repair": False})]
@@ -218,4 +218,4 @@ def test_llama_cpp_reads_eight_bits_as_transformers_does(smollm2, need, tmp_path
     file = export(folder, tmp_path / "cut.gguf", "q8_0")
     read = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=file.name, dtype=torch.float32)
     # llama.cpp rounds to eight bits what it multiplies the weights with, too.
-    agree(file, read, smollm2.tokenizer, ["Paris is the capital of"], tolerance=0.7)
+    assert_agrees(file, read, smollm2.tokenizer, ["Paris is the capital of"], tolerance=0.7)

@@ -383,7 +383,7 @@ def test_publish_from_the_shell(hub, saved, tmp_path):
 
 @pytest.mark.real
 def test_a_published_model_says_the_same_when_it_comes_back(signed_in, smollm2, tmp_path):
-    steps = [pruning.Neurons(fraction=0.2, criterion="ppm", repair=False)]
+    steps = [pruning.Neurons(fraction=0.2, criterion="peak_to_peak", repair=False)]
     pruned = pruning.prune(pruning.Recipe(base="smollm2-135m", steps=steps), smollm2)
     pruning.publish(pruned, "ada/smollm2-119m")
     prompt = "Paris is the capital of"
@@ -392,5 +392,5 @@ def test_a_published_model_says_the_same_when_it_comes_back(signed_in, smollm2, 
     told = subprocess.run(command, env=env, capture_output=True, text=True)
     assert told.returncode == 0, told.stderr
     sampling = pruning.Sampling(max_new_tokens=24)
-    assert told.stdout == pruning.complete(pruned.model, pruned.tokenizer, prompt, sampling)
+    assert told.stdout == pruning.generate(pruned, prompt, sampling)
     assert pruned.report.after.parameters < 134_515_008

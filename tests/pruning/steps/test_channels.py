@@ -216,6 +216,7 @@ def test_channels_of_smollm2(smollm2):
     step = Channels(hidden_size=540)
     cut = pruning.prune(Recipe(base="smollm2-135m", calibration=calibration, steps=[step]), smollm2)
     dense, pruned = (
-        pruning.perplexity(model, smollm2.tokenizer, text, 1024).value for model in (smollm2.model, cut.model)
+        pruning.perplexity(model, smollm2.tokenizer, text, tokens=1024).value
+        for model in (smollm2.model, cut.model)
     )
     assert pruned < 1.75 * dense

@@ -395,7 +395,7 @@ def test_one_group_and_three_layers_of_smollm2(smollm2):
     text = pruning.texts.passage("encyclopedia", "heldout")
 
     def perplexity(model):
-        return pruning.perplexity(model, smollm2.tokenizer, text, 1024).value
+        return pruning.perplexity(model, smollm2.tokenizer, text, tokens=1024).value
 
     dense = perplexity(smollm2.model)
     calibration = pruning.Calibration(text="encyclopedia", tokens=2048)

@@ -133,10 +133,10 @@ def cut(kind: str, size: int = 480, text: str = STORY):
     names = whole.convert_ids_to_tokens(whole(text, add_special_tokens=False).input_ids)
     used = sorted(set(names), key=lambda name: (-names.count(name), pairs.ids[name]))
     rest = sorted(pairs.ids, key=pairs.ids.get)
-    order = list(pairs.with_parts(pairs.essential() + used + rest))
+    order = list(pairs.with_parts(pairs.essential_tokens() + used + rest))
     assert sorted(order) == sorted(pairs.ids)
     kept = sorted(pairs.ids[token] for token in order[:size])
-    return kept, pairs.rebuilt(kept)
+    return kept, pairs.rebuild(kept)
 
 
 def tokens(words, text):
@@ -214,7 +214,7 @@ def test_special_tokens_and_those_of_the_chat_template_stay(kind):
     _, words = cut(kind)
     assert {BOS, EOS, "<unk>", "<turn>", "<end>"} <= words.get_vocab().keys()
     assert "<rare>" not in words.get_vocab()
-    least = made(kind).get_vocab().keys() & BytePairs(made(kind)).essential()
+    least = made(kind).get_vocab().keys() & BytePairs(made(kind)).essential_tokens()
     assert least >= {"<turn>", "<end>", "al", "ed" if kind == "byte-level" else "ed▁"}
 
 
@@ -232,8 +232,8 @@ def test_last_merge_is_the_one_that_reading_takes():
     pairs = BytePairs(PreTrainedTokenizerFast(tokenizer_object=learner))
     assert list(pairs.with_parts(["abc"])) == ["a", "b", "c", "bc", "abc"]
     assert list(pairs.with_parts(["dbc", "ab"])) == ["d", "b", "c", "bc", "dbc", "a", "ab"]
-    letters = [pairs.ids[token] for token in pairs.essential()]
-    words = pairs.rebuilt(sorted([*letters, *(vocabulary[token] for token in ("bc", "abc"))]))
+    letters = [pairs.ids[token] for token in pairs.essential_tokens()]
+    words = pairs.rebuild(sorted([*letters, *(vocabulary[token] for token in ("bc", "abc"))]))
     assert tokens(words, "abc") == ["abc"]
     assert tokens(words, "dabc") == ["d", "abc"]
 
@@ -260,12 +260,12 @@ def _refused(model, **parts):
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        (lambda: _refused(models.Unigram([("a", -1.0), ("<unk>", -2.0)], 1)), "of the kind Unigram"),
+        (lambda: _refused(models.Unigram([("a", -1.0), ("<unk>", -2.0)], 1)), "a Unigram tokenizer"),
         (
             lambda: _refused(models.WordPiece({"a": 0, "[UNK]": 1}, unk_token="[UNK]")),
-            "of the kind WordPiece",
+            "a WordPiece tokenizer",
         ),
-        (lambda: _refused(models.BPE({"a": 0}, [])), "does not know all single bytes"),
+        (lambda: _refused(models.BPE({"a": 0}, [])), "does not have all single bytes"),
         (lambda: _refused(models.BPE({"a": 0}, [], end_of_word_suffix="</w>")), "ends of words"),
     ],
 )
@@ -432,7 +432,7 @@ def test_vocabulary_can_be_cut_twice():
     twice = prune(recipe("gpt2", Vocabulary(vocab_size=300), Vocabulary(vocab_size=270)), loaded("gpt2"))
     once = prune(recipe("gpt2", Vocabulary(vocab_size=270)), loaded("gpt2"))
     assert len(twice.tokenizer) == 270
-    assert twice.tokenizer.get_vocab().keys() >= set(BytePairs(once.tokenizer).essential())
+    assert twice.tokenizer.get_vocab().keys() >= set(BytePairs(once.tokenizer).essential_tokens())
 
 
 def test_recipe_names_the_text_and_never_holds_it():
@@ -545,6 +545,6 @@ def test_real_tokenizer_keeps_what_a_story_needs(smollm2):
         words.eos_token_id == pruned.model.config.eos_token_id == pruned.model.generation_config.eos_token_id
     )
     # The same text, so the same bytes; its tokens compete with fewer others.
-    before = pruning.perplexity(smollm2.model, whole, STORY, 512)
-    after = pruning.perplexity(pruned.model, words, STORY, 512)
+    before = pruning.perplexity(smollm2.model, whole, STORY, tokens=512)
+    after = pruning.perplexity(pruned.model, words, STORY, tokens=512)
     assert after.bits_per_byte < before.bits_per_byte
