@@ -12,11 +12,13 @@ import pruning
 from pruning import (
     Calibration,
     Cancelled,
+    Layers,
     ModelError,
     Neurons,
     Recipe,
     RecipeError,
     perplexity,
+    pipeline,
     preview,
     prune,
     run,
@@ -50,6 +52,42 @@ def test_same_recipe_gives_the_same_weights(family, tmp_path):
     assert not all(map(torch.equal, once.model.parameters(), other.model.parameters()))
 
 
+def test_a_recipe_enters_each_stage_once(tmp_path, monkeypatch):
+    stages = []
+    walk = {
+        "find": ("pruning.pipeline.find", pipeline.find),
+        "check": ("pruning.recipe.Recipe.check", Recipe.check),
+        "load": ("pruning.pipeline.load", pipeline.load),
+        "prune": ("pruning.pipeline.apply_steps", pipeline.apply_steps),
+        "evaluate": ("pruning.pipeline.evaluate_pruned", pipeline.evaluate_pruned),
+        "save": ("pruning.pipeline.save_model", pipeline.save_model),
+    }
+
+    def recorded(stage, function):
+        def call(*arguments, **options):
+            stages.append(stage)
+            return function(*arguments, **options)
+
+        return call
+
+    for stage, (name, function) in walk.items():
+        monkeypatch.setattr(name, recorded(stage, function))
+    run(recipe_of({"fraction": 0.3}, base=str(folder_of("llama")))).save(tmp_path / "smaller")
+    assert stages == ["find", "check", "load", "prune", "evaluate", "save"]
+
+
+def test_the_layers_that_remain_are_recorded_and_read_back(tmp_path):
+    base = save_tiny(tmp_path / "base", "llama", num_hidden_layers=6)
+    steps = [Layers(layers=(1, 4)), Layers(layers=(0,))]
+    pruned = run(Recipe(base=str(base), calibration=QUICK, steps=steps), evaluate=False)
+    assert pruned.layers == pruned.recipe.kept_layers == (2, 3, 5)
+    folder = pruned.save(tmp_path / "smaller")
+    assert pruning.load(str(folder)).source.kept_layers == (2, 3, 5)
+    whole = run(recipe_of({"fraction": 0.3}, base=str(base)), evaluate=False)
+    assert whole.layers == tuple(range(6))
+    assert whole.recipe.kept_layers is None
+
+
 def test_run_loads_cuts_and_measures():
     base, lines = folder_of("llama"), []
     pruned = run(recipe_of({"fraction": 0.3}, base=str(base)), progress=lines.append)
@@ -63,8 +101,8 @@ def test_run_loads_cuts_and_measures():
     assert report.before.tokens_per_second > 0 < report.after.tokens_per_second
     assert len(report.samples) == 3
     assert set(report.seconds) == {"calibrate", "cut", "evaluate"}
-    assert {"Reading the weights", "Cutting"} <= set(lines)
     stages = {line.text for line in lines}
+    assert {"Reading the weights", "Cutting"} <= stages
     assert {"Ranking neurons, layers", "Repairing, layers", "Reading the calibration text, windows"} <= stages
     json.dumps(pruned.to_dict())
     assert_equal(pruned, prune(pruned.recipe, loaded("llama")))
