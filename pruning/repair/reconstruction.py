@@ -94,8 +94,7 @@ def reconstruct(
         model: The pruned model. It is not changed; weights that are exactly zero stay zero in the result.
         base: The model that it was cut from. It is not changed.
         windows: The text.
-        kept_layers: The base's number of each of the model's layers, ascending; if None, they are found by
-            the tensors that the two models share.
+        kept_layers: The base's number of each of the model's layers, ascending; None if it has all of them.
         seed: Seed of the order of the windows.
         progress: Called before each refit and each epoch.
         epochs: How often each layer reads the text; 0 only refits in closed form.
@@ -108,7 +107,7 @@ def reconstruct(
     """
     _check_comparable(model, base)
     pruned_anatomy, base_anatomy = anatomy_of(model.config), anatomy_of(base.config)
-    numbers = list(kept_layers) if kept_layers is not None else layers_kept(model, base)
+    numbers = _numbers_in_base(pruned_anatomy, base_anatomy, kept_layers)
     fitting, heldout = (_thinned(part) for part in (windows.fitting, windows.heldout))
     texts = [*fitting, *heldout]
     calls = {length: _layer_calls(base, base_anatomy, length) for length in {len(text) for text in texts}}
@@ -173,29 +172,15 @@ def _fit(
     return LayerFit(layer, tuple(dampings), epoch, lost_before, student.error)
 
 
-def layers_kept(model: PreTrainedModel, base: PreTrainedModel) -> list[int]:
-    """Find out which layers of the base model a pruned model's layers were, ascending.
-
-    By the tensors that they share: cutting leaves every tensor that it does not touch.
-
-    Raises:
-        RecipeError: The depths differ, and a layer shares nothing.
-    """
-    pruned_anatomy, base_anatomy = anatomy_of(model.config), anatomy_of(base.config)
-    if pruned_anatomy.layers == base_anatomy.layers:
-        return list(range(base_anatomy.layers))
-    owners = {base.get_parameter(spec.name).data_ptr(): spec.layer for spec in base_anatomy.tensors}
-    numbers = {}
-    for spec in pruned_anatomy.tensors:
-        owner = owners.get(model.get_parameter(spec.name).data_ptr())
-        if spec.layer is not None and owner is not None:
-            numbers[spec.layer] = owner
-    if len(numbers) < pruned_anatomy.layers:
+def _numbers_in_base(pruned: Anatomy, base: Anatomy, kept_layers: Sequence[int] | None) -> Sequence[int]:
+    """Return the base's number of each layer. Raises `RecipeError` if it is not known."""
+    numbers = range(base.layers) if kept_layers is None else kept_layers
+    if len(numbers) != pruned.layers:
         raise RecipeError(
-            "It is not known which layers of the base model these were: they share no tensor with it. "
-            "Reconstruct before other steps change them."
+            f"The model has {pruned.layers} layers, and it is not known which of the base's {base.layers} they "
+            "were. Reconstruct in the recipe that removes the layers."
         )
-    return [numbers[layer] for layer in range(pruned_anatomy.layers)]
+    return numbers
 
 
 @torch.no_grad()

@@ -268,7 +268,11 @@ def _layer_origins(context: StepContext, teacher: LoadedModel) -> tuple[int, ...
     if teacher is context.base or context.layers is None:
         return context.layers
     kept = context.base.source.kept_layers
-    if kept is None or max(kept) >= anatomy_of(teacher.model.config).layers or len(kept) <= max(context.layers):
+    if (
+        kept is None
+        or max(kept) >= anatomy_of(teacher.model.config).layers
+        or len(kept) <= max(context.layers)
+    ):
         return None
     return tuple(kept[layer] for layer in context.layers)
 

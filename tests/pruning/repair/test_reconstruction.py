@@ -23,7 +23,7 @@ from pruning import (
 from pruning.architectures.anatomy import anatomy_of
 from pruning.architectures.families import CHANNEL, QUERY
 from pruning.calibration.calibrate import windows_of
-from pruning.repair.reconstruction import layers_kept, reconstruct
+from pruning.repair.reconstruction import reconstruct
 from pruning.text.passages import passage
 from pruning.text.tokens import Windows
 from tests.helpers.models import FAMILIES, loaded, tiny, trained
@@ -112,14 +112,18 @@ def test_reconstruction_helps_a_trained_model_more_than_repair():
 
 
 @pytest.mark.parametrize(
-    "steps",
-    [(Heads(groups=1, repair=False),), (Layers(layers=(1,)),), (Layers(layers=(0,)), Heads(groups=1))],
+    ("steps", "kept_layers"),
+    [
+        ((Heads(groups=1, repair=False),), None),
+        ((Layers(layers=(1,)),), (0, 2)),
+        ((Layers(layers=(0,)), Heads(groups=1)), (1, 2)),
+    ],
 )
-def test_reconstruction_brings_a_model_closer_after_any_cut(steps):
+def test_reconstruction_brings_a_model_closer_after_any_cut(steps, kept_layers):
     base = loaded("llama")
     model = cut(base, *steps)
     windows = windows_of(base, STORY)
-    made = reconstruct(model, base.model, windows)
+    made = reconstruct(model, base.model, windows, kept_layers)
     rebuilt = with_tensors(model, made.tensors)
     before, after = (lost(network, base.model, windows.heldout, -1, -1) for network in (model, rebuilt))
     assert after < before
@@ -130,21 +134,14 @@ def test_the_layer_before_a_gap_follows_the_base_behind_it():
     base = loaded("llama")
     windows = windows_of(base, STORY)
     model = cut(base, Layers(layers=(1,)))
-    fit = reconstruct(model, base.model, windows).layers[0]
+    fit = reconstruct(model, base.model, windows, kept_layers=(0, 2)).layers[0]
     assert fit.lost_before == pytest.approx(lost(model, base.model, windows.heldout, 1, 2), rel=1e-3)
 
 
-@pytest.mark.parametrize("removed", [(0,), (1,), (2,), (0, 2), (0, 1)])
-def test_kept_layers_are_found_by_the_tensors_they_share(removed):
+def test_a_model_whose_layers_are_not_known_is_refused():
     base = loaded("llama")
-    model = cut(base, Layers(layers=removed), Neurons(fraction=0.3), Heads(groups=1))
-    assert layers_kept(model, base.model) == [layer for layer in range(3) if layer not in removed]
-
-
-def test_layers_that_share_nothing_are_refused():
-    base = loaded("llama")
-    with pytest.raises(RecipeError, match="share no tensor"):
-        layers_kept(copy.deepcopy(cut(base, Layers(layers=(1,)))), base.model)
+    with pytest.raises(RecipeError, match="it is not known which of the base's 3 they were"):
+        reconstruct(cut(base, Layers(layers=(1,))), base.model, windows_of(base, STORY))
 
 
 def test_two_runs_are_equal_bit_for_bit():
