@@ -17,7 +17,7 @@ ON_SPACE = "SPACE_ID" in os.environ
 log = logging.getLogger("secateur")
 
 
-def _setting(name: str, default: float, old_name: str = "") -> float:
+def read_setting(name: str, default: float, old_name: str = "") -> float:
     """Read a number above 0 from the environment; exit with one line for anything else."""
     if old_name in os.environ and name not in os.environ:
         log.warning("%s is now called %s; the old name will be removed.", old_name, name)
@@ -31,9 +31,9 @@ def _setting(name: str, default: float, old_name: str = "") -> float:
     return value
 
 
-QUEUE_SIZE = int(_setting("SECATEUR_QUEUE", 8, "SECATEUR_LINE"))
+QUEUE_SIZE = int(read_setting("SECATEUR_QUEUE", 8, "SECATEUR_LINE"))
 """How many jobs may wait for the models: about as many as two cores serve before patience ends."""
-JOB_SECONDS = _setting("SECATEUR_JOB_SECONDS", 300 if ON_SPACE else 3600)
+JOB_SECONDS = read_setting("SECATEUR_JOB_SECONDS", 300 if ON_SPACE else 3600)
 """How long one job may work on the models."""
 DISTILLATION_OVERHEAD = 120
 """How many seconds longer than its training a distillation may take, for what comes before and after."""
