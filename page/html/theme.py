@@ -1,13 +1,13 @@
-"""How the page looks: one accent colour, greys, the system's own type. Nothing is fetched from elsewhere."""
+"""The look of the page: one accent color, grays, and system fonts. Nothing is fetched from another host."""
 
 from pathlib import Path
 
 import gradio as gr
 
-# In the head rather than as Gradio's `css`, which would prefix every rule, those for phones included.
+# In the head, because Gradio's `css` would prefix every rule, including those for phones.
 HEAD = (
-    f"<style>{(Path(__file__).parent / 'style.css').read_text()}</style>"
-    # A lesson by itself: `?lesson=5&only`.
+    f"<style>{(Path(__file__).parent / 'style.css').read_text(encoding='utf-8')}</style>"
+    # `?lesson=5&only` shows a lesson without the rest of the page.
     "<script>document.documentElement.classList.toggle("
     "'only-lesson', new URLSearchParams(location.search).has('only'))</script>"
 )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import gradio as gr
 from gradio.components import Component
 
-from page.html import render, results
+from page.html import model_map, render
 from page.sections.events import Part, on_event
 from page.sections.form import CONTROLS, MAIN, MAX_CUSTOM_TEXT, ON_PAGE, Control, steps_from, values_of
 from page.server.session import user_message, visitor_of, workbench
@@ -129,7 +129,7 @@ def build() -> ControlPanel:
     )
     components = _build_sliders(MAIN)
     note = gr.HTML(elem_id="cut-note", min_height=24)
-    recipe_note = gr.HTML(elem_id="given")
+    recipe_note = gr.HTML(elem_id="opened-recipe")
     groups: dict[str, gr.Column] = {}
     with gr.Accordion("Cut other parts too", open=False, elem_id="other-parts"):
         for name in ON_PAGE[1:]:
@@ -198,7 +198,10 @@ def _build_sampling() -> SamplingPart:
 
 def _models() -> list[tuple[str, str | int | float]]:
     return [
-        (f"{model.title}, {render.count(model.parameters)}{', gated' if model.gated else ''}", model.name)
+        (
+            f"{model.title}, {render.format_count(model.parameters)}{', gated' if model.gated else ''}",
+            model.name,
+        )
         for model in catalog.MODELS.values()
     ]
 
@@ -283,8 +286,8 @@ def show_shape(
     try:
         before, source = workbench.find(model, visitor_of(request, token))
         after, unseen = apply_to_shape(before, steps_from(values))
-        picture = render.picture(before, after, results.origin(source))
-        return picture, render.cut_note(before, after, unseen), None, ""
+        picture = model_map.draw_model(before, after, model_map.weights_origin(source))
+        return picture, model_map.cut_note(before, after, unseen), None, ""
     except Exception as error:
         return gr.skip(), render.message(user_message(error), "warning"), None, ""
 
@@ -347,7 +350,7 @@ def show_recipe(panel: ControlPanel, recipe: Recipe, before: Shape) -> dict[Part
         return updates | follow_recipe(panel, recipe)
     return (
         updates
-        | {panel.recipe: None, panel.recipe_note: "", panel.note: render.cut_note(before, after, unseen)}
+        | {panel.recipe: None, panel.recipe_note: "", panel.note: model_map.cut_note(before, after, unseen)}
         | dict(zip(panel.values, values, strict=True))
     )
 
@@ -355,13 +358,13 @@ def show_recipe(panel: ControlPanel, recipe: Recipe, before: Shape) -> dict[Part
 def follow_recipe(panel: ControlPanel, recipe: Recipe) -> dict[Part, object]:
     """Return the updates after which Prune follows a recipe instead of the controls."""
     steps = [step.describe() for step in recipe.steps]
-    return {panel.recipe: recipe, panel.recipe_note: render.given_note(steps), panel.note: ""}
+    return {panel.recipe: recipe, panel.recipe_note: render.recipe_note(steps), panel.note: ""}
 
 
 def draw_recipe(recipe: Recipe, before: Shape, source: Source) -> str:
     """Return the picture of the model that a recipe leads to."""
     after, _ = apply_to_shape(before, recipe.steps)
-    return render.picture(before, after, results.origin(source))
+    return model_map.draw_model(before, after, model_map.weights_origin(source))
 
 
 def describe_criterion(name: str) -> tuple[str, object]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import gradio as gr
 
-from page.html import charts, render, results
+from page.html import charts, model_map, render, results
 from page.sections.events import JobPanel, Part, Updates, on_event, on_start
 from page.sections.inspect import draw_importance
 from page.server.jobs import run_job
@@ -211,16 +211,16 @@ def _lower(option: str) -> str:
 def _draw(result: LessonResult) -> str:
     """Return the models of a lesson and its chart; for a lesson without models, the picture of the base."""
     if not result.models:
-        return render.picture(result.base, result.base, results.origin(result.source))
+        return model_map.draw_model(result.base, result.base, model_map.weights_origin(result.source))
     chart = ""
     match result.chart:
         case ImportanceMap() as scores:
             chart = draw_importance(scores)
         case LayerInfluences(values):
-            chart = charts.influence_bars(values)
+            chart = charts.influence_chart(values)
     return _draw_models(result.models) + chart
 
 
 def _draw_models(models: Sequence[LessonModel]) -> str:
-    rows = [charts.Made(model.title, model.report, model.is_pruned, model.text) for model in models]
-    return charts.made(rows, PROMPT, GENRES)
+    rows = [results.LessonRow(model.title, model.report, model.is_pruned, model.text) for model in models]
+    return results.lesson_table(rows, PROMPT, GENRES)

@@ -7,6 +7,7 @@ import gradio as gr
 import pandas as pd
 
 from page.html import render
+from page.html.outputs import sample as draw_sample
 from page.sections.events import JobPanel, Part, Updates, on_event, on_start
 from page.sections.prune import PruneRequest, outputs, prune_and_show, sampling_from
 from page.sections.section import Page
@@ -117,17 +118,17 @@ class DistillSection:
         prompt: str,
         sample: str | None,
     ) -> Updates:
-        updates: dict[Part, object] = {self.status: render.training(progress)}
+        updates: dict[Part, object] = {self.status: render.training_status(progress)}
         if progress.evaluated:
             rows.append((progress.seconds, progress.perplexity, "distilled"))
             updates[self.curve] = gr.LinePlot(_frame(rows, progress), visible=True)
-            updates[self.sample] = render.sample(prompt, sample or "")
+            updates[self.sample] = draw_sample(prompt, sample or "")
         return updates
 
     def _show_note(self, pruned: PrunedSummary) -> Updates:
         (note,) = pruned.report.notes[-1]
         assert isinstance(note, DistillationNote)
-        return {self.status: render.taught(note)}
+        return {self.status: render.distillation_result(note)}
 
 
 def build() -> DistillSection:

@@ -141,7 +141,7 @@ class InspectSection:
         ) -> Iterator[Updates]:
             def show(value: object) -> Updates:
                 assert isinstance(value, NextTokens)
-                return {part.table: charts.next_words(value.before, value.after)}
+                return {part.table: charts.next_token_chart(value.before, value.after)}
 
             yield from self._follow(request, token, lambda: NextTokensTask(_pruned(recipe), prompt), show)
 
@@ -157,7 +157,7 @@ class InspectSection:
         ) -> Iterator[Updates]:
             def show(value: object) -> Updates:
                 assert isinstance(value, list)
-                return {part.chart: charts.losses(value)}
+                return {part.chart: charts.token_loss_chart(value)}
 
             yield from self._follow(request, token, lambda: TokenLossTask(_pruned(recipe), text), show)
 
@@ -201,7 +201,10 @@ class InspectSection:
                 assert isinstance(value, LayerInfluences)
                 values = value.values
                 frame = pd.DataFrame({"Layer": range(len(values)), "Block influence": values})
-                return {part.plot: gr.BarPlot(frame, visible=True), part.table: charts.influences(values)}
+                return {
+                    part.plot: gr.BarPlot(frame, visible=True),
+                    part.table: charts.influence_table(values),
+                }
 
             def plan() -> Task:
                 return InfluenceTask(model, *_calibration(*calibration))
@@ -336,7 +339,7 @@ def _build_criteria(label: str) -> tuple[gr.Dropdown, gr.Dropdown]:
 def draw_importance(scores: ImportanceMap) -> str:
     """Return the chart of an importance map."""
     titles = (CRITERIA[name].title for name in scores.criteria)
-    return charts.importance(scores.rows, scores.shared, scores.fraction, *titles)
+    return charts.importance_map(scores.rows, scores.shared, scores.fraction, *titles)
 
 
 def _curve(points: Sequence[SweepPoint]) -> pd.DataFrame:

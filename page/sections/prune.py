@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import gradio as gr
 
-from page.html import render, results
+from page.html import model_map, render
+from page.html.outputs import text_pair
 from page.sections.events import Part, Updates, on_event, on_start
 from page.sections.form import recipe_from, to_integer, to_number
 from page.sections.section import Page
@@ -110,9 +111,9 @@ def prune_and_show(
             case Done(PrunedSummary() as pruned):
                 return _show_pruned(page, pruned, planned[0], request)
             case Partial(Texts(before, after)):
-                return {pane.texts: render.texts(prompt, before, after, writing=True)}
+                return {pane.texts: text_pair(prompt, before, after, writing=True)}
             case Done(Texts(before, after)):
-                return {pane.texts: render.texts(prompt, before, after)}
+                return {pane.texts: text_pair(prompt, before, after)}
             case Partial(Evaluation(report=report)):
                 return pane.show_report(report, recipe)
             case Done(Evaluation(report=report)):
@@ -130,9 +131,11 @@ def _show_pruned(
 ) -> dict[Part, object]:
     pane = page.results
     updates: dict[Part, object] = {
-        pane.picture: render.picture(pruned.before, pruned.after, results.origin(pruned.source)),
+        pane.picture: model_map.draw_model(
+            pruned.before, pruned.after, model_map.weights_origin(pruned.source)
+        ),
         pane.job.status: render.status("Writing", kind="busy"),
-        pane.texts: render.texts(planned.prompt, "", "", writing=True),
+        pane.texts: text_pair(planned.prompt, "", "", writing=True),
         pane.recipe: planned.recipe,
     }
     updates |= pane.show_report(pruned.report, planned.recipe)

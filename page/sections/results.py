@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import gradio as gr
 
-from page.html import render, results
+from page.html import outputs, render, results
 from page.sections.events import JobPanel, Part
 from pruning import Recipe, Report
 
@@ -60,7 +60,7 @@ def build(job: JobPanel, picture: gr.HTML) -> ResultsPane:
     return ResultsPane(
         job=job,
         picture=picture,
-        texts=gr.HTML(render.empty_texts(), elem_id="texts", min_height=180),
+        texts=gr.HTML(outputs.text_pair_placeholder(), elem_id="texts", min_height=180),
         measures=gr.HTML(elem_id="measures", min_height=150),
         genres=gr.HTML(elem_id="genres", min_height=190),
         recipe=gr.State(None),

@@ -34,7 +34,7 @@ def test_lesson(lesson_page, lesson):
     assert "On the model of this course: correct." in notice
     assert "not what this lesson expects" not in notice
     assert "$" not in notice
-    rows = page.locator("#lesson-results tbody tr.said").count()
+    rows = page.locator("#lesson-results tbody tr.output").count()
     assert rows == (len(lesson.runs) + 1 if lesson.runs else 2 if lesson.budget else 0)
     assert not page.is_visible(f"text={lesson.explanation[:40]}")
     page.click("#reveal button")

@@ -1,0 +1,68 @@
+"""Model outputs as HTML: side by side, or one during distillation. All text is escaped."""
+
+from html import escape
+
+
+def text_pair(prompt: str, original: str, pruned: str, writing: bool = False) -> str:
+    """Render both models' continuations side by side, with the first word that differs marked.
+
+    Args:
+        prompt: What both models continue.
+        original: The continuation that the original model wrote.
+        pruned: The continuation that the pruned model wrote.
+        writing: Whether the models are still writing, shown by a cursor.
+    """
+    return (
+        '<section class="text-pair">'
+        f"{_article('Original', 'before', prompt, original, pruned, writing)}"
+        f"{_article('Pruned', 'after', prompt, pruned, original, writing)}</section>"
+    )
+
+
+def _article(title: str, element: str, prompt: str, text: str, other: str, writing: bool) -> str:
+    start, end = first_difference(text, other)
+    body = escape(text[:start])
+    if end > start:
+        body += f"<mark>{escape(text[start:end])}</mark>"
+    body += escape(text[end:])
+    cursor = '<span class="cursor"></span>' if writing else ""
+    return (
+        f'<article><h3>{title}</h3><p class="text" id="text-{element}">'
+        f'<span class="prompt">{escape(prompt)}</span>{body}{cursor}</p></article>'
+    )
+
+
+def first_difference(text: str, other: str) -> tuple[int, int]:
+    """Find the first word of `text` that differs from `other`.
+
+    If one text is only the beginning of the other, they do not differ (yet).
+
+    Returns:
+        Start and end of the word in `text`; `(len(text), len(text))` if there is none.
+    """
+    same = next((i for i, (a, b) in enumerate(zip(text, other, strict=False)) if a != b), None)
+    if same is None:
+        return len(text), len(text)
+    start = max(text.rfind(" ", 0, same + 1), text.rfind("\n", 0, same + 1)) + 1
+    start = min(start, same)
+    end = start
+    while end < len(text) and (not text[end].isspace() or end <= same):
+        end += 1
+    return start, end
+
+
+def text_pair_placeholder() -> str:
+    """Render what stands in place of the texts before the first run."""
+    return (
+        '<section class="text-pair empty"><article><h3>Original</h3><p class="text">What the original model '
+        'writes.</p></article><article><h3>Pruned</h3><p class="text">What the pruned model writes. '
+        "Press <b>Prune</b> to see it.</p></article></section>"
+    )
+
+
+def sample(prompt: str, text: str) -> str:
+    """Render what a model writes during its distillation."""
+    return (
+        '<section class="sample"><h3>Current output</h3><p class="text"><span class="prompt">'
+        f"{escape(prompt)}</span>{escape(text)}</p></section>"
+    )
