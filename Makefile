@@ -1,7 +1,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: run test bench lint audit screenshot clean
+.PHONY: run test quick lint bench audit screenshot requirements browser clean
 
 run: .venv/installed
 	$(BIN)/python app.py
@@ -10,9 +11,14 @@ test: .venv/installed-dev
 	@command -v chromium >/dev/null || $(MAKE) --no-print-directory browser
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
+# The inner loop: no real model, no browser, no wheel, nothing slow.
+quick: .venv/installed-dev
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not real and not browser and not slow and not package"
+
 lint: .venv/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/mypy
 
 bench: .venv/installed-bench
 	$(BIN)/python -m benchmarks
@@ -23,21 +29,25 @@ audit: .venv/installed-audit
 screenshot: .venv/installed-dev
 	$(BIN)/python -m tests.helpers.screenshot
 
+# The requirements files, from the table in pyproject.toml.
+requirements:
+	$(PYTHON) -m tests.helpers.requirements
+
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
 .venv/installed: requirements.txt requirements-offline.txt | .venv/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-offline.txt
+	$(PIP) -r requirements.txt
+	$(PIP) --no-deps --require-hashes -r requirements-offline.txt
 	touch $@
 
 .venv/installed-dev: requirements-dev.txt requirements-downstream.txt .venv/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-downstream.txt
+	$(PIP) -r requirements-dev.txt
+	$(PIP) --no-deps --require-hashes -r requirements-downstream.txt
 	touch $@
 
 .venv/installed-bench: requirements-bench.txt .venv/installed-dev
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-bench.txt
+	$(PIP) -r requirements-bench.txt
 	touch $@
 
 .venv/installed-audit: requirements-audit.txt .venv/installed
@@ -45,7 +55,6 @@ screenshot: .venv/installed-dev
 	.venv/audit/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-audit.txt
 	touch $@
 
-.PHONY: browser
 browser:
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; \
@@ -54,4 +63,4 @@ browser:
 	fi
 
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist

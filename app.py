@@ -14,10 +14,37 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     for noisy in ("httpx", "httpx2", "mcp"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
-
-    from page.launch import launch  # noqa: PLC0415  # After the environment is set.
-
     launch()
+
+
+def launch() -> None:
+    """Build the page, and serve it until the process ends."""
+    # Only now, when the environment is set.
+    from page.html.theme import HEAD, THEME  # noqa: PLC0415
+    from page.layout import build_page  # noqa: PLC0415
+    from page.server.middleware import request_middleware  # noqa: PLC0415
+    from page.server.session import ON_SPACE, QUEUE_SIZE  # noqa: PLC0415
+    from page.server.warm_up import WarmUp  # noqa: PLC0415
+    from pruning.runtime import configure  # noqa: PLC0415
+
+    configure()
+    warm_up = WarmUp()
+    warm_up.start()
+    demo = build_page(warm_up)
+    # Each job waits in its own queue; this is only a bound on all of them together.
+    demo.queue(max_size=10 * QUEUE_SIZE, api_open=False).launch(
+        theme=THEME,
+        head=HEAD,
+        server_name=None if ON_SPACE else "127.0.0.1",
+        server_port=None if ON_SPACE else int(os.environ.get("PORT", "7860")),
+        ssr_mode=False,
+        footer_links=[],
+        show_error=True,
+        mcp_server=True,
+        max_threads=4 * QUEUE_SIZE,
+        enable_monitoring=False,
+        app_kwargs={"middleware": request_middleware(demo)},
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the benchmarks share: the texts, the default model, taking turns, and tables."""
+"""What the benchmarks share: texts, the default model, timing by turns, and tables."""
 
 import statistics
 import time
@@ -13,35 +13,52 @@ WIKITEXT = Path(__file__).parents[2] / "shared" / "data" / "wikitext-2" / "valid
 ROUNDS = 5
 
 
+class Unavailable(Exception):
+    """A benchmark needs something that is not in the repository and not on this machine."""
+
+
 @cache
 def base() -> pruning.LoadedModel:
+    """Load the default model, once per process."""
     return pruning.load("smollm2-135m")
 
 
 @cache
 def wikitext() -> tuple[str, str]:
-    """WikiText-2 validation text: the first half to calibrate on, the second half held out."""
+    """Read the validation text of WikiText-2, split between two articles.
+
+    Returns:
+        The first half, to calibrate on, and the second half, which is held out.
+
+    Raises:
+        Unavailable: the text is not beside the repository, which does not include it.
+    """
     if not WIKITEXT.is_file():
-        raise SystemExit(f"This benchmark reads WikiText-2 from {WIKITEXT}, which is not there.")
+        raise Unavailable(
+            "this benchmark reads the validation text of WikiText-2, which is not part of the repository; "
+            f"put it at {WIKITEXT} (https://huggingface.co/datasets/Salesforce/wikitext, wikitext-2-v1)."
+        )
     text = WIKITEXT.read_text(encoding="utf-8")
     middle = text.index("\n = ", len(text) // 2)
     return text[:middle], text[middle:]
 
 
 def medians(tasks: Mapping[str, Callable[[], object]], rounds: int = ROUNDS) -> dict[str, float]:
-    """Median seconds of each task. They take turns, in the other order every other round, so that
-    what else the machine does weighs on all of them alike; a round before the first is not counted. Before
-    each turn free memory goes back to the system: whoever needs new memory gets it fresh, and not what
-    the task before happened to leave."""
+    """Measure the median seconds of each task.
+
+    The tasks take turns, in reverse order every other round, so that other load on the machine affects all
+    of them alike. A first round is not counted. Before each turn, free memory is returned to the system:
+    every task pays for fresh memory, and none reuses what the task before it left.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in tasks}
     for turn in range(rounds + 1):
         for name in list(tasks)[:: -1 if turn % 2 else 1]:
             release_memory()
             start = time.perf_counter()
-            made = tasks[name]()
+            result = tasks[name]()
             if turn:
                 seconds[name].append(time.perf_counter() - start)
-            del made
+            del result
     return {name: statistics.median(times) for name, times in seconds.items()}
 
 

@@ -1,4 +1,4 @@
-"""Peak resident memory: of cutting over the bytes of the new tensors, of streaming over its bound."""
+"""Peak resident memory: of pruning, over the bytes of the new tensors; of streaming, over its bound."""
 
 import ctypes
 import gc
@@ -41,57 +41,58 @@ LLAMA_1B = LlamaConfig(
 """The shape of Llama-3.2-1B: 1,235,814,400 parameters."""
 
 CUTS = {
-    "neurons, ppm": Neurons(fraction=0.2, criterion="ppm"),
+    "neurons, peak_to_peak": Neurons(fraction=0.2, criterion="peak_to_peak"),
     "neurons, activation": Neurons(fraction=0.2, repair=False),
     "neurons, repaired": Neurons(fraction=0.2),
 }
 STREAMED = (
-    Neurons(fraction=0.2, criterion="ppm"),
+    Neurons(fraction=0.2, criterion="peak_to_peak"),
     Heads(groups=4, criterion="weights"),
     Layers(count=3, method="last"),
 )
 
 
 def main() -> None:
+    """Measure each cut and a streamed recipe in a process of its own, and print two tables."""
     with tempfile.TemporaryDirectory(prefix="secateur-") as folder:
         random = Path(folder) / "llama-1b"
         base().tokenizer.save_pretrained(random)
         write_random(random)
-        cases = [(base().source.name, name) for name in CUTS] + [(str(random), "neurons, ppm")]
+        cases = [(base().source.name, name) for name in CUTS] + [(str(random), "neurons, peak_to_peak")]
         rows = []
         for model, cut in cases:
-            found = _in_fresh_process("cutting", model, cut)
-            limit = found["before"] + found["new"]
+            sizes = _in_fresh_process("pruning", model, cut)
+            limit = sizes["before"] + sizes["new"]
             rows.append(
                 (
                     Path(model).name,
                     cut,
-                    *(f"{found[key] / 1e6:,.0f} MB" for key in ("before", "new", "peak")),
-                    f"{(found['peak'] - found['before']) / found['new']:.3f}",
-                    f"{found['peak'] / limit:.3f}",
+                    *(f"{sizes[key] / 1e6:,.0f} MB" for key in ("before", "new", "peak")),
+                    f"{(sizes['peak'] - sizes['before']) / sizes['new']:.3f}",
+                    f"{sizes['peak'] / limit:.3f}",
                 )
             )
         table(
-            "Cutting 20 % of the neurons in memory, a fresh process each",
-            ["model", "cut", "resident before", "new tensors", "peak", "more, over new", "peak over both"],
+            "Pruning 20% of the neurons in memory, each in a fresh process",
+            ["model", "cut", "resident before", "new tensors", "peak", "growth over new", "peak over both"],
             rows,
         )
-        found = _in_fresh_process("streaming", str(random), folder)
-        bound = 1.5 * found["largest"] + GB
+        sizes = _in_fresh_process("streaming", str(random), folder)
+        bound = 1.5 * sizes["largest"] + GB
         table(
             "Streaming Llama-3.2-1B's shape from file to file (neurons, groups, layers)",
             ["largest file", "bound", "peak", "peak over bound"],
             [
-                [f"{x / 1e6:,.0f} MB" for x in (found["largest"], bound, found["peak"])]
-                + [f"{found['peak'] / bound:.2f}"]
+                [f"{x / 1e6:,.0f} MB" for x in (sizes["largest"], bound, sizes["peak"])]
+                + [f"{sizes['peak'] / bound:.2f}"]
             ],
         )
 
 
 def write_random(folder: Path) -> None:
-    """A checkpoint of Llama-3.2-1B's shape with random weights, in files of half a gigabyte at most.
+    """Write a checkpoint of Llama-3.2-1B's shape with random weights, in files of at most half a gigabyte.
 
-    Only one of them is ever in memory.
+    Only one of the files is in memory at a time.
     """
     generator = torch.Generator().manual_seed(0)
     shards, size = [{}], 0
@@ -116,41 +117,41 @@ def write_random(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weights}))
 
 
-def cutting(model: str, cut: str) -> dict[str, int]:
-    """Bytes resident before, the bytes of the tensors that are new, and the peak while cutting."""
+def measure_pruning(model: str, cut: str) -> dict[str, int]:
+    """Measure the bytes resident before pruning, the bytes of the new tensors, and the peak."""
     loaded = load(model)
     recipe = Recipe(base=model, steps=[CUTS[cut]])
-    prune(recipe, loaded)  # The first time makes the statistics.
-    give_back_what_is_free()
+    prune(recipe, loaded)  # The first time computes the statistics.
+    release_free_memory()
     before = resident("VmRSS")
-    forget_peak()
+    reset_peak()
     pruned = prune(recipe, loaded).model
-    shared = {each.data_ptr() for each in loaded.model.parameters()}
-    new = sum(each.nbytes for each in pruned.parameters() if each.data_ptr() not in shared)
+    shared = {parameter.data_ptr() for parameter in loaded.model.parameters()}
+    new = sum(parameter.nbytes for parameter in pruned.parameters() if parameter.data_ptr() not in shared)
     return {"before": before, "new": new, "peak": resident("VmHWM")}
 
 
-def streamed(model: str, folder: str) -> dict[str, int]:
-    """The bytes of the largest file of a model, and the peak of a process that streams it."""
+def measure_streaming(model: str, folder: str) -> dict[str, int]:
+    """Measure the bytes of the largest file of a model, and the peak of a process that streams it."""
     streaming.prune(Recipe(base=model, steps=STREAMED), Path(folder) / "streamed")
     largest = max(file.stat().st_size for file in Path(model).glob("*.safetensors"))
     return {"largest": largest, "peak": resident("VmHWM")}
 
 
 def resident(which: str) -> int:
-    """Bytes of resident memory of this process: now (`VmRSS`) or at most (`VmHWM`)."""
+    """Return the bytes of resident memory of this process: now (`VmRSS`) or at its peak (`VmHWM`)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(which))
 
 
-def give_back_what_is_free() -> None:
-    """Let nothing be resident that is not in use: https://man7.org/linux/man-pages/man3/malloc_trim.3.html"""
+def release_free_memory() -> None:
+    """Return free memory to the system: https://man7.org/linux/man-pages/man3/malloc_trim.3.html"""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
 
 
-def forget_peak() -> None:
-    """Start `VmHWM` anew: https://man7.org/linux/man-pages/man5/proc_pid_clear_refs.5.html"""
+def reset_peak() -> None:
+    """Reset `VmHWM`: https://man7.org/linux/man-pages/man5/proc_pid_clear_refs.5.html"""
     Path("/proc/self/clear_refs").write_text("5")
 
 
@@ -161,7 +162,10 @@ def _in_fresh_process(*arguments: str) -> dict[str, int]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-TASKS: dict[str, Callable[[str, str], dict[str, int]]] = {"cutting": cutting, "streaming": streamed}
+TASKS: dict[str, Callable[[str, str], dict[str, int]]] = {
+    "pruning": measure_pruning,
+    "streaming": measure_streaming,
+}
 
 if __name__ == "__main__":
     configure()

@@ -1,4 +1,7 @@
-"""Perplexity over the dense model's, without training, beside the peer's, on text seen and unseen."""
+"""Perplexity of pruned models over the base's, without training, beside OptiPFair's.
+
+Measured on held-out text of the calibrated genre and of others.
+"""
 
 from dataclasses import replace
 from functools import partial
@@ -7,9 +10,10 @@ from unittest.mock import patch
 from transformers import PreTrainedModel
 
 from benchmarks.common import base, table, wikitext
-from benchmarks.peer import pruned_by_peer
+from benchmarks.optipfair_baseline import prune_with_optipfair
 from pruning import Calibration, Neurons, Recipe, perplexity, prune
-from pruning.calibration import calibrate as calibration
+from pruning.calibration.calibrate import windows_of
+from pruning.text import choice
 from pruning.text.passages import GENRES, passage
 
 FRACTIONS = (0.1, 0.2, 0.3, 0.4, 0.5)
@@ -18,77 +22,81 @@ TOKENS = 2048
 """Held-out tokens of each text."""
 
 UNSEEN = "story"
-"""The genre that a calibration on an encyclopedia never saw."""
+"""A genre that a calibration on encyclopedia articles does not include."""
 
 
 def main() -> None:
-    against_the_peer()
-    genre_left_out()
+    """Compare with OptiPFair, then leave one genre out of the calibration at a time; print two tables."""
+    compare_with_optipfair()
+    leave_genres_out()
 
 
-def against_the_peer() -> None:
-    calibrating, heldout = wikitext()
-    text = Calibration.own(calibrating, tokens=CALIBRATION_TOKENS)
-    windows = calibration.windows_of(base(), text)
-    every = windows.fitting + windows.heldout
+def compare_with_optipfair() -> None:
+    """Prune five fractions of the neurons with both libraries, on the same tokens, and print a table."""
+    calibration_text, heldout = wikitext()
+    text = Calibration.custom(calibration_text, tokens=CALIBRATION_TOKENS)
+    windows = windows_of(base(), text)
+    all_windows = windows.fitting + windows.heldout
     texts = {"WikiText-2": heldout, UNSEEN: passage(UNSEEN, "heldout")}
-    dense = {name: _perplexity(base().model, content) for name, content in texts.items()}
+    original = {name: _perplexity(base().model, content) for name, content in texts.items()}
     rows = []
     for fraction in FRACTIONS:
         makers = {
             "ours": partial(_ours, fraction, text),
-            "optipfair, data-driven": partial(pruned_by_peer, base().model, fraction, every),
-            "optipfair, default": partial(pruned_by_peer, base().model, fraction),
+            "OptiPFair, data-driven": partial(prune_with_optipfair, base().model, fraction, all_windows),
+            "OptiPFair, default": partial(prune_with_optipfair, base().model, fraction),
         }
-        found = {}
+        perplexities = {}
         for name, make in makers.items():
             model = make()
-            found[name] = {each: _perplexity(model, content) for each, content in texts.items()}
-            width = model.config.intermediate_size
-            row = [f"{fraction:.0%}", f"{width:,}", name]
-            for each in texts:
-                ours = f"{found[name][each] / found['ours'][each]:.4g}"
-                row += [f"{found[name][each]:,.4g}", f"{found[name][each] / dense[each]:,.4g}", ours]
+            perplexities[name] = {title: _perplexity(model, content) for title, content in texts.items()}
+            row = [f"{fraction:.0%}", f"{model.config.intermediate_size:,}", name]
+            for title, value in perplexities[name].items():
+                row += [
+                    f"{value:,.4g}",
+                    f"{value / original[title]:,.4g}",
+                    f"{value / perplexities['ours'][title]:.4g}",
+                ]
             rows.append(row)
             print("·", *row, flush=True)
-    columns = [f"{each}{what}" for each in texts for what in (": perplexity", ", over dense", ", over ours")]
-    values = ", ".join(f"{value:.2f} on {name}" for name, value in dense.items())
+    columns = [f"{title}{what}" for title in texts for what in (": perplexity", ", over base", ", over ours")]
+    values = ", ".join(f"{value:.2f} on {name}" for name, value in original.items())
     table(
         f"Quality without training: {TOKENS:,} held-out tokens of each text in windows of 512, calibrated on "
-        f"{CALIBRATION_TOKENS:,} tokens of other WikiText-2 articles; dense {values}",
-        ["neurons", "width", "by", *columns],
+        f"{CALIBRATION_TOKENS:,} tokens of other WikiText-2 articles; the base {values}",
+        ["neurons removed", "intermediate size", "by", *columns],
         rows,
     )
 
 
-def genre_left_out() -> None:
+def leave_genres_out() -> None:
+    """Measure a cut on each genre after calibrating on the others, and print a table."""
     _, wiki = wikitext()
     texts = {genre: passage(genre, "heldout") for genre in GENRES} | {"WikiText-2": wiki}
     rows = []
     for number, (name, text) in enumerate(texts.items()):
-        # WikiText-2 is made of articles, so whoever has not seen its genre has not read the encyclopedia.
-        unread = "encyclopedia" if name == "WikiText-2" else name
-        others = [genre for genre in GENRES if genre != unread]
-        # The seed sets nothing here but tells the calibrations apart.
-        with patch.object(calibration, "GENRES", others):
+        # WikiText-2 consists of encyclopedia articles, so that genre is left out for it.
+        left_out = "encyclopedia" if name == "WikiText-2" else name
+        others = [genre for genre in GENRES if genre != left_out]
+        # The seed changes nothing here; it keeps the cached statistics of the calibrations apart.
+        with patch.object(choice, "GENRES", others):
             model = _ours(0.2, Calibration(tokens=CALIBRATION_TOKENS), seed=number)
-        dense, cut = _perplexity(base().model, text), _perplexity(model, text)
-        rows.append((name, unread, f"{dense:.2f}", f"{cut:.2f}", f"{cut / dense:.3f}"))
+        original, pruned = _perplexity(base().model, text), _perplexity(model, text)
+        rows.append((name, left_out, f"{original:.2f}", f"{pruned:.2f}", f"{pruned / original:.3f}"))
         print("·", *rows[-1], flush=True)
     table(
-        f"A genre that the general calibration does not hold: 20 % of the neurons, up to {TOKENS:,} held-out "
-        "tokens",
-        ["measured on", "genre left out", "dense", "cut", "ratio"],
+        f"A genre left out of the general calibration: 20% of the neurons, up to {TOKENS:,} held-out tokens",
+        ["measured on", "genre left out", "base", "pruned", "ratio"],
         rows,
     )
 
 
 def _ours(fraction: float, text: Calibration, seed: int = 0) -> PreTrainedModel:
-    """The default cut. A name that is not the catalogue's keeps the statistics out of the user's cache."""
+    """Prune by the defaults, under a name outside the catalog, so that nothing reaches the disk cache."""
     unnamed = replace(base(), source=replace(base().source, name="benchmark"))
     steps = [Neurons(fraction=fraction)]
     return prune(Recipe(base="benchmark", calibration=text, steps=steps, seed=seed), unnamed).model
 
 
 def _perplexity(model: PreTrainedModel, text: str) -> float:
-    return perplexity(model, base().tokenizer, text, TOKENS).value
+    return perplexity(model, base().tokenizer, text, tokens=TOKENS).value

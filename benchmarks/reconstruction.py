@@ -1,10 +1,14 @@
-"""Perplexity over the dense model's before and after reconstruction, on a text of the same kind and on
-others, and how long it takes."""
+"""Perplexity over the base's before and after reconstruction, and the seconds that it takes.
+
+Measured on held-out text of the calibrated genre and of others.
+"""
 
 import time
 
+from transformers import PreTrainedModel
+
 from benchmarks.common import base, table, wikitext
-from pruning import Calibration, Neurons, Recipe, perplexity, prune
+from pruning import Calibration, LoadedModel, Neurons, Recipe, perplexity, prune
 from pruning.architectures.shape import Shape
 from pruning.calibration.calibrate import windows_of
 from pruning.calibration.statistics import Statistics
@@ -18,6 +22,7 @@ PASSAGE_TOKENS = 2048
 
 
 def main() -> None:
+    """Repair and reconstruct cuts of two sizes under two calibrations, and print a table."""
     model = base()
     calibration_text, heldout = wikitext()
     texts = {
@@ -26,47 +31,47 @@ def main() -> None:
         "code": (passage("code", "heldout"), PASSAGE_TOKENS),
     }
 
-    def measured(model_) -> list[float]:
-        return [perplexity(model_, model.tokenizer, *text).value for text in texts.values()]
+    def perplexities(candidate: PreTrainedModel) -> list[float]:
+        return [
+            perplexity(candidate, model.tokenizer, text, tokens=tokens).value
+            for text, tokens in texts.values()
+        ]
 
-    dense = measured(model.model)
+    original = perplexities(model.model)
     rows = []
     for name, calibration in (
-        ("WikiText-2", Calibration.own(calibration_text, tokens=8192)),
+        ("WikiText-2", Calibration.custom(calibration_text, tokens=8192)),
         ("general", Calibration(tokens=8192)),
     ):
         windows = windows_of(model, calibration)
-        sites = Neurons(fraction=0.5).hooked_modules(Shape.of(model.model.config))
+        projections = Neurons(fraction=0.5).hooked_modules(Shape.of(model.model.config))
         start = time.perf_counter()
-        Statistics(model.model, sites, windows.fitting, windows.heldout)
+        Statistics(model.model, projections, windows.fitting, windows.heldout)
         calibrating = time.perf_counter() - start
         for fraction in FRACTIONS:
-            repaired, bare = (
+            repaired, unrepaired = (
                 prune(_recipe(model, calibration, fraction, repair), model).model for repair in (True, False)
             )
             start = time.perf_counter()
-            made = reconstruct(bare, model.model, windows)
+            result = reconstruct(unrepaired, model.model, windows)
             seconds = time.perf_counter() - start
-            rebuilt = cut(bare, Shape.of(bare.config), {}, made.tensors)
-            for title, each, took in (
+            reconstructed = cut(unrepaired, Shape.of(unrepaired.config), {}, result.tensors)
+            for title, candidate, time_taken in (
                 ("repair", repaired, ""),
-                ("reconstruction", rebuilt, f"{seconds:.0f} s, {seconds / calibrating:.1f}"),
+                ("reconstruction", reconstructed, f"{seconds:.0f} s, {seconds / calibrating:.1f}"),
             ):
-                ratios = (f"{ours / theirs:.3f}" for ours, theirs in zip(measured(each), dense, strict=True))
-                rows.append((name, f"{fraction:.0%}", title, *ratios, took))
+                pairs = zip(perplexities(candidate), original, strict=True)
+                ratios = (f"{value / base_value:.3f}" for value, base_value in pairs)
+                rows.append((name, f"{fraction:.0%}", title, *ratios, time_taken))
     table(
-        f"Perplexity over dense ({', '.join(f'{value:.2f}' for value in dense)}) on held-out text, windows "
-        f"of 512, calibrated on 8,192 tokens: {HELD_OUT_TOKENS:,} tokens of WikiText-2, up to "
+        f"Perplexity over the base's ({', '.join(f'{value:.2f}' for value in original)}) on held-out text, "
+        f"windows of 512, calibrated on 8,192 tokens: {HELD_OUT_TOKENS:,} tokens of WikiText-2, up to "
         f"{PASSAGE_TOKENS:,} of each bundled genre",
-        ["calibration", "neurons cut", "then", *texts, "seconds, over a calibration pass"],
+        ["calibration", "neurons removed", "then", *texts, "seconds, over a calibration pass"],
         rows,
     )
 
 
-def _recipe(model, calibration, fraction, repair) -> Recipe:
+def _recipe(model: LoadedModel, calibration: Calibration, fraction: float, repair: bool) -> Recipe:
     step = Neurons(fraction=fraction, criterion="activation", repair=repair)
     return Recipe(base=model.source.name, calibration=calibration, steps=[step])
-
-
-if __name__ == "__main__":
-    main()

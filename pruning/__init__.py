@@ -1,49 +1,21 @@
-"""Prune small language models: cut, repair, compare, save, publish."""
+"""Prune small language models: cut, repair, compare, save, publish.
 
-from pruning.errors import Cancelled, ModelError, PruningError, RecipeError, SavingError
-from pruning.evaluation.perplexity import perplexity, quality
-from pruning.loading.load import LoadedModel, load
-from pruning.pipeline import Preview, Pruned, Report, measure, preview, prune, run
-from pruning.recipe import Recipe
-from pruning.saving.save import save
-from pruning.sharing.publish import publish
-from pruning.steps import Channels, Distillation, Heads, Layers, Neurons, Reconstruction, Vocabulary, Weights
-from pruning.text.choice import Calibration, TextChoice
-from pruning.text.generation import Sampling, complete, stream
+The names of the public API are listed in `__init__.pyi` and imported on first use, so that importing `pruning` loads
+neither PyTorch nor transformers.
+"""
 
-__version__ = "0.1.0"
+from importlib import import_module
+from importlib.util import find_spec
 
-__all__ = [
-    "Calibration",
-    "Cancelled",
-    "Channels",
-    "Distillation",
-    "Heads",
-    "Layers",
-    "LoadedModel",
-    "ModelError",
-    "Neurons",
-    "Preview",
-    "Pruned",
-    "PruningError",
-    "Recipe",
-    "RecipeError",
-    "Reconstruction",
-    "Report",
-    "Sampling",
-    "SavingError",
-    "TextChoice",
-    "Vocabulary",
-    "Weights",
-    "complete",
-    "load",
-    "measure",
-    "perplexity",
-    "preview",
-    "prune",
-    "publish",
-    "quality",
-    "run",
-    "save",
-    "stream",
-]
+import lazy_loader
+
+from pruning.version import __version__ as __version__
+
+_load, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name, or a module of the package such as `pruning.recipe`."""
+    if name in __all__ or find_spec(f"{__name__}.{name}") is None:
+        return _load(name)
+    return import_module(f"{__name__}.{name}")

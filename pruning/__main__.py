@@ -1,4 +1,4 @@
-"""Run the shell: python -m pruning …"""
+"""Run the shell: `python -m pruning …`."""
 
 import sys
 

@@ -1,31 +1,27 @@
-"""A recipe, carried out: load → calibrate → rank → cut → repair → evaluate."""
+"""A recipe, carried out: find → check → load → prune → evaluate → save, each once."""
 
-import json
 import time
 from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pruning import catalog
 from pruning.architectures.shape import Shape
-from pruning.calibration.cache import CacheKey, cached
 from pruning.calibration.calibrate import statistics_of, windows_of
-from pruning.errors import RecipeError
-from pruning.evaluation import perplexity as evaluation
-from pruning.evaluation import speed
-from pruning.evaluation.perplexity import Quality
-from pruning.files import cache_folder, replacing
-from pruning.loading import load as loading
-from pruning.loading.load import LoadedModel
-from pruning.loading.source import Source, Token
+from pruning.evaluation import perplexity
+from pruning.evaluation.base_quality import base_quality
+from pruning.evaluation.speed import tokens_per_second
+from pruning.loading.load import LoadedModel, find, load
+from pruning.loading.source import Access, Source, Token
 from pruning.progress import Progress, Reporter, silent
 from pruning.recipe import Recipe
+from pruning.report import Measured, Report, Sample, compare_components
+from pruning.saving.save import save_model
 from pruning.steps.base import Step, StepContext
-from pruning.text.generation import Sampling, complete, report_each_token
-from pruning.text.passages import GENRES
+from pruning.text.generation import Sampling, generate, report_each_token
 
 SAMPLE_PROMPTS = ("Paris is the capital of", "The best way to learn is", "def add(a, b):")
 
@@ -38,44 +34,29 @@ class Preview:
     before: Shape
     after: Shape
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values: parameters, config and recipe."""
         return {
-            "parameters": _compared(self.before.components, self.after.components),
+            "parameters": compare_components(self.before.components, self.after.components),
             "config": self.after.config.to_dict(),
             "recipe": self.recipe.to_dict(),
         }
 
 
 @dataclass(frozen=True)
-class Report:
-    """What was done and what was measured. `bytes`: size on disk; `seconds`: by stage."""
-
-    parameters_before: int
-    parameters_after: int
-    components_before: dict[str, int]
-    components_after: dict[str, int]
-    bytes_before: int
-    bytes_after: int
-    notes: tuple[tuple[dict, ...], ...] = ()
-    quality_before: Quality | None = None
-    quality_after: Quality | None = None
-    speed_before: float | None = None
-    speed_after: float | None = None
-    samples: tuple[tuple[str, str, str], ...] = ()
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def judged(self) -> bool:
-        """Whether the quality after is known for every genre."""
-        return self.quality_after is not None and len(self.quality_after.genres) == len(GENRES)
-
-    def to_dict(self) -> dict:
-        return asdict(self)
-
-
-@dataclass(frozen=True)
 class Pruned:
-    """A pruned model: an ordinary transformers model, and how it came about."""
+    """A pruned model: an ordinary transformers model, and how it came about.
+
+    Attributes:
+        model: The model.
+        tokenizer: Its tokenizer.
+        recipe: The recipe, pinned to the revision of the base.
+        report: What was done and measured.
+        source: Where the base comes from.
+        shape: The model's shape.
+        storage_dtype: The precision in which it is saved.
+        layers: The number that each of its layers has in the base.
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -83,57 +64,89 @@ class Pruned:
     report: Report
     source: Source
     shape: Shape
-    storage_dtype: object
+    storage_dtype: torch.dtype
+    layers: tuple[int, ...]
 
-    def to_dict(self) -> dict:
-        """Plain values: parameters, config, recipe and report."""
-        report = self.report
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values: parameters, config, recipe and report."""
         return {
-            "parameters": _compared(report.components_before, report.components_after),
+            "parameters": self.report.parameters,
             "config": self.model.config.to_dict(),
             "recipe": self.recipe.to_dict(),
-            "report": report.to_dict(),
+            "report": self.report.to_dict(),
         }
 
-    def save(self, folder: str | Path, progress: Reporter = silent) -> Path:
-        """Write everything that plain transformers loads, a model card and the recipe."""
-        from pruning.saving.save import save
+    def save(
+        self,
+        folder: str | Path,
+        *,
+        name: str | None = None,
+        max_shard_size: int | str = "50GB",
+        progress: Reporter = silent,
+    ) -> Path:
+        """Write everything that plain transformers loads, a model card and the recipe.
 
-        return save(self, Path(folder), progress)
+        The folder appears when it is complete and its model was read back; on failure nothing is left.
+
+        Args:
+            folder: The folder to write. It must not exist, or be empty.
+            name: The model's name on its card; the folder's name by default.
+            max_shard_size: The largest weights file, in bytes.
+            progress: Is called with each stage.
+
+        Returns:
+            The folder.
+
+        Raises:
+            SavingError: The folder cannot be written.
+
+        Example:
+            >>> import pruning
+            >>> recipe = pruning.Recipe(base="smollm2-135m", steps=[pruning.Neurons(fraction=0.2)])
+            >>> folder = pruning.run(recipe, evaluate=False).save("smaller")
+            >>> sorted(file.name for file in folder.iterdir())  # doctest: +NORMALIZE_WHITESPACE
+            ['README.md', 'config.json', 'generation_config.json', 'model.safetensors', 'recipe.yaml',
+             'tokenizer.json', 'tokenizer_config.json']
+        """
+        return save_model(
+            Path(folder),
+            model=self.model,
+            tokenizer=self.tokenizer,
+            source=self.source,
+            recipe=self.recipe,
+            report=self.report,
+            storage_dtype=self.storage_dtype,
+            name=name,
+            max_shard_size=max_shard_size,
+            progress=progress,
+        )
 
 
-def _compared(before: dict[str, int], after: dict[str, int]) -> dict:
-    return {
-        "before": sum(before.values()),
-        "after": sum(after.values()),
-        "components": {name: {"before": before[name], "after": after[name]} for name in before},
-    }
+def preview(recipe: Recipe, *, token: Token = None, access: Access | None = None) -> Preview:
+    """Work out the shape that a recipe leads to, from the base's config alone.
 
+    Args:
+        recipe: The recipe.
+        token: The access token of the caller, if `access` is not given.
+        access: Who asks.
 
-def preview(recipe: Recipe, *, token: Token = None, own_machine: bool = True) -> Preview:
-    """The shape that a recipe leads to. Reads the base's config and allocates no weights."""
-    config, _ = loading.read_config(
-        recipe.base, revision=recipe.revision, token=token, own_machine=own_machine
-    )
-    before = Shape.of(config)
-    return Preview(recipe, before, reshape(recipe, before))
+    Returns:
+        The shapes before and after.
 
+    Raises:
+        RecipeError: A step does not fit the base; the error knows which.
+        ModelError: The base cannot be used.
 
-def reshape(recipe: Recipe, shape: Shape) -> Shape:
-    """Every step of a recipe, on the shape alone. Raises `RecipeError` with the place of the step."""
-    before = None
-    for number, step in enumerate(recipe.steps):
-        place = ("steps", number)
-        if before is not None and before.must_be_last:
-            raise RecipeError(
-                f"Nothing can follow the step {before.step}: {before.must_be_last}. Put it last.", place
-            )
-        try:
-            shape = step.reshape(shape)
-        except RecipeError as error:
-            raise RecipeError(str(error), place) from None
-        before = step
-    return shape
+    Example:
+        >>> import pruning
+        >>> recipe = pruning.Recipe(base="smollm2-135m", steps=[pruning.Neurons(fraction=0.2)])
+        >>> shapes = pruning.preview(recipe)
+        >>> shapes.after.parameters < shapes.before.parameters
+        True
+    """
+    source = find(recipe.base, revision=recipe.revision, token=token, access=access)
+    before = Shape.of(source.config)
+    return Preview(recipe, before, recipe.check(before))
 
 
 def run(
@@ -144,144 +157,211 @@ def run(
     evaluate: bool = True,
     progress: Reporter = silent,
 ) -> Pruned:
-    """Carry out a recipe. The base model is not changed, and tensors that are not cut are shared.
+    """Carry out a recipe. The base is not changed, and tensors that are not cut are shared with it.
 
-    `base` saves loading it again; `evaluate` measures perplexity and speed of both models.
+    Args:
+        recipe: The recipe.
+        base: The base, if it is loaded already.
+        token: The access token of the caller.
+        evaluate: Whether to measure perplexity and speed of both models.
+        progress: Is called with each stage.
+
+    Returns:
+        The pruned model and its report.
+
+    Raises:
+        RecipeError: A step does not fit the base; the error knows which.
+        ModelError: The base cannot be used.
+
+    Example:
+        >>> import pruning
+        >>> steps = [pruning.Layers(count=1), pruning.Neurons(fraction=0.2)]
+        >>> pruned = pruning.run(pruning.Recipe(base="smollm2-135m", steps=steps))
+        >>> pruned.report.after.parameters < pruned.report.before.parameters
+        True
+        >>> type(pruned.model).__name__  # An ordinary transformers model, with fewer parameters.
+        'LlamaForCausalLM'
     """
     if base is None:
-        preview(recipe, token=token)
-        base = loading.load(recipe.base, revision=recipe.revision, token=token, progress=progress)
-    pruned = prune(recipe, base, progress)
-    return measure(pruned, base, progress) if evaluate else pruned
+        source = find(recipe.base, revision=recipe.revision, token=token, weights=True, progress=progress)
+        recipe.check(Shape.of(source.config))
+        base = load(source, token=token, progress=progress)
+        pruned = apply_steps(recipe, base, progress=progress)
+    else:
+        pruned = prune(recipe, base, progress=progress)
+    return evaluate_pruned(pruned, base, progress=progress) if evaluate else pruned
 
 
-def prune(recipe: Recipe, base: LoadedModel, progress: Reporter = silent) -> Pruned:
-    """Carry out the steps of a recipe on a loaded base, without measuring anything."""
+def prune(recipe: Recipe, base: LoadedModel, *, progress: Reporter = silent) -> Pruned:
+    """Carry out the steps of a recipe on a loaded base, without measuring anything.
+
+    Args:
+        recipe: The recipe; its `base` is not looked up.
+        base: The loaded base, which is not changed.
+        progress: Is called with each stage.
+
+    Returns:
+        The pruned model; its report holds no measurements.
+
+    Raises:
+        RecipeError: A step does not fit the base; the error knows which.
+
+    Example:
+        >>> import pruning
+        >>> base = pruning.load("smollm2-135m")
+        >>> for fraction in (0.2, 0.4):  # The calibration text is read once.
+        ...     step = pruning.Neurons(fraction=fraction)
+        ...     pruned = pruning.prune(pruning.Recipe(base="smollm2-135m", steps=[step]), base)
+    """
+    recipe.check(Shape.of(base.model.config))
+    return apply_steps(recipe, base, progress=progress)
+
+
+def apply_step(pruned: Pruned, base: LoadedModel, step: Step, *, progress: Reporter = silent) -> Pruned:
+    """Carry out one more step on a pruned model, and add it to the recipe."""
+    recipe = pruned.recipe.model_copy(update={"steps": (*pruned.recipe.steps, step)})
+    recipe.check(Shape.of(base.model.config))
+    size = Measured(pruned.report.after.components, pruned.report.after.bytes)
+    before = replace(pruned.report.before, tokens_per_second=None)
+    report = replace(pruned.report, before=before, after=size, samples=())
+    return _apply(step, replace(pruned, recipe=recipe, report=report), base, progress)
+
+
+def apply_steps(recipe: Recipe, base: LoadedModel, *, progress: Reporter = silent) -> Pruned:
+    """Carry out the steps of a recipe that was checked against the base."""
     shape = Shape.of(base.model.config)
-    reshape(recipe, shape)
-    before = shape.components
-    size = evaluation.size_on_disk(sum(before.values()), base.storage_dtype)
-    report = Report(sum(before.values()), sum(before.values()), before, before, size, size)
-    pinned = recipe.pinned(base.source.revision)
-    pruned = Pruned(base.model, base.tokenizer, pinned, report, base.source, shape, base.storage_dtype)
+    size = Measured.of(shape, base.storage_dtype.itemsize)
+    pruned = Pruned(
+        base.model,
+        base.tokenizer,
+        recipe.pinned(base.source.revision),
+        Report(size, size),
+        base.source,
+        shape,
+        base.storage_dtype,
+        tuple(range(shape.anatomy.layers)),
+    )
     for step in recipe.steps:
-        pruned = _carried_out(step, pruned, base, progress)
+        pruned = _apply(step, pruned, base, progress)
     return pruned
 
 
-def apply_step(pruned: Pruned, base: LoadedModel, step: Step, progress: Reporter = silent) -> Pruned:
-    """One more step on a pruned model; its recipe says so."""
-    recipe = pruned.recipe.model_copy(update={"steps": (*pruned.recipe.steps, step)})
-    reshape(recipe, Shape.of(base.model.config))
-    report = replace(pruned.report, quality_after=None, speed_before=None, speed_after=None, samples=())
-    return _carried_out(step, replace(pruned, recipe=recipe, report=report), base, progress)
-
-
-def _carried_out(step: Step, pruned: Pruned, base: LoadedModel, progress: Reporter) -> Pruned:
-    """The model after one more step, and its report with what the step notes."""
+def _apply(step: Step, pruned: Pruned, base: LoadedModel, progress: Reporter) -> Pruned:
+    """Return the model after one step, and its report with what the step notes."""
     recipe, shape, start = pruned.recipe, pruned.shape, time.perf_counter()
-    context = StepContext(pruned.model, pruned.tokenizer, shape, base, seed=recipe.seed, progress=progress)
-    if sites := step.hooked_modules(shape):
-        keep = pruned.model is base.model
+    context = StepContext(
+        pruned.model,
+        pruned.tokenizer,
+        shape,
+        base,
+        seed=recipe.seed,
+        progress=progress,
+        layers=pruned.layers,
+    )
+    if modules := step.hooked_modules(shape):
         statistics = statistics_of(
-            context.loaded, recipe.calibration, sites, recipe.seed, save_to_disk=keep, progress=progress
+            context.loaded,
+            recipe.calibration,
+            modules,
+            recipe.seed,
+            save_to_disk=pruned.model is base.model,
+            progress=progress,
         )
         context = replace(context, statistics=statistics)
     if step.needs_calibration_text:
         windows = windows_of(context.loaded, recipe.calibration, recipe.seed, progress)
         context = replace(context, windows=windows)
     calibrated = time.perf_counter()
-    outcome = step.apply(context)
-    shape, report = Shape.of(outcome.model.config), pruned.report
-    seconds = report.seconds | {
+    result = step.apply(context)
+    shape, report = Shape.of(result.model.config), pruned.report
+    seconds = {
+        **report.seconds,
         "calibrate": report.seconds.get("calibrate", 0) + calibrated - start,
         "cut": report.seconds.get("cut", 0) + time.perf_counter() - calibrated,
     }
-    after = shape.components
-    report = replace(
-        report,
-        parameters_after=sum(after.values()),
-        components_after=after,
-        bytes_after=evaluation.size_on_disk(sum(after.values()), base.storage_dtype),
-        notes=(*report.notes, outcome.notes),
-        seconds=seconds,
+    layers = pruned.layers if result.layers is None else tuple(pruned.layers[n] for n in result.layers)
+    if len(layers) < Shape.of(base.model.config).anatomy.layers:
+        recipe = recipe.model_copy(update={"kept_layers": layers})
+    after = Measured.of(shape, base.storage_dtype.itemsize)
+    report = replace(report, after=after, notes=(*report.notes, result.notes), seconds=seconds)
+    return replace(
+        pruned,
+        model=result.model,
+        tokenizer=result.tokenizer,
+        recipe=recipe,
+        report=report,
+        shape=shape,
+        layers=layers,
     )
-    return replace(pruned, model=outcome.model, tokenizer=outcome.tokenizer, shape=shape, report=report)
 
 
-def measure(pruned: Pruned, base: LoadedModel, progress: Reporter = silent) -> Pruned:
-    """The same model with its report filled in: quality, speed and samples, before and after."""
-    *_, measured = measuring(pruned, base, progress)
+def evaluate_pruned(
+    pruned: Pruned, base: LoadedModel, *, tokens: int | None = None, progress: Reporter = silent
+) -> Pruned:
+    """Fill in the report of a pruned model: quality, speed and samples, of the base and of itself.
+
+    Args:
+        pruned: The pruned model.
+        base: The base that it was made from.
+        tokens: Measure the quality alone, on this many tokens in total; None for everything.
+        progress: Is called with each window and each token.
+
+    Returns:
+        The same model with a fuller report.
+
+    Example:
+        >>> import pruning
+        >>> base = pruning.load("smollm2-135m")
+        >>> recipe = pruning.Recipe(base="smollm2-135m", steps=[pruning.Neurons(fraction=0.2)])
+        >>> pruned = pruning.evaluate_pruned(pruning.prune(recipe, base), base, tokens=500)
+        >>> perplexity = pruned.report.after.quality.overall.value
+    """
+    if tokens is not None:
+        before = base_quality(base, tokens=tokens, progress=progress)
+        after = perplexity.evaluate(pruned, tokens=tokens, progress=progress)
+        return _with_quality(pruned, before, after)
+    *_, measured = iter_evaluate_pruned(pruned, base, progress=progress)
     return measured
 
 
-def measuring(pruned: Pruned, base: LoadedModel, progress: Reporter = silent) -> Iterator[Pruned]:
-    """The model again and again, its report fuller each time; the quality after, genre by genre."""
+def iter_evaluate_pruned(
+    pruned: Pruned, base: LoadedModel, *, progress: Reporter = silent
+) -> Iterator[Pruned]:
+    """Yield a pruned model with a fuller report each time: the quality genre by genre, then speed and samples."""
     start = time.perf_counter()
     model, tokenizer = pruned.model, pruned.tokenizer
-
-    def filled(**values) -> Pruned:
-        return replace(pruned, report=replace(pruned.report, **values))
-
-    pruned = filled(quality_before=base_quality(base, progress))
+    before = base_quality(base, progress=progress)
+    pruned = _with_quality(pruned, before, None)
     yield pruned
-    genres = {}
-    for genre, result in evaluation.by_genre(model, tokenizer, progress):
+    genres: dict[str, perplexity.Perplexity] = {}
+    for genre, result in perplexity.iter_evaluate(pruned, progress=progress):
         genres[genre] = result
-        pruned = filled(quality_after=evaluation.summarize(genres))
+        pruned = _with_quality(pruned, before, perplexity.summarize(genres))
         yield pruned
-    speed_before, speed_after = speed.tokens_per_second((base.model, model), tokenizer, progress=progress)
-    sampling, heard = Sampling(max_new_tokens=24), report_each_token(progress, Progress("Writing samples"))
-    pruned = filled(
-        speed_before=speed_before,
-        speed_after=speed_after,
-        samples=tuple(
-            (
-                prompt,
-                complete(base.model, base.tokenizer, prompt, sampling, heard),
-                complete(model, tokenizer, prompt, sampling, heard),
-            )
-            for prompt in SAMPLE_PROMPTS
-        ),
+    speeds = tokens_per_second((base.model, model), tokenizer, progress=progress)
+    sampling, reporter = Sampling(max_new_tokens=24), report_each_token(progress, Progress("Writing samples"))
+    samples = tuple(
+        Sample(
+            prompt,
+            generate(base, prompt, sampling, stopped=reporter),
+            generate(pruned, prompt, sampling, stopped=reporter),
+        )
+        for prompt in SAMPLE_PROMPTS
     )
-    seconds = pruned.report.seconds | {"evaluate": time.perf_counter() - start}
-    yield filled(seconds=seconds)
+    report = replace(
+        pruned.report,
+        before=replace(pruned.report.before, tokens_per_second=speeds[0]),
+        after=replace(pruned.report.after, tokens_per_second=speeds[1]),
+        samples=samples,
+        seconds={**pruned.report.seconds, "evaluate": time.perf_counter() - start},
+    )
+    yield replace(pruned, report=report)
 
 
-def judge(pruned: Pruned, base: LoadedModel, tokens: int, progress: Reporter = silent) -> Pruned:
-    """The same model with its quality, before and after, measured in short: on so many tokens in all."""
-    before = base_quality(base, progress, tokens)
-    after = evaluation.quality(pruned.model, pruned.tokenizer, progress, tokens)
-    return replace(pruned, report=replace(pruned.report, quality_before=before, quality_after=after))
-
-
-@dataclass(frozen=True, kw_only=True)
-class QualityKey(CacheKey[Quality]):
-    """The number of tokens that the quality was measured on; None for the whole text."""
-
-    tokens: int | None
-
-
-def base_quality(base: LoadedModel, progress: Reporter = silent, tokens: int | None = None) -> Quality:
-    """The quality of a base model, measured once; that of the default model is kept on disk.
-
-    `tokens`: how many in all, where that is not to be all there are.
-    """
-
-    def make() -> Quality:
-        if tokens is None and base.source.name == catalog.DEFAULT_MODEL:
-            return _kept_quality(base, progress)
-        return evaluation.quality(base.model, base.tokenizer, progress, tokens)
-
-    return cached(base.model, QualityKey(text_sha256=None, tokens=tokens), make)
-
-
-def _kept_quality(base: LoadedModel, progress: Reporter) -> Quality:
-    file = cache_folder() / "quality" / f"{evaluation.digest(base.source.revision)}.json"
-    try:
-        return Quality.from_dict(json.loads(file.read_text()))
-    except (OSError, ValueError, TypeError, KeyError):
-        quality = evaluation.quality(base.model, base.tokenizer, progress)
-    with suppress(OSError), replacing(file) as temporary:
-        temporary.write_text(json.dumps(quality.to_dict()))
-    return quality
+def _with_quality(pruned: Pruned, before: perplexity.Quality, after: perplexity.Quality | None) -> Pruned:
+    report = replace(
+        pruned.report,
+        before=replace(pruned.report.before, quality=before),
+        after=replace(pruned.report.after, quality=after),
+    )
+    return replace(pruned, report=report)

@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar, Self
 import yaml
 from pydantic import AfterValidator, Field, model_validator
 
+from pruning.architectures.shape import Shape
 from pruning.errors import RecipeError, SavingError
 from pruning.files import replacing
 from pruning.schema import Frozen
@@ -100,6 +101,33 @@ class Recipe(Frozen):
     def with_own_text(self, content: str) -> Self:
         """Do what `with_custom_text` does, under its name in release 0.1.0."""
         return self.with_custom_text(content)
+
+    def check(self, shape: Shape) -> Shape:
+        """Carry the recipe out on a shape alone.
+
+        Args:
+            shape: The base's shape.
+
+        Returns:
+            The shape after the last step.
+
+        Raises:
+            RecipeError: A step does not fit; its `place` says which.
+        """
+        previous = None
+        for number, step in enumerate(self.steps):
+            place = ("steps", number)
+            if previous is not None and previous.must_be_last:
+                raise RecipeError(
+                    f"No step can follow the step {previous.step}: {previous.must_be_last}. Put it last.",
+                    place,
+                )
+            try:
+                shape = step.reshape(shape)
+            except RecipeError as error:
+                raise RecipeError(str(error), place) from None
+            previous = step
+        return shape
 
     @property
     def digest(self) -> str:

@@ -42,6 +42,8 @@ class Frozen(BaseModel, metaclass=_Explaining):
     published_values: ClassVar[Mapping[str, Mapping[str, str]]] = {}
     added: ClassVar[frozenset[str]] = frozenset()
     recorded: ClassVar[frozenset[str]] = frozenset()
+    _implied: ClassVar[frozenset[str]] = frozenset()
+    """Fields that the name of the class implies."""
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
@@ -73,6 +75,15 @@ class Frozen(BaseModel, metaclass=_Explaining):
             return cls.model_validate_json(text)
         except ValidationError as error:
             raise _explain(error) from None
+
+    def to_python(self) -> str:
+        """Return the expression that makes this value."""
+        arguments = ", ".join(
+            f"{name}={value.to_python() if isinstance(value, Frozen) else repr(value)}"
+            for name, value in self
+            if value is not None and name not in self._implied
+        )
+        return f"pruning.{type(self).__name__}({arguments})"
 
     def canonical(self) -> dict[str, Any]:
         """Return plain values under the keys and values of release 0.1.0, from which digests are computed."""

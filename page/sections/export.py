@@ -17,11 +17,11 @@ from page.workers.messages import Done, Partial, PrunedSummary
 from page.workers.tasks import UPLOAD_SECONDS, ZIP, ExportTask, PublishTask, Task
 from pruning import Recipe
 from pruning.errors import RecipeError
-from pruning.sharing.gguf import TYPES
+from pruning.sharing.gguf import GGUF_TYPES
 
 FORMATS: list[tuple[str, str | int | float]] = [
     ("Zip file for transformers", ZIP),
-    *((f"GGUF {name.upper()}", name) for name in TYPES),
+    *((f"GGUF {name.upper()}", name) for name in GGUF_TYPES),
 ]
 
 
@@ -143,7 +143,9 @@ class ExportSection:
         def tasks() -> list[Task]:
             if not isinstance(repository, str) or not repository.strip():
                 raise RecipeError("Enter a name for the repository.")
-            return [PublishTask(_check_pruned(recipe), repository.strip(), bool(private), visitor.token)]
+            return [
+                PublishTask(_check_pruned(recipe), repository.strip(), bool(private), visitor.access.token)
+            ]
 
         def show(event: Partial | Done) -> Updates:
             if not isinstance(event, Done):

@@ -8,10 +8,10 @@ from page.html import render
 from page.sections.controls import fit_sliders, show_shape
 from page.sections.course import PARAMETER, CourseTab, lesson_of_link
 from page.sections.events import Updates, on_event
-from page.sections.form import CONTROLS
 from page.sections.recipe_box import open_recipe, recipe_outputs
 from page.sections.section import Page
 from page.server import links
+from page.server.form import CONTROLS
 from page.server.warm_up import WarmUp
 from pruning import Recipe, catalog
 

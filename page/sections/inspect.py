@@ -9,8 +9,8 @@ import pandas as pd
 from page.html import charts
 from page.sections.controls import FIRST_PROMPT, follow_recipe
 from page.sections.events import JobPanel, Part, Updates, on_event, on_start
-from page.sections.form import MAIN, calibration_from, to_integer
 from page.sections.section import Page
+from page.server.form import MAIN, calibration_from, to_integer
 from page.server.jobs import run_job
 from page.server.session import job_name, visitor_of
 from page.workers.messages import Done, ImportanceMap, LayerInfluences, NextTokens, Partial, PrunedSummary
@@ -35,7 +35,7 @@ FIRST_TEXT = (
     "steps, lit the lamp, and watched the ships pass on their way to the harbour."
 )
 FIRST_FRACTION = 0.2
-OTHER_CRITERION = "ppm"
+OTHER_CRITERION = "peak_to_peak"
 CURVE_COLUMNS = ["Parameters, millions", "Perplexity", "Importance"]
 
 

@@ -8,8 +8,8 @@ import gradio as gr
 from page.html import model_map, render
 from page.html.outputs import text_pair
 from page.sections.events import Part, Updates, on_event, on_start
-from page.sections.form import recipe_from, to_integer, to_number
 from page.sections.section import Page
+from page.server.form import recipe_from, to_integer, to_number
 from page.server.jobs import run_job
 from page.server.session import job_name, jobs, visitor_of
 from page.workers.messages import Done, Evaluation, Partial, PrunedSummary, Texts

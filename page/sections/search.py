@@ -9,8 +9,8 @@ import pandas as pd
 from page.html import render
 from page.sections.controls import draw_recipe, follow_recipe
 from page.sections.events import Part, Updates, on_event, on_start
-from page.sections.form import calibration_from, to_integer
 from page.sections.section import Page
+from page.server.form import calibration_from, to_integer
 from page.server.jobs import run_job
 from page.server.session import job_name, visitor_of, workbench
 from page.workers.messages import Done, Partial
@@ -140,12 +140,12 @@ def wire(page: Page, controls: SearchControls, results: SearchResults) -> None:
 def _show_result(
     page: Page, results: SearchResults, result: SearchResult, visitor: Visitor
 ) -> dict[Part, object]:
-    cuts = " and ".join(result.chosen.mix.title.rsplit(", ", 1))
+    cuts = result.chosen.candidate.description
     line = f"Best of {result.shapes_considered:,} combinations: remove {cuts}. Press Prune to build it."
     return _use(page, result.chosen.recipe, visitor) | {
-        results.plot: to_frame(result.points, result),
-        results.table: to_rows(result.points),
-        results.recipes: [trial.recipe for trial in result.points],
+        results.plot: to_frame(result.trials, result),
+        results.table: to_rows(result.trials),
+        results.recipes: [trial.recipe for trial in result.trials],
         page.results.job.status: render.status(line, kind="done"),
     }
 
@@ -163,7 +163,7 @@ def _used(page: Page) -> list[Part]:
 
 def to_frame(trials: Sequence[Trial], result: SearchResult | None = None) -> pd.DataFrame:
     """Return quality against size, as rows for the plot."""
-    rows = [(trial.mix.parameters / 1e6, trial.perplexity, _series(trial, result)) for trial in trials]
+    rows = [(trial.candidate.parameters / 1e6, trial.perplexity, _series(trial, result)) for trial in trials]
     if result is not None:
         rows += [(size / 1e6, perplexity, "predicted") for size, perplexity in result.curve]
     best = min(perplexity for _, perplexity, _ in rows)
@@ -173,9 +173,12 @@ def to_frame(trials: Sequence[Trial], result: SearchResult | None = None) -> pd.
 def _series(trial: Trial, result: SearchResult | None) -> str:
     if result is not None and trial == result.chosen:
         return "chosen"
-    return f"{trial.mix.single} alone" if trial.mix.single else "mixed"
+    return f"{trial.candidate.single} alone" if trial.candidate.single else "mixed"
 
 
 def to_rows(trials: Sequence[Trial]) -> list[list[str]]:
     """Return the same as rows of a table: what was cut, parameters, perplexity."""
-    return [[trial.mix.title, f"{trial.mix.parameters:,}", f"{trial.perplexity:.1f}"] for trial in trials]
+    return [
+        [trial.candidate.title, f"{trial.candidate.parameters:,}", f"{trial.perplexity:.1f}"]
+        for trial in trials
+    ]

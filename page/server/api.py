@@ -12,8 +12,8 @@ from typing import Any
 
 import gradio as gr
 
-from page.sections.form import CONTROLS, steps_from
 from page.server import links
+from page.server.form import CONTROLS, steps_from
 from page.server.jobs import run_job
 from page.server.session import QUEUE_SIZE, job_name, user_message, workbench
 from page.workers.messages import Done, Evaluation, Failed, PrunedSummary, Stopped, Texts
@@ -21,7 +21,6 @@ from page.workers.tasks import CompareTask, EvaluateTask, PruneTask, PublishTask
 from page.workers.workbench import Visitor
 from pruning import Preview, Recipe, Sampling, catalog
 from pruning.errors import RecipeError
-from pruning.pipeline import reshape
 
 MAX_CALLS = max(1, QUEUE_SIZE // 2)
 """How many calls may wait or work at the same time, so that programs leave room for people."""
@@ -57,7 +56,7 @@ def preview(
     def answer() -> Answer:
         planned = _recipe(model, recipe, neurons, heads, layers, channels)
         before, _ = workbench.find(planned.base, PUBLIC)
-        return Preview(planned, before, reshape(planned, before)).to_dict()
+        return Preview(planned, before, planned.check(before)).to_dict()
 
     return _answer(answer)
 

@@ -9,7 +9,7 @@ import gradio as gr
 
 from page.server.queue import Jobs, Queue
 from page.workers.workbench import Visitor, Workbench
-from pruning import PruningError
+from pruning import Access, PruningError
 from pruning.loading.hub import saved_token
 
 ON_SPACE = "SPACE_ID" in os.environ
@@ -62,7 +62,8 @@ def visitor_of(request: gr.Request | None, token: gr.OAuthToken | None) -> Visit
     own_token = (token.token if token else False) if ON_SPACE else saved_token()
     # A session that becomes known to others gives them no rights of its owner.
     fingerprint = hashlib.sha256(str(own_token).encode()).hexdigest()[:16]
-    return Visitor(owner=f"{session_of(request)}:{fingerprint}", token=own_token)
+    access = Access(token=own_token, local=False)
+    return Visitor(f"{session_of(request)}:{fingerprint}", access)
 
 
 def on_disconnect(request: gr.Request) -> None:

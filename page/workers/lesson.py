@@ -11,17 +11,18 @@ from page.workers.messages import (
     Progress,
 )
 from page.workers.tasks import ImportanceTask, InfluenceTask, SearchTask, Task, TaskContext
-from pruning import Calibration, LoadedModel, ModelError, Pruned, Recipe, Report, Sampling, catalog, complete
+from pruning import Calibration, LoadedModel, ModelError, Pruned, Recipe, Report, Sampling, catalog
 from pruning.architectures.families import NEURON
 from pruning.architectures.shape import Shape
 from pruning.lessons import BY_KEY, Lesson, LessonRun, metrics_of_runs, metrics_of_shape
+from pruning.text.generation import generate
 
 PROMPT = "The old man walked to the"
 SAMPLING = Sampling(24)
 SEARCH_TOKENS = 2048
 EVALUATION_TOKENS = 1000
 """Few enough that a lesson does not take long."""
-IMPORTANCE_CRITERIA = ("activation", "ppm")
+IMPORTANCE_CRITERIA = ("activation", "peak_to_peak")
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class LessonTask(Task):
 
 
 def _model(title: str, report: Report, model: LoadedModel | Pruned) -> LessonModel:
-    text = complete(model.model, model.tokenizer, PROMPT, SAMPLING)
+    text = generate(model, PROMPT, SAMPLING)
     return LessonModel(title, report, isinstance(model, Pruned), text)
 
 
@@ -68,8 +69,8 @@ def _search(budget: str, context: TaskContext) -> tuple[Recipe, dict[str, float 
     found = task.perform(context)
     return found.chosen.recipe, {
         "previewed": found.shapes_considered,
-        "measured": len(found.points),
-        "chosen": found.chosen.mix.title,
+        "measured": len(found.trials),
+        "chosen": found.chosen.candidate.title,
     }
 
 

@@ -31,10 +31,9 @@ from pruning.errors import RecipeError
 from pruning.evaluation.inspection import TokenLoss, losses_by_token, next_tokens
 from pruning.loading.source import Token
 from pruning.pipeline import Pruned
-from pruning.saving.save import save
 from pruning.shape_search.search import SearchResult
-from pruning.sharing.gguf import TYPES, export, gguf_types
-from pruning.text.generation import compare, complete, encode_prompt
+from pruning.sharing.gguf import GGUF_TYPES, export, gguf_types
+from pruning.text.generation import encode_prompt, generate, stream_pair
 
 ZIP = "zip"
 UPLOAD_SECONDS = 3600
@@ -126,7 +125,11 @@ class CompareTask(Task):
 @spaces.GPU(duration=60)
 def _generate_texts(context: TaskContext, task: CompareTask) -> Iterator[Texts]:
     base, pruned = context.workbench.load_pair(task.recipe, context.visitor)
-    for before, after in compare((base, pruned), task.prompt, task.sampling, lambda: context.control.stopped):
+
+    def stopped() -> bool:
+        return context.control.stopped
+
+    for before, after in stream_pair(base, pruned, task.prompt, task.sampling, stopped=stopped):
         yield Texts(before, after)
 
 
@@ -189,7 +192,7 @@ class DistillTask(Task):
     def perform(self, context: TaskContext) -> PrunedSummary:
         """Emit an update after every step, and return the distilled model's summary."""
         bench, visitor = context.workbench, context.visitor
-        tokenizer = bench.load_pair(self.recipe, visitor, context.emit)[0].tokenizer
+        base, _ = bench.load_pair(self.recipe, visitor, context.emit)
         sampling = replace(self.sampling, max_new_tokens=min(SAMPLE_TOKENS, self.sampling.max_new_tokens))
 
         def report(progress: Progress) -> None:
@@ -200,7 +203,7 @@ class DistillTask(Task):
                 progress.stop()
             sample = None
             if progress.evaluated:
-                sample = complete(progress.model, tokenizer, self.prompt, sampling)
+                sample = generate(replace(base, model=progress.model), self.prompt, sampling)
             context.emit(Partial(TrainingUpdate(progress.detached(), sample)))
 
         return context.summarize(bench.distill(self.recipe, self.step, visitor, report))
@@ -310,16 +313,16 @@ class ExportTask(Task):
     def perform(self, context: TaskContext) -> Path:
         """Return the file."""
         pruned, folder = _evaluate(self.recipe, context), self.folder
-        if self.form not in (ZIP, *TYPES):
+        if self.form not in (ZIP, *GGUF_TYPES):
             raise RecipeError(f"There is no format {self.form[:40]!r}. Choose one from the list.")
-        if self.form in TYPES and (obstacle := gguf_types(pruned.shape, pruned.recipe.steps)[self.form]):
+        if self.form in GGUF_TYPES and (obstacle := gguf_types(pruned.shape, pruned.recipe.steps)[self.form]):
             raise RecipeError(f"{obstacle} Choose a width that fits under How to choose what to cut.")
-        save(pruned, folder, context.emit)
+        pruned.save(folder, progress=context.emit)
         if self.form == ZIP:
             context.emit(Progress("Packing"))
             return Path(shutil.make_archive(str(folder), "zip", folder.parent, folder.name))
         file = folder.with_name(f"{folder.name}-{self.form}.gguf")
-        return Path(export(folder, file, self.form, context.emit))
+        return Path(export(folder, file, self.form, progress=context.emit))
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,10 @@ from pruning.calibration import cache
 from pruning.calibration.calibrate import StatisticsKey, statistics_of
 from pruning.errors import ModelError
 from pruning.evaluation import inspection
+from pruning.evaluation.base_quality import base_quality
 from pruning.loading import load as loading
 from pruning.loading.load import LoadedModel
-from pruning.loading.source import Source, Token
+from pruning.loading.source import Access, Source
 from pruning.pipeline import Pruned
 from pruning.progress import Progress, Reporter, silent
 from pruning.recipe import Recipe
@@ -46,13 +47,11 @@ class Visitor:
 
     Attributes:
         owner: The name under which models that are not public are kept; empty for none.
-        token: The token that shows the visitor's rights on the Hub.
-        own_machine: Whether the visitor owns this machine, and so may use its folders.
+        access: What they may see; by default only what is public.
     """
 
     owner: str = ""
-    token: Token = field(default=False, repr=False)
-    own_machine: bool = False
+    access: Access = field(default=Access(token=False, local=False), repr=False)
 
     def __repr__(self) -> str:
         return "Visitor()"
@@ -115,8 +114,8 @@ class Workbench:
                 if key in self._found:
                     self._found.move_to_end(key)
                     return self._found[key]
-        config, source = loading.read_config(name, token=visitor.token, own_machine=visitor.own_machine)
-        found = Shape.of(config), source
+        source = loading.find(name, access=visitor.access)
+        found = Shape.of(source.config), source
         with self._lock:
             if source.public or visitor.owner:
                 self._found[keys[not source.public]] = found
@@ -139,8 +138,7 @@ class Workbench:
             base = loading.load(
                 name,
                 revision=revision,
-                token=visitor.token,
-                own_machine=visitor.own_machine,
+                access=visitor.access,
                 progress=progress,
             )
             return self._store(("base", name, revision), base, base.source.public, visitor)
@@ -159,7 +157,7 @@ class Workbench:
         with self.exclusive(progress):
             if (found := self._get(("pruned", recipe.digest), visitor, Pruned)) is not None:
                 return found
-            return self._store_pruned(recipe, pipeline.prune(recipe, base, progress), visitor)
+            return self._store_pruned(recipe, pipeline.prune(recipe, base, progress=progress), visitor)
 
     def load_pair(
         self, recipe: Recipe, visitor: Visitor, progress: Reporter = silent
@@ -173,14 +171,14 @@ class Workbench:
     ) -> Pruned:
         """Return the model of a recipe after a distillation. Other jobs may work on models meanwhile."""
         base, pruned = self.load_pair(recipe, visitor, progress)
-        distilled = pipeline.apply_step(pruned, base, step, progress)
+        distilled = pipeline.apply_step(pruned, base, step, progress=progress)
         return self._store_pruned(distilled.recipe, distilled, visitor)
 
     def evaluate(self, recipe: Recipe, visitor: Visitor, tokens: int, progress: Reporter = silent) -> Pruned:
         """Return the model of a recipe with its quality before and after, measured on this many tokens."""
         with self.exclusive(progress):
             base, pruned = self.load_pair(recipe, visitor, progress)
-            return pipeline.judge(pruned, base, tokens, progress)
+            return pipeline.evaluate_pruned(pruned, base, tokens=tokens, progress=progress)
 
     def iter_evaluate(
         self, recipe: Recipe, visitor: Visitor, progress: Reporter = silent
@@ -188,11 +186,11 @@ class Workbench:
         """Yield the model of a recipe as its report fills; once if it was measured before."""
         with self.exclusive(progress):
             pruned = self.prune(recipe, visitor, progress)
-            if pruned.report.speed_after is not None:
+            if pruned.report.after.tokens_per_second is not None:
                 yield pruned
                 return
             base = self.load(recipe.base, visitor, recipe.revision, progress)
-            for measured in pipeline.measuring(pruned, base, progress):
+            for measured in pipeline.iter_evaluate_pruned(pruned, base, progress=progress):
                 yield measured
             self._store_pruned(recipe, measured, visitor)
 
@@ -215,7 +213,9 @@ class Workbench:
         base = self.load(name, visitor, progress=progress)
         with self.exclusive(progress):
             target = Budget.parse(budget, shape, base.storage_dtype.itemsize)
-            yield from iter_search(base, target, calibration, seed, progress, thorough=False)
+            yield from iter_search(
+                base, target, calibration=calibration, seed=seed, thorough=False, progress=progress
+            )
 
     def compare_importance(
         self,
@@ -237,7 +237,7 @@ class Workbench:
         base = self.load(name, visitor, progress=progress)
         with self.exclusive(progress):
             one, other = (
-                inspection.neuron_scores(base, criterion, calibration, seed, progress)
+                inspection.neuron_scores(base, criterion, calibration, seed, progress=progress)
                 for criterion in criteria
             )
         return inspection.importance_map(one), inspection.overlaps(one, other, fraction)
@@ -249,7 +249,7 @@ class Workbench:
         self._note_texts(visitor, [calibration])
         base = self.load(name, visitor, progress=progress)
         with self.exclusive(progress):
-            return inspection.layer_influences(base, calibration, seed, progress)
+            return inspection.layer_influences(base, calibration, seed, progress=progress)
 
     def iter_sweep(
         self,
@@ -264,7 +264,7 @@ class Workbench:
         self._note_texts(visitor, [calibration])
         base = self.load(name, visitor, progress=progress)
         with self.exclusive(progress):
-            yield from iter_sweep(base, criteria, calibration, seed, progress)
+            yield from iter_sweep(base, criteria, calibration=calibration, seed=seed, progress=progress)
 
     def warm_up(self, recipe: Recipe, visitor: Visitor, progress: Reporter = silent) -> None:
         """Do ahead what the first visitor would wait for: load, calibrate, and measure the base."""
@@ -275,7 +275,7 @@ class Workbench:
                 modules = step.hooked_modules(shape)
                 statistics_of(base, recipe.calibration, modules, recipe.seed, progress=progress)
         with self.exclusive(progress):
-            pipeline.base_quality(base, progress)
+            base_quality(base, progress=progress)
 
     def forget(self, owner: str) -> None:
         """Drop what belongs to an owner alone, and what models computed from the owner's own texts.

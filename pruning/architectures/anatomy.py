@@ -9,13 +9,21 @@ from functools import cached_property, lru_cache
 from transformers import PreTrainedConfig
 
 from pruning.architectures.config import build_on_meta, config_from_dict
-from pruning.architectures.families import CHANNEL, LAYER, NEURON, Family, Label, _kind, family_of, parts_of
+from pruning.architectures.families import CHANNEL, LAYER, NEURON, Family, Label, family_of, kind_of
 from pruning.errors import ModelError
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One parameter of a model: its name, its shape, and what each axis counts."""
+    """One parameter of a model.
+
+    Attributes:
+        name: Its full name.
+        shape: The length of each axis.
+        labels: What each axis counts; see `pruning.architectures.families`.
+        component: One of `COMPONENTS`.
+        layer: The number of its layer, None outside the layers.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -31,7 +39,17 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """A model laid open, from its config alone: every tensor, and how many units of each kind."""
+    """Every tensor of a model and the number of its units, from the config alone.
+
+    For SmolLM2-135M, `units` counts 30 layers, 576 channels, and in each layer 1,536 neurons and 9 query
+    heads; `tensors` begins with `model.embed_tokens.weight`, whose axes count tokens and channels.
+
+    Attributes:
+        family: Its entry in the table of families.
+        config: The config.
+        tensors: All parameters, in the order of `named_parameters()`.
+        units: How many units of each kind there are (neurons and heads: in each layer).
+    """
 
     family: Family
     config: PreTrainedConfig
@@ -40,28 +58,38 @@ class Anatomy:
 
     @property
     def layers(self) -> int:
+        """The number of layers."""
         return self.units[LAYER]
 
     def segments(self, label: Label, length: int) -> Iterator[tuple[str | None, int, int]]:
-        """The runs of one axis of `length` entries: (kind, number of units, entries per unit)."""
-        parts = parts_of(label)
-        if len(parts) == 1:
-            count = self.units.get(_kind(parts[0]), length)
-            yield parts[0], count, length // count
+        """Split an axis into the runs of entries that belong to one kind of unit.
+
+        Args:
+            label: What the axis counts.
+            length: Its number of entries.
+
+        Yields:
+            Part of the label, number of units, entries for each unit: `("query head", 9, 64)` for the rows
+            of SmolLM2-135M's query projection. An axis that is never cut counts as one entry for each unit.
+        """
+        if not isinstance(label, tuple):
+            count = length if label is None else self.units.get(kind_of(label), length)
+            yield label, count, length // count
             return
-        if _kind(parts[0]) == NEURON:
-            widths = [length // len(parts)] * len(parts)
+        if kind_of(label[0]) == NEURON:
+            widths = [length // len(label)] * len(label)
         else:
-            per_head = length // sum(self.units[part] for part in parts)
-            widths = [self.units[part] * per_head for part in parts]
-        for part, width in zip(parts, widths, strict=True):
-            yield part, self.units[_kind(part)], width // self.units[_kind(part)]
+            per_head = length // sum(self.units[part] for part in label)
+            widths = [self.units[part] * per_head for part in label]
+        for part, width in zip(label, widths, strict=True):
+            yield part, self.units[kind_of(part)], width // self.units[kind_of(part)]
 
     def tensor(self, name: str) -> TensorSpec:
+        """Return the parameter of a name."""
         return self._by_name[name]
 
     def of_layer(self, layer: int) -> Sequence[TensorSpec]:
-        """The parameters of a layer."""
+        """Return the parameters of a layer."""
         return self._by_layer.get(layer, ())
 
     @cached_property
@@ -70,21 +98,26 @@ class Anatomy:
 
     @cached_property
     def _by_layer(self) -> dict[int | None, list[TensorSpec]]:
-        found = defaultdict(list)
+        layers = defaultdict(list)
         for spec in self.tensors:
-            found[spec.layer].append(spec)
-        return dict(found)
+            layers[spec.layer].append(spec)
+        return dict(layers)
 
     def output_projection(self, layer: int, kind: str = NEURON) -> str:
-        """The full name of the projection through which a layer's neurons or heads write."""
-        return f"{self.family.layers}.{layer}.{self.family.writes[kind]}"
+        """Return the full name of the projection through which a layer's neurons or heads write."""
+        return f"{self.layer_module(layer)}.{self.family.output_projections[kind]}"
 
     def input_axis(self, spec: TensorSpec) -> int:
-        """The axis of a projection inside a layer that its inputs run along: what writes into the
-        residual stream has the channels on the other one."""
-        writes = (self.output_projection(spec.layer, kind) for kind in self.family.writes)
-        axis = spec.labels.index(CHANNEL)
-        return 1 - axis if spec.module in writes else axis
+        """Return the axis of a layer's projection that its inputs run along.
+
+        The channels are on the other axis if it writes into the residual stream, and on this one if it reads
+        from there.
+        """
+        channel_axis = spec.labels.index(CHANNEL)
+        writes = spec.layer is not None and spec.module in (
+            self.output_projection(spec.layer, kind) for kind in self.family.output_projections
+        )
+        return 1 - channel_axis if writes else channel_axis
 
     @property
     def norms(self) -> tuple[TensorSpec, ...]:
@@ -94,7 +127,10 @@ class Anatomy:
         )
 
     def input_projections(self, layer: int, component: str) -> tuple[TensorSpec, ...]:
-        """The matrices of a layer's attention or MLP that read the residual stream; all see the same."""
+        """Return the matrices of a layer's attention or MLP that read the residual stream.
+
+        They all have the same inputs.
+        """
         return tuple(
             spec
             for spec in self.of_layer(layer)
@@ -104,21 +140,26 @@ class Anatomy:
         )
 
     def is_post_norm(self, norm: TensorSpec) -> bool:
-        """Whether a norm stands between a layer's output and the residual stream."""
+        """Return whether a norm stands between a layer's output and the residual stream."""
         return norm.module.rpartition(".")[2] in self.family.post_norms
 
     def layer_module(self, layer: int) -> str:
+        """Return the full name of a layer's module."""
         return f"{self.family.layers}.{layer}"
 
     def renamed(self, spec: TensorSpec, layer: int | None) -> str:
-        """The name of a tensor once its layer has another number."""
-        if spec.layer is None:
+        """Return the name of a tensor after its layer got another number; None for one outside the layers."""
+        if spec.layer is None or layer is None:
             return spec.name
         return spec.name.replace(self.layer_module(spec.layer), self.layer_module(layer), 1)
 
 
 def anatomy_of(config: PreTrainedConfig) -> Anatomy:
-    """Lay a model open without allocating weights. Raises `ModelError` for unknown families."""
+    """Return the anatomy of a model without allocating weights.
+
+    Raises:
+        ModelError: The family is unknown, or the config describes no model of it.
+    """
     return _anatomy(json.dumps(config.to_dict(), sort_keys=True, default=str))
 
 
@@ -137,8 +178,8 @@ def _anatomy(config_json: str) -> Anatomy:
         for kind, key in family.sizes.items()
         if (size := getattr(config, key, None)) is not None
     }
-    write = f"{family.layers}.0.{family.writes[NEURON]}.weight"
-    spec = next((spec for spec in tensors if spec.name == write), None)
+    output_weight = f"{family.layers}.0.{family.output_projections[NEURON]}.weight"
+    spec = next((spec for spec in tensors if spec.name == output_weight), None)
     if spec is None:
         raise ModelError(f"This {family.title} config has no layers: there is nothing to cut.")
     units[NEURON] = spec.shape[spec.labels.index(NEURON)]

@@ -1,7 +1,8 @@
-"""Configs that are checked, resized and turned into models without weights."""
+"""Check a config, resize it, and build the model that it describes without weights."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,7 +18,14 @@ MAX_WIDTH = 1_000_000
 
 
 def config_from_dict(values: dict) -> PreTrainedConfig:
-    """Build a config of a known family. Raises `ModelError` where its values make no model."""
+    """Build a config of a known family.
+
+    Args:
+        values: The content of a `config.json`.
+
+    Raises:
+        ModelError: The family is unknown, or a value makes no model of it.
+    """
     family = family_of(values.get("model_type"))
     for key in ("num_hidden_layers", "n_layer"):
         _check_size(values, key, MAX_LAYERS)
@@ -42,9 +50,15 @@ def _check_size(values: dict, key: str, largest: int) -> None:
 
 
 class _Unfilled(TorchFunctionMode):
-    """Leaves out drawing first weights, which takes half of the time and fills nothing on meta."""
+    """Skip the random initialization of weights, which takes half of the time and fills nothing on meta."""
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> object:
         kwargs = kwargs or {}
         if getattr(func, "__module__", None) == nn.init.__name__:
             return args[0] if args else kwargs["tensor"]
@@ -54,9 +68,15 @@ class _Unfilled(TorchFunctionMode):
 def build_on_meta(
     config: PreTrainedConfig, dtype: torch.dtype | None = None, attention: str | None = None
 ) -> PreTrainedModel:
-    """The model that a config describes, with no weights behind it. The config is not changed.
+    """Build the model that a config describes on the meta device, without weights.
 
-    `attention`: the implementation to compute it with, where it is not the config's.
+    Args:
+        config: The config. It is not changed.
+        dtype: The precision of the parameters; by default the config's.
+        attention: The implementation of attention, if it is not to be the config's.
+
+    Raises:
+        ModelError: transformers cannot build it.
     """
     config = copy.deepcopy(config)
     if attention is not None:
@@ -72,20 +92,26 @@ def build_on_meta(
 def resize(
     config: PreTrainedConfig, units: Mapping[str, int], layers: Sequence[int] | None = None
 ) -> PreTrainedConfig:
-    """A copy of the config with new numbers of units, under the keys that the family uses.
+    """Return a copy of the config with new numbers of units, under the keys that the family uses.
 
-    `layers`: which layers stay, where some do not; lists with an entry for each layer (such as
-    `layer_types`) keep theirs. Before it is known which, the first ones stand in.
+    Args:
+        config: The config.
+        units: The new number of each kind of unit that changes.
+        layers: Which layers are kept, if some are removed: lists with an entry for each layer (such as
+            `layer_types`) keep the entries of these. If it is not yet known which, the first ones stand in.
+
+    Raises:
+        ModelError: The new numbers make no model of the family.
     """
     family = family_of(config.model_type)
     values = config.to_dict()
     if QUERY in units or CHANNEL in units:
         values["head_dim"] = head_size(config)
     if LAYER in units:
-        before = values[family.sizes[LAYER]]
+        layer_count = values[family.sizes[LAYER]]
         kept_layers = range(units[LAYER]) if layers is None else layers
         for key, value in values.items():
-            if isinstance(value, list) and len(value) == before and "layer" in key:
+            if isinstance(value, list) and len(value) == layer_count and "layer" in key:
                 values[key] = [value[layer] for layer in kept_layers]
     for kind, count in units.items():
         values[family.sizes[kind]] = count
@@ -95,5 +121,5 @@ def resize(
 
 
 def head_size(config: PreTrainedConfig) -> int:
-    """Entries of one head's query."""
+    """Return the number of entries of one head's query."""
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

@@ -2,39 +2,57 @@
 
 Counting, cutting and repairing read these labels and nothing else, so a new family is one entry in
 `FAMILIES`.
+
+For example, `mlp.down_proj.weight` of SmolLM2-135M is a matrix `[576, 1536]`. Each row writes to one of the
+576 channels of the residual stream, and each column reads one of the layer's 1,536 neurons, so its axes are
+labeled `(CHANNEL, NEURON)`. In `mlp.up_proj.weight`, `[1536, 576]`, each row computes a neuron from the
+channels: `(UP, CHANNEL)`. Removing 384 neurons therefore removes 384 columns of the first matrix and 384 rows
+of the second, and the library needs no other knowledge of a Llama to do so. An axis may have several entries
+for each unit: the 576 rows of `self_attn.q_proj.weight` are labeled `QUERY`, 64 for each of the 9 heads.
 """
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import overload
 
 from pruning.errors import ModelError
 
 NEURON = "neuron"
+"""An entry between the matrices of the MLP."""
 
 GATE, UP = "neuron:gate", "neuron:up"
+"""The two rows that compute a neuron of a gated MLP. They are usually cut together, but need not be."""
 
 QUERY, KEY_VALUE = "query head", "key/value head"
+"""The attention heads; several query heads may share one key/value head."""
 
 CHANNEL = "channel"
+"""An entry of the residual stream: the hidden size."""
 
 TOKEN = "token"
+"""An entry of the vocabulary."""
 
 LAYER = "layer"
 
 COMPONENTS = ("embeddings", "attention", "mlp", "norms", "head")
 
 Label = str | tuple[str, ...] | None
-"""What one axis counts. A tuple: several kinds one after the other, as in fused projections."""
+"""What one axis of a tensor counts.
 
-TensorLabels = Mapping[str, tuple[Label, ...]]
+A tuple if several kinds follow one another on the axis, as in fused projections: the rows of Phi-3's
+`gate_up_proj` are all gate rows, then all up rows, `(GATE, UP)`. None for an axis that is never cut.
+"""
 
-_HEAD_SIZE_DERIVED = (
+TensorLabels = dict[str, tuple[Label, ...]]
+"""For each tensor, by its name, the labels of its axes."""
+
+_TOO_FEW_HEADS = (
     "its config has no head size of its own: it follows from the embedding size and the number of heads, "
     "so a model with fewer heads would not load"
 )
 
-_HEAD_SIZE_FOLLOWS = (
+_TOO_FEW_CHANNELS = (
     "its config has no head size of its own: it follows from the embedding size and the number of heads, "
     "so the heads would shrink with the channels, and their weights would no longer fit"
 )
@@ -45,7 +63,7 @@ def _linear(name: str, outputs: Label, inputs: Label) -> TensorLabels:
 
 
 def _conv1d(name: str, inputs: Label, outputs: Label) -> TensorLabels:
-    """GPT-2 keeps its projections transposed: `[in, out]`."""
+    """Label a projection of GPT-2, which keeps them transposed: `[in, out]`."""
     return {f"{name}.weight": (inputs, outputs), f"{name}.bias": (outputs,)}
 
 
@@ -55,15 +73,27 @@ def _norm(*names: str, axis: Label = CHANNEL) -> TensorLabels:
 
 @dataclass(frozen=True)
 class Family:
-    """One architecture: its tensors by component, and the config keys that hold its sizes.
+    """One architecture: the labels of its tensors by component, and the config keys that hold its sizes.
 
-    Names of tensors inside a layer are relative to the layer. `writes` names, for neurons and for
-    heads, the projection that writes them back into the residual stream; its input is what
-    calibration observes. `unprunable` says, for the kinds of unit that cannot be cut, why.
-
-    `norm_offset`: what a norm adds to its weight before it multiplies. `embedding_scale`: the buffer, if
-    there is one, that holds √(hidden size) and multiplies every embedding; `post_norms`: the norms
-    that a layer's outputs pass on their way into the residual stream.
+    Attributes:
+        model_type: Its name in a config.
+        title: Its name for people.
+        layers: The name of the module that holds the layers.
+        embeddings: Labels of the tensors before the layers, by full name. A model need not have all of them.
+        attention: Labels of the tensors of a layer's attention, by their names in the layer.
+        mlp: Labels of the tensors of a layer's MLP, by their names in the layer.
+        norms: Labels of the norms over the channels, by their names in the layer.
+        final_norm: Labels of the norm after the layers, by full name.
+        head: Labels of the output head, by full name.
+        output_projections: For neurons and for query heads, the name in the layer of the projection that
+            writes them back into the residual stream; calibration observes its inputs.
+        sizes: For each kind of unit, the config key that holds their number.
+        unprunable: For the kinds of unit that cannot be cut, the reason.
+        norm_offset: What a norm adds to its weight before it multiplies.
+        embedding_scale: The buffer, if there is one, that holds √(hidden size) and multiplies every
+            embedding.
+        post_norms: The names in the layer of the norms through which its outputs pass on their way into the
+            residual stream.
     """
 
     model_type: str
@@ -75,7 +105,7 @@ class Family:
     norms: TensorLabels
     final_norm: TensorLabels
     head: TensorLabels
-    writes: Mapping[str, str]
+    output_projections: Mapping[str, str]
     sizes: Mapping[str, str]
     unprunable: Mapping[str, str] = field(default_factory=dict)
     norm_offset: float = 0.0
@@ -88,15 +118,22 @@ class Family:
         return any(GATE in parts_of(label) for axes in self.mlp.values() for label in axes)
 
     def component(self, tensor: str) -> tuple[str, int | None, tuple[Label, ...]]:
-        """The component, the layer (None outside the layers) and the axis labels of a tensor."""
+        """Look up a tensor by its full name.
+
+        Returns:
+            Its component, its layer (None outside the layers) and the labels of its axes.
+
+        Raises:
+            ModelError: The family has no such tensor.
+        """
         match = re.match(rf"{re.escape(self.layers)}\.(\d+)\.(.+)", tensor)
         if match:
             name, layer = match[2], int(match[1])
-            places = {"attention": self.attention, "mlp": self.mlp, "norms": self.norms}
+            components = {"attention": self.attention, "mlp": self.mlp, "norms": self.norms}
         else:
             name, layer = tensor, None
-            places = {"embeddings": self.embeddings, "norms": self.final_norm, "head": self.head}
-        for component, tensors in places.items():
+            components = {"embeddings": self.embeddings, "norms": self.final_norm, "head": self.head}
+        for component, tensors in components.items():
             if name in tensors:
                 return component, layer, tensors[name]
         raise ModelError(
@@ -135,7 +172,7 @@ _LLAMA = Family(
     ),
     final_norm=_norm("model.norm"),
     head=_linear("lm_head", TOKEN, CHANNEL),
-    writes={NEURON: "mlp.down_proj", QUERY: "self_attn.o_proj"},
+    output_projections={NEURON: "mlp.down_proj", QUERY: "self_attn.o_proj"},
     sizes=_SIZES,
 )
 
@@ -153,7 +190,7 @@ _GPT2 = Family(
     norms=_norm("ln_1", "ln_2"),
     final_norm=_norm("transformer.ln_f"),
     head=_linear("lm_head", TOKEN, CHANNEL),
-    writes={NEURON: "mlp.c_proj", QUERY: "attn.c_proj"},
+    output_projections={NEURON: "mlp.c_proj", QUERY: "attn.c_proj"},
     sizes={
         NEURON: "n_inner",
         QUERY: "n_head",
@@ -162,7 +199,7 @@ _GPT2 = Family(
         TOKEN: "vocab_size",
         LAYER: "n_layer",
     },
-    unprunable={QUERY: _HEAD_SIZE_DERIVED, CHANNEL: _HEAD_SIZE_FOLLOWS},
+    unprunable={QUERY: _TOO_FEW_HEADS, CHANNEL: _TOO_FEW_CHANNELS},
 )
 
 _OPT = Family(
@@ -183,9 +220,9 @@ _OPT = Family(
     norms=_norm("self_attn_layer_norm", "final_layer_norm"),
     final_norm=_norm("model.decoder.final_layer_norm"),
     head=_linear("lm_head", TOKEN, None),
-    writes={NEURON: "fc2", QUERY: "self_attn.out_proj"},
+    output_projections={NEURON: "fc2", QUERY: "self_attn.out_proj"},
     sizes=_SIZES | {NEURON: "ffn_dim", KEY_VALUE: "num_attention_heads"},
-    unprunable={QUERY: _HEAD_SIZE_DERIVED, CHANNEL: _HEAD_SIZE_FOLLOWS},
+    unprunable={QUERY: _TOO_FEW_HEADS, CHANNEL: _TOO_FEW_CHANNELS},
 )
 
 _GPT_NEOX = Family(
@@ -200,9 +237,9 @@ _GPT_NEOX = Family(
     norms=_norm("input_layernorm", "post_attention_layernorm"),
     final_norm=_norm("gpt_neox.final_layer_norm"),
     head=_linear("lm_head", TOKEN, CHANNEL),
-    writes={NEURON: "mlp.dense_4h_to_h", QUERY: "attention.dense"},
+    output_projections={NEURON: "mlp.dense_4h_to_h", QUERY: "attention.dense"},
     sizes=_SIZES | {KEY_VALUE: "num_attention_heads"},
-    unprunable={QUERY: _HEAD_SIZE_DERIVED, CHANNEL: _HEAD_SIZE_FOLLOWS},
+    unprunable={QUERY: _TOO_FEW_HEADS, CHANNEL: _TOO_FEW_CHANNELS},
 )
 
 _GEMMA = replace(
@@ -239,7 +276,7 @@ FAMILIES = {
 
 
 def family_of(model_type: str | None) -> Family:
-    """The family of a `model_type`; raises `ModelError` naming the known ones."""
+    """Return the family of a `model_type`; raise `ModelError`, which names the known ones, if unknown."""
     if isinstance(model_type, str) and model_type in FAMILIES:
         return FAMILIES[model_type]
     raise ModelError(
@@ -248,14 +285,14 @@ def family_of(model_type: str | None) -> Family:
 
 
 def parts_of(label: Label) -> tuple[str | None, ...]:
-    """The kinds that an axis counts, one after the other."""
+    """Return the kinds that an axis counts, in their order."""
     return label if isinstance(label, tuple) else (label,)
 
 
-def _kind(label: str | None) -> str | None:
-    return label.split(":")[0] if label else None
-
-
-def kind_of(label: str | None) -> str | None:
-    """`neuron:gate` and `neuron:up` are both kinds of `neuron`."""
-    return _kind(label)
+@overload
+def kind_of(part: str) -> str: ...
+@overload
+def kind_of(part: None) -> None: ...
+def kind_of(part: str | None) -> str | None:
+    """Return the kind of unit of a part of a label: `neuron` for `neuron:gate` and `neuron:up`."""
+    return part.split(":")[0] if part else None

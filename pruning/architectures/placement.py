@@ -1,21 +1,35 @@
 """Where accelerate placed the modules of a model, and the values of parameters that it left on disk."""
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.integrations.accelerate import load_offloaded_parameter
 
+from pruning.architectures.families import family_of
 from pruning.errors import ModelError
 
 DISK = "disk"
 """Where accelerate leaves what no device has room for."""
 
+Device = int | str | torch.device
 
-def parameter(model: nn.Module, name: str) -> torch.Tensor:
-    """The values of a parameter, also where accelerate left them on disk. Not a copy."""
+DeviceMap = dict[str, Device]
+"""For the names of modules, the device that they and all modules inside them are on."""
+
+
+def parameter(model: PreTrainedModel, name: str) -> torch.Tensor:
+    """Return the values of a parameter, not copied, even if accelerate left them on disk.
+
+    Raises:
+        ModelError: The values are on disk under the name of a tied parameter only.
+    """
     return loaded_values(model, name, model.get_parameter(name))
 
 
-def loaded_values(model: nn.Module, name: str, values: torch.Tensor) -> torch.Tensor:
+def loaded_values(model: PreTrainedModel, name: str, values: torch.Tensor) -> torch.Tensor:
+    """Return the values of a parameter that was already looked up; see `parameter`."""
     if not values.is_meta:
         return values.detach()
     try:
@@ -23,11 +37,45 @@ def loaded_values(model: nn.Module, name: str, values: torch.Tensor) -> torch.Te
     except KeyError:
         raise ModelError(
             f"The files hold {name} only under the name of a parameter that is tied to it, and so it cannot "
-            "be read from disk. Load the model whole, save it with save_pretrained, and use that."
+            "be read from disk. Load the whole model, save it with save_pretrained, and use that."
         ) from None
 
 
-def device_map(model: nn.Module) -> dict[str, int | str | torch.device]:
-    """Where accelerate placed each module of a model; empty where all of it is on one device."""
-    places = getattr(model, "hf_device_map", {})
-    return dict(places) if len(set(places.values())) > 1 or DISK in places.values() else {}
+def device_map(model: nn.Module) -> DeviceMap:
+    """Return where accelerate placed each module of a model; empty if all of it is on one device."""
+    devices: DeviceMap = getattr(model, "hf_device_map", {})
+    return dict(devices) if len(set(devices.values())) > 1 or DISK in devices.values() else {}
+
+
+def device_map_of_kept(base: PreTrainedModel, layers: Sequence[int] | None) -> DeviceMap:
+    """Return the device map of a model that keeps some layers of a base.
+
+    Args:
+        base: The base model.
+        layers: The layers that are kept, ascending; None for all.
+
+    Returns:
+        Where the base's modules are, by their names in the new model; empty if on one device.
+    """
+    devices = device_map(base)
+    if layers is None:
+        return devices
+    prefix = f"{family_of(base.config.model_type).layers}."
+    new_numbers = {str(old): new for new, old in enumerate(layers)}
+    renamed: DeviceMap = {}
+    for module, device in devices.items():
+        if module.startswith(prefix):
+            layer, dot, rest = module.removeprefix(prefix).partition(".")
+            if layer not in new_numbers:
+                continue
+            module = f"{prefix}{new_numbers[layer]}{dot}{rest}"
+        renamed[module] = device
+    return renamed
+
+
+def device_of(name: str, devices: Mapping[str, Device]) -> Device | None:
+    """Return the device that a parameter belongs on; None if accelerate placed nothing."""
+    return next(
+        (device for module, device in devices.items() if not module or f"{name}.".startswith(f"{module}.")),
+        None,
+    )

@@ -1,4 +1,4 @@
-"""The size of a model before any weight is touched."""
+"""The sizes of a model, computed before any weight is touched."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,8 +15,11 @@ from pruning.architectures.families import COMPONENTS, LAYER, Label, kind_of
 class Shape:
     """The shape that a model has, or would have with other numbers of units.
 
-    Follows from the config alone; previewing a cut is arithmetic on it. `units` holds only the
-    kinds whose number differs from the anatomy's.
+    It follows from the config alone; previewing a cut is arithmetic on it.
+
+    Attributes:
+        anatomy: The model as it is.
+        units: The number of each kind of unit that differs from the anatomy's.
     """
 
     anatomy: Anatomy
@@ -24,21 +27,24 @@ class Shape:
 
     @classmethod
     def of(cls, config: PreTrainedConfig) -> "Shape":
+        """Return the shape of a config; raise `ModelError` if its family is unknown."""
         return cls(anatomy_of(config))
 
     def count(self, kind: str) -> int:
-        """How many units of a kind there are (neurons and heads: in each layer)."""
+        """Return how many units of a kind there are (neurons and heads: in each layer)."""
         return self.units.get(kind, self.anatomy.units[kind])
 
     def resized(self, kind: str, count: int) -> "Shape":
+        """Return the shape with another number of units of a kind."""
         return replace(self, units={**self.units, kind: count})
 
     @property
     def config(self) -> PreTrainedConfig:
+        """The config of this shape."""
         return self.config_of()
 
     def config_of(self, layers: Sequence[int] | None = None) -> PreTrainedConfig:
-        """The config of this shape; `layers` says which stay, once that is known."""
+        """Return the config of this shape, given which layers are kept if that is known; see `resize`."""
         return resize(self.anatomy.config, self.units, layers)
 
     @property
@@ -46,7 +52,7 @@ class Shape:
         """Parameters by component; tied embeddings are counted once, under `embeddings`."""
         totals = dict.fromkeys(COMPONENTS, 0)
         for spec in self.anatomy.tensors:
-            # All layers of a model have one shape, so the first stands in for those that stay.
+            # All layers of a model have one shape, so the first stands in for those that are kept.
             if spec.layer in (None, 0):
                 size = prod(
                     self.length(label, length) for label, length in zip(spec.labels, spec.shape, strict=True)
@@ -56,13 +62,19 @@ class Shape:
 
     @property
     def parameters(self) -> int:
+        """The number of parameters, tied ones counted once."""
         return sum(self.components.values())
 
     def length(self, label: Label, length: int) -> int:
-        """How long an axis of `length` entries becomes."""
+        """Return how many entries an axis of the model has in this shape.
+
+        Args:
+            label: What the axis counts.
+            length: How many entries it has in the model.
+        """
         if not self.units:
             return length
         return sum(
-            self.units.get(kind_of(part), count) * width
+            (count if part is None else self.units.get(kind_of(part), count)) * width
             for part, count, width in self.anatomy.segments(label, length)
         )

@@ -1,15 +1,16 @@
-"""How much layers change what passes through them."""
+"""How much each layer changes the residual stream that passes through it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 from torch.nn.functional import cosine_similarity
+from transformers import PreTrainedModel
 
 from pruning.architectures.anatomy import Anatomy
 from pruning.calibration.cache import CacheKey, cached
-from pruning.calibration.hooks import first, hidden_states, hooks
+from pruning.calibration.hooks import hooks, input_states, output_states
 from pruning.progress import Progress, Reporter, silent
 from pruning.text.tokens import Windows
 
@@ -22,18 +23,27 @@ class BlockInfluencesKey(CacheKey[torch.Tensor]):
 
 
 def block_influences(
-    model: nn.Module, anatomy: Anatomy, windows: Windows, progress: Reporter = silent
+    model: PreTrainedModel, anatomy: Anatomy, windows: Windows, progress: Reporter = silent
 ) -> torch.Tensor:
-    """1 − E[cos(h_in, h_out)] of every layer over all tokens, `[layers]` (ShortGPT, eq. 1).
+    """Return the block influence 1 − E[cos(h_in, h_out)] of every layer (ShortGPT, eq. 1).
 
-    Computed once for a model and a text.
+    Computed once for each model and text.
+
+    Args:
+        model: The model that reads the text.
+        anatomy: Its anatomy.
+        windows: The text; the mean is over all of its tokens.
+        progress: Called before each window.
+
+    Returns:
+        `[layers]`, float64: 0 for a layer that turns nothing, at most 2.
     """
     key = BlockInfluencesKey(text_sha256=windows.text_sha256, windows=windows.digest)
     return cached(model, key, lambda: _block_influences(model, anatomy, windows, progress))
 
 
 def _block_influences(
-    model: nn.Module, anatomy: Anatomy, windows: Windows, progress: Reporter
+    model: PreTrainedModel, anatomy: Anatomy, windows: Windows, progress: Reporter
 ) -> torch.Tensor:
     total = torch.zeros(anatomy.layers, dtype=torch.float64)
     for states in residual_streams(model, anatomy, windows, progress):
@@ -44,10 +54,22 @@ def _block_influences(
 
 
 def angular_distances(
-    model: nn.Module, anatomy: Anatomy, windows: Windows, length: int, progress: Reporter = silent
+    model: PreTrainedModel, anatomy: Anatomy, windows: Windows, length: int, progress: Reporter = silent
 ) -> torch.Tensor:
-    """E[arccos(cos(h_l, h_{l+length}))] / π for every first layer l of a run, `[layers − length + 1]`
-    (Gromov et al., 2024, eq. 5, over all tokens)."""
+    """Return E[arccos(cos(h_l, h_{l+length}))] / π for every run of `length` layers.
+
+    Eq. 5 of Gromov et al. (2024), over all tokens instead of each text's last one.
+
+    Args:
+        model: The model that reads the text.
+        anatomy: Its anatomy.
+        windows: The text.
+        length: The number of layers in a run.
+        progress: Called before each window.
+
+    Returns:
+        `[layers − length + 1]`, float64, by the first layer of the run: from 0 to 1.
+    """
     starts = anatomy.layers - length + 1
     total = torch.zeros(starts, dtype=torch.float64)
     for states in residual_streams(model, anatomy, windows, progress):
@@ -58,26 +80,32 @@ def angular_distances(
 
 
 def residual_streams(
-    model: nn.Module, anatomy: Anatomy, windows: Windows, progress: Reporter = silent
+    model: PreTrainedModel, anatomy: Anatomy, windows: Windows, progress: Reporter = silent
 ) -> Iterator[list[torch.Tensor]]:
-    """For each window, the residual stream before every layer and after the last, `[tokens, channels]`."""
-    every = windows.fitting + windows.heldout
-    for done, window in enumerate(every):
-        progress(Progress("Watching the layers, windows", done, len(every)))
+    """Yield, for each window, the residual stream before every layer and after the last one.
+
+    Yields:
+        `layers + 1` tensors `[tokens, channels]` in float32, for the fitting windows, then the held-out ones.
+    """
+    all_windows = windows.fitting + windows.heldout
+    for number, window in enumerate(all_windows):
+        progress(Progress("Watching the layers, windows", number, len(all_windows)))
         states: list[torch.Tensor] = []
         with torch.no_grad(), _recording(model, anatomy, states):
             model.base_model(input_ids=window[None].to(model.device), use_cache=False)
         yield states
 
 
-def _recording(model: nn.Module, anatomy: Anatomy, states: list[torch.Tensor]):
-    """Add to `states` what every layer is given, and what the last one returns."""
+def _recording(
+    model: PreTrainedModel, anatomy: Anatomy, states: list[torch.Tensor]
+) -> AbstractContextManager[None]:
+    """Append the input of every layer and the output of the last one to `states`."""
 
-    def before(positional, named):
-        states.append(hidden_states(positional, named)[0].float())
+    def record_input(args: tuple, kwargs: Mapping[str, object]) -> None:
+        states.append(input_states(args, kwargs)[0].float())
 
-    def after(positional, named, output):
-        states.append(first(output)[0].float())
+    def record_output(_args: tuple, _kwargs: Mapping[str, object], output: object) -> None:
+        states.append(output_states(output)[0].float())
 
     layers = [anatomy.layer_module(layer) for layer in range(anatomy.layers)]
-    return hooks(model, dict.fromkeys(layers, before), {layers[-1]: after})
+    return hooks(model, dict.fromkeys(layers, record_input), {layers[-1]: record_output})

@@ -1,4 +1,4 @@
-"""Text → token windows → statistics, computed once for each (model revision, text)."""
+"""From a calibration text to token windows and to statistics, computed once for each model and text."""
 
 import hashlib
 from collections.abc import Sequence
@@ -17,52 +17,19 @@ from pruning.loading.load import LoadedModel
 from pruning.progress import Reporter, silent
 from pruning.text.choice import Calibration, read_texts
 from pruning.text.generation import sample_text
-from pruning.text.passages import CUSTOM, GENERAL, GENRES, SELF_GENERATED
+from pruning.text.passages import GENERAL, GENRES, SELF_GENERATED
 from pruning.text.tokens import Windows, bos_ids, sample_evenly, split_into_windows, token_ids, usable_window
 
 HELD_OUT = 8
-"""One in so many calibration tokens is held out to choose how far to repair."""
+"""One in eight calibration tokens is held out, to choose how far to repair."""
 
 LEAST_TOKENS = 256
 
 _FORMAT = 3
-"""Raised when what is kept on disk changes its meaning."""
+"""Raised when the content of the files in the disk cache changes its meaning."""
 
 MOST_ON_DISK = 4 * 10**9
-"""Bytes of statistics that are kept on disk: those of about six texts for SmolLM2-135M."""
-
-
-def windows_of(
-    base: LoadedModel, calibration: Calibration, seed: int = 0, progress: Reporter = silent
-) -> Windows:
-    """The calibration text as token windows.
-
-    Every source of text gives the same number of tokens. Of each, the last eighth is held out.
-    Raises `RecipeError` where there is too little text.
-    """
-    texts = _texts(base, calibration, seed, progress)
-    share = calibration.tokens // len(texts)
-    window = usable_window(base.model, calibration.window)
-    fitting, heldout = [], []
-    for text in texts:
-        tokens = sample_evenly(
-            token_ids(base.model, base.tokenizer, text), share, window - len(bos_ids(base.tokenizer))
-        )
-        if len(tokens) < min(share, LEAST_TOKENS // len(texts)):
-            raise RecipeError(
-                f"The calibration text has {len(tokens)} tokens; at least {LEAST_TOKENS} are needed. "
-                "Use a longer text."
-            )
-        border = len(tokens) - len(tokens) // HELD_OUT
-        fitting += split_into_windows(base.tokenizer, tokens[:border], window)
-        heldout += split_into_windows(base.tokenizer, tokens[border:], window)
-    return Windows(tuple(fitting), tuple(heldout), calibration.sha256)
-
-
-def _texts(base: LoadedModel, calibration: Calibration, seed: int, progress: Reporter) -> Sequence[str]:
-    if calibration.text == SELF_GENERATED:
-        return [_self_generated(base, calibration.tokens, seed, progress)]
-    return read_texts(calibration, progress)
+"""Bytes of statistics in the disk cache: those of about six texts for SmolLM2-135M."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +58,52 @@ class StatisticsKey(CacheKey[Statistics | SavedStatistics]):
     hooked_modules: tuple[str, ...]
 
 
+def windows_of(
+    base: LoadedModel, calibration: Calibration, seed: int = 0, progress: Reporter = silent
+) -> Windows:
+    """Return the calibration text as token windows.
+
+    Every source of text gives the same number of tokens, the last eighth of which is held out.
+
+    Args:
+        base: The model that reads the text, and writes it if the text is its own.
+        calibration: The text, and how much of it to read.
+        seed: Seed of a self-generated text.
+        progress: Called with the progress of downloading or generating the text.
+
+    Raises:
+        RecipeError: There is too little text, or the user's own text is missing.
+    """
+    texts = _texts(base, calibration, seed, progress)
+    share = calibration.tokens // len(texts)
+    window = usable_window(base.model, calibration.window)
+    fitting, heldout = [], []
+    for text in texts:
+        tokens = sample_evenly(
+            token_ids(base.model, base.tokenizer, text), share, window - len(bos_ids(base.tokenizer))
+        )
+        if len(tokens) < min(share, LEAST_TOKENS // len(texts)):
+            raise RecipeError(
+                f"The calibration text has {len(tokens)} tokens; at least {LEAST_TOKENS} are needed. "
+                "Use a longer text."
+            )
+        border = len(tokens) - len(tokens) // HELD_OUT
+        fitting += split_into_windows(base.tokenizer, tokens[:border], window)
+        heldout += split_into_windows(base.tokenizer, tokens[border:], window)
+    return Windows(tuple(fitting), tuple(heldout), calibration.sha256)
+
+
+def _texts(base: LoadedModel, calibration: Calibration, seed: int, progress: Reporter) -> Sequence[str]:
+    if calibration.text == SELF_GENERATED:
+        return [_self_generated(base, calibration.tokens, seed, progress)]
+    return read_texts(calibration, progress)
+
+
+def _self_generated(base: LoadedModel, tokens: int, seed: int, progress: Reporter) -> str:
+    key = SelfTextKey(text_sha256=None, tokens=tokens, seed=seed)
+    return cached(base.model, key, lambda: sample_text(base, tokens, seed, progress))
+
+
 def statistics_of(
     base: LoadedModel,
     calibration: Calibration,
@@ -101,45 +114,46 @@ def statistics_of(
 ) -> Statistics | SavedStatistics:
     """Return a model's statistics on the calibration text, from memory or the disk cache if present.
 
-    Only the newest statistics of a model stay in memory. On disk there are only those of the default
+    Only the newest statistics of a model stay in memory. The disk cache holds those of the default
     model on the bundled texts, never those of a user's own text.
 
     Args:
         base: The model that reads the text.
         calibration: The text, and how much of it to read.
         hooked_modules: The names of the projections whose inputs are observed.
-        seed: Seed of the model's own text, if that is what it reads.
-        save_to_disk: Whether the model is unchanged since it was loaded, so that its statistics can be
-            used again by another process.
+        seed: Seed of a self-generated text.
+        save_to_disk: Whether the model is the one that was loaded, so that another process can use its
+            statistics; not one that a step has changed.
         progress: Called with the progress of the work.
 
     Returns:
-        The statistics; those read from disk fetch their matrices when asked for.
+        The statistics; those from the disk cache read their matrices when asked for.
 
     Raises:
         RecipeError: There is too little text, or the user's own text is missing.
     """
     modules = tuple(hooked_modules)
+    digest = calibration.sha256
     windows_key = WindowsKey(
-        text_sha256=calibration.sha256,
+        text_sha256=digest,
         text=calibration.text,
         tokens=calibration.tokens,
         window=calibration.window,
         seed=seed,
     )
-    windows_digest = find(base.model, windows_key)
-    if windows_digest is not None and calibration.text != CUSTOM:
-        key = StatisticsKey(text_sha256=calibration.sha256, windows=windows_digest, hooked_modules=modules)
+    if digest is None and (windows_digest := find(base.model, windows_key)) is not None:
+        key = StatisticsKey(text_sha256=None, windows=windows_digest, hooked_modules=modules)
         if (newest := find(base.model, key)) is not None:
             return newest
+    # A user's own text is always read, so that it is asked for if it is missing.
     windows = windows_of(base, calibration, seed, progress)
     store(base.model, windows_key, windows.digest)
-    key = StatisticsKey(text_sha256=calibration.sha256, windows=windows.digest, hooked_modules=modules)
+    key = StatisticsKey(text_sha256=digest, windows=windows.digest, hooked_modules=modules)
     if (newest := find(base.model, key)) is not None:
         return newest
     file = None
     if save_to_disk and base.source.name == catalog.DEFAULT_MODEL and calibration.text in (GENERAL, *GENRES):
-        file = _file_of(base, windows, modules)
+        file = _disk_cache_file(base, windows, modules)
         if (saved := read_statistics(file, base.model.device)) is not None:
             touch(file)
             store_newest(base.model, key, saved)
@@ -152,16 +166,11 @@ def statistics_of(
     return statistics
 
 
-def _file_of(base: LoadedModel, windows: Windows, hooked_modules: Sequence[str]) -> Path:
-    """The file in the disk cache for a model's statistics on these windows."""
+def _disk_cache_file(base: LoadedModel, windows: Windows, hooked_modules: Sequence[str]) -> Path:
+    """Return the file in the disk cache for a model's statistics on these windows."""
     content = f"{_FORMAT}|{base.source.revision}|{windows.digest}|{'|'.join(hooked_modules)}"
     name = hashlib.sha256(content.encode()).hexdigest()[:32]
     return cache_folder() / "statistics" / f"{name}.safetensors"
-
-
-def _self_generated(base: LoadedModel, tokens: int, seed: int, progress: Reporter) -> str:
-    key = SelfTextKey(text_sha256=None, tokens=tokens, seed=seed)
-    return cached(base.model, key, lambda: sample_text(base, tokens, seed, progress))
 
 
 def _save(statistics: Statistics, file: Path) -> None:

@@ -1,37 +1,48 @@
-"""Seeing what passes through the modules of a model while it reads."""
+"""Observe the inputs and outputs of a model's modules while it reads a text."""
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from typing import cast
 
 import torch
 from torch import nn
 
-Called = Callable[[tuple, Mapping[str, object]], None]
-Returned = Callable[[tuple, Mapping[str, object], object], None]
+InputHook = Callable[[tuple, Mapping[str, object]], None]
+"""Receives the positional and the keyword arguments of a module's call."""
+
+OutputHook = Callable[[tuple, Mapping[str, object], object], None]
+"""Receives the positional and the keyword arguments of a module's call, and its output."""
 
 
 @contextmanager
 def hooks(
-    model: nn.Module, before: Mapping[str, Called] | None = None, after: Mapping[str, Returned] | None = None
+    model: nn.Module,
+    before: Mapping[str, InputHook] | None = None,
+    after: Mapping[str, OutputHook] | None = None,
 ) -> Iterator[None]:
-    """Tell with what each module is called (`before`, by module name) and what it returns (`after`).
+    """Observe the calls of some modules while the block runs.
 
-    Only of calls by this thread: someone else may be writing text with the same model meanwhile.
+    Only calls by this thread are observed: another one may be generating text with the same model.
+
+    Args:
+        model: The model that holds the modules.
+        before: For the name of a module, the function that receives its arguments.
+        after: For the name of a module, the function that receives its arguments and its output.
     """
-    reader = threading.get_ident()
+    observing_thread = threading.get_ident()
 
-    def watch(module, *values, see):
-        if threading.get_ident() == reader:
-            see(*values)
+    def observe(_module: nn.Module, *values: object, hook: Callable[..., None]) -> None:
+        if threading.get_ident() == observing_thread:
+            hook(*values)
 
     handles = [
-        model.get_submodule(name).register_forward_pre_hook(partial(watch, see=see), with_kwargs=True)
-        for name, see in (before or {}).items()
+        model.get_submodule(name).register_forward_pre_hook(partial(observe, hook=hook), with_kwargs=True)
+        for name, hook in (before or {}).items()
     ] + [
-        model.get_submodule(name).register_forward_hook(partial(watch, see=see), with_kwargs=True)
-        for name, see in (after or {}).items()
+        model.get_submodule(name).register_forward_hook(partial(observe, hook=hook), with_kwargs=True)
+        for name, hook in (after or {}).items()
     ]
     try:
         yield
@@ -40,11 +51,11 @@ def hooks(
             handle.remove()
 
 
-def hidden_states(positional: tuple, named: Mapping[str, object]) -> torch.Tensor:
-    """What a layer is given to work on, `[1, tokens, channels]`."""
-    return positional[0] if positional else named["hidden_states"]
+def input_states(args: tuple, kwargs: Mapping[str, object]) -> torch.Tensor:
+    """Return the hidden states among the arguments of a layer's call, `[1, tokens, channels]`."""
+    return cast(torch.Tensor, args[0] if args else kwargs["hidden_states"])
 
 
-def first(output: object) -> torch.Tensor:
-    """The hidden states among what a layer returns."""
-    return output[0] if isinstance(output, tuple) else output
+def output_states(output: object) -> torch.Tensor:
+    """Return the hidden states among the outputs of a layer, `[1, tokens, channels]`."""
+    return cast(torch.Tensor, output[0] if isinstance(output, tuple) else output)

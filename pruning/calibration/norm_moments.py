@@ -1,10 +1,11 @@
-"""What passes through the norms of the residual stream: which channels carry it, and how much of it."""
+"""Which channels carry the residual stream, observed at the norms that read it, and with how much energy."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import torch
-from torch import nn
+from transformers import PreTrainedModel
 
 from pruning.architectures.anatomy import Anatomy
 from pruning.calibration.cache import CacheKey, cached
@@ -15,12 +16,16 @@ from pruning.text.tokens import Windows
 
 @dataclass(frozen=True)
 class NormMoments:
-    """Of each channel at one norm, over all tokens of a text; vectors `[channels]` in float32.
+    """Moments of each channel at one norm, over all tokens of a text.
 
-    `share`: E[x² / mean(x²)] of the norm's input x, its share of a token's energy, 1 on average.
-    `sequence`: the L2 norm over windows of the mean over tokens of |y|, y the norm's output (Minitron's
-    aggregation). Padding is never seen: windows are not padded. On the CPU, whatever the model runs on,
-    because norms on several devices rank the same channels.
+    Windows are not padded, so no padding is counted. The vectors are on the CPU, whatever the model runs
+    on, because norms on several devices rank the same channels.
+
+    Attributes:
+        share: E[x² / mean(x²)] of the norm's input x, `[channels]`, float32: the channel's share of a
+            token's energy, 1 on average.
+        sequence: The L2 norm over windows of the mean over tokens of |y|, y the norm's output (Minitron's
+            aggregation), `[channels]`, float32.
     """
 
     share: torch.Tensor
@@ -35,25 +40,27 @@ class NormMomentsKey(CacheKey[Mapping[str, NormMoments]]):
 
 
 def norm_moments(
-    model: nn.Module, anatomy: Anatomy, windows: Windows, progress: Reporter = silent
+    model: PreTrainedModel, anatomy: Anatomy, windows: Windows, progress: Reporter = silent
 ) -> Mapping[str, NormMoments]:
-    """The moments at every norm, by the name of its module: one streamed pass.
+    """Return the moments at every norm over the channels, by the norm's module name.
 
-    Computed once for a model and a text.
+    One pass over the text, computed once for each model and text.
     """
     key = NormMomentsKey(text_sha256=windows.text_sha256, windows=windows.digest)
     return cached(model, key, lambda: _norm_moments(model, anatomy, windows, progress))
 
 
-class _Norm:
+class _NormSums:
     """Running sums over the tokens that pass one norm."""
 
-    def __init__(self):
-        self._share = self._means = self._tokens = 0
+    def __init__(self) -> None:
+        self._share = self._means = torch.zeros(())
+        self._tokens = 0
 
-    def update(self, inputs: tuple[torch.Tensor], named: Mapping, outputs: torch.Tensor) -> None:
-        """Take in one window, `[1, tokens, channels]` on both sides."""
-        squares = inputs[0].detach()[0].float().square()
+    def update(self, args: tuple, _kwargs: Mapping[str, object], output: object) -> None:
+        """Add one window, `[1, tokens, channels]` on both sides of the norm."""
+        inputs, outputs = args[0], cast(torch.Tensor, output)
+        squares = inputs.detach()[0].float().square()
         means = squares.mean(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
         self._share = self._share + (squares / means).sum(dim=0, dtype=torch.float64)
         self._means = self._means + outputs.detach()[0].float().abs().mean(dim=0).square()
@@ -64,12 +71,12 @@ class _Norm:
 
 
 def _norm_moments(
-    model: nn.Module, anatomy: Anatomy, windows: Windows, progress: Reporter
+    model: PreTrainedModel, anatomy: Anatomy, windows: Windows, progress: Reporter
 ) -> Mapping[str, NormMoments]:
-    norms = {spec.module: _Norm() for spec in anatomy.norms}
-    every = windows.fitting + windows.heldout
-    with torch.no_grad(), hooks(model, after={name: norm.update for name, norm in norms.items()}):
-        for done, window in enumerate(every):
-            progress(Progress("Watching the residual stream, windows", done, len(every)))
+    sums = {spec.module: _NormSums() for spec in anatomy.norms}
+    all_windows = windows.fitting + windows.heldout
+    with torch.no_grad(), hooks(model, after={name: norm.update for name, norm in sums.items()}):
+        for number, window in enumerate(all_windows):
+            progress(Progress("Watching the residual stream, windows", number, len(all_windows)))
             model.base_model(input_ids=window[None].to(model.device), use_cache=False)
-    return {name: norm.moments() for name, norm in norms.items()}
+    return {name: norm.moments() for name, norm in sums.items()}

@@ -1,19 +1,23 @@
-"""What a model does with a text, seen at the inputs of its projections: one streamed pass.
+"""Statistics of the inputs of a model's projections on a text, computed in one pass.
 
-A *site* is a projection, by its module name. Its input, after the activation function, is what a
-neuron says; moments of it rank the neurons, and its second-moment matrix repairs what remains.
+The *hooked modules* are the projections whose inputs are observed. The input of the projection that writes a
+layer's neurons back into the residual stream is the neurons' activations: their moments rank the neurons, and
+their second-moment matrix refits the projection to those that are kept.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import cast
 
 import psutil
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from pruning.calibration.hooks import hooks
 from pruning.files import replacing
@@ -21,23 +25,27 @@ from pruning.progress import Progress, Reporter, silent
 from pruning.text.tokens import Windows
 
 HELD_OUT_ROWS = 128
-"""About so many held-out rows are kept of each site, evenly from all of the held-out text."""
+"""How many held-out rows of each module's input are kept, about: evenly from all of the held-out text."""
 
 PRIOR_TOKENS = 8192
-"""Repair shrinks toward the untouched weights as if they had been right on so many tokens.
+"""Repair shrinks toward the untouched weights as if they had been right on this many tokens.
 
 The best ridge for held-out rows of SmolLM2-135M, as a share of the median of the diagonal of H, falls about
 as the text grows: 4 for 2,048 tokens, 1 for 7,168, 0.5 for 16,384 (`benchmarks/README.md`). The median,
-because a few neurons with massive activations rule the mean.
+because a few neurons with massive activations dominate the mean.
 """
 
 
 @dataclass(frozen=True)
-class SiteMoments:
-    """Per neuron of one site, over all tokens of the text; vectors `[neurons]` in float32.
+class InputMoments:
+    """Moments of each input of one module, over all tokens of the text.
 
-    `square`: E[a²]. `sequence`: the L2 norm over windows of the mean over tokens of |a|
-    (Minitron's aggregation). Padding is never seen: windows are not padded.
+    Windows are not padded, so no padding is counted.
+
+    Attributes:
+        square: E[a²], `[inputs]`, float32.
+        sequence: The L2 norm over windows of the mean over tokens of |a| (Minitron's aggregation),
+            `[inputs]`, float32.
     """
 
     square: torch.Tensor
@@ -45,12 +53,15 @@ class SiteMoments:
 
 
 @dataclass(frozen=True)
-class SiteGram:
-    """Second moments of one site for least squares.
+class InputGram:
+    """Second moments of the inputs of one module, for least squares.
 
-    `gram`: XᵀX over the fitting part of the text, `[neurons, neurons]`, float32, not divided by the
-    number of tokens. `heldout`: rows of X that `gram` has not seen, `[rows, neurons]`, which say whether
-    to trust it. `tokens`: rows in `gram`. `saved`: the inverse, where it was read from a file.
+    Attributes:
+        gram: H = XᵀX over the fitting part of the text, `[inputs, inputs]`, float32, not divided by the
+            number of tokens.
+        heldout: Rows of X that `gram` does not include, `[rows, inputs]`, to check a fit on.
+        tokens: The number of rows in `gram`.
+        saved: The inverse, if it was read from a file.
     """
 
     gram: torch.Tensor
@@ -60,8 +71,9 @@ class SiteGram:
 
     @property
     def bytes(self) -> int:
-        """What the matrices take, the inverse included once it is made."""
-        return sum(t.nbytes for t in (self.gram, self.heldout, self.__dict__.get("inverse")) if t is not None)
+        """The size of the matrices, including the inverse once it has been computed."""
+        matrices = (self.gram, self.heldout, self.__dict__.get("inverse"))
+        return sum(matrix.nbytes for matrix in matrices if matrix is not None)
 
     @property
     def damping(self) -> float:
@@ -70,18 +82,18 @@ class SiteGram:
 
     @cached_property
     def ridge(self) -> float:
-        """λ̄ = λ · median(diag H); of the neurons that ever fire, so that it is 0 only if none does."""
+        """λ̄ = λ · median(diag H), over the inputs that are ever nonzero: 0 only if none is."""
         diagonal = self.gram.diagonal()
         firing = diagonal[diagonal > 0]
         return self.damping * float(firing.median()) if len(firing) else 0.0
 
     @cached_property
     def inverse(self) -> torch.Tensor:
-        """(H + λ̄ I)⁻¹, `[neurons, neurons]`, float32: made when first asked for, then kept.
+        """(H + λ̄ I)⁻¹, `[inputs, inputs]`, float32: computed when first asked for, then kept.
 
-        Inverted by Cholesky with a diagonal of ones, D (D A D)⁻¹ D with D = diag(A)^(-1/2): so float32
-        is enough where some neurons fire a thousand times as strongly as others; float64 where it is not.
-        Zero for what is not finite.
+        Inverted by Cholesky after scaling the diagonal to ones, D (D A D)⁻¹ D with D = diag(A)^(-1/2), so
+        that float32 is enough even if some inputs are a thousand times as strong as others; float64 if it is
+        not. Zero if H is not finite.
         """
         if self.saved is not None:
             return self.saved
@@ -98,28 +110,40 @@ class SiteGram:
 
 
 class Statistics:
-    """Moments and second moments of the sites of one model over one text.
+    """Moments and second moments of the inputs of some modules of one model, over one text.
 
-    Second moments take `neurons²` numbers a site. Those of all sites are kept where they fit in
-    `budget` bytes; otherwise the model reads the text again for each run of sites that fits, when
-    they are first asked for, so ask in order.
+    Second moments take `inputs²` numbers for each module. They are all kept if they fit in `budget` bytes.
+    Otherwise the model reads the text again for each batch of modules that fits, when the first of these is
+    asked for; so ask in order.
     """
 
     def __init__(
         self,
-        model: nn.Module,
-        sites: Sequence[str],
+        model: PreTrainedModel,
+        hooked_modules: Sequence[str],
         fitting: Sequence[torch.Tensor],
         heldout: Sequence[torch.Tensor],
         budget: int | None = None,
         progress: Reporter = silent,
     ):
+        """Read the text.
+
+        Args:
+            model: The model that reads it.
+            hooked_modules: The names of the projections whose inputs are observed.
+            fitting: Windows of token numbers, for moments and for second moments.
+            heldout: Windows for moments and for the rows that a fit is checked on.
+            budget: Bytes that second moments may take; by default a quarter of the free memory.
+            progress: Called before each window.
+        """
         if budget is None:
             budget = psutil.virtual_memory().available // 4
-        self._batches = list(_batches(sites, model, budget))
+        self._batches = list(_batches(hooked_modules, model, budget))
         if not self.complete:
             self._model, self._fitting, self._heldout = model, fitting, heldout
-        self.moments, self._grams = _collect(model, sites, self._batches[0], fitting, heldout, progress)
+        self.moments, self._grams = _collect(
+            model, hooked_modules, self._batches[0], fitting, heldout, progress
+        )
 
     @property
     def complete(self) -> bool:
@@ -128,29 +152,29 @@ class Statistics:
 
     @property
     def bytes(self) -> int:
-        """What is held in memory."""
+        """The size of the second moments held in memory."""
         return sum(gram.bytes for gram in list(self._grams.values()))
 
-    def gram(self, site: str, progress: Reporter = silent) -> SiteGram:
-        """The second moments of a site."""
-        if site not in self._grams:
-            batch = next(batch for batch in self._batches if site in batch)
+    def gram(self, module: str, progress: Reporter = silent) -> InputGram:
+        """Return the second moments of a hooked module, after reading the text again if necessary."""
+        if module not in self._grams:
+            batch = next(batch for batch in self._batches if module in batch)
             self._grams = {}
             _, self._grams = _collect(self._model, (), batch, self._fitting, self._heldout, progress)
-        return self._grams[site]
+        return self._grams[module]
 
     def save(self, file: Path) -> bool:
-        """Keep the statistics in a safetensors file; False where not all are in memory."""
+        """Write the statistics to a safetensors file; return False if not all are in memory."""
         if not self.complete:
             return False
         tensors = {}
-        for site, moments in self.moments.items():
-            gram = self._grams[site]
-            tensors[f"{site}/square"] = moments.square.cpu()
-            tensors[f"{site}/sequence"] = moments.sequence.cpu()
-            tensors[f"{site}/gram"] = gram.gram.cpu()
-            tensors[f"{site}/inverse"] = gram.inverse.cpu()
-            tensors[f"{site}/heldout"] = gram.heldout.cpu()
+        for module, moments in self.moments.items():
+            gram = self._grams[module]
+            tensors[f"{module}/square"] = moments.square.cpu()
+            tensors[f"{module}/sequence"] = moments.sequence.cpu()
+            tensors[f"{module}/gram"] = gram.gram.cpu()
+            tensors[f"{module}/inverse"] = gram.inverse.cpu()
+            tensors[f"{module}/heldout"] = gram.heldout.cpu()
         tokens = next(iter(self._grams.values())).tokens
         with replacing(file) as temporary:
             save_file(tensors, temporary, metadata={"tokens": str(tokens)})
@@ -158,37 +182,47 @@ class Statistics:
 
 
 class SavedStatistics:
-    """Statistics read back from a file, second moments only when they are asked for."""
+    """Statistics in a file; second moments are read only when they are asked for."""
 
-    bytes = 0
-    """What is held in memory: the file is mapped."""
+    bytes: int = 0
+    """What is held in memory: nothing, since the file is mapped."""
 
     def __init__(self, file: Path, device: torch.device | str = "cpu"):
-        """Raises `SafetensorError`, `OSError` or `ValueError` where the file is missing or damaged."""
+        """Open the file.
+
+        Args:
+            file: What `Statistics.save` wrote.
+            device: Where the tensors are read to.
+
+        Raises:
+            SafetensorError: The file is damaged.
+            OSError: The file is missing or cannot be read.
+            ValueError: The file holds something else.
+        """
         self._file = safe_open(file, framework="pt", device=str(device))
         self._tokens = int((self._file.metadata() or {}).get("tokens", ""))
         names = self._file.keys()
-        sites = [name.removesuffix("/square") for name in names if name.endswith("/square")]
-        self.moments = {
-            site: SiteMoments(
-                square=self._file.get_tensor(f"{site}/square"),
-                sequence=self._file.get_tensor(f"{site}/sequence"),
+        modules = [name.removesuffix("/square") for name in names if name.endswith("/square")]
+        self.moments: Mapping[str, InputMoments] = {
+            module: InputMoments(
+                square=self._file.get_tensor(f"{module}/square"),
+                sequence=self._file.get_tensor(f"{module}/sequence"),
             )
-            for site in sites
+            for module in modules
         }
 
-    def gram(self, site: str, progress: Reporter = silent) -> SiteGram:
-        """The second moments of a site."""
-        return SiteGram(
-            gram=self._file.get_tensor(f"{site}/gram"),
-            heldout=self._file.get_tensor(f"{site}/heldout"),
+    def gram(self, module: str, progress: Reporter = silent) -> InputGram:  # noqa: ARG002 (as Statistics.gram)
+        """Return the second moments of a hooked module."""
+        return InputGram(
+            gram=self._file.get_tensor(f"{module}/gram"),
+            heldout=self._file.get_tensor(f"{module}/heldout"),
             tokens=self._tokens,
-            saved=self._file.get_tensor(f"{site}/inverse"),
+            saved=self._file.get_tensor(f"{module}/inverse"),
         )
 
 
 def read_statistics(file: Path, device: torch.device | str = "cpu") -> SavedStatistics | None:
-    """Statistics from a file, read to a device, or None where there is none or it is damaged."""
+    """Open the statistics in a file, to be read to a device; return None if it is missing or damaged."""
     try:
         return SavedStatistics(file, device)
     except (SafetensorError, OSError, ValueError):
@@ -196,81 +230,89 @@ def read_statistics(file: Path, device: torch.device | str = "cpu") -> SavedStat
 
 
 def moments_of(
-    model: nn.Module, sites: Sequence[str], windows: Windows, progress: Reporter = silent
-) -> Mapping[str, SiteMoments]:
-    """The moments of any number of sites over all of a text, without second moments."""
-    return _collect(model, sites, (), windows.fitting, windows.heldout, progress)[0]
+    model: PreTrainedModel, hooked_modules: Sequence[str], windows: Windows, progress: Reporter = silent
+) -> Mapping[str, InputMoments]:
+    """Return the moments of any number of modules over all of a text, without second moments."""
+    return _collect(model, hooked_modules, (), windows.fitting, windows.heldout, progress)[0]
 
 
-class _Site:
-    """Running sums over the inputs of one projection."""
+class _InputSums:
+    """Running sums over the inputs of one module."""
 
     def __init__(self, moments: bool, gram: bool, stride: int):
         self._moments, self._gram, self._stride = moments, gram, stride
-        self._square = self._means = self._matrix = 0
+        self._square = self._means = torch.zeros(())
+        self._matrix: torch.Tensor | None = None
         self._rows: list[torch.Tensor] = []
         self.heldout = False
 
-    def update(self, inputs: tuple[torch.Tensor], named: Mapping) -> None:
-        """Take in the inputs of one window, `[1, tokens, neurons]` or, in OPT, `[tokens, neurons]`."""
-        window = inputs[0].detach().flatten(0, -2).float()
+    def update(self, args: tuple, _kwargs: Mapping[str, object]) -> None:
+        """Add the inputs of one window, `[1, tokens, inputs]` or, in OPT, `[tokens, inputs]`."""
+        window = args[0].detach().flatten(0, -2).float()
         if self._moments:
             self._square = self._square + window.square().sum(dim=0, dtype=torch.float64)
             self._means = self._means + window.abs().mean(dim=0).square()
         if self._gram and self.heldout:
             self._rows.append(window[:: self._stride].clone())
         elif self._gram:
-            if isinstance(self._matrix, int):
+            if self._matrix is None:
                 self._matrix = window.new_zeros(window.shape[1], window.shape[1])
             self._matrix.addmm_(window.T, window)
 
-    def moments(self, tokens: int) -> SiteMoments:
-        return SiteMoments(square=(self._square / tokens).float(), sequence=self._means.sqrt().float())
+    def moments(self, tokens: int) -> InputMoments:
+        return InputMoments(square=(self._square / tokens).float(), sequence=self._means.sqrt().float())
 
-    def gram(self, tokens: int) -> SiteGram:
-        return SiteGram(self._matrix, torch.cat(self._rows), tokens)
+    def gram(self, tokens: int) -> InputGram:
+        if self._matrix is None:
+            raise ValueError("second moments need at least one window to fit on")
+        return InputGram(self._matrix, torch.cat(self._rows), tokens)
 
 
 def _collect(
-    model: nn.Module,
-    moment_sites: Sequence[str],
-    gram_sites: Sequence[str],
+    model: PreTrainedModel,
+    moment_modules: Sequence[str],
+    gram_modules: Sequence[str],
     fitting: Sequence[torch.Tensor],
     heldout: Sequence[torch.Tensor],
     progress: Reporter,
-) -> tuple[Mapping[str, SiteMoments], Mapping[str, SiteGram]]:
-    fitted, held_out = (sum(map(len, windows)) for windows in (fitting, heldout))
-    stride = max(1, round(held_out / HELD_OUT_ROWS))
-    sites = {
-        name: _Site(name in moment_sites, name in gram_sites, stride)
-        for name in dict.fromkeys([*moment_sites, *gram_sites])
+) -> tuple[Mapping[str, InputMoments], Mapping[str, InputGram]]:
+    """Read a text once; return the moments of some modules and the second moments of some."""
+    fitting_tokens, heldout_tokens = (sum(map(len, windows)) for windows in (fitting, heldout))
+    stride = max(1, round(heldout_tokens / HELD_OUT_ROWS))
+    sums = {
+        name: _InputSums(name in moment_modules, name in gram_modules, stride)
+        for name in dict.fromkeys([*moment_modules, *gram_modules])
     }
     body = model.base_model
     windows = [(window, False) for window in fitting] + [(window, True) for window in heldout]
-    with torch.no_grad(), hooks(model, {name: site.update for name, site in sites.items()}):
-        for done, (window, held) in enumerate(windows):
-            progress(Progress("Reading the calibration text, windows", done, len(windows)))
-            for site in sites.values():
-                site.heldout = held
+    with torch.no_grad(), hooks(model, {name: module.update for name, module in sums.items()}):
+        for number, (window, is_heldout) in enumerate(windows):
+            progress(Progress("Reading the calibration text, windows", number, len(windows)))
+            for module in sums.values():
+                module.heldout = is_heldout
             body(input_ids=window[None].to(model.device), use_cache=False)
     progress(Progress("Reading the calibration text, windows", len(windows), len(windows)))
     return (
-        {name: sites[name].moments(fitted + held_out) for name in moment_sites},
-        {name: sites[name].gram(fitted) for name in gram_sites},
+        {name: sums[name].moments(fitting_tokens + heldout_tokens) for name in moment_modules},
+        {name: sums[name].gram(fitting_tokens) for name in gram_modules},
     )
 
 
-def _batches(sites: Sequence[str], model: nn.Module, budget: int) -> Iterator[list[str]]:
-    """Runs of sites whose second moments fit in the budget together, at least one site each."""
+def _batches(hooked_modules: Sequence[str], model: nn.Module, budget: int) -> Iterator[list[str]]:
+    """Yield batches of modules whose second moments fit in the budget together, at least one in each."""
     batch: list[str] = []
     free = budget
-    for site in sites:
-        module = model.get_submodule(site)
-        width = module.in_features if isinstance(module, nn.Linear) else module.nx
+    for name in hooked_modules:
+        width = _input_width(model.get_submodule(name))
         size = 4 * width * (2 * width + HELD_OUT_ROWS)
         if batch and size > free:
             yield batch
             batch, free = [], budget
-        batch.append(site)
+        batch.append(name)
         free -= size
     yield batch
+
+
+def _input_width(projection: nn.Module) -> int:
+    """Return the number of inputs of a projection."""
+    return projection.nx if isinstance(projection, Conv1D) else cast(nn.Linear, projection).in_features

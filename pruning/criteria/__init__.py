@@ -1,10 +1,14 @@
-"""How to rank: one file per idea. To add one, write its file and name it in `_ALL`."""
+"""How to rank neurons: one file per criterion, each with a function of the same name.
+
+To add one, write its file and name it here.
+"""
 
 from pruning.criteria import (
     activation,
     activation_prior,
     gate_up_unpaired,
-    magnitude,
+    l1,
+    l2,
     minitron,
     peak_to_peak,
     random,
@@ -14,28 +18,44 @@ from pruning.criteria import (
 from pruning.criteria.base import MLP, Criterion
 from pruning.errors import RecipeError
 
-_ALL = (
-    activation_prior.CRITERION,
-    activation.CRITERION,
-    wanda.CRITERION,
-    minitron.CRITERION,
-    peak_to_peak.CRITERION,
-    variance.CRITERION,
-    magnitude.L1,
-    magnitude.L2,
-    random.CRITERION,
-    gate_up_unpaired.CRITERION,
+_FILES = (
+    activation_prior,
+    activation,
+    wanda,
+    minitron,
+    peak_to_peak,
+    variance,
+    l1,
+    l2,
+    random,
+    gate_up_unpaired,
 )
 
-CRITERIA = {criterion.name: criterion for criterion in _ALL}
-DEFAULT_CRITERION = activation_prior.CRITERION.name
+CRITERIA: dict[str, Criterion] = {
+    name: getattr(file, name) for file in _FILES for name in [file.__name__.rpartition(".")[2]]
+}
+"""Every criterion by name, in the order in which they are offered."""
+
+DEFAULT_CRITERION = "activation_prior"
+
+PUBLISHED_NAMES = {
+    criterion.name: criterion.published_name for criterion in CRITERIA.values() if criterion.published_name
+}
+"""For each renamed criterion the name that release 0.1.0 published."""
 
 
 def criterion_named(name: str) -> Criterion:
-    """The criterion of a name; raises `RecipeError` with the names there are."""
+    """Return the criterion of a name, or of its name in release 0.1.0.
+
+    Raises:
+        RecipeError: If there is no such criterion; the message lists those there are.
+    """
     if name in CRITERIA:
         return CRITERIA[name]
+    for criterion in CRITERIA.values():
+        if name and name == criterion.published_name:
+            return criterion
     raise RecipeError(f"There is no criterion {name!r}. Choose one of: {', '.join(CRITERIA)}.")
 
 
-__all__ = ["CRITERIA", "DEFAULT_CRITERION", "MLP", "Criterion", "criterion_named"]
+__all__ = ["CRITERIA", "DEFAULT_CRITERION", "MLP", "PUBLISHED_NAMES", "Criterion", "criterion_named"]

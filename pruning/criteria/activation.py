@@ -1,11 +1,17 @@
-from pruning.criteria.base import Criterion
+"""The root mean square of a neuron's activation."""
 
-CRITERION = Criterion(
-    name="activation",
+import torch
+
+from pruning.calibration.statistics import InputMoments
+from pruning.criteria.base import criterion
+
+
+@criterion(
     title="How strongly it fires",
     formula="√E[aⱼ²], a = the input of the output projection",
     source="2SSP: a two-stage framework for structured pruning of LLMs (Sandri et al., 2025), stage 1",
     url="https://arxiv.org/abs/2501.17771",
-    needs_calibration=True,
-    score=lambda mlp, moments, generator: moments.square.sqrt(),
 )
+def activation(moments: InputMoments) -> torch.Tensor:
+    """Return √E[aⱼ²] over all tokens, `[neurons]`."""
+    return moments.square.sqrt()

@@ -1,16 +1,19 @@
+"""Gate and up rows ranked separately: wrong on purpose, to be shown in the course."""
+
 import torch
 
-from pruning.criteria.base import Criterion
+from pruning.criteria.base import MLP, criterion
 
-CRITERION = Criterion(
-    name="independent",
+
+@criterion(
     title="Gate and up apart (the wrong way)",
-    formula="‖W_gate,j‖₁ for gate rows, ‖W_up,j‖₁ for up rows, ranked apart",
+    formula="‖W_gate,j‖₁ for gate rows, ‖W_up,j‖₁ for up rows, ranked separately",
     source="The course's counter-example (Martra, Large Language Model Notebooks Course, chapter 6)",
     url="https://github.com/peremartra/Large-Language-Model-Notebooks-Course",
-    score=lambda mlp, moments, generator: torch.stack(
-        [matrix.float().abs().sum(dim=1) for matrix in mlp.input_weights]
-    ),
     gated_only=True,
-    warning="Wrong on purpose: it tears gate and up rows of one neuron apart. Kept to be shown.",
+    warning="Wrong on purpose: it tears gate and up rows of one neuron apart. Included as a counter-example.",
+    published_name="independent",
 )
+def gate_up_unpaired(mlp: MLP) -> torch.Tensor:
+    """Return ‖Wⱼ‖₁ of each input matrix, `[2, neurons]` from gate and up, each `[neurons, channels]`."""
+    return torch.stack([matrix.float().abs().sum(dim=1) for matrix in mlp.input_weights])

@@ -1,12 +1,18 @@
-from pruning.criteria.base import Criterion
+"""The importance of a neuron in Minitron."""
 
-CRITERION = Criterion(
-    name="minitron",
+import torch
+
+from pruning.calibration.statistics import InputMoments
+from pruning.criteria.base import criterion
+
+
+@criterion(
     title="Minitron's importance",
     formula="‖ mean over the sequence of |aⱼ| ‖₂ over the batch",
     source="Compact language models via pruning and knowledge distillation (Muralidharan et al., "
     "2024), §2.2, with its best aggregation (batch: L2, sequence: mean)",
     url="https://arxiv.org/abs/2407.14679",
-    needs_calibration=True,
-    score=lambda mlp, moments, generator: moments.sequence,
 )
+def minitron(moments: InputMoments) -> torch.Tensor:
+    """Return the L2 norm over windows of the mean |aⱼ| of each window, `[neurons]`."""
+    return moments.sequence

@@ -1,16 +1,20 @@
-from pruning.criteria.base import Criterion
+"""The range of a neuron's weights."""
+
+import torch
+
+from pruning.criteria.base import MLP, criterion
 
 
-def _score(mlp, moments, generator):
-    return sum(matrix.amax(dim=1).float() + matrix.amin(dim=1).float().abs() for matrix in mlp.input_weights)
-
-
-CRITERION = Criterion(
-    name="ppm",
+@criterion(
     title="Peak-to-peak magnitude",
     formula="Σ over gate and up of (max Wⱼ + |min Wⱼ|)",
     source="The course's right way for gated MLPs (Martra, Large Language Model Notebooks Course, "
     "chapter 6), there called maximum absolute weight",
     url="https://github.com/peremartra/Large-Language-Model-Notebooks-Course",
-    score=_score,
+    published_name="ppm",
 )
+def peak_to_peak(mlp: MLP) -> torch.Tensor:
+    """Return Σ (max Wⱼ + |min Wⱼ|) over the input matrices, each `[neurons, channels]`: `[neurons]`."""
+    return torch.stack(
+        [matrix.amax(dim=1).float() + matrix.amin(dim=1).float().abs() for matrix in mlp.input_weights]
+    ).sum(dim=0)

@@ -1,12 +1,15 @@
+"""No idea at all: the floor that a criterion must beat."""
+
 import torch
 
-from pruning.criteria.base import Criterion
+from pruning.criteria.base import MLP, criterion
 
-CRITERION = Criterion(
-    name="random",
+
+@criterion(
     title="At random",
     formula="a draw from the recipe's seed",
-    source="The floor: a criterion that does no better knows nothing",
-    url="",
-    score=lambda mlp, moments, generator: torch.rand(mlp.output_weight.shape[1], generator=generator),
+    source="The floor: a criterion that does no better carries no information",
 )
+def random(mlp: MLP, generator: torch.Generator) -> torch.Tensor:
+    """Return a uniform draw from [0, 1) for each neuron, `[neurons]`."""
+    return torch.rand(mlp.output_weight.shape[1], generator=generator)

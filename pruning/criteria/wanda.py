@@ -1,12 +1,18 @@
-from pruning.criteria.base import Criterion
+"""A neuron's activation times the size of what it writes."""
 
-CRITERION = Criterion(
-    name="wanda",
+import torch
+
+from pruning.calibration.statistics import InputMoments
+from pruning.criteria.base import MLP, criterion
+
+
+@criterion(
     title="How strongly it fires, times what it writes",
     formula="√E[aⱼ²] · ‖W_down[:, j]‖₂",
     source="After Wanda: A simple and effective pruning approach for LLMs (Sun et al., 2023), eq. 1, "
     "for whole neurons",
     url="https://arxiv.org/abs/2306.11695",
-    needs_calibration=True,
-    score=lambda mlp, moments, generator: moments.square.sqrt() * mlp.output_weight.float().norm(dim=0),
 )
+def wanda(mlp: MLP, moments: InputMoments) -> torch.Tensor:
+    """Return √E[aⱼ²] · ‖W_down[:, j]‖₂, `[neurons]`; W_down is `[channels, neurons]`."""
+    return moments.square.sqrt() * mlp.output_weight.float().norm(dim=0)

@@ -26,9 +26,9 @@ class Training(Frozen):
         "num_evals": "measurements",
     }
 
-    minutes: float | None = Field(None, gt=0, le=10_000, description="Length of the training, in minutes")
+    minutes: float | None = Field(None, gt=0, le=10_000, description="Length of the distillation, in minutes")
     steps: int | None = Field(
-        None, ge=1, le=10_000_000, description="Length of the training, in optimizer steps"
+        None, ge=1, le=10_000_000, description="Length of the distillation, in optimizer steps"
     )
     batch: int = Field(2, ge=1, le=4096, description="Windows in one step, over all processes")
     micro_batch_size: int = Field(
@@ -39,7 +39,7 @@ class Training(Frozen):
         3e-4,
         gt=0,
         le=1,
-        description="Peak of the learning rate, which rises linearly and falls to zero along a cosine",
+        description="Peak of the learning rate, which rises to it linearly and falls to zero along a cosine",
     )
     warmup: float = Field(
         0.1, ge=0, lt=1, description="Share of the training in which the learning rate rises"

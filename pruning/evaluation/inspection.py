@@ -1,6 +1,6 @@
-"""Looking closer at what a cut did: next tokens, losses token by token, and importance layer by layer."""
+"""A closer look at what pruning did: next tokens, losses token by token, importance layer by layer."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +9,7 @@ from pruning.architectures.anatomy import anatomy_of
 from pruning.architectures.shape import Shape
 from pruning.calibration.block_influence import block_influences
 from pruning.calibration.calibrate import statistics_of, windows_of
+from pruning.calibration.statistics import InputMoments
 from pruning.criteria import MLP, criterion_named
 from pruning.errors import RecipeError
 from pruning.loading.load import LoadedModel
@@ -21,60 +22,74 @@ from pruning.text.likelihood import token_losses
 from pruning.text.tokens import check_vocabulary, token_ids, usable_window
 
 LONGEST_TEXT = 4_000
+"""The most characters of a text whose tokens are inspected."""
 
 
 @dataclass(frozen=True)
 class NextToken:
-    """One continuation of a prompt. `probability`: from 0 to 1."""
+    """One possible next token of a prompt. `probability`: from 0 to 1."""
 
     text: str
     probability: float
 
 
 def next_tokens(model: CausalLM, prompt: str, count: int = 10) -> list[NextToken]:
-    """The likeliest next tokens of a prompt, the likeliest first."""
+    """Return the likeliest next tokens of a prompt, the likeliest first.
+
+    Raises:
+        RecipeError: The prompt is empty, too long, or has a token that the model has no embedding for.
+    """
     ids = encode_prompt(model.tokenizer, prompt)
     check_vocabulary(model.model, model.tokenizer, ids)
     with torch.inference_mode():
         last = model.model(input_ids=ids.to(model.model.device), use_cache=False).logits[0, -1].float()
     top = last.softmax(dim=0).topk(min(count, len(last)))
-    return [
-        NextToken(model.tokenizer.decode([index]), float(value))
-        for value, index in zip(top.values, top.indices, strict=True)
-    ]
+    texts = model.tokenizer.batch_decode([[int(index)] for index in top.indices])
+    return [NextToken(text, float(value)) for text, value in zip(texts, top.values, strict=True)]
 
 
 @dataclass(frozen=True)
 class TokenLoss:
-    """A piece of a text, and what it cost each model: nats, None for the first piece, which nobody
-    predicts."""
+    """A token of a text and its loss under each model.
+
+    Attributes:
+        text: The token as text.
+        losses: Negative log-likelihood in nats by model; None for the first token, which is not predicted.
+    """
 
     text: str
     losses: tuple[float | None, ...]
 
 
 def losses_by_token(models: Sequence[CausalLM], text: str) -> list[TokenLoss]:
-    """The negative log-likelihood of every token of a text, for models that share a tokenizer.
+    """Compute the negative log-likelihood of every token of a text under several models.
 
-    Raises `RecipeError` for a text that is empty or too long, and for models that read different tokens.
+    Args:
+        models: Models that share a tokenizer.
+        text: At most `LONGEST_TEXT` characters; of its tokens, as many as the model's context holds.
+
+    Raises:
+        RecipeError: The text is empty, too long or a single token, or the models split it differently.
     """
     if not isinstance(text, str) or not text.strip():
         raise RecipeError("There is no text to read. Write some.")
     if len(text) > LONGEST_TEXT:
         raise RecipeError(
-            f"The text has {len(text):,} characters; at most {LONGEST_TEXT:,} are read. Shorten it."
+            f"The text has {len(text):,} characters; at most {LONGEST_TEXT:,} are allowed. Shorten it."
         )
     tokenizer = models[0].tokenizer
     ids = token_ids(models[0].model, tokenizer, text)[: usable_window(models[0].model, LONGEST_TEXT)]
     if any(
-        not torch.equal(ids, token_ids(each.model, each.tokenizer, text)[: len(ids)]) for each in models[1:]
+        not torch.equal(ids, token_ids(model.model, model.tokenizer, text)[: len(ids)])
+        for model in models[1:]
     ):
         raise RecipeError(
-            "The two models read different tokens, since vocabulary was cut, so single tokens do not compare."
+            "The two models split the text into different tokens, because the vocabulary was cut, so single "
+            "tokens cannot be compared."
         )
     if len(ids) < 2:
-        raise RecipeError("The text is a single token, which nothing predicts. Write more.")
-    losses = [token_losses(each.model, ids).tolist() for each in models]
+        raise RecipeError("The text is a single token, which cannot be predicted. Write more.")
+    losses = [token_losses(model.model, ids).tolist() for model in models]
     pieces = tokenizer.batch_decode([[int(token)] for token in ids])
     return [
         TokenLoss(piece, (None,) * len(models) if at == 0 else tuple(row[at - 1] for row in losses))
@@ -87,20 +102,25 @@ def neuron_scores(
     criterion: str,
     calibration: Calibration | None = None,
     seed: int = 0,
+    *,
     progress: Reporter = silent,
 ) -> list[torch.Tensor]:
-    """The scores of every layer's neurons under a criterion, each `[neurons]`.
+    """Score every MLP neuron under a criterion.
 
-    Raises `RecipeError` for a criterion that gives a neuron several scores.
+    Returns:
+        For each layer, the scores, `[neurons]`; higher is more important.
+
+    Raises:
+        RecipeError: The criterion is unknown, or scores the gate and up rows of a neuron separately.
     """
     chosen = criterion_named(criterion)
     if chosen.gated_only:
-        raise RecipeError(f"{chosen.title} gives no one score to a neuron. Choose another criterion.")
+        raise RecipeError(f"{chosen.title} does not give a neuron a single score. Choose another criterion.")
     anatomy = anatomy_of(base.model.config)
-    moments = {}
+    moments: Mapping[str, InputMoments] = {}
     if chosen.needs_calibration:
-        sites = Neurons(fraction=0.5, criterion=criterion).hooked_modules(Shape.of(base.model.config))
-        moments = statistics_of(base, calibration or Calibration(), sites, seed, progress=progress).moments
+        modules = Neurons(fraction=0.5, criterion=criterion).hooked_modules(Shape.of(base.model.config))
+        moments = statistics_of(base, calibration or Calibration(), modules, seed, progress=progress).moments
     scores = []
     for layer in range(anatomy.layers):
         mlp = MLP(*neuron_matrices(base.model, anatomy, layer))
@@ -112,8 +132,16 @@ def neuron_scores(
 
 
 def importance_map(scores: Sequence[torch.Tensor], columns: int = 64) -> list[list[float]]:
-    """Layers × columns: each layer's scores from the highest to the lowest, as shares of its highest, thinned
-    out evenly."""
+    """Summarize scores as a picture of layers × columns.
+
+    Args:
+        scores: For each layer, `[neurons]`.
+        columns: The most columns of a row.
+
+    Returns:
+        For each layer, its scores from the highest to the lowest, as shares of the highest, thinned
+        out evenly.
+    """
     rows = []
     for row in scores:
         ordered = row.sort(descending=True).values
@@ -123,8 +151,16 @@ def importance_map(scores: Sequence[torch.Tensor], columns: int = 64) -> list[li
 
 
 def overlaps(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor], fraction: float) -> list[float]:
-    """For each layer, the share of the neurons kept under one set of scores that the other keeps too, when a
-    fraction goes."""
+    """Compare which neurons two criteria keep.
+
+    Args:
+        one: For each layer, scores, `[neurons]`.
+        other: Scores of the same neurons under another criterion.
+        fraction: The share of the neurons that is removed, from 0 to 1.
+
+    Returns:
+        For each layer, the share of the neurons kept under `one` that `other` keeps too.
+    """
     shares = []
     for a, b in zip(one, other, strict=True):
         kept = len(a) - int(fraction * len(a))
@@ -134,8 +170,12 @@ def overlaps(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor], fractio
 
 
 def layer_influences(
-    base: LoadedModel, calibration: Calibration | None = None, seed: int = 0, progress: Reporter = silent
+    base: LoadedModel,
+    calibration: Calibration | None = None,
+    seed: int = 0,
+    *,
+    progress: Reporter = silent,
 ) -> list[float]:
-    """The block influence of every layer on the calibration text (see `influence`)."""
+    """Measure the block influence of every layer on the calibration text (see `block_influences`)."""
     windows = windows_of(base, calibration or Calibration(), seed, progress)
     return block_influences(base.model, anatomy_of(base.model.config), windows, progress).tolist()

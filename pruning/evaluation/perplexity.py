@@ -1,16 +1,18 @@
-"""What a model is worth: perplexity and bits per byte on text it was not calibrated on, size, speed."""
+"""Perplexity and bits per byte on text that a model was not calibrated on, and its size on disk."""
 
 import hashlib
 import math
 import statistics
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pruning.errors import RecipeError
 from pruning.progress import Progress, Reporter, silent
+from pruning.text.generation import CausalLM
 from pruning.text.likelihood import perplexity_of, token_losses
 from pruning.text.passages import GENRES, passage
 from pruning.text.tokens import bos_ids, check_vocabulary, split_into_windows, usable_window
@@ -18,21 +20,26 @@ from pruning.text.tokens import bos_ids, check_vocabulary, split_into_windows, u
 WINDOW = 512
 
 GENRE_CHARACTERS = 4000
-"""How much of each passage is read: the same text, however many tokens a vocabulary makes of it."""
+"""How much of each passage is read: the same text for every vocabulary, however many tokens it becomes."""
 
 _FORMAT = 2
-"""Raised when what is kept on disk changes its meaning."""
+"""Raised when the meaning of an evaluation that is kept on disk changes."""
 
 
 @dataclass(frozen=True)
 class Perplexity:
-    """exp of the mean negative log-likelihood of each token, but for the first of a window that begins
-    with none before it.
+    """Perplexity on a text: exp of the mean negative log-likelihood of each predicted token.
 
-    `tokens` are the text's tokens that were read, not counting what the tokenizer adds; `window` how many
-    tokens at a time; `text` which text. `bits_per_byte` is the same total in bits over the UTF-8 bytes of
-    the tokens predicted (Gao et al., 2020, The Pile): unlike perplexity, it compares models with
-    different vocabularies. None where it was not measured.
+    The first token of a window is not predicted if the tokenizer puts none before it.
+
+    Attributes:
+        value: The perplexity, 1 or more.
+        tokens: Tokens of the text that were read, without those that the tokenizer adds.
+        window: Tokens read at a time.
+        text: The name of the text.
+        bits_per_byte: The same total in bits over the UTF-8 bytes of the predicted tokens (Gao et al.,
+            2020, The Pile). Unlike perplexity, it compares models with different vocabularies. None if
+            it was not measured.
     """
 
     value: float
@@ -49,11 +56,13 @@ class Quality:
     overall: Perplexity
     genres: dict[str, Perplexity]
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values."""
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: dict) -> "Quality":
+    def from_dict(cls, values: dict[str, Any]) -> "Quality":
+        """Read what `to_dict` returned. Raises `KeyError` or `TypeError` for anything else."""
         genres = {genre: Perplexity(**values["genres"][genre]) for genre in GENRES}
         return cls(Perplexity(**values["overall"]), genres)
 
@@ -62,12 +71,33 @@ def perplexity(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     text: str,
+    *,
     tokens: int | None = None,
     window: int = WINDOW,
-    name: str = "own text",
+    name: str = "custom text",
     progress: Reporter = silent,
 ) -> Perplexity:
-    """Perplexity on the first `tokens` tokens of a text, in windows that do not overlap."""
+    """Measure perplexity and bits per byte on a text, in windows that do not overlap.
+
+    Args:
+        model: The model to measure.
+        tokenizer: Splits the text.
+        text: What to measure on.
+        tokens: How many of its first tokens to read; None for all.
+        window: Tokens read at a time, limited to the model's context.
+        name: What the result and the progress call the text.
+        progress: Called before every window.
+
+    Raises:
+        RecipeError: The text has fewer than two tokens, or one that the model has no embedding for.
+
+    Example:
+        >>> import pruning
+        >>> base = pruning.load("smollm2-135m")
+        >>> measured = pruning.perplexity(base.model, base.tokenizer, "A text of your own.")
+        >>> measured.value > 1
+        True
+    """
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     ids = torch.tensor(encoded.input_ids[:tokens], dtype=torch.long)
     check_vocabulary(model, tokenizer, ids)
@@ -90,53 +120,65 @@ def perplexity(
     return Perplexity(perplexity_of(total / count), read, window, name, total / math.log(2) / max(size, 1))
 
 
-def quality(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    progress: Reporter = silent,
-    tokens: int | None = None,
-) -> Quality:
-    """Perplexity and bits per byte on the bundled held-out passages.
+def evaluate(model: CausalLM, *, tokens: int | None = None, progress: Reporter = silent) -> Quality:
+    """Measure perplexity and bits per byte on the bundled held-out passages of five genres.
 
-    The same number of characters of each genre; or `tokens` in all, the same number of each genre, which
-    is not the same text for every vocabulary.
+    Args:
+        model: The model and its tokenizer, such as `LoadedModel` or `Pruned`.
+        tokens: How many tokens to read in all, the same number of each genre: quicker, but not the
+            same text for every vocabulary. None reads the same characters of each genre.
+        progress: Called before every window.
+
+    Example:
+        >>> import pruning
+        >>> base = pruning.load("smollm2-135m")
+        >>> quality = pruning.evaluate(base, tokens=500)
+        >>> list(quality.genres)
+        ['encyclopedia', 'story', 'code', 'dialogue', 'documentation']
     """
-    return summarize(dict(by_genre(model, tokenizer, progress, tokens)))
+    return summarize(dict(iter_evaluate(model, tokens=tokens, progress=progress)))
 
 
-def by_genre(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    progress: Reporter = silent,
-    tokens: int | None = None,
+def iter_evaluate(
+    model: CausalLM, *, tokens: int | None = None, progress: Reporter = silent
 ) -> Iterator[tuple[str, Perplexity]]:
-    """The parts of `quality`, one genre after the other."""
+    """Measure as `evaluate` does, and yield each genre with its result as soon as it is measured."""
     for genre, title in GENRES.items():
         name, text = f"{title}, held out", passage(genre, "heldout")
+        share = None
         if tokens is None:
-            yield genre, perplexity(model, tokenizer, text[:GENRE_CHARACTERS], name=name, progress=progress)
+            text = text[:GENRE_CHARACTERS]
         else:
             share = max(2, tokens // len(GENRES))
-            yield genre, perplexity(model, tokenizer, text, share, name=name, progress=progress)
+        measured = perplexity(model.model, model.tokenizer, text, tokens=share, name=name, progress=progress)
+        yield genre, measured
 
 
 def summarize(genres: dict[str, Perplexity]) -> Quality:
-    """All genres together, each weighing the same: the geometric mean of their perplexities, and the
-    mean of their bits per byte."""
+    """Put the results of genres together, every genre weighing the same.
+
+    Args:
+        genres: At least one result.
+
+    Returns:
+        Overall, the geometric mean of the perplexities and the mean of the bits per byte (None if one of
+        them was not measured).
+    """
     mean = sum(math.log(result.value) for result in genres.values()) / len(genres)
     tokens = sum(result.tokens for result in genres.values())
     window = next(iter(genres.values())).window
-    bits = statistics.fmean(result.bits_per_byte for result in genres.values())
+    measured = [result.bits_per_byte for result in genres.values() if result.bits_per_byte is not None]
+    bits = statistics.fmean(measured) if len(measured) == len(genres) else None
     return Quality(Perplexity(perplexity_of(mean), tokens, window, "five genres, held out", bits), genres)
 
 
-def digest(revision: str | None) -> str:
-    """Identifies a measurement of `quality`: the model's revision and the texts it was made on."""
+def evaluation_key(revision: str | None) -> str:
+    """Return 32 hexadecimal digits that identify an evaluation of a model revision on today's passages."""
     texts = "".join(passage(genre, "heldout") for genre in GENRES)
     key = f"{_FORMAT}|{revision}|{WINDOW}|{GENRE_CHARACTERS}|{texts}"
     return hashlib.sha256(key.encode()).hexdigest()[:32]
 
 
 def size_on_disk(parameters: int, dtype: torch.dtype) -> int:
-    """Bytes that the weights take in a safetensors file, without its small header."""
+    """Return the bytes that weights take in a safetensors file, without its small header."""
     return parameters * dtype.itemsize

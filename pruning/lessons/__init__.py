@@ -35,25 +35,25 @@ LESSONS = (
     Lesson(
         "03-the-wrong-way",
         runs=(
-            LessonRun("independent", "Gate and up ranked separately", _neurons(0.2, "independent")),
+            LessonRun("gate_up_unpaired", "Gate and up ranked separately", _neurons(0.2, "gate_up_unpaired")),
             LessonRun("l1", "Gate and up ranked together, L1", _neurons(0.2, "l1")),
         ),
-        claims=(Claim("independent_ratio", 1e4), Claim("l1_ratio", 50)),
+        claims=(Claim("gate_up_unpaired_ratio", 1e4), Claim("l1_ratio", 50)),
         correct_option=2,
     ),
     Lesson(
         "04-the-right-way-from-weights",
-        runs=(LessonRun("ppm", "Peak-to-peak magnitude", _neurons(0.2, "ppm")),),
-        claims=(Claim("ppm_ratio", 2, 50),),
+        runs=(LessonRun("peak_to_peak", "Peak-to-peak magnitude", _neurons(0.2, "peak_to_peak")),),
+        claims=(Claim("peak_to_peak_ratio", 2, 50),),
         correct_option=2,
     ),
     Lesson(
         "05-ask-the-data",
         runs=(
-            LessonRun("ppm", "Peak-to-peak magnitude, from weights", _neurons(0.2, "ppm")),
+            LessonRun("peak_to_peak", "Peak-to-peak magnitude, from weights", _neurons(0.2, "peak_to_peak")),
             LessonRun("activation", "Activation strength, from text", _neurons(0.2, "activation")),
         ),
-        claims=(Claim("activation_ratio", 1, 1.9), Claim("ppm_ratio", 2)),
+        claims=(Claim("activation_ratio", 1, 1.9), Claim("peak_to_peak_ratio", 2)),
         chart="importance",
         correct_option=2,
     ),

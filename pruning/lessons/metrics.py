@@ -42,7 +42,7 @@ def metrics_of_runs(runs: Sequence[tuple[str, Pruned]]) -> dict[str, float | str
     metrics: dict[str, float] = {}
     for name, pruned in runs:
         report = pruned.report
-        before, after = report.quality_before, report.quality_after
+        before, after = report.before.quality, report.after.quality
         if before is None or after is None:
             raise ValueError(f"The model of the run {name} has not been evaluated.")
         metrics["dense"] = before.overall.value
@@ -50,8 +50,8 @@ def metrics_of_runs(runs: Sequence[tuple[str, Pruned]]) -> dict[str, float | str
             f"{name}_dense": before.overall.value,
             f"{name}_perplexity": after.overall.value,
             f"{name}_ratio": after.overall.value / before.overall.value,
-            f"{name}_smaller": 1 - report.parameters_after / report.parameters_before,
-            f"{name}_bytes": report.bytes_after,
+            f"{name}_smaller": 1 - report.after.parameters / report.before.parameters,
+            f"{name}_bytes": report.after.bytes,
             f"{name}_width_after": pruned.shape.count(NEURON),
         }
         metrics |= {f"{name}_{genre}": result.value for genre, result in after.genres.items()}

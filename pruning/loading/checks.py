@@ -2,6 +2,7 @@
 
 import re
 from math import prod
+from typing import Any
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -20,18 +21,24 @@ SPARE_NUMBERS = 100_000_000
 
 
 def suggest_default() -> str:
+    """Return the end of a sentence that names the model that always works."""
     return f", or use {catalog.DEFAULT_MODEL}, which works without a network"
 
 
 def adapter_message(name: str) -> str:
+    """Return the message that refuses an adapter."""
     return (
         f"{name} holds an adapter (adapter_config.json), which changes a model while it is loaded. "
         "Merge it into its base model first, or choose another model."
     )
 
 
-def check_config(values: dict, name: str) -> PreTrainedConfig:
-    """The config, if a model can be built from it by transformers alone."""
+def check_config(values: dict[str, Any], name: str) -> PreTrainedConfig:
+    """Build the config from its values, if transformers alone can build a model from it.
+
+    Raises:
+        ModelError: The config asks for code, is quantized, or is not one of a known family.
+    """
     if values.get("auto_map"):
         raise ModelError(
             f"{name} brings code of its own (auto_map), which is never run here. "
@@ -39,7 +46,7 @@ def check_config(values: dict, name: str) -> PreTrainedConfig:
         )
     if values.get("quantization_config"):
         raise ModelError(
-            f"{name} is quantised, and packed weights cannot be cut. Choose the model that it was made from."
+            f"{name} is quantized, and packed weights cannot be pruned. Choose the model that it was made from."
         )
     if values.get("transformers_weights"):
         raise ModelError(
@@ -75,9 +82,9 @@ def check_tensors(name: str, config: PreTrainedConfig, tensors: Tensors) -> None
         if layer and int(layer[1]) >= anatomy.layers:
             mismatch = f"its config has {anatomy.layers} layers, and the files hold layer {int(layer[1]) + 1}"
         elif full in expected and shape != expected[full]:
-            mismatch = f"{key[:100]} is of another shape, {list(shape)} and not {list(expected[full])}"
+            mismatch = f"{key[:100]} has the shape {list(shape)}, not {list(expected[full])}"
         elif full in expected and not re.match("B?F", dtype):
-            mismatch = f"{key[:100]} holds {dtype[:20]} numbers, which are no plain weights"
+            mismatch = f"{key[:100]} holds {dtype[:20]} numbers, which are not plain weights"
         if mismatch:
             break
     described, held = Shape.of(config).parameters, sum(prod(shape) for _, shape in tensors.values())
@@ -92,7 +99,7 @@ def check_tensors(name: str, config: PreTrainedConfig, tensors: Tensors) -> None
 def check_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase, size: int) -> None:
     """Refuse a tokenizer whose tokens the model does not know.
 
-    A few added ones may lie beyond, as Gemma 3's token for images does: ordinary text never has them.
+    A few added tokens may lie beyond, as Gemma 3's image token does: ordinary text never has them.
     """
     added = tokenizer.get_added_vocab()
     beyond = {token for token, number in tokenizer.get_vocab().items() if not 0 <= number < size}
@@ -104,9 +111,10 @@ def check_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase, size: int) ->
 
 
 def check_finite(name: str, model: PreTrainedModel) -> None:
+    """Refuse a model whose weights are not all finite numbers."""
     for key, _ in model.named_parameters():
         if not all(torch.isfinite(end) for end in torch.aminmax(parameter(model, key))):
             raise ModelError(
-                f"The weights of {name} are damaged: {key} holds values that are no numbers. "
+                f"The weights of {name} are damaged: {key} holds values that are not finite. "
                 "Download the model again, or choose another."
             )

@@ -1,20 +1,24 @@
-"""Limits on how long the Hub's client waits."""
+"""Limits on how long the Hub's client waits.
+
+Requests, responses and clients are untyped here: which HTTP library they belong to depends on huggingface_hub.
+"""
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 from huggingface_hub.utils import _http as hub_client
 from huggingface_hub.utils import hf_raise_for_status, parse_ratelimit_headers, set_client_factory
 
 READ_TIMEOUT = 60.0
-"""Seconds that the Hub may keep silent; left alone, its client waits for ever."""
+"""Seconds without an answer after which a request fails; by default, the Hub's client waits forever."""
 
 MAX_RETRY_AFTER = 30
-"""Seconds that the Hub may ask its client to wait; left alone, it sleeps as long as it is told."""
+"""The longest wait, in seconds, that the Hub may ask for; by default, its client obeys any."""
 
 
-def retry_after(response) -> int | None:
-    """How many seconds an answer of the Hub asks its client to wait, if it says so."""
+def retry_after(response: Any) -> int | None:
+    """Return how many seconds a response asks the client to wait, or None."""
     limit = parse_ratelimit_headers(response.headers)
     if limit is not None and limit.remaining == 0:
         return limit.reset_in_seconds
@@ -22,7 +26,7 @@ def retry_after(response) -> int | None:
     return int(after) if re.fullmatch(r"\d{1,9}", after) else None
 
 
-def _limit_timeout(request) -> None:
+def _limit_timeout(request: Any) -> None:
     limits = request.extensions.get("timeout", {})
     kinds = ("connect", "read", "write", "pool")
     request.extensions["timeout"] = {
@@ -30,14 +34,14 @@ def _limit_timeout(request) -> None:
     }
 
 
-def _limit_wait(response) -> None:
+def _limit_wait(response: Any) -> None:
     if response.status_code in (429, 503) and (retry_after(response) or 0) > MAX_RETRY_AFTER:
         response.read()
         hf_raise_for_status(response)
 
 
-def _with_limits(make_client: Callable) -> Callable:
-    def make():
+def _with_limits(make_client: Callable[[], Any]) -> Callable[[], Any]:
+    def make() -> Any:
         client = make_client()
         hooks = client.event_hooks
         client.event_hooks = {
@@ -50,5 +54,5 @@ def _with_limits(make_client: Callable) -> Callable:
 
 
 def limit_hub_client() -> None:
-    """Bound how long the Hub's client waits. Keeps a client factory that is already set."""
+    """Bound how long the Hub's client waits. If a client factory is set already, bound its clients."""
     set_client_factory(_with_limits(hub_client._GLOBAL_CLIENT_FACTORY))

@@ -4,8 +4,9 @@ import os
 from collections.abc import Iterator
 from contextlib import suppress
 
-from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
+from huggingface_hub import HfApi, HfFileSystem, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import RevisionNotFoundError
+from pyarrow import ArrowException, parquet
 
 from pruning.errors import ModelError
 from pruning.loading.files import first_line
@@ -15,9 +16,11 @@ from pruning.progress import Progress, Reporter, silent
 
 
 def wikitext(token: Token = None, progress: Reporter = silent) -> str:
-    """The validation split of WikiText-2 (Merity et al., 2016) from the Hub."""
-    from pyarrow import parquet
+    """Download the validation split of WikiText-2 (Merity et al., 2016) from the Hub.
 
+    Raises:
+        ModelError: The Hub cannot be reached.
+    """
     progress(Progress("Downloading WikiText-2"))
     endpoint = os.environ.get("HF_ENDPOINT")
     place = {
@@ -29,10 +32,16 @@ def wikitext(token: Token = None, progress: Reporter = silent) -> str:
         with hub_errors("Salesforce/wikitext", None):
             file = try_to_load_from_cache(**place)
             if not isinstance(file, str):
-                # This fails at once without a network; the download would try for half a minute.
+                # Without a network, this fails immediately; the download would retry for half a minute.
                 if not HfApi(endpoint=endpoint).file_exists(**place, token=token):
                     raise Unreachable
-                file = hf_hub_download(**place, token=token, endpoint=endpoint)
+                file = hf_hub_download(
+                    place["repo_id"],
+                    place["filename"],
+                    repo_type=place["repo_type"],
+                    token=token,
+                    endpoint=endpoint,
+                )
     except Unreachable:
         raise ModelError(
             "WikiText-2 is on the Hugging Face Hub, which cannot be reached. "
@@ -49,30 +58,34 @@ def dataset_texts(
     revision: str | None = None,
     token: Token = False,
 ) -> Iterator[str]:
-    """The texts in a column of a dataset on the Hub, row by row; no more is downloaded than is asked for.
+    """Yield the texts in a column of a dataset on the Hub, row by row, downloading no more than is consumed.
 
-    Reads the dataset's Parquet files, or those that the Hub made of it. Raises `ModelError`.
+    Reads the dataset's own Parquet files, or those that the Hub converted it to.
+
+    Args:
+        name: The dataset's id on the Hub.
+        column: The column that holds the texts.
+        subset: The subset (configuration) to read; None for any.
+        split: The split to read.
+        revision: A commit, a branch or a tag; None for the newest.
+        token: The access token of the caller.
+
+    Raises:
+        ModelError: The dataset cannot be read, or has no such column, subset or split.
     """
-    from huggingface_hub import HfFileSystem
-    from pyarrow import ArrowException, parquet
-
-    def wanted(path: str) -> bool:
-        folder, _, file = path.rpartition("/")
-        fits = subset is None or subset in folder.split("/")
-        return path.endswith(".parquet") and fits and (split in file or folder.endswith(split))
-
-    endpoint, files = os.environ.get("HF_ENDPOINT"), []
+    endpoint = os.environ.get("HF_ENDPOINT")
+    files: list[str] = []
     try:
         with hub_errors(name, revision):
             for version in [revision] if revision else ["main", "refs/convert/parquet"]:
-                listed = []
+                listed: list[str] = []
                 with suppress(*[RevisionNotFoundError] * (revision is None)):
-                    # Fails at once without a network; other calls would try again for half a minute.
-                    about = HfApi(endpoint=endpoint).dataset_info(
+                    # Without a network, this fails immediately; other calls would retry for half a minute.
+                    info = HfApi(endpoint=endpoint).dataset_info(
                         name, revision=version, token=token, timeout=15
                     )
-                    listed = [file.rfilename for file in about.siblings or []]
-                if files := sorted(path for path in listed if wanted(path)):
+                    listed = [file.rfilename for file in info.siblings or []]
+                if files := sorted(path for path in listed if _holds_split(path, subset, split)):
                     break
             disk = HfFileSystem(endpoint=endpoint, token=token)
             for path in files:
@@ -95,3 +108,10 @@ def dataset_texts(
             f"{name} has no Parquet files of the split {split!r}"
             f"{f' of {subset!r}' if subset else ''}. Choose another dataset, subset or split."
         )
+
+
+def _holds_split(path: str, subset: str | None, split: str) -> bool:
+    """Return whether a file of a dataset is a Parquet file of a subset and a split, judging by its path."""
+    folder, _, file = path.rpartition("/")
+    fits = subset is None or subset in folder.split("/")
+    return path.endswith(".parquet") and fits and (split in file or folder.endswith(split))

@@ -3,11 +3,20 @@
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from huggingface_hub import HfApi, get_token, hf_hub_download, snapshot_download, try_to_load_from_cache
+from huggingface_hub import (
+    HfApi,
+    ModelCard,
+    get_token,
+    hf_hub_download,
+    snapshot_download,
+    try_to_load_from_cache,
+)
 from huggingface_hub import constants as hub
 from huggingface_hub.errors import (
     EntryNotFoundError,
@@ -34,20 +43,22 @@ from pruning.loading.files import (
     has_tokenizer,
     is_complete,
     is_readable,
+    kept_layers_in,
     matches,
+    read_config_file,
     read_json,
 )
-from pruning.loading.source import Source, Token
+from pruning.loading.source import Access, HubFiles, Source, Token
 from pruning.progress import Progress, Reporter
 
 MAX_TEXT_BYTES = 100_000_000
-"""The largest text file accepted; the largest tokenizers of the known families take 35 MB."""
+"""The largest text file accepted; the largest tokenizers of the known families have 35 MB."""
 
 MAX_WEIGHT_FILES = 100
 
 
 def size_limit() -> int:
-    """The largest download accepted, in bytes: `$SECATEUR_MAX_BYTES`, or 4 GB."""
+    """Return the largest download accepted, in bytes: `$SECATEUR_MAX_BYTES`, or 4 GB."""
     value = os.environ.get("SECATEUR_MAX_BYTES", "4e9")
     try:
         return int(float(value))
@@ -56,7 +67,7 @@ def size_limit() -> int:
 
 
 def saved_token() -> Token:
-    """The token that this machine is signed in with, or False."""
+    """Return the token that this machine is signed in with, or False."""
     return get_token() or False
 
 
@@ -65,21 +76,23 @@ class Unreachable(Exception):
 
 
 def check_revision(revision: str | None) -> None:
+    """Refuse a revision that cannot be one. Raises `ModelError`."""
     # huggingface_hub makes a path of it.
     if revision is not None and (".." in revision or not re.fullmatch(r"[\w./:=-]+", revision)):
         raise ModelError(
-            f"{revision[:100]!r} is no revision. Give a commit, a branch or a tag, or none for the newest."
+            f"{revision[:100]!r} is not a revision. Give a commit, a branch or a tag, or none for the newest."
         )
 
 
-def check_id(name: str, own_machine: bool) -> None:
+def check_id(name: str, access: Access) -> None:
+    """Refuse a name that cannot be a Hub id. Raises `ModelError`."""
     try:
         validate_repo_id(name)
     except HFValidationError:
         known = ", ".join(catalog.MODELS)
-        folder = ", or a folder that exists" if own_machine else ""
+        folder = ", or a folder that exists" if access.local else ""
         raise ModelError(
-            f"{name[:100]!r} is no model: give a Hub id such as owner/name, one of the catalogue "
+            f"{name[:100]!r} is not a model: give a Hub id such as owner/name, one of the catalog "
             f"({known}){folder}."
         ) from None
 
@@ -106,7 +119,7 @@ def hub_errors(hub_id: str, revision: str | None) -> Iterator[None]:
     except EntryNotFoundError as error:
         if isinstance(error, LocalEntryNotFoundError):
             raise Unreachable from error
-        raise ModelError(f"{hub_id} has no config.json: it is no transformers model.") from None
+        raise ModelError(f"{hub_id} has no config.json, so it is not a transformers model.") from None
     except HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else None
         if status == 401:
@@ -119,7 +132,9 @@ def hub_errors(hub_id: str, revision: str | None) -> Iterator[None]:
     except (HTTPError, OfflineModeIsEnabled) as error:
         raise Unreachable from error
     except UnicodeEncodeError:
-        raise ModelError("The access token has characters that no token has. Sign in again.") from None
+        raise ModelError(
+            "The access token has characters that are not allowed in a token. Sign in again."
+        ) from None
     except OSError as error:
         raise ModelError(
             f"{hub_id} could not be written to {hub.HF_HUB_CACHE}: {error.strerror or first_line(error)}. "
@@ -128,7 +143,13 @@ def hub_errors(hub_id: str, revision: str | None) -> Iterator[None]:
 
 
 def find_cached(hub_id: str, revision: str | None, weights: bool) -> Source | None:
-    """A snapshot that an earlier load left on this machine, complete enough to use."""
+    """Find the snapshot that an earlier load left on this machine; None if it is not complete.
+
+    Args:
+        hub_id: The model's id on the Hub.
+        revision: A commit, a branch or a tag; None for the newest that this machine knows.
+        weights: Whether the snapshot must hold the weights, or only the config.
+    """
     try:
         folder = _snapshot(hub_id, revision, weights, local_files_only=True)
     except (LocalEntryNotFoundError, RevisionNotFoundError, RepositoryNotFoundError):
@@ -142,42 +163,42 @@ def find_cached(hub_id: str, revision: str | None, weights: bool) -> Source | No
         license=license_of(hub_id, folder),
         origin=f"from this machine's copy of {hub_id} on the Hugging Face Hub",
         folder=folder,
+        config=read_config_file(folder),
+        kept_layers=kept_layers_in(folder),
     )
 
 
-def _snapshot(hub_id: str, revision: str | None, weights: bool, **options) -> Path:
-    """The folder of a snapshot. Of a repository, only the files at its root are ever used."""
-    wanted = TEXT_FILES + (WEIGHT_FILES if weights else ())
+def _snapshot(hub_id: str, revision: str | None, weights: bool, **options: Any) -> Path:
+    """Return the folder of a snapshot. Of a repository, only the files at its root are ever used."""
+    patterns = TEXT_FILES + (WEIGHT_FILES if weights else ())
     return Path(
         snapshot_download(
-            hub_id, revision=revision, allow_patterns=list(wanted), ignore_patterns=["*/*"], **options
+            hub_id, revision=revision, allow_patterns=list(patterns), ignore_patterns=["*/*"], **options
         )
     )
 
 
 def license_of(hub_id: str, folder: Path) -> str | None:
+    """Return the license that the catalog or the model card in a folder names, or None."""
     if entry := catalog.find(hub_id):
         return entry.license
-    note = folder / "README.md"
-    if not note.is_file() or note.stat().st_size > 1e6:
+    card = folder / "README.md"
+    if not card.is_file() or card.stat().st_size > 1e6:
         return None
-    from huggingface_hub import ModelCard
-
     try:
-        return ModelCard.load(note, ignore_metadata_errors=True).data.license
+        return ModelCard.load(card, ignore_metadata_errors=True).data.license
     except Exception:
         return None
 
 
-def download(
-    hub_id: str,
-    revision: str | None,
-    token: Token,
-    max_bytes: int | None,
-    progress: Reporter,
-    weights: bool,
-) -> Source:
-    endpoint = os.environ.get("HF_ENDPOINT")
+def look_up(hub_id: str, revision: str | None, access: Access, progress: Reporter) -> Source:
+    """Look a model up on the Hub: check its list of files and its config, and download its text files.
+
+    Raises:
+        ModelError: The model cannot be used. The message says why, and what to do.
+        Unreachable: The Hub does not answer.
+    """
+    token, endpoint = access.hub_token, os.environ.get("HF_ENDPOINT")
     progress(Progress(f"Asking the Hub about {hub_id}"))
     with hub_errors(hub_id, revision):
         info = HfApi(endpoint=endpoint).model_info(
@@ -187,8 +208,8 @@ def download(
             # A file that is already here would otherwise be handed out without asking.
             HfApi(endpoint=endpoint).auth_check(hub_id, token=token)
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or [] if "/" not in file.rfilename}
-    tensors = {name: size for name, size in sizes.items() if matches(name, WEIGHT_FILES)}
-    if not tensors:
+    weights = {name: size for name, size in sizes.items() if matches(name, WEIGHT_FILES)}
+    if not weights:
         raise ModelError(
             f"{hub_id} has no weights in safetensors files, and other formats can run code when they are "
             "read. Ask its owners to convert it, or choose another model."
@@ -197,34 +218,19 @@ def download(
         raise ModelError(f"{hub_id} has no tokenizer, so it cannot read text. Choose another model.")
     if "adapter_config.json" in sizes:
         raise ModelError(adapter_message(hub_id))
-    wanted = {name: size for name, size in sizes.items() if name in tensors or matches(name, TEXT_FILES)}
-    _check_sizes(hub_id, wanted, tensors, max_bytes)
+    needed = {name: size for name, size in sizes.items() if name in weights or matches(name, TEXT_FILES)}
+    _check_sizes(hub_id, needed, weights)
     with hub_errors(hub_id, revision):
         config_file = download_file(hub_id, "config.json", sizes.get("config.json"), info.sha, token)
     config = check_config(read_json(config_file), hub_id)
-    check_room(hub_id, config, sum(tensors.values()))
-    if weights:
-        missing = [name for name in wanted if not _is_cached(hub_id, name, info.sha)]
-        size = sum(wanted[name] for name in missing)
-        free = shutil.disk_usage(hub.HF_HUB_CACHE).free
-        if size * 1.1 > free:
-            raise ModelError(
-                f"{hub_id} needs {format_bytes(size)} of disk and {format_bytes(free)} are free. "
-                "Make room, or choose a smaller model."
-            )
-        with hub_errors(hub_id, revision):
-            # Those that are here are compared once they are opened.
-            _check_headers(hub_id, config, tensors.keys() & missing, info.sha, token)
-        progress(Progress(f"Downloading {hub_id}, {format_bytes(size)}"))
+    check_room(hub_id, config, sum(weights.values()))
     with hub_errors(hub_id, revision):
-        folder = _snapshot(hub_id, info.sha, weights, token=token, endpoint=endpoint)
+        folder = _snapshot(hub_id, info.sha, False, token=token, endpoint=endpoint)
         # Notes which commit the revision means, for the next load without the Hub.
         hf_hub_download(hub_id, "config.json", revision=revision, token=token, endpoint=endpoint)
-        if weights and not all((folder / name).is_file() for name in wanted):
-            raise Unreachable  # The Hub went away; snapshot_download then returns what there is.
-        for name, size in wanted.items():
-            if (folder / name).is_file():
-                download_file(hub_id, name, size, info.sha, token)
+        _complete_files(
+            hub_id, {name: needed[name] for name in needed.keys() - weights}, folder, info.sha, token
+        )
     return Source(
         name=hub_id,
         hub_id=hub_id,
@@ -232,41 +238,105 @@ def download(
         license=license_of(hub_id, folder),
         origin=f"from {hub_id} on the Hugging Face Hub",
         folder=folder,
+        config=config,
         public=not (info.private or info.gated),
+        remote=HubFiles(info.sha, needed, frozenset(weights)),
+        kept_layers=kept_layers_in(folder),
     )
 
 
-def _is_cached(hub_id: str, name: str, commit: str) -> bool:
+def fetch_weights(source: Source, access: Access, progress: Reporter) -> Source:
+    """Download the weights of a model that was looked up, after comparing their headers with its config.
+
+    Raises:
+        ModelError: The weights do not fit the config, or the disk.
+        Unreachable: The Hub does not answer.
+    """
+    hub_id, remote, token = str(source.hub_id), source.remote, access.hub_token
+    assert remote is not None, "there is nothing to download"
+    missing = [name for name in remote.sizes if not _is_cached(hub_id, name, remote.commit)]
+    size = sum(remote.sizes[name] for name in missing)
+    free = shutil.disk_usage(hub.HF_HUB_CACHE).free
+    if size * 1.1 > free:
+        raise ModelError(
+            f"{hub_id} needs {format_bytes(size)} of disk space, and {format_bytes(free)} are free. "
+            "Make room, or choose a smaller model."
+        )
+    with hub_errors(hub_id, remote.commit):
+        # Files that are already here are compared once they are opened.
+        _check_headers(hub_id, source.config, remote.weights & set(missing), remote.commit, token)
+    progress(Progress(f"Downloading {hub_id}, {format_bytes(size)}"))
+    with hub_errors(hub_id, remote.commit):
+        folder = _snapshot(hub_id, remote.commit, True, token=token, endpoint=os.environ.get("HF_ENDPOINT"))
+        if not all((folder / name).is_file() for name in remote.sizes):
+            raise Unreachable  # The Hub went away; snapshot_download then returns what there is.
+        _complete_files(hub_id, remote.sizes, folder, remote.commit, token)
+    return replace(source, folder=folder, remote=None)
+
+
+def _complete_files(
+    hub_id: str, sizes: Mapping[str, int], folder: Path, commit: str | None, token: Token
+) -> None:
+    """Download again each file of a snapshot that was cut short."""
+    for name, size in sizes.items():
+        if (folder / name).is_file():
+            download_file(hub_id, name, size, commit, token)
+
+
+def _is_cached(hub_id: str, name: str, commit: str | None) -> bool:
     return isinstance(try_to_load_from_cache(hub_id, name, revision=commit), str)
 
 
-def download_file(hub_id: str, name: str, size: int | None, commit: str, token: Token) -> Path:
-    """A file of a model, downloaded again where the copy on this machine was cut short."""
-    place = {"revision": commit, "token": token, "endpoint": os.environ.get("HF_ENDPOINT")}
+def download_file(hub_id: str, name: str, size: int | None, commit: str | None, token: Token) -> Path:
+    """Download a file of a model, again if the copy on this machine was cut short."""
+    place: dict[str, Any] = {"revision": commit, "token": token, "endpoint": os.environ.get("HF_ENDPOINT")}
     file = Path(hf_hub_download(hub_id, name, **place))
     if size is not None and file.stat().st_size != size:
         file = Path(hf_hub_download(hub_id, name, **place, force_download=True))
     return file
 
 
-def _check_sizes(hub_id: str, wanted: dict[str, int], tensors: dict[str, int], max_bytes: int | None) -> None:
+def fetch_text_file(hub_id: str, name: str, revision: str | None, access: Access) -> Path:
+    """Download one small file of a model.
+
+    Raises:
+        FileNotFoundError: The model has no such file.
+        ModelError: The Hub refuses, or the file is too large.
+        Unreachable: The Hub does not answer.
+    """
+    check_id(hub_id, access)
+    check_revision(revision)
+    with hub_errors(hub_id, revision):
+        info = HfApi(endpoint=os.environ.get("HF_ENDPOINT")).model_info(
+            hub_id, revision=revision, files_metadata=True, token=access.hub_token, timeout=15
+        )
+    sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
+    if name not in sizes:
+        raise FileNotFoundError(name)
+    if sizes[name] > MAX_TEXT_BYTES:
+        raise ModelError(f"{name} of {hub_id} has {format_bytes(sizes[name])}, which is too large.")
+    with hub_errors(hub_id, revision):
+        return download_file(hub_id, name, sizes[name], info.sha, access.hub_token)
+
+
+def _check_sizes(hub_id: str, needed: dict[str, int], weights: dict[str, int]) -> None:
     """Refuse what is too large to download or to read, from the list of files alone."""
-    limit = size_limit() if max_bytes is None else max_bytes
-    size = sum(wanted.values())
+    limit = size_limit()
+    size = sum(needed.values())
     if size > limit:
         raise ModelError(
             f"{hub_id} is a download of {format_bytes(size)}; the limit here is {format_bytes(limit)}. "
             "Choose a smaller model, or raise SECATEUR_MAX_BYTES where you run this."
         )
-    for name in wanted.keys() - tensors.keys():
-        if wanted[name] > MAX_TEXT_BYTES:
+    for name in needed.keys() - weights.keys():
+        if needed[name] > MAX_TEXT_BYTES:
             raise ModelError(
-                f"{name} in {hub_id} has {format_bytes(wanted[name])}; the limit for such a file is "
+                f"{name} in {hub_id} has {format_bytes(needed[name])}; the limit for such a file is "
                 f"{format_bytes(MAX_TEXT_BYTES)}. Choose another model."
             )
-    if len(tensors) > MAX_WEIGHT_FILES:
+    if len(weights) > MAX_WEIGHT_FILES:
         raise ModelError(
-            f"{hub_id} keeps its weights in {len(tensors)} files; the limit is {MAX_WEIGHT_FILES}. "
+            f"{hub_id} keeps its weights in {len(weights)} files; the limit is {MAX_WEIGHT_FILES}. "
             "Choose another model."
         )
 
@@ -280,11 +350,11 @@ _NO_HEADER = (
     TypeError,
     ValueError,
 )
-"""What the Hub's client raises on a header that is none."""
+"""What the Hub's client raises on an invalid header."""
 
 
 def _check_headers(
-    hub_id: str, config: PreTrainedConfig, files: Iterable[str], commit: str, token: Token
+    hub_id: str, config: PreTrainedConfig, files: Iterable[str], commit: str | None, token: Token
 ) -> None:
     """Compare the weights with the config before they are downloaded, from their first bytes."""
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
@@ -296,7 +366,7 @@ def _check_headers(
             }
         except _NO_HEADER as error:
             raise ModelError(
-                f"{name} in {hub_id} is no safetensors file: {first_line(error)} Choose another model."
+                f"{name} in {hub_id} is not a safetensors file: {first_line(error)} Choose another model."
             ) from None
         check_tensors(hub_id, config, found)
 

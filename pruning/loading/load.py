@@ -1,21 +1,15 @@
-"""From a name to a model: find it, check it, read its weights."""
+"""From a name to a model: find it and its config, then check and read its weights."""
 
 import os
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate.utils import get_max_memory
-from huggingface_hub import HfApi
 from safetensors import SafetensorError
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from pruning import catalog
 from pruning.architectures.placement import DISK, device_map
@@ -36,32 +30,37 @@ from pruning.loading.files import (
     first_line,
     has_tokenizer,
     is_complete,
+    kept_layers_in,
     main_dtype,
-    read_config_file,
     read_headers,
     read_json,
     weight_files,
 )
 from pruning.loading.hub import (
-    MAX_TEXT_BYTES,
     Unreachable,
     check_id,
     check_revision,
-    download,
-    download_file,
+    fetch_text_file,
+    fetch_weights,
     find_cached,
-    format_bytes,
-    hub_errors,
     license_of,
+    look_up,
 )
 from pruning.loading.offline import converted_folder, find_offline, is_installed
-from pruning.loading.source import Source, Token
+from pruning.loading.source import Access, Source, Token
 from pruning.progress import Progress, Reporter, silent
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A base model that nobody changes. `storage_dtype` is the precision its file has."""
+    """A base model that nobody changes.
+
+    Attributes:
+        model: An ordinary transformers model, in evaluation mode.
+        tokenizer: Its tokenizer.
+        source: Where it comes from.
+        storage_dtype: The precision of most weights in its files.
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -71,106 +70,151 @@ class LoadedModel:
 
 @dataclass(frozen=True)
 class StoredModel:
-    """A model in files on this machine, its weights not read. `dtype` is the precision of most of them."""
+    """A model in files on this machine that were checked, with its weights not read yet."""
 
     source: Source
-    config: PreTrainedConfig
     tokenizer: PreTrainedTokenizerBase
     dtype: torch.dtype
 
 
-def load(
+def find(
     name: str,
     *,
     revision: str | None = None,
     token: Token = None,
-    own_machine: bool = True,
-    max_bytes: int | None = None,
-    on_disk: bool = False,
+    access: Access | None = None,
+    weights: bool = False,
     progress: Reporter = silent,
-) -> LoadedModel:
-    """Load a catalogue name, a Hub id or a folder.
-
-    The Hub is asked for a model's card, files and config before any weight is downloaded, and not
-    at all for a model of the catalogue that is already on this machine. `own_machine`: whether the
-    caller owns the machine, and so may use its folders and its copies of models that are not
-    public; a public page must say False. accelerate places what one device cannot hold on several,
-    and leaves what none can hold on disk; `on_disk` leaves everything there, to be read tensor by
-    tensor. Code from the Hub is never run; only safetensors are read. Raises `ModelError` for every
-    refusal, saying why and what to do.
-    """
-    source = _find(name, revision, token, own_machine, max_bytes, progress, weights=True)
-    progress(Progress("Reading the weights"))
-    loaded = _read_weights(source, on_disk)
-    if DISK in device_map(loaded.model).values() and not on_disk:
-        progress(Progress("Memory does not hold all layers: the others are read from disk, which is slow"))
-    return loaded
-
-
-def read_config(
-    name: str,
-    *,
-    revision: str | None = None,
-    token: Token = None,
-    own_machine: bool = True,
-) -> tuple[PreTrainedConfig, Source]:
-    """Only the config of a model: enough for every preview. A folder may hold nothing else."""
-    source = _find(name, revision, token, own_machine, None, silent, weights=False)
-    return read_config_file(source.folder), source
-
-
-def _find(
-    name: str,
-    revision: str | None,
-    token: Token,
-    own_machine: bool,
-    max_bytes: int | None,
-    progress: Reporter,
-    weights: bool,
 ) -> Source:
+    """Find a model by its catalog name, its Hub id or its folder, and check its config.
+
+    Asks the Hub for the model's list of files, its config and its tokenizer, but downloads no weights; does
+    not ask the Hub about a public model of the catalog that is already on this machine.
+
+    Args:
+        name: A catalog name, a Hub id, or a folder.
+        revision: A commit, a branch or a tag; None for the newest. For a folder, the digest it must have.
+        token: The access token of the caller, if `access` is not given.
+        access: Who asks.
+        weights: Whether the weights will be read too. If not, a folder or a copy on this machine needs
+            nothing but a config.
+        progress: Is called with each stage.
+
+    Returns:
+        The source, whose `config` is checked. Pass it to `load`.
+
+    Raises:
+        ModelError: The model cannot be used. The message says why, and what to do.
+    """
+    access = access or Access(token)
     entry = catalog.find(name)
-    if entry is None and own_machine and _is_folder(name):
-        return _folder(name, revision, weights)
-    if token is None and not own_machine:
-        token = False  # The token saved on a machine is its owner's, not its visitors'.
+    if entry is None and access.local and is_folder(name):
+        return _find_folder(name, revision, weights)
     hub_id = entry.hub_id if entry else name
     if entry and entry.offline and revision == entry.offline.revision:
         return find_offline(entry, progress)
     if entry is None:
-        check_id(name, own_machine)
+        check_id(name, access)
     check_revision(revision)
     public = entry is not None and not entry.gated
-    found = find_cached(hub_id, revision, weights) if public else None
-    offline = entry is not None and entry.offline is not None and revision is None
-    if found is None and offline and is_complete(converted_folder(entry)):
+    source = find_cached(hub_id, revision, weights) if public else None
+    if (
+        source is None
+        and entry
+        and _may_use_offline(entry, revision)
+        and is_complete(converted_folder(entry))
+    ):
         return find_offline(entry, progress)
-    if found is None:
+    if source is None:
         try:
-            found = download(hub_id, revision, token, max_bytes, progress, weights)
+            source = look_up(hub_id, revision, access, progress)
         except Unreachable:
-            if offline and is_installed(entry):
-                return find_offline(entry, progress)
-            found = find_cached(hub_id, revision, weights) if own_machine else None
-            found = found and replace(found, public=public)
-        if found is None:
-            raise ModelError(
-                f"The Hugging Face Hub cannot be reached, and {hub_id} is not on this machine. "
-                f"Try again later{suggest_default()}."
-            )
-    return replace(found, name=entry.name if entry else name)
+            source = _find_without_hub(name, revision, access, weights, progress)
+    return replace(source, name=entry.name if entry else name)
 
 
-def _is_folder(name: str) -> bool:
+def load(
+    name: str | Source,
+    *,
+    revision: str | None = None,
+    token: Token = None,
+    access: Access | None = None,
+    on_disk: bool = False,
+    progress: Reporter = silent,
+) -> LoadedModel:
+    """Load a model by its catalog name, its Hub id or its folder, or one that `find` found.
+
+    Never runs code from the Hub, and reads weights from safetensors files alone. accelerate places what one
+    device cannot hold on several, and leaves on disk what none can hold.
+
+    Args:
+        name: A catalog name, a Hub id, a folder, or a source.
+        revision: A commit, a branch or a tag; None for the newest.
+        token: The access token of the caller, if `access` is not given.
+        access: Who asks.
+        on_disk: Whether to leave all weights on disk, to be read tensor by tensor.
+        progress: Is called with each stage.
+
+    Returns:
+        The model, its tokenizer and its source.
+
+    Raises:
+        ModelError: The model cannot be used. The message says why, and what to do.
+
+    Example:
+        >>> import pruning
+        >>> base = pruning.load("smollm2-135m")
+        >>> base.model.config.model_type
+        'llama'
+    """
+    access = access or Access(token)
+    source = name
+    if isinstance(source, str):
+        source = find(source, revision=revision, access=access, weights=True, progress=progress)
+    if source.remote is not None:
+        try:
+            source = fetch_weights(source, access, progress)
+        except Unreachable:
+            source = _find_without_hub(source.name, revision, access, True, progress)
+    progress(Progress("Reading the weights"))
+    loaded = _read_weights(_check_files(source), on_disk)
+    if DISK in device_map(loaded.model).values() and not on_disk:
+        progress(Progress("Some layers do not fit in memory and are read from disk, which is slow"))
+    return loaded
+
+
+def _may_use_offline(entry: catalog.CatalogModel, revision: str | None) -> bool:
+    return entry.offline is not None and revision is None
+
+
+def _find_without_hub(
+    name: str, revision: str | None, access: Access, weights: bool, progress: Reporter
+) -> Source:
+    """Fall back to what is on this machine. Raises `ModelError` if that is not enough."""
+    entry = catalog.find(name)
+    if entry and _may_use_offline(entry, revision) and is_installed(entry):
+        return find_offline(entry, progress)
+    hub_id = entry.hub_id if entry else name
+    source = find_cached(hub_id, revision, weights) if access.local else None
+    if source is None:
+        raise ModelError(
+            f"The Hugging Face Hub cannot be reached, and {hub_id} is not on this machine. "
+            f"Try again later{suggest_default()}."
+        )
+    return replace(source, name=entry.name if entry else name, public=entry is not None and not entry.gated)
+
+
+def is_folder(name: str) -> bool:
+    """Return whether a name is that of a folder on this machine."""
     try:
         return bool(name) and Path(name).expanduser().is_dir()
     except (OSError, RuntimeError):
         return False
 
 
-def _folder(name: str, revision: str | None, weights: bool) -> Source:
+def _find_folder(name: str, revision: str | None, weights: bool) -> Source:
     folder = Path(name).expanduser().resolve()
-    values = read_json(folder / "config.json")
-    check_config(values, name)
+    config = check_config(read_json(folder / "config.json"), name)
     if (folder / "adapter_config.json").exists():
         raise ModelError(adapter_message(name))
     digest = None
@@ -195,25 +239,31 @@ def _folder(name: str, revision: str | None, weights: bool) -> Source:
         license=license_of("", folder),
         origin=f"from the folder {folder.name}",
         folder=folder,
+        config=config,
         public=False,
+        kept_layers=kept_layers_in(folder),
     )
 
 
-def _check(source: Source) -> StoredModel:
-    config = read_config_file(source.folder)
+def _check_files(source: Source) -> StoredModel:
+    """Compare the files of a model with its config, before memory is taken for its weights."""
     files = weight_files(source.folder)
     if not files:
         raise ModelError(f"{source.name} has no complete safetensors weights. Save the model again.")
     tensors = read_headers(files)
-    check_room(source.name, config, sum(prod(shape) for _, shape in tensors.values()))
-    check_tensors(source.name, config, tensors)
+    check_room(source.name, source.config, sum(prod(shape) for _, shape in tensors.values()))
+    check_tensors(source.name, source.config, tensors)
     tokenizer = read_tokenizer(source)
-    check_tokenizer(source.name, tokenizer, config.vocab_size)
-    return StoredModel(source, config, tokenizer, main_dtype(tensors))
+    check_tokenizer(source.name, tokenizer, source.config.vocab_size)
+    return StoredModel(source, tokenizer, main_dtype(tensors))
 
 
 def read_tokenizer(source: Source) -> PreTrainedTokenizerBase:
-    """Only the tokenizer of a model whose files are here. Raises `ModelError`."""
+    """Read only the tokenizer of a model that was found.
+
+    Raises:
+        ModelError: There is no tokenizer, or it cannot be read.
+    """
     if not has_tokenizer(os.listdir(source.folder)):
         raise ModelError(
             f"{source.name} has no tokenizer, so it cannot read text. "
@@ -225,13 +275,13 @@ def read_tokenizer(source: Source) -> PreTrainedTokenizerBase:
         raise ModelError(f"The tokenizer of {source.name} cannot be read: {first_line(error)}") from error
 
 
-def _placement(stored: StoredModel, on_disk: bool) -> tuple[dict | str, torch.dtype]:
-    """The device map that accelerate gets, and the precision to compute in."""
+def _placement(stored: StoredModel, on_disk: bool) -> tuple[dict[str, str] | str, torch.dtype]:
+    """Choose the device map that accelerate gets, and the precision to compute in."""
     if on_disk:
         return {"": DISK}, stored.dtype
     if os.environ.get("SPACES_ZERO_GPU"):
         return "cpu", torch.float32
-    parameters, room = Shape.of(stored.config).parameters, get_max_memory()
+    parameters, room = Shape.of(stored.source.config).parameters, get_max_memory()
     if torch.cuda.is_available():
         # The other half is for what it computes.
         fits = parameters * stored.dtype.itemsize < room[0] / 2
@@ -241,15 +291,17 @@ def _placement(stored: StoredModel, on_disk: bool) -> tuple[dict | str, torch.dt
     return "auto", stored.dtype
 
 
-def _read_weights(source: Source, on_disk: bool) -> LoadedModel:
-    stored = _check(source)
-    device_map, dtype = _placement(stored, on_disk)
+def _read_weights(stored: StoredModel, on_disk: bool) -> LoadedModel:
+    source = stored.source
+    placement, dtype = _placement(stored, on_disk)
+    model: PreTrainedModel
+    info: dict[str, Any]
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(
+        model, info = AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]
             source.folder,
-            config=stored.config,
+            config=source.config,
             dtype=dtype,
-            device_map=device_map,
+            device_map=placement,
             trust_remote_code=False,
             use_safetensors=True,
             local_files_only=True,
@@ -258,8 +310,8 @@ def _read_weights(source: Source, on_disk: bool) -> LoadedModel:
         )
     except (OSError, ValueError, RuntimeError, LookupError, SafetensorError) as error:
         raise ModelError(f"{source.name} cannot be read: {first_line(error)}") from error
-    missing = [f"{name} is missing" for name in found["missing_keys"]]
-    misshapen = [f"{name} is of another shape" for name, *_ in found["mismatched_keys"]]
+    missing = [f"{name} is missing" for name in info["missing_keys"]]
+    misshapen = [f"{name} has another shape" for name, *_ in info["mismatched_keys"]]
     for problem in sorted(missing + misshapen)[:1]:
         raise ModelError(
             f"The weights of {source.name} do not fit its config: {problem}. "
@@ -267,12 +319,12 @@ def _read_weights(source: Source, on_disk: bool) -> LoadedModel:
         )
     if model.device.type == "meta" and not on_disk:
         raise ModelError(
-            f"Memory has no room even for the embeddings of {source.name}, and so it cannot run here. Close "
-            "other programs, choose a smaller model, or stream: python -m pruning prune … --stream."
+            f"Not even the embeddings of {source.name} fit in memory, so it cannot run here. Close other "
+            "programs, choose a smaller model, or use --stream, which never holds the whole model."
         )
     model.requires_grad_(False)
     if not on_disk and model.dtype != stored.dtype:
-        # What is seen is what is saved, though a file may hold some tensors in more precision than most.
+        # A file may hold some tensors in more precision than most; what is shown is what is saved.
         for values in model.parameters():
             if not values.is_meta:
                 values.copy_(values.to(stored.dtype))
@@ -281,35 +333,26 @@ def _read_weights(source: Source, on_disk: bool) -> LoadedModel:
 
 
 def fetch_recipe(
-    name: str, *, revision: str | None = None, token: Token = None, own_machine: bool = True
+    name: str, *, revision: str | None = None, token: Token = None, access: Access | None = None
 ) -> str:
-    """The text of the recipe that a saved or published model carries; `name` is a folder or a Hub id.
+    """Fetch the text of the recipe that a saved or published model carries.
 
-    Raises `ModelError` where there is none, or where it cannot be read.
+    Args:
+        name: A folder or a Hub id.
+        revision: A commit, a branch or a tag; None for the newest.
+        token: The access token of the caller, if `access` is not given.
+        access: Who asks.
+
+    Raises:
+        ModelError: The model carries no recipe, or it cannot be read.
     """
+    access = access or Access(token)
     try:
-        if own_machine and _is_folder(name):
+        if access.local and is_folder(name):
             return (Path(name).expanduser() / RECIPE_FILE).read_text(encoding="utf-8")
-        if token is None and not own_machine:
-            token = False
-        check_id(name, own_machine)
-        check_revision(revision)
-        with hub_errors(name, revision):
-            info = HfApi(endpoint=os.environ.get("HF_ENDPOINT")).model_info(
-                name, revision=revision, files_metadata=True, token=token, timeout=15
-            )
-        sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
-        if RECIPE_FILE not in sizes:
-            raise FileNotFoundError
-        if sizes[RECIPE_FILE] > MAX_TEXT_BYTES:
-            raise ModelError(
-                f"The recipe of {name} takes {format_bytes(sizes[RECIPE_FILE])}, as no recipe does."
-            )
-        with hub_errors(name, revision):
-            file = download_file(name, RECIPE_FILE, sizes[RECIPE_FILE], info.sha, token)
-        return file.read_text(encoding="utf-8")
+        return fetch_text_file(name, RECIPE_FILE, revision, access).read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ModelError(f"{name} carries no {RECIPE_FILE}: it is no model saved by Secateur.") from None
+        raise ModelError(f"{name} has no {RECIPE_FILE}, so it is not a model that Secateur saved.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ModelError(f"The recipe of {name} cannot be read: {first_line(error)}.") from None
     except Unreachable:

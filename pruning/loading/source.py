@@ -1,17 +1,64 @@
-"""Where a model comes from, and what a caller may see."""
+"""Where a model comes from, and who asks for it."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from transformers import PreTrainedConfig
+
 Token = str | bool | None
-"""An access token; None for the one saved on this machine, False for none at all."""
+"""An access token. None: the one saved on this machine. False: none."""
+
+
+@dataclass(frozen=True)
+class Access:
+    """Who asks for a model, and what they may see.
+
+    Attributes:
+        token: The access token that shows their rights on the Hub.
+        local: Whether they own this machine, and so may use its folders, its saved token, and its
+            copies of models that are not public. A server that acts for others must say False.
+    """
+
+    token: Token = field(default=None, repr=False)
+    local: bool = True
+
+    @property
+    def hub_token(self) -> Token:
+        """The token to show to the Hub: the one saved on a machine is its owner's, not its visitors'."""
+        return False if self.token is None and not self.local else self.token
+
+
+@dataclass(frozen=True)
+class HubFiles:
+    """The files of a model on the Hub that were looked up, but whose weights were not downloaded.
+
+    Attributes:
+        commit: The commit that was looked up.
+        sizes: The bytes of each file to download, by name.
+        weights: The names of those that hold weights.
+    """
+
+    commit: str | None
+    sizes: Mapping[str, int]
+    weights: frozenset[str]
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model came from. `revision` is a commit, a package version, or a digest of a folder.
+    """A model that was found: where it comes from, and its config.
 
-    `public`: whether anyone may see it; what is not must not be handed to other visitors.
+    Attributes:
+        name: The name that it was asked for by.
+        hub_id: Its id on the Hub, or None for a folder.
+        revision: A commit, a package version, or a digest of a folder's files.
+        license: The license that its card or the catalog names.
+        origin: Where its files come from, as a phrase for people.
+        folder: The folder that holds its files.
+        config: Its checked config.
+        public: Whether anyone may see it. What is not public must not be handed to other visitors.
+        remote: What to download before its weights can be read; None if they are here.
+        kept_layers: If it was pruned by Secateur, the number that each of its layers has in its base.
     """
 
     name: str
@@ -20,4 +67,7 @@ class Source:
     license: str | None
     origin: str
     folder: Path
+    config: PreTrainedConfig = field(repr=False, compare=False)
     public: bool = True
+    remote: HubFiles | None = None
+    kept_layers: tuple[int, ...] | None = None

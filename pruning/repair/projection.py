@@ -1,19 +1,22 @@
-"""Repair in closed form: what the kept neurons can say of what the removed ones said."""
+"""Repair in closed form: refit a projection so that the kept neurons make up for the removed ones."""
 
 from dataclasses import dataclass
 
 import torch
 
-from pruning.calibration.statistics import SiteGram
+from pruning.calibration.statistics import InputGram
 
 
 @dataclass(frozen=True)
 class Repair:
     """A repaired projection.
 
-    `weight`: `[channels, kept]`, float32, or None where no repair did better. `damping`: λ, None
-    for no repair. `error_before` and `error_after`: what is lost of the projection's output on
-    held-out rows, as a share of its energy, without and with the repair.
+    Attributes:
+        weight: `[channels, kept]`, float32, or None if no repair did better.
+        damping: λ, or None for no repair.
+        error_before: The share of the energy of the projection's output on held-out rows that is lost
+            without the repair.
+        error_after: The share that is lost with it.
     """
 
     weight: torch.Tensor | None
@@ -22,50 +25,60 @@ class Repair:
     error_after: float
 
 
-def repair_projection(site: SiteGram, weight: torch.Tensor, kept: torch.Tensor) -> Repair:
-    """Refit a projection `[channels, neurons]` to the neurons kept.
+def repair_projection(moments: InputGram, weight: torch.Tensor, kept: torch.Tensor) -> Repair:
+    """Refit a projection to the neurons that are kept.
 
     Solves argmin_V ‖X_k V − X Wᵀ‖² + λ̄ ‖V − W_kᵀ‖² with H = XᵀX, as V = W_kᵀ + C: ridge regression
     toward the untouched weights. C = (H_kk + λ̄ I)⁻¹ H_kr W_rᵀ is also −P_kr P_rr⁻¹ W_rᵀ with
     P = (H + λ̄ I)⁻¹ over all neurons (block inversion; Golub & Van Loan, §2.1.4), which is known before
     anything is cut: what remains to solve is as small as the cut. Held-out rows decide between this and
     no repair.
+
+    Args:
+        moments: The second moments of the projection's inputs.
+        weight: Its weight, `[channels, neurons]`.
+        kept: The neurons that are kept, ascending.
+
+    Returns:
+        The new weight, and what is lost with and without it.
     """
     kept = kept.to(weight.device)
-    stays = torch.zeros(weight.shape[1], dtype=torch.bool, device=weight.device)
-    stays[kept] = True
-    removed = (~stays).nonzero().squeeze(1)
-    lost = weight.index_select(1, removed).float().T
-    change = _change(site, kept, removed, lost)
-    missing = site.heldout.index_select(1, removed) @ lost
+    is_kept = torch.zeros(weight.shape[1], dtype=torch.bool, device=weight.device)
+    is_kept[kept] = True
+    removed = (~is_kept).nonzero().squeeze(1)
+    removed_weight = weight.index_select(1, removed).float().T
+    change = _change(moments, kept, removed, removed_weight)
+    missing = moments.heldout.index_select(1, removed) @ removed_weight
     before = _energy(missing)
-    after = _energy(site.heldout.index_select(1, kept) @ change - missing)
-    energy = max(_energy(site.heldout @ weight.float().T), 1e-30)
+    after = _energy(moments.heldout.index_select(1, kept) @ change - missing)
+    energy = max(_energy(moments.heldout @ weight.float().T), 1e-30)
     if not after < before:
         return Repair(None, None, before / energy, before / energy)
     return Repair(
-        weight.index_select(1, kept).float() + change.T, site.damping, before / energy, after / energy
+        weight.index_select(1, kept).float() + change.T, moments.damping, before / energy, after / energy
     )
 
 
-def _change(site: SiteGram, kept: torch.Tensor, removed: torch.Tensor, lost: torch.Tensor) -> torch.Tensor:
-    """C, `[kept, channels]`, by the smaller of both systems; `lost` is W_rᵀ."""
+def _change(
+    moments: InputGram, kept: torch.Tensor, removed: torch.Tensor, removed_weight: torch.Tensor
+) -> torch.Tensor:
+    """Compute C, `[kept, channels]`, by the smaller of both systems; `removed_weight` is W_rᵀ."""
     if len(removed) <= len(kept):
-        rows = site.inverse.index_select(0, removed)
-        return -(rows.index_select(1, kept).T @ _solve(rows.index_select(1, removed), lost))
-    rows = site.gram.index_select(0, kept)
+        rows = moments.inverse.index_select(0, removed)
+        return -(rows.index_select(1, kept).T @ _solve(rows.index_select(1, removed), removed_weight))
+    rows = moments.gram.index_select(0, kept)
     system = rows.index_select(1, kept)
-    system.diagonal().add_(site.ridge or 1.0)
-    return _solve(system, rows.index_select(1, removed) @ lost)
+    system.diagonal().add_(moments.ridge or 1.0)
+    return _solve(system, rows.index_select(1, removed) @ removed_weight)
 
 
-def _solve(system: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    """No change where the system is damaged or beyond the precision, and so no repair."""
+def _solve(system: torch.Tensor, right_side: torch.Tensor) -> torch.Tensor:
+    """Solve by Cholesky; zero, and so no repair, if the system is damaged or beyond the precision."""
     factor, failed = torch.linalg.cholesky_ex(system)
     if failed:
-        return torch.zeros_like(wanted)
+        return torch.zeros_like(right_side)
     # From the right: a third faster than with the inverse of the factor, since matrices lie by rows.
-    half = torch.linalg.solve_triangular(factor.mT, wanted.mT, upper=True, left=False)
+    half = torch.linalg.solve_triangular(factor.mT, right_side.mT, upper=True, left=False)
     return torch.linalg.solve_triangular(factor, half, upper=False, left=False).mT
 
 

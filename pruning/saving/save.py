@@ -1,48 +1,66 @@
 """Save a pruned model as a folder that plain transformers loads, and check it by loading it."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from pruning.architectures.placement import device_map
 from pruning.errors import SavingError
 from pruning.files import new_folder
 from pruning.loading.files import RECIPE_FILE
-from pruning.pipeline import Pruned
+from pruning.loading.source import Source
 from pruning.progress import Progress, Reporter, silent
+from pruning.recipe import Recipe
+from pruning.report import Report
 from pruning.saving.card import model_card
 from pruning.saving.provenance import provenance, write_safetensors_metadata
 from pruning.surgery import cast
 
 
-def save(
-    pruned: "Pruned",
+def save_model(
     folder: Path,
-    progress: Reporter = silent,
+    *,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    source: Source,
+    recipe: Recipe,
+    report: Report,
+    storage_dtype: torch.dtype,
     name: str | None = None,
-    largest_file: int | str = "50GB",
+    max_shard_size: int | str = "50GB",
+    progress: Reporter = silent,
 ) -> Path:
-    """Write config, safetensors (of at most `largest_file` bytes), tokenizer, generation config, recipe
-    and card.
+    """Write config, safetensors, tokenizer, generation config, recipe and card.
 
     Written to a temporary folder, read back by plain transformers and compared, then renamed; on any
-    failure nothing is left. Raises `SavingError`.
+    failure nothing is left.
+
+    Args:
+        folder: The folder to write. It must not exist, or be empty.
+        model: The pruned model.
+        tokenizer: Its tokenizer.
+        source: Where its base comes from.
+        recipe: How it was made.
+        report: What was measured.
+        storage_dtype: The precision to save it in.
+        name: The model's name on its card; the folder's name by default.
+        max_shard_size: The largest weights file, in bytes.
+        progress: Is called with each stage.
+
+    Raises:
+        SavingError: The folder cannot be written, or the model that was read back differs.
     """
-    folder = Path(folder)
     try:
         with new_folder(folder) as temporary:
             progress(Progress("Writing the model"))
-            model = pruned.model
-            if pruned.storage_dtype != model.dtype:
-                model = cast(model, pruned.storage_dtype)
-            model.save_pretrained(temporary, max_shard_size=largest_file)
-            pruned.tokenizer.save_pretrained(temporary)
-            write_metadata_files(pruned, temporary, name or folder.name)
+            stored = model if storage_dtype == model.dtype else cast(model, storage_dtype)
+            stored.save_pretrained(temporary, max_shard_size=max_shard_size)
+            tokenizer.save_pretrained(temporary)
+            write_metadata_files(temporary, name or folder.name, source, recipe, report)
             progress(Progress("Reading the model back to check it"))
-            _check_reload(pruned, temporary)
+            _check_reload(model, temporary)
     except FileExistsError:
         raise SavingError(
             f"{folder} exists and is not empty. Choose another folder, or empty it first."
@@ -59,33 +77,33 @@ def save(
     return folder
 
 
-def write_metadata_files(pruned: "Pruned", folder: Path, name: str) -> None:
-    """Put the recipe and the card beside the weights, and the provenance into them."""
-    pruned = _without_paths(pruned)
-    (folder / RECIPE_FILE).write_text(pruned.recipe.to_yaml(), encoding="utf-8")
-    (folder / "README.md").write_text(str(model_card(pruned, name)), encoding="utf-8")
+def write_metadata_files(folder: Path, name: str, source: Source, recipe: Recipe, report: Report) -> None:
+    """Write the recipe and the card beside the weights, and the provenance into them."""
+    recipe = _without_paths(recipe, source)
+    (folder / RECIPE_FILE).write_text(recipe.to_yaml(), encoding="utf-8")
+    card = model_card(name, source=source, recipe=recipe, report=report)
+    (folder / "README.md").write_text(str(card), encoding="utf-8")
     for file in folder.glob("*.safetensors"):
-        write_safetensors_metadata(file, provenance(pruned))
+        write_safetensors_metadata(file, provenance(source, recipe))
         file.chmod(0o644)  # safetensors writes files that only their owner can read.
 
 
-def _without_paths(pruned: "Pruned") -> "Pruned":
-    """A folder goes by its name; where it lies is nobody else's business."""
-    if pruned.source.hub_id is not None:
-        return pruned
-    steps = tuple(step.without_paths() for step in pruned.recipe.steps)
-    recipe = pruned.recipe.model_copy(update={"base": pruned.source.folder.name, "steps": steps})
-    return replace(pruned, recipe=recipe)
+def _without_paths(recipe: Recipe, source: Source) -> Recipe:
+    """Name a base folder without its path, which is nobody else's business."""
+    if source.hub_id is not None:
+        return recipe
+    steps = tuple(step.without_paths() for step in recipe.steps)
+    return recipe.model_copy(update={"base": source.folder.name, "steps": steps})
 
 
-def _check_reload(pruned: "Pruned", folder: Path) -> None:
-    """The saved model must give the logits of the one in memory."""
-    model, places = pruned.model, device_map(pruned.model)
+def _check_reload(model: PreTrainedModel, folder: Path) -> None:
+    """Compare the logits of the saved model with those of the one in memory."""
+    placement = device_map(model)
     reloaded = AutoModelForCausalLM.from_pretrained(
-        folder, local_files_only=True, dtype=model.dtype, device_map=places or None
+        folder, local_files_only=True, dtype=model.dtype, device_map=placement or None
     )
     device = "cpu" if model.device.type == "meta" else model.device
-    if not places:
+    if not placement:
         reloaded = reloaded.to(device)
     ids = torch.arange(1, min(17, model.config.vocab_size))[None].to(device)
     with torch.inference_mode():

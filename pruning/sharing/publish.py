@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, ModelInfo
 from huggingface_hub.errors import (
@@ -22,20 +21,17 @@ from pruning.files import temporary_folder
 from pruning.loading.client import retry_after
 from pruning.loading.files import RECIPE_FILE
 from pruning.loading.source import Token
+from pruning.pipeline import Pruned
 from pruning.progress import Progress, Reporter, silent
 from pruning.saving.card import TAG
-from pruning.saving.save import save
 from pruning.sharing.retry import NEVER_SENT, http_status, is_transient, with_retries
-
-if TYPE_CHECKING:
-    from pruning.pipeline import Pruned
 
 LOADED_FILES = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model", "*.txt")
 """What transformers might still read of an earlier model in the same repository."""
 
 
 def publish(
-    pruned: "Pruned | str | Path",
+    pruned: Pruned | str | Path,
     repo_id: str,
     *,
     private: bool = True,
@@ -43,12 +39,31 @@ def publish(
     overwrite: bool = False,
     progress: Reporter = silent,
 ) -> str:
-    """Push a pruned model, or a folder that holds a saved one, to the Hub; returns its address.
+    """Publish a pruned model, or a folder that holds a saved one, on the Hub.
 
-    The repository is created, private unless told otherwise. One that exists is only written to
-    where it is empty or was made by Secateur, or `overwrite` says so. What may pass is tried again
-    for a while; the model then appears in one commit, or what this call created is removed again.
-    Raises `SavingError`, which says what is left on the Hub.
+    Failures that may be transient are retried for a while. The model then appears in one commit, or
+    whatever this call created is removed again.
+
+    Args:
+        pruned: A pruned model, or the folder of a saved one.
+        repo_id: The repository, as OWNER/NAME or NAME. It is created if it does not exist.
+        private: Whether a repository that is created can be seen by its owner alone.
+        token: The access token of the owner.
+        overwrite: Whether to write to a repository that has files and that Secateur did not make.
+        progress: Is called with each stage.
+
+    Returns:
+        The address of the repository.
+
+    Raises:
+        SavingError: The model could not be published. The message says what is left on the Hub.
+
+    Example:
+        >>> import pruning
+        >>> recipe = pruning.Recipe(base="smollm2-135m", steps=[pruning.Neurons(fraction=0.2)])
+        >>> url = pruning.publish(pruning.run(recipe), "ada/smaller")
+        >>> url.removeprefix("https://huggingface.co/")
+        'ada/smaller'
     """
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=token)
     with _hub_errors("sign in"):
@@ -57,12 +72,12 @@ def publish(
     if isinstance(pruned, str | Path):
         return _push(api, _saved_folder(Path(pruned)), repo_id, private, overwrite, progress)
     with temporary_folder() as temporary:
-        folder = save(pruned, temporary / "model", progress, name=repo_id.split("/")[1])
+        folder = pruned.save(temporary / "model", name=repo_id.split("/")[1], progress=progress)
         return _push(api, folder, repo_id, private, overwrite, progress)
 
 
 def _owners(api: HfApi) -> list[str]:
-    """The namespaces that the token may write to, the user's own first."""
+    """Return the namespaces that the token may write to, the user's own first."""
     user = api.whoami()
     return [user["name"], *(group["name"] for group in user.get("orgs", []))]
 
@@ -73,7 +88,7 @@ def _checked_id(repo_id: str, owners: list[str]) -> str:
         validate_repo_id(full)
     except HFValidationError:
         raise SavingError(
-            f"{repo_id[:100]!r} is no name for a repository. Use letters, digits, '-', '_' and '.', "
+            f"{repo_id[:100]!r} is not a valid repository name. Use letters, digits, '-', '_' and '.', "
             "at most 96 of them."
         ) from None
     owner = full.split("/")[0]
@@ -89,8 +104,8 @@ def _saved_folder(folder: Path) -> Path:
     missing = [name for name in ("config.json", "README.md", RECIPE_FILE) if not (folder / name).is_file()]
     if missing or not list(folder.glob("*.safetensors")):
         raise SavingError(
-            f"{folder} is no model saved by Secateur: {', '.join(missing) or 'its weights'} missing. "
-            "Save one with `python -m pruning prune … --output`."
+            f"{folder} is not a model saved by Secateur: {', '.join(missing) or 'weights'} missing. "
+            "Save one with `secateur prune … --output`."
         )
     try:
         ModelCard.load(folder / "README.md")
@@ -117,10 +132,10 @@ def _push(api: HfApi, folder: Path, repo_id: str, private: bool, overwrite: bool
                 with_retries(lambda: api.update_repo_settings(repo_id, private=private), progress)
             _upload(api, repo, folder, progress)
     except BaseException as error:
-        left = creation.undo() if creation is not None else f"{repo_id} is as it was."
+        state = creation.undo() if creation is not None else f"{repo_id} was not changed."
         if isinstance(error, PruningError):
-            raise type(error)(f"{error} {left}") from error.__cause__
-        error.add_note(left)
+            raise type(error)(f"{error} {state}") from error.__cause__
+        error.add_note(state)
         raise
     return f"{api.endpoint}/{repo_id}"
 
@@ -137,11 +152,12 @@ def _files(repo: ModelInfo) -> set[str]:
 
 
 def _is_empty(repo: ModelInfo) -> bool:
-    """As it was created; a publisher that was killed leaves it so."""
+    """Return whether a repository has no files, as after its creation or after a publisher was killed."""
     return not _files(repo)
 
 
 def _check_ours(repo: ModelInfo, private: bool, overwrite: bool) -> None:
+    """Refuse a repository that has files which Secateur did not publish, or that is public against the wish."""
     if _is_empty(repo):
         return
     if not overwrite and not (RECIPE_FILE in _files(repo) and TAG in (repo.tags or [])):
@@ -150,20 +166,20 @@ def _check_ours(repo: ModelInfo, private: bool, overwrite: bool) -> None:
         )
     if private and not repo.private:
         raise SavingError(
-            f"{repo.id} is there already, and everybody can see it. Say that the model may be public, or "
-            "choose another name."
+            f"{repo.id} exists already and is public. Allow the model to be public, or choose another name."
         )
 
 
 class _Creation:
-    """The creation of a repository that was not there a moment ago, and how to undo it."""
+    """The creation of a repository that did not exist a moment ago, and how to undo it."""
 
     def __init__(self, api: HfApi, repo_id: str, private: bool):
         self._api, self._repo_id, self._private = api, repo_id, private
         self._begun = False
-        """Whether the repository was created, or may have been where an answer got lost."""
+        """Whether the repository was created, or may have been if an answer got lost."""
 
     def run(self, progress: Reporter) -> ModelInfo:
+        """Create the repository and look it up."""
         with_retries(self._create, progress)
         return with_retries(lambda: self._api.model_info(self._repo_id), progress)
 
@@ -177,13 +193,13 @@ class _Creation:
         self._begun = True
 
     def undo(self) -> str:
-        """Remove the repository, unless it has files; returns what is left on the Hub."""
+        """Remove the repository, unless it has files. Return a sentence on what is left on the Hub."""
         try:
             if self._begun and (repo := with_retries(self._remove, silent)) is not None:
-                return f"Look at {repo.id} on the Hub: it has files, and was left alone."
+                return f"Look at {repo.id} on the Hub: it has files, so it was not removed."
         except Exception:
             return (
-                f"{self._repo_id} may be there, empty or whole, and could not be removed: publish again "
+                f"{self._repo_id} may exist, empty or complete, and could not be removed: publish again "
                 "under the same name, or look at it on the Hub."
             )
         return "Nothing was left on the Hub."
@@ -196,9 +212,9 @@ class _Creation:
 
 
 def _upload(api: HfApi, repo: ModelInfo, folder: Path, progress: Reporter) -> None:
-    """Bring the content of a repository up to a folder's, in one commit.
+    """Replace the files of a repository with those of a folder, in one commit.
 
-    `parent_commit` keeps a commit from being made twice, and from undoing somebody else's.
+    `parent_commit` keeps a commit from being made twice, and from undoing another author's.
     """
     added = [
         CommitOperationAdd(file.relative_to(folder).as_posix(), file)
@@ -207,7 +223,7 @@ def _upload(api: HfApi, repo: ModelInfo, folder: Path, progress: Reporter) -> No
     ]
     stale = _files(repo) - {operation.path_in_repo for operation in added}
     stale = {name for name in stale if any(fnmatchcase(name, pattern) for pattern in LOADED_FILES)}
-    # Its requests are tried again by the client itself.
+    # The client retries these requests itself.
     api.preupload_lfs_files(repo.id, added)
 
     def commit() -> None:
@@ -221,7 +237,7 @@ def _upload(api: HfApi, repo: ModelInfo, folder: Path, progress: Reporter) -> No
     try:
         with_retries(commit, progress)
     except HTTPError as error:
-        # An answer that got lost may have been a good one.
+        # If an answer got lost, the commit may have succeeded.
         if not (is_transient(error) or http_status(error) == 412) or not _holds(
             api, repo.id, folder, progress
         ):
@@ -229,7 +245,7 @@ def _upload(api: HfApi, repo: ModelInfo, folder: Path, progress: Reporter) -> No
 
 
 def _holds(api: HfApi, repo_id: str, folder: Path, progress: Reporter) -> bool:
-    """Whether a repository holds all files of a folder."""
+    """Return whether a repository holds all files of a folder."""
     try:
         compared = with_retries(lambda: api.verify_repo_checksums(repo_id, local_dir=folder), progress)
     except (HTTPError, OSError, ValueError):
@@ -248,7 +264,7 @@ def _hub_errors(action: str) -> Iterator[None]:
             "in a shell, run `hf auth login`."
         ) from None
     except (HTTPError, OSError, RuntimeError) as error:
-        # What goes wrong in an upload comes wrapped.
+        # Failures of an upload are wrapped in a RuntimeError.
         cause = error.__cause__ if isinstance(error, RuntimeError) else None
         raise SavingError(_sentence(action, cause or error)) from None
     except UnicodeEncodeError:
@@ -258,30 +274,32 @@ def _hub_errors(action: str) -> Iterator[None]:
         raise SavingError(f"The Hub did not accept the model card, README.md: {reason}") from None
 
 
-_BAD_TOKEN = "The access token has characters that no token has. Sign in again."
+_BAD_TOKEN = "The access token has characters that are not allowed in a token. Sign in again."
 
 _REASONS = {
     401: "it did not accept your access token, which may have expired. Sign in again",
     403: "your access token has no right to do that. Sign in again and allow the Space to write",
     404: "it does not exist, or your access token may not see it",
-    409: "the name is taken, or somebody is writing to it. Choose another name",
-    412: "somebody has changed the repository meanwhile. Look at it, then try again",
-    413: "the model is too large for it. Cut more, or push in another way",
-    429: "it has had too many requests. Wait a few minutes and try again",
+    409: "the name is taken, or the repository is being written to. Choose another name",
+    412: "the repository was changed in the meantime. Look at it, then try again",
+    413: "the model is too large for it. Prune more, or upload it in another way",
+    429: "it received too many requests. Wait a few minutes and try again",
 }
 
 
 def _sentence(action: str, error: Exception) -> str:
     if isinstance(error, HfHubHTTPError):
         status = http_status(error)
-        reason = _REASONS.get(status, "it has a fault of its own. Try again in a few minutes")
+        reason = _REASONS.get(status, "it has an internal error. Try again in a few minutes")
         if status == 429 and (wait := retry_after(error.response)):
-            reason = f"it has had too many requests. Try again in {_duration(wait)}"
+            reason = f"it received too many requests. Try again in {_duration(wait)}"
         return f"The Hub refused to {action} (HTTP {status}): {reason}."
     if type(error).__name__ in NEVER_SENT:
         return _BAD_TOKEN
     if isinstance(error, HTTPError):
-        return f"The connection to the Hub broke ({type(error).__name__}) in trying to {action}. Try again."
+        return (
+            f"The connection to the Hub broke ({type(error).__name__}) while trying to {action}. Try again."
+        )
     reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
     return f"It was not possible to {action}: {reason}. Try again."
 

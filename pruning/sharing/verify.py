@@ -1,28 +1,34 @@
-"""Is a saved model what its recipe and its card say?"""
+"""Verify that a saved model is what its recipe and its card claim."""
 
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from pruning import pipeline
 from pruning.architectures.shape import Shape
 from pruning.errors import ModelError, PruningError
-from pruning.evaluation import perplexity as evaluation
-from pruning.loading import load as loading
-from pruning.loading.load import LoadedModel
+from pruning.evaluation import perplexity
+from pruning.loading.load import LoadedModel, fetch_recipe, load
 from pruning.loading.source import Token
+from pruning.pipeline import preview
 from pruning.progress import Progress, Reporter, silent
 from pruning.recipe import Recipe
 from pruning.saving.card import CardClaims, read_card
 from pruning.saving.provenance import read_safetensors_metadata
 
 TOLERANCE = 0.01
-"""How far a perplexity may lie from the card's, as a share of it: other machines add up in another order."""
+"""How far a perplexity may lie from the card's, as a share of it: other machines sum in another order."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at. `holds` is None where it could not be, and `detail` says why."""
+    """One thing that was checked.
+
+    Attributes:
+        name: What was checked.
+        holds: Whether it holds; None if it could not be checked.
+        detail: What was found, or why it could not be checked.
+    """
 
     name: str
     holds: bool | None
@@ -31,95 +37,111 @@ class Check:
 
 @dataclass(frozen=True)
 class Verification:
-    """Every check of a model, in the order in which they were made."""
+    """All checks of a model, in the order in which they were made."""
 
     model: str
     checks: tuple[Check, ...]
 
     @property
     def holds(self) -> bool:
+        """Whether no check failed."""
         return all(check.holds is not False for check in self.checks)
 
     def require(self) -> None:
-        """Raise `ModelError` with everything that does not hold."""
+        """Raise `ModelError` with every check that failed."""
         if not self.holds:
-            wrong = "; ".join(
+            failed = "; ".join(
                 f"{check.name}: {check.detail}" for check in self.checks if check.holds is False
             )
-            raise ModelError(f"{self.model} is not what its recipe and card say: {wrong}.")
+            raise ModelError(f"{self.model} is not what its recipe and card claim: {failed}.")
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values."""
         return {"model": self.model, "holds": self.holds, "checks": [asdict(check) for check in self.checks]}
 
 
 def verify(name: str, *, token: Token = None, progress: Reporter = silent) -> Verification:
     """Compare a saved or published model with its recipe and its card.
 
-    `name` is a folder or a Hub id. The model is read again, which refuses damaged files and values that
-    are no numbers. Raises `PruningError` where the model, the recipe or the card cannot be read at all.
+    The model is read again, which refuses damaged files and values that are not finite.
+
+    Args:
+        name: A folder or a Hub id.
+        token: The access token of the caller.
+        progress: Is called with each stage.
+
+    Raises:
+        PruningError: The model, the recipe or the card cannot be read at all.
+
+    Example:
+        >>> import pruning
+        >>> recipe = pruning.Recipe(base="smollm2-135m", steps=[pruning.Neurons(fraction=0.2)])
+        >>> folder = pruning.run(recipe).save("smaller")
+        >>> pruning.verify(str(folder)).holds
+        True
     """
-    recipe = Recipe.parse(loading.fetch_recipe(name, token=token))
-    loaded = loading.load(name, token=token, progress=progress)
-    stated = read_card(loaded.source.folder)
+    recipe = Recipe.parse(fetch_recipe(name, token=token))
+    loaded = load(name, token=token, progress=progress)
+    claims = read_card(loaded.source.folder)
     checks = (
-        Check("weights", True, "they load into plain transformers, and every value is a finite number"),
-        _provenance(recipe, stated, loaded.source.folder),
-        _shape(recipe, loaded, token, progress),
-        _parameters(stated, loaded),
-        *_perplexities(stated, loaded, progress),
+        Check("weights", True, "they load into plain transformers, and every value is finite"),
+        _check_recipe(recipe, claims, loaded.source.folder),
+        _check_shape(recipe, loaded, token, progress),
+        _check_parameters(claims, loaded),
+        *_check_perplexities(claims, loaded, progress),
     )
     return Verification(name, checks)
 
 
-def _provenance(recipe: Recipe, stated: CardClaims, folder: Path) -> Check:
-    """The recipe beside the model is the one that its card and its weights name."""
-    named = {"the card": stated.recipe}
+def _check_recipe(recipe: Recipe, claims: CardClaims, folder: Path) -> Check:
+    """Check that the card and the weights name the recipe that is beside the model."""
+    digests = {"the card": claims.recipe}
     for file in sorted(folder.glob("*.safetensors")):
-        named[file.name] = read_safetensors_metadata(file).get("recipe")
-    for place, digest in named.items():
+        digests[file.name] = read_safetensors_metadata(file).get("recipe")
+    for place, digest in digests.items():
         if digest != recipe.digest:
-            told = f"recipe {digest}" if digest else "no recipe"
-            return Check("recipe", False, f"{place} names {told}, recipe.yaml is {recipe.digest}")
+            named = f"recipe {digest}" if digest else "no recipe"
+            return Check("recipe", False, f"{place} names {named}, recipe.yaml is {recipe.digest}")
     return Check("recipe", True, f"{recipe.digest}, as the card and the weights say")
 
 
-def _shape(recipe: Recipe, loaded: LoadedModel, token: Token, progress: Reporter) -> Check:
-    """The model has the shape that the recipe leads to, wherever the base's config can be had."""
+def _check_shape(recipe: Recipe, loaded: LoadedModel, token: Token, progress: Reporter) -> Check:
+    """Check that the model has the shape that the recipe leads to, if the base's config can be found."""
     progress(Progress("Working out the shape that the recipe leads to"))
     try:
-        expected = pipeline.preview(recipe, token=token).after.config
+        config = preview(recipe, token=token).after.config
     except PruningError as error:
-        return Check("shape", None, f"not checked, for want of the base's config: {error}")
-    found, expected = Shape.of(loaded.model.config).anatomy.units, Shape.of(expected).anatomy.units
+        return Check("shape", None, f"not checked, because the base's config cannot be found: {error}")
+    units, expected = Shape.of(loaded.model.config).anatomy.units, Shape.of(config).anatomy.units
     wrong = [
-        f"{found[kind]} of {kind}, the recipe leads to {count}"
+        f"{units[kind]} of {kind}, but the recipe leads to {count}"
         for kind, count in expected.items()
-        if found[kind] != count
+        if units[kind] != count
     ]
     return Check("shape", not wrong, ", ".join(wrong) or "the one that the recipe leads to")
 
 
-def _parameters(stated: CardClaims, loaded: LoadedModel) -> Check:
-    found = sum(parameter.numel() for parameter in loaded.model.parameters())
-    if stated.parameters is None:
-        return Check("parameters", None, f"{found:,}; the card does not say how many")
-    if found != stated.parameters:
-        return Check("parameters", False, f"{found:,}, the card says {stated.parameters:,}")
-    return Check("parameters", True, f"{found:,}, as the card says")
+def _check_parameters(claims: CardClaims, loaded: LoadedModel) -> Check:
+    parameters = sum(parameter.numel() for parameter in loaded.model.parameters())
+    if claims.parameters is None:
+        return Check("parameters", None, f"{parameters:,}; the card does not say how many")
+    if parameters != claims.parameters:
+        return Check("parameters", False, f"{parameters:,}, the card says {claims.parameters:,}")
+    return Check("parameters", True, f"{parameters:,}, as the card says")
 
 
-def _perplexities(stated: CardClaims, loaded: LoadedModel, progress: Reporter) -> list[Check]:
-    """Each perplexity of the card, measured again on the same tokens."""
-    if not stated.perplexities:
+def _check_perplexities(claims: CardClaims, loaded: LoadedModel, progress: Reporter) -> list[Check]:
+    """Measure each perplexity of the card again, on the same tokens."""
+    if not claims.perplexities:
         return [Check("perplexity", None, "not checked: the card states none that can be measured here")]
     checks = []
-    for genre, result in evaluation.by_genre(loaded.model, loaded.tokenizer, progress):
-        if (said := stated.perplexities.get(genre)) is None:
+    for genre, result in perplexity.iter_evaluate(loaded, progress=progress):
+        if (claim := claims.perplexities.get(genre)) is None:
             continue
-        name, values = f"perplexity, {genre}", f"{result.value:.3f}, the card says {said.value:.3f}"
-        if (said.tokens, said.window) != (result.tokens, result.window):
-            read = f"{said.tokens} tokens in windows of {said.window}"
-            checks.append(Check(name, None, f"not checked: the card measured {read}"))
+        name, values = f"perplexity, {genre}", f"{result.value:.3f}, the card says {claim.value:.3f}"
+        if (claim.tokens, claim.window) != (result.tokens, result.window):
+            text = f"{claim.tokens} tokens in windows of {claim.window}"
+            checks.append(Check(name, None, f"not checked: the card measured {text}"))
         else:
-            checks.append(Check(name, math.isclose(result.value, said.value, rel_tol=TOLERANCE), values))
+            checks.append(Check(name, math.isclose(result.value, claim.value, rel_tol=TOLERANCE), values))
     return checks

@@ -1,4 +1,7 @@
-"""What a recipe can do, one file per step. To add one, write its file and name it here."""
+"""What a recipe can do, one file per step.
+
+To add one, write its file and name it here, and in the tests' table of samples.
+"""
 
 from typing import Annotated
 

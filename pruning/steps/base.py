@@ -2,12 +2,13 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import ClassVar, Self
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Self
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from pruning.architectures.families import LAYER
 from pruning.architectures.placement import parameter
 from pruning.architectures.shape import Shape
 from pruning.calibration.statistics import SavedStatistics, Statistics
@@ -17,7 +18,6 @@ from pruning.repair.projection import repair_projection
 from pruning.schema import Frozen
 from pruning.steps.settings import Setting
 from pruning.surgery import KeptIndices, as_channels_first, cut
-from pruning.text.choice import TextChoice
 from pruning.text.tokens import Windows
 
 
@@ -25,8 +25,16 @@ from pruning.text.tokens import Windows
 class StepContext:
     """The model that a step works on, as the steps before it left it.
 
-    `statistics` and the `windows` of the calibration text are there for a step that asked for them.
-    `base` is the dense model that the recipe began with.
+    Attributes:
+        model: The model; a step never changes it.
+        tokenizer: Its tokenizer.
+        shape: Its shape.
+        base: The unpruned model that the recipe began with.
+        statistics: What the step's `hooked_modules` were given on calibration text; None if it has none.
+        windows: The calibration text as tokens, for a step that `needs_calibration_text`.
+        layers: The base's number of each layer of `model`; None if that is not known.
+        seed: The seed of the recipe.
+        progress: Called as the work goes on.
     """
 
     model: PreTrainedModel
@@ -35,6 +43,7 @@ class StepContext:
     base: LoadedModel
     statistics: Statistics | SavedStatistics | None = None
     windows: Windows | None = None
+    layers: tuple[int, ...] | None = None
     seed: int = 0
     progress: Reporter = silent
 
@@ -43,32 +52,72 @@ class StepContext:
         """The model and its tokenizer together, with the provenance of the base."""
         return LoadedModel(self.model, self.tokenizer, self.base.source, self.base.storage_dtype)
 
+    @property
+    def required_statistics(self) -> Statistics | SavedStatistics:
+        """The statistics, for a step that asked for them."""
+        assert self.statistics is not None, "a step has statistics if it names hooked modules"
+        return self.statistics
+
+    @property
+    def required_windows(self) -> Windows:
+        """The calibration text, for a step that asked for it."""
+        assert self.windows is not None, "a step has the text if it says that it needs it"
+        return self.windows
+
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step made. `notes`: plain values for the report, such as a line on each projection."""
+    """What a step made.
+
+    Attributes:
+        model: The new model, which shares with the former one each tensor that did not change.
+        tokenizer: Its tokenizer.
+        notes: For the report: frozen dataclasses, such as one for each projection.
+        layers: Which of the former model's layers remain, ascending from 0 on; None if all do.
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    notes: tuple[dict, ...] = ()
+    notes: tuple[object, ...] = ()
+    layers: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class ProjectionNote:
+    """The repair of one layer's output projection.
+
+    Attributes:
+        layer: The layer's number, from 0 on.
+        damping: λ of the ridge regression; None if the weights were best left as they were.
+        lost_before: The share of the output's energy on held-out text that is lost without repair.
+        lost_after: The same with it.
+    """
+
+    layer: int
+    damping: float | None
+    lost_before: float
+    lost_after: float
 
 
 @dataclass(frozen=True)
 class Refit:
-    """What repair made: new tensors by parameter name, and a line on each projection for the report."""
+    """What repair made: new tensors by parameter name, and notes for the report."""
 
     tensors: Mapping[str, torch.Tensor] = field(default_factory=dict)
-    notes: tuple[dict, ...] = ()
+    notes: tuple[object, ...] = ()
 
 
 class Step(Frozen, ABC):
-    """One entry of a recipe. The shape that results follows from the config alone; the rest needs the
-    model.
+    """One entry of a recipe. The resulting shape follows from the config; the rest needs the model.
 
-    `title` and `hint` introduce the step on the page and in the shell; `settings` are what a person can set.
-    `must_be_last`: why nothing may be cut after it, if so. `changes_vocabulary`: whether the model reads
-    other tokens afterwards, so that only bits per byte compare, and perplexities do not. `warning`: what
-    must be said of a model that the step made.
+    Attributes:
+        title: The name of the step on the page and in the shell.
+        hint: What the step works on, in one line.
+        settings: What the user can set.
+        must_be_last: The reason why no step can follow this one; empty if one can.
+        warning: What must be said of a model that the step made.
+        changes_vocabulary: Whether the model's tokens are others afterwards, so that bits per byte compare
+            with the base's and perplexities do not.
     """
 
     title: ClassVar[str]
@@ -77,14 +126,31 @@ class Step(Frozen, ABC):
     must_be_last: ClassVar[str] = ""
     warning: ClassVar[str] = ""
     changes_vocabulary: ClassVar[bool] = False
+    _implied: ClassVar[frozenset[str]] = frozenset({"step"})
+
+    step: str
 
     @classmethod
-    def for_model(cls, model: str, **values) -> Self:
-        """The step as somebody asked for it, who may have left open what only a model's files can say."""
+    def __pydantic_init_subclass__(cls, **_arguments: object) -> None:
+        cls.settings = tuple(
+            replace(setting, info=setting.info or cls.model_fields[setting.field].description or "")
+            for setting in cls.settings
+        )
+
+    @classmethod
+    def for_model(cls, model: str, **values: Any) -> Self:
+        """Make the step as the shell's user asked for it.
+
+        Args:
+            model: The base that it is for, by name, Hub id or folder.
+            **values: The fields that were given; what is left open follows from the model's files.
+        """
+        del model
         return cls(**values)
 
     def hooked_modules(self, shape: Shape) -> tuple[str, ...]:
-        """The projections whose inputs the step must have seen; empty for none."""
+        """Return the names of the projections whose inputs the step needs statistics of; empty for none."""
+        del shape
         return ()
 
     @property
@@ -94,78 +160,82 @@ class Step(Frozen, ABC):
 
     @abstractmethod
     def reshape(self, shape: Shape) -> Shape:
-        """The shape after the step. Raises `RecipeError` where it is impossible."""
+        """Return the shape after the step.
+
+        Raises:
+            RecipeError: If the step is impossible on a model of this shape.
+        """
 
     @abstractmethod
     def apply(self, context: StepContext) -> StepResult:
-        """Carry the step out. The subject's model is not changed."""
+        """Carry the step out; the context's model is not changed.
+
+        Raises:
+            RecipeError: If that turns out to be impossible.
+        """
 
     @abstractmethod
     def describe(self) -> str:
-        """The step in one line, for people."""
+        """Return what the step removes or does, as a few words."""
 
     def without_paths(self) -> Self:
-        """The step as others may see it: a folder goes by its name."""
+        """Return the step as others may see it: with names instead of the paths of folders."""
         return self
-
-    def to_python(self) -> str:
-        """The expression that makes this step."""
-        inner = ", ".join(
-            f"{name}={value.to_python() if isinstance(value, TextChoice) else repr(value)}"
-            for name, value in self
-            if name != "step" and value is not None
-        )
-        return f"pruning.{type(self).__name__}({inner})"
 
 
 class Cut(Step):
-    """A step that takes units away: it ranks them, keeps the best, and may refit what writes back."""
+    """A step that removes units: it ranks them, keeps the best, and may refit the projection after them."""
 
     @abstractmethod
     def rank(self, context: StepContext) -> KeptIndices:
-        """Which units stay in each layer."""
+        """Return the units to keep in each layer."""
 
     def refit(self, context: StepContext, kept: KeptIndices) -> Refit:
-        """New values for what writes back into the residual stream; empty for none."""
+        """Return new values for what remains; empty for none."""
+        del context, kept
         return Refit()
 
     def apply(self, context: StepContext) -> StepResult:
+        """Rank, refit and cut."""
         kept = self.rank(context)
         refit = self.refit(context, kept)
         context.progress(Progress("Cutting"))
         # What is seen is what is saved: repaired weights are rounded to the stored precision.
         tensors = {name: value.to(context.base.storage_dtype) for name, value in refit.tensors.items()}
         model = cut(context.model, self.reshape(context.shape), kept, tensors)
-        return StepResult(model, context.tokenizer, refit.notes)
+        layers = tuple(kept[LAYER][0].tolist()) if LAYER in kept else None
+        return StepResult(model, context.tokenizer, refit.notes, layers)
 
 
-def refit_writes(context: StepContext, kind: str, kept: Sequence[torch.Tensor]) -> Refit:
-    """Refit, in every layer, the projection that neurons or heads write through.
+def refit_output_projections(context: StepContext, kind: str, kept: Sequence[torch.Tensor]) -> Refit:
+    """Refit, in every layer, the projection through which neurons or heads write.
 
-    `kept`: for each layer, which inputs of the projection stay.
+    Args:
+        context: The model and its statistics at these projections.
+        kind: The units, `NEURON` or `QUERY`.
+        kept: For each layer, the indices of the inputs of the projection that remain.
     """
     anatomy = context.shape.anatomy
     tensors, notes = {}, []
     for layer, indices in enumerate(kept):
         context.progress(Progress("Repairing, layers", layer, anatomy.layers))
         module = anatomy.output_projection(layer, kind)
-        write = anatomy.tensor(f"{module}.weight")
-        matrix = as_channels_first(parameter(context.model, write.name), write)
-        repair = repair_projection(context.statistics.gram(module, context.progress), matrix, indices)
+        spec = anatomy.tensor(f"{module}.weight")
+        matrix = as_channels_first(parameter(context.model, spec.name), spec)
+        gram = context.required_statistics.gram(module, context.progress)
+        repair = repair_projection(gram, matrix, indices)
         if repair.weight is not None:
-            tensors[write.name] = as_channels_first(repair.weight, write)
-        notes.append(
-            {
-                "layer": layer,
-                "damping": repair.damping,
-                "lost_before": repair.error_before,
-                "lost_after": repair.error_after,
-            }
-        )
+            tensors[spec.name] = as_channels_first(repair.weight, spec)
+        notes.append(ProjectionNote(layer, repair.damping, repair.error_before, repair.error_after))
     return Refit(tensors, tuple(notes))
 
 
 def top(scores: torch.Tensor, count: int) -> torch.Tensor:
-    """Indices of the highest scores, ascending; the first of equals wins."""
+    """Return the indices of the highest scores, ascending; the first of equals wins.
+
+    Args:
+        scores: One for each unit, `[units]`.
+        count: How many indices to return.
+    """
     order = torch.sort(scores.float(), descending=True, stable=True).indices
     return order[:count].sort().values

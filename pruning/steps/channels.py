@@ -1,12 +1,14 @@
 """Channels of the residual stream: the same ones in every layer, wherever they are read or written."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import reduce
 from math import ceil, lcm
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 import torch
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
-from pruning.architectures.anatomy import Anatomy
 from pruning.architectures.families import CHANNEL, QUERY
 from pruning.architectures.placement import parameter
 from pruning.architectures.shape import Shape
@@ -16,159 +18,219 @@ from pruning.progress import Progress
 from pruning.repair.projection import repair_projection
 from pruning.steps.base import Cut, Refit, StepContext, top
 from pruning.steps.settings import Choices, Setting, Slider, Switch, share, whole, word
-from pruning.steps.sizes import MULTIPLES, Multiple, Width, one_number, share_of
+from pruning.steps.sizes import (
+    MULTIPLES,
+    Multiple,
+    Size,
+    describe_size,
+    exactly_one,
+    fraction_of,
+    kept_size,
+    one_number,
+)
 from pruning.surgery import KeptIndices
 
 ONE_STREAM = one_number("all layers share the channels of one residual stream")
 
-READERS = ("attention", "mlp")
+COMPONENTS = ("attention", "mlp")
+"""What reads the residual stream inside a layer."""
+
+
+@dataclass(frozen=True)
+class InputsNote:
+    """The repair of the projections through which one component of a layer reads the residual stream.
+
+    Attributes:
+        layer: The layer's number, from 0 on.
+        component: `attention` or `mlp`.
+        damping: λ of the ridge regression; None if the weights were best left as they were.
+        lost_before: The share of the outputs' energy on held-out text that is lost without repair.
+        lost_after: The same with it.
+    """
+
+    layer: int
+    component: str
+    damping: float | None
+    lost_before: float
+    lost_after: float
 
 
 class Channels(Cut):
-    """Cut channels of the residual stream: entries of the hidden state that all layers share.
+    """Remove channels of the residual stream: entries of the hidden state that all layers share.
 
-    Give either `fraction`, the share of channels to remove, or `width`, the hidden size to keep. The number
-    kept is rounded up to a multiple of the number of heads, which configs ask for, and of `multiple_of`.
-    `criterion`: `energy`, a channel's share of the energy E[x² / mean(x²)] at the inputs of all norms; or
-    `minitron`, its size at the outputs of all norms, mean over the sequence and L2 over the batch
-    (Muralidharan et al., 2024, §2.2). The weights of the norms are scaled by
-    √E[mean_kept(x²) / mean(x²)] of what they normalise. `repair` refits everything that reads the residual
-    stream inside the layers to the channels that remain.
+    Give either `fraction` or `hidden_size`. The number kept is rounded up to a multiple of the number of
+    heads, which configs ask for, and of `multiple_of`. The weights of the norms are scaled by
+    √E[mean_kept(x²) / mean(x²)] of the x `[channels]` that they normalize. The criteria:
+
+    - `energy`: a channel's share of the energy, E[x² / mean(x²)] at the inputs x of all norms.
+    - `minitron`: a channel's size at the outputs of all norms, mean over the sequence and L2 over the batch
+      (Muralidharan et al., 2024, §2.2).
+
+    Example:
+        >>> import pruning
+        >>> pruning.Channels(hidden_size=512).describe()
+        'all but 512 of the channels'
     """
 
     title: ClassVar[str] = "Channels"
     hint: ClassVar[str] = "The width of the stream that every layer reads from and writes to"
+    published_names: ClassVar[Mapping[str, str]] = {"hidden_size": "width"}
     settings: ClassVar[tuple[Setting, ...]] = (
         Setting(
             "fraction",
             "--channels",
             "Channels to cut, %",
-            "The same ones in every layer; the hidden size stays a multiple of the number of heads",
             share,
             Slider(lambda shape: 0 if CHANNEL in shape.anatomy.family.unprunable else 75, percent=True),
             activates_step=True,
+            usage="A share, such as 25%",
         ),
-        Setting("width", "--hidden-size", "Channels to keep, instead", read=whole, activates_step=True),
+        Setting(
+            "hidden_size",
+            "--hidden-size",
+            "Channels to keep, instead",
+            whole,
+            activates_step=True,
+            usage="A number, such as 512",
+        ),
         Setting(
             "criterion",
             "--channel-criterion",
             "Importance of a channel",
-            "How much of the stream's energy it carries, or how much of it the norms let through",
             word,
             Choices({"energy": "Share of the energy", "minitron": "Minitron's importance"}),
         ),
         Setting(
-            "multiple_of",
-            "--channel-multiple-of",
-            "Hidden size a multiple of",
-            "Multiples run faster on many machines; some file types need them",
-            whole,
-            Choices(MULTIPLES),
+            "multiple_of", "--channel-multiple-of", "Hidden size a multiple of", whole, Choices(MULTIPLES)
         ),
-        Setting(
-            "repair",
-            "--repair",
-            "Repair what remains",
-            "Refits all that reads the channels to those kept, by least squares",
-            control=Switch(),
-        ),
+        Setting("repair", "--repair", "Repair what remains", control=Switch()),
     )
 
     step: Literal["channels"] = "channels"
-    fraction: Annotated[share_of("channels") | None, ONE_STREAM] = None
-    width: Annotated[Width | None, ONE_STREAM] = None
-    multiple_of: Multiple = 1
-    criterion: Literal["energy", "minitron"] = "energy"
-    repair: bool = True
+    fraction: Annotated[float | None, fraction_of("channels"), ONE_STREAM] = Field(
+        None,
+        description="The share of the channels to remove, the same ones in every layer; the hidden size "
+        "remains a multiple of the number of heads",
+    )
+    hidden_size: Annotated[Size | None, ONE_STREAM] = Field(
+        None, description="The number of channels to keep, instead of a share to remove"
+    )
+    multiple_of: Multiple = Field(
+        1,
+        description="Rounds the number kept up: multiples run faster on many machines, and some file types "
+        "need them",
+    )
+    criterion: Literal["energy", "minitron"] = Field(
+        "energy",
+        description="How much of the stream's energy a channel carries, or how much of it the norms let "
+        "through",
+    )
+    repair: bool = Field(
+        True, description="Refits all that reads the channels to those kept, by least squares"
+    )
 
     @model_validator(mode="after")
-    def _one_size(self):
-        if (self.fraction is None) == (self.width is None):
-            raise ValueError("give either fraction or width for the channels to cut, and not both")
+    def _check_alternatives(self) -> Self:
+        if not exactly_one(self.fraction, self.hidden_size):
+            raise ValueError("give either fraction or hidden_size for the channels to cut, and not both")
         return self
 
     @property
     def needs_calibration_text(self) -> bool:
+        """Always: the moments of the norms' inputs are needed in any case."""
         return True
 
     def hooked_modules(self, shape: Shape) -> tuple[str, ...]:
+        """Return the first projection that reads the stream in each component, if repair needs its inputs."""
         if not self.repair:
             return ()
         anatomy = shape.anatomy
-        # The matrices that read the same need only one look.
+        # Projections that read the same need only one look.
         return tuple(
-            anatomy.input_projections(layer, part)[0].module
+            anatomy.input_projections(layer, component)[0].module
             for layer in range(anatomy.layers)
-            for part in READERS
+            for component in COMPONENTS
         )
 
     def reshape(self, shape: Shape) -> Shape:
+        """Return the shape with fewer channels."""
         family = shape.anatomy.family
         if CHANNEL in family.unprunable:
             raise RecipeError(f"The channels of {family.title} cannot be cut: {family.unprunable[CHANNEL]}.")
         channels, heads = shape.count(CHANNEL), shape.count(QUERY)
-        step = lcm(heads, self.multiple_of)
-        asked = self.width if self.fraction is None else channels - int(self.fraction * channels)
-        kept = -(-asked // step) * step
+        multiple = lcm(heads, self.multiple_of)
+        kept = kept_size(channels, self.fraction, self.hidden_size, multiple)
         if kept >= channels:
-            largest = (channels - 1) // step * step
-            rounding = f" and of {self.multiple_of}, as asked" if self.multiple_of > 1 else ""
-            percent = ceil(1000 * (channels - largest) / channels) / 10
-            way = (
-                f"cut at least {percent:g} %, down to {largest}"
-                if largest
-                else "no smaller size is, so ask for another multiple"
-            )
-            raise RecipeError(
-                f"This removes none of the {channels} channels. The hidden size must be a multiple of the "
-                f"number of heads, {heads}{rounding}; {way}."
-            )
+            raise RecipeError(self._nothing_removed(channels, heads, multiple))
         resized = shape.resized(CHANNEL, kept)
         try:
-            resized.config  # noqa: B018 - whether there is such a config
+            resized.config  # noqa: B018 - raises if there is no such config
         except ModelError as error:
             raise RecipeError(f"A model with {kept} channels would not load. {error}") from None
         return resized
 
-    def rank(self, context: StepContext) -> KeptIndices:
-        anatomy = context.shape.anatomy
-        moments = self._moments(context)
-        if self.criterion == "minitron":
-            scores = sum(norm.sequence.double() for norm in moments.values())
+    def _nothing_removed(self, channels: int, heads: int, multiple: int) -> str:
+        """Explain why none of the channels would be removed."""
+        largest = (channels - 1) // multiple * multiple
+        percent = ceil(1000 * (channels - largest) / channels) / 10
+        also = f" and of {self.multiple_of}, as requested" if self.multiple_of > 1 else ""
+        if largest:
+            advice = f"cut at least {percent:g} %, down to {largest}"
         else:
-            scores = sum(norm.share.double() for norm in moments.values())
+            advice = "no smaller size is, so ask for another multiple"
+        return (
+            f"This removes none of the {channels} channels. The hidden size must be a multiple of the "
+            f"number of heads, {heads}{also}; {advice}."
+        )
+
+    def rank(self, context: StepContext) -> KeptIndices:
+        """Return the channels with the highest scores, the same for every layer."""
+        moments = _moments(context).values()
+        per_norm = [norm.sequence if self.criterion == "minitron" else norm.share for norm in moments]
+        # One after the other, because another order of summation rounds otherwise.
+        scores = reduce(torch.add, (values.double() for values in per_norm))
         if not torch.isfinite(scores).all():
             raise RecipeError(
                 "The scores of the channels are not finite: the weights or the calibration text are damaged. "
                 "Load the model again or choose another text."
             )
         kept = top(scores, self.reshape(context.shape).count(CHANNEL))
-        return {CHANNEL: [kept] * anatomy.layers}
+        return {CHANNEL: [kept] * context.shape.anatomy.layers}
 
     def refit(self, context: StepContext, kept: KeptIndices) -> Refit:
+        """Scale the norms, and refit what reads the residual stream to the channels kept."""
         channels = kept[CHANNEL][0]
-        tensors = _scaled_norms(context, self._moments(context), channels)
+        tensors = _scale_norms(context, _moments(context), channels)
         if not self.repair:
             return Refit(tensors)
-        repaired = _refitted_reads(context, channels)
+        repaired = _refit_inputs(context, channels)
         return Refit({**tensors, **repaired.tensors}, repaired.notes)
 
-    def _moments(self, context: StepContext) -> dict[str, NormMoments]:
-        return norm_moments(context.model, context.shape.anatomy, context.windows, context.progress)
-
     def describe(self) -> str:
-        size = f"{100 * self.fraction:.4g} % of" if self.fraction else f"all but {self.width} of"
-        return f"{size} the channels"
+        """Return how many channels are removed."""
+        return describe_size(self.fraction, self.hidden_size, "the channels")
 
 
-def _scaled_norms(
-    context: StepContext, moments: dict[str, NormMoments], kept: torch.Tensor
+def _moments(context: StepContext) -> Mapping[str, NormMoments]:
+    return norm_moments(context.model, context.shape.anatomy, context.required_windows, context.progress)
+
+
+def _scale_norms(
+    context: StepContext, moments: Mapping[str, NormMoments], kept: torch.Tensor
 ) -> dict[str, torch.Tensor]:
-    """The weights of the norms, so that what they let through is as large as it was.
+    """Scale the weights of the norms so that their outputs are as large as before.
 
-    A norm divides by the root mean square over its channels, which changes with them. Where embeddings
-    are multiplied by √(hidden size), the stream begins smaller, and what is added to it must follow; the
-    norms that read it undo it.
+    A norm divides by the root mean square over its channels, which changes with them. In families that
+    multiply embeddings by √(hidden size) the stream begins smaller, and what is added to it must follow; the
+    norms that read it undo that.
+
+    Args:
+        context: The model.
+        moments: The moments at each norm, by its name.
+        kept: The indices of the channels kept.
+
+    Returns:
+        The new weights by parameter name, `[kept]` each.
     """
     anatomy = context.shape.anatomy
     offset = anatomy.family.norm_offset
@@ -182,34 +244,29 @@ def _scaled_norms(
     return scaled
 
 
-def _refitted_reads(context: StepContext, kept: torch.Tensor) -> Refit:
-    """Everything that reads the residual stream inside the layers, refitted to the channels kept."""
-    anatomy: Anatomy = context.shape.anatomy
+def _refit_inputs(context: StepContext, kept: torch.Tensor) -> Refit:
+    """Refit everything that reads the residual stream inside the layers to the channels kept."""
+    anatomy = context.shape.anatomy
     tensors, notes = {}, []
     for layer in range(anatomy.layers):
         context.progress(Progress("Repairing, layers", layer, anatomy.layers))
-        for part in READERS:
-            specs = anatomy.input_projections(layer, part)
+        for component in COMPONENTS:
+            specs = anatomy.input_projections(layer, component)
+            weights = [parameter(context.model, spec.name) for spec in specs]
+            # Each `[outputs, channels]`.
             matrices = [
                 weight if anatomy.input_axis(spec) == 1 else weight.T
-                for spec in specs
-                for weight in [parameter(context.model, spec.name)]
+                for spec, weight in zip(specs, weights, strict=True)
             ]
-            gram = context.statistics.gram(specs[0].module, context.progress)
+            gram = context.required_statistics.gram(specs[0].module, context.progress)
             repair = repair_projection(gram, torch.cat(matrices), kept)
             if repair.weight is not None:
                 parts = repair.weight.split([len(matrix) for matrix in matrices])
                 for spec, refitted in zip(specs, parts, strict=True):
-                    # Copies, because parts of one storage cannot be saved apart.
+                    # Copies, because parts of one storage cannot be saved separately.
                     turned = refitted if anatomy.input_axis(spec) == 1 else refitted.T
                     tensors[spec.name] = turned.clone(memory_format=torch.contiguous_format)
             notes.append(
-                {
-                    "layer": layer,
-                    "component": part,
-                    "damping": repair.damping,
-                    "lost_before": repair.error_before,
-                    "lost_after": repair.error_after,
-                }
+                InputsNote(layer, component, repair.damping, repair.error_before, repair.error_after)
             )
     return Refit(tensors, tuple(notes))

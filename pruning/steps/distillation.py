@@ -26,6 +26,7 @@ from pruning.errors import RecipeError
 from pruning.loading import datasets
 from pruning.loading import load as loading
 from pruning.loading.load import LoadedModel
+from pruning.loading.source import Access
 from pruning.progress import Progress
 from pruning.schema import Frozen
 from pruning.steps.base import Step, StepContext, StepResult
@@ -113,9 +114,21 @@ class Distillation(Training, Step):
     title: ClassVar[str] = "Distillation"
     hint: ClassVar[str] = "Trains the smaller model to match the original, which recovers some of its quality"
     settings: ClassVar[tuple[Setting, ...]] = (
-        Setting("minutes", "--distill", "Minutes of distillation", read=number, activates_step=True),
         Setting(
-            "steps", "--distill-steps", "Steps of distillation, instead", read=whole, activates_step=True
+            "minutes",
+            "--distill",
+            "Minutes of distillation",
+            read=number,
+            activates_step=True,
+            old_flags=("--distil",),
+        ),
+        Setting(
+            "steps",
+            "--distill-steps",
+            "Steps of distillation, instead",
+            read=whole,
+            activates_step=True,
+            old_flags=("--distil-steps",),
         ),
         Setting("learning_rate", "--learning-rate", "Peak learning rate of distillation", read=number),
     )
@@ -210,7 +223,7 @@ class Distillation(Training, Step):
             return context.base
         # The recipe may be a stranger's: only a user who named a folder as the base may read one as teacher.
         on_disk = context.base.source.hub_id is None
-        return loading.load(self.teacher, own_machine=on_disk, progress=context.progress)
+        return loading.load(self.teacher, access=Access(local=on_disk), progress=context.progress)
 
     def _training_tokens(self, context: StepContext, teacher: LoadedModel) -> TrainingTokens:
         """Read the texts as token ids, and hold out the end of each."""

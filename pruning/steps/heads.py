@@ -1,9 +1,10 @@
 """Attention heads: whole key/value groups, or the same number of query heads out of every group."""
 
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal, Self
 
 import torch
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from pruning.architectures.anatomy import Anatomy
 from pruning.architectures.config import head_size
@@ -12,188 +13,236 @@ from pruning.architectures.placement import parameter
 from pruning.architectures.shape import Shape
 from pruning.errors import RecipeError
 from pruning.progress import Progress
-from pruning.steps.base import Cut, Refit, StepContext, refit_writes, top
+from pruning.steps.base import Cut, Refit, StepContext, refit_output_projections, top
 from pruning.steps.settings import Choices, Setting, Slider, Switch, whole, word
+from pruning.steps.sizes import Size, one_number
 from pruning.surgery import KeptIndices, as_channels_first, value_matrix
+
+UNIFORM = one_number(
+    "every layer loses the same number of heads: a config holds one number for all layers, "
+    "so a model with several would not load"
+)
+
+Removed = Annotated[int, Field(ge=0), UNIFORM]
+
+HEAD_CRITERIA: Mapping[object, str] = {
+    "contribution": "What it contributes",
+    "minitron": "Minitron's importance",
+    "weights": "The size of its weights (no text needed)",
+}
+
+
+def _most_groups(shape: Shape) -> int:
+    return 0 if QUERY in shape.anatomy.family.unprunable else shape.count(KEY_VALUE) - 1
+
+
+def _most_queries(shape: Shape) -> int:
+    if QUERY in shape.anatomy.family.unprunable:
+        return 0
+    return shape.count(QUERY) // shape.count(KEY_VALUE) - 1
 
 
 class Heads(Cut):
-    """Cut attention heads, chosen layer by layer.
+    """Remove attention heads, chosen layer by layer.
 
-    `groups`: how many key/value heads to remove with all the query heads that share them. `queries`: how
-    many query heads to remove out of every group that stays. `criterion`: `contribution`,
-    E‖X_h W_hᵀ‖², what a head adds to the residual stream (as the Gram matrix of its outputs gives it);
-    `minitron`, the L2 norm of a head's output, mean over the sequence and L2 over the batch
-    (Muralidharan et al., 2024, §2.2); or `weights`, ‖W_O,h W_V,h‖_F, how much of the residual stream a
-    head can move, by its output-value circuit (Elhage et al., 2021, "A mathematical framework for
-    transformer circuits") and no text. `repair` refits the output projection to the heads kept; by
-    default it does so for the criteria that read calibration text.
+    Give `groups` or `num_key_value_heads` for whole groups, `queries` for heads out of every group, or one of
+    the first two with the last. The criteria:
+
+    - `contribution`: E‖X_h W_hᵀ‖², what head h adds to the residual stream; X_h `[tokens, head size]` is its
+      output and W_h `[channels, head size]` its columns of the output projection (computed from the Gram
+      matrix of the outputs).
+    - `minitron`: the L2 norm of a head's output, mean over the sequence and L2 over the batch (Muralidharan
+      et al., 2024, §2.2).
+    - `weights`: ‖W_O,h W_V,h‖_F, how much of the residual stream a head can move, by its output-value circuit
+      (Elhage et al., 2021, "A mathematical framework for transformer circuits"); needs no text.
+
+    Example:
+        >>> import pruning
+        >>> pruning.Heads(groups=1).describe()
+        '1 key/value group of every layer'
     """
 
     title: ClassVar[str] = "Attention heads"
     hint: ClassVar[str] = "What looks back at earlier words; heads that share keys and values form a group"
+    added: ClassVar[frozenset[str]] = frozenset({"num_key_value_heads"})
     settings: ClassVar[tuple[Setting, ...]] = (
         Setting(
             "groups",
             "--heads",
             "Groups of heads to cut",
-            "Key/value groups, each with the query heads that share it, in every layer",
             whole,
-            Slider(
-                lambda shape: 0 if QUERY in shape.anatomy.family.unprunable else shape.count(KEY_VALUE) - 1
-            ),
+            Slider(_most_groups),
             activates_step=True,
+            usage="A number, such as 1",
+        ),
+        Setting(
+            "num_key_value_heads",
+            "--num-key-value-heads",
+            "Key/value heads to keep, instead",
+            whole,
+            activates_step=True,
+            usage="A number, such as 2",
         ),
         Setting(
             "queries",
             "--query-heads",
             "Heads to cut out of every group",
-            "Query heads of each key/value group that stays",
             whole,
-            Slider(
-                lambda shape: (
-                    0
-                    if QUERY in shape.anatomy.family.unprunable
-                    else shape.count(QUERY) // shape.count(KEY_VALUE) - 1
-                )
-            ),
+            Slider(_most_queries),
             activates_step=True,
+            usage="A number, such as 1",
         ),
-        Setting(
-            "criterion",
-            "--head-criterion",
-            "Importance of a head",
-            "What its output adds to the residual stream, or how large its output is",
-            word,
-            Choices(
-                {
-                    "contribution": "What it contributes",
-                    "minitron": "Minitron's importance",
-                    "weights": "The size of its weights (no text needed)",
-                }
-            ),
-        ),
-        Setting(
-            "repair",
-            "--repair",
-            "Repair what remains",
-            "Refits each layer's output projection to the heads kept, by least squares",
-            control=Switch(),
-        ),
+        Setting("criterion", "--head-criterion", "Importance of a head", word, Choices(HEAD_CRITERIA)),
+        Setting("repair", "--repair", "Repair what remains", control=Switch()),
     )
 
     step: Literal["heads"] = "heads"
-    groups: Annotated[int, Field(ge=0)] = 0
-    queries: Annotated[int, Field(ge=0)] = 0
-    criterion: Literal["contribution", "minitron", "weights"] = "contribution"
-    repair: bool | None = None
+    groups: Removed = Field(
+        0,
+        description="How many key/value groups to remove from every layer, each with the query heads that "
+        "share it",
+    )
+    num_key_value_heads: Annotated[Size | None, UNIFORM] = Field(
+        None,
+        description="How many key/value heads to keep in every layer, instead of groups to remove",
+    )
+    queries: Removed = Field(
+        0, description="How many query heads to remove out of each key/value group that remains"
+    )
+    criterion: Literal["contribution", "minitron", "weights"] = Field(
+        "contribution",
+        description="What a head's output adds to the residual stream, how large its output is, or how large "
+        "its weights are",
+    )
+    repair: bool | None = Field(
+        None,
+        description="Refits each layer's output projection to the heads kept, by least squares; by default "
+        "if the criterion reads calibration text",
+    )
 
     @model_validator(mode="before")
     @classmethod
-    def _default_repair(cls, values):
+    def _default_repair(cls, values: object) -> object:
         if isinstance(values, dict) and values.get("repair") is None:
             values = values | {"repair": values.get("criterion") != "weights"}
         return values
 
-    @field_validator("groups", "queries", mode="before")
-    @classmethod
-    def _uniform(cls, value):
-        if isinstance(value, list | tuple | dict):
-            raise ValueError(
-                "every layer loses the same number of heads: a config holds one number for all layers, "
-                "so a model with several would not load. Give one number"
-            )
-        return value
-
     @model_validator(mode="after")
-    def _something(self):
-        if not self.groups and not self.queries:
-            raise ValueError("give groups or queries for the heads to cut; both are 0")
+    def _check_alternatives(self) -> Self:
+        if self.groups and self.num_key_value_heads is not None:
+            raise ValueError("give either groups or num_key_value_heads for the heads to cut, and not both")
+        if not self.groups and not self.queries and self.num_key_value_heads is None:
+            raise ValueError("give groups, num_key_value_heads or queries for the heads to cut")
         return self
 
     def hooked_modules(self, shape: Shape) -> tuple[str, ...]:
+        """Return the output projections of attention in all layers, if the criterion or repair needs them."""
         if self.criterion == "weights" and not self.repair:
             return ()
         anatomy = shape.anatomy
         return tuple(anatomy.output_projection(layer, QUERY) for layer in range(anatomy.layers))
 
     def reshape(self, shape: Shape) -> Shape:
+        """Return the shape with fewer heads."""
         family = shape.anatomy.family
         if QUERY in family.unprunable:
             raise RecipeError(f"The heads of {family.title} cannot be cut: {family.unprunable[QUERY]}.")
-        pairs, queries = shape.count(KEY_VALUE), shape.count(QUERY)
-        each = queries // pairs
-        for removed, there, unit in (
-            (self.groups, pairs, "key/value groups"),
-            (self.queries, each, "query heads of a group"),
+        groups, group_size = shape.count(KEY_VALUE), shape.count(QUERY) // shape.count(KEY_VALUE)
+        removed_groups = self._removed_groups(groups)
+        for removed, total, unit in (
+            (removed_groups, groups, "key/value groups"),
+            (self.queries, group_size, "query heads of a group"),
         ):
-            if removed >= there:
+            if removed >= total:
                 raise RecipeError(
-                    f"There are {there} {unit}; {removed} cannot be removed. At least one must stay."
+                    f"There are {total} {unit}; {removed} cannot be removed. At least one must remain."
                 )
-        pairs, each = pairs - self.groups, each - self.queries
+        groups, group_size = groups - removed_groups, group_size - self.queries
         channels = shape.count(CHANNEL)
-        if channels % (pairs * each):
+        if channels % (groups * group_size):
             raise RecipeError(
-                f"{pairs * each} query heads would stay, which does not divide the hidden size {channels}, "
-                "and such a config does not load. Remove another number of heads."
+                f"{groups * group_size} query heads would remain, which does not divide the hidden size "
+                f"{channels}, and such a config does not load. Remove another number of heads."
             )
-        return shape.resized(KEY_VALUE, pairs).resized(QUERY, pairs * each)
+        return shape.resized(KEY_VALUE, groups).resized(QUERY, groups * group_size)
 
     def rank(self, context: StepContext) -> KeptIndices:
+        """Return the key/value groups and the query heads with the highest scores."""
         anatomy = context.shape.anatomy
-        pairs, each = anatomy.units[KEY_VALUE], anatomy.units[QUERY] // anatomy.units[KEY_VALUE]
+        total = anatomy.units[KEY_VALUE]
+        removed, group_size = self._removed_groups(total), anatomy.units[QUERY] // total
         kept: dict[str, list[torch.Tensor]] = {QUERY: [], KEY_VALUE: []}
         for layer in range(anatomy.layers):
             context.progress(Progress("Ranking heads, layers", layer + 1, anatomy.layers))
-            groups, heads = torch.arange(pairs), torch.arange(each).repeat(pairs, 1)
-            if self.groups:
-                groups = top(self._scores(context, anatomy, layer, each), pairs - self.groups)
+            groups, heads = torch.arange(total), torch.arange(group_size).repeat(total, 1)
+            if removed:
+                groups = top(self._scores(context, anatomy, layer, group_size), total - removed)
             if self.queries:
-                scores = self._scores(context, anatomy, layer, 1).view(pairs, each)
-                heads = torch.stack([top(row, each - self.queries) for row in scores])
+                scores = self._scores(context, anatomy, layer, 1).view(total, group_size)
+                heads = torch.stack([top(row, group_size - self.queries) for row in scores])
             kept[KEY_VALUE].append(groups)
-            kept[QUERY].append((groups[:, None] * each + heads[groups]).flatten())
+            kept[QUERY].append((groups[:, None] * group_size + heads[groups]).flatten())
         return kept
+
+    def _removed_groups(self, groups: int) -> int:
+        """Return how many key/value groups are removed out of a number of them."""
+        if self.num_key_value_heads is None:
+            return self.groups
+        if self.num_key_value_heads >= groups:
+            raise RecipeError(
+                f"This removes none of the {groups} key/value heads of a layer: {self.num_key_value_heads} "
+                "would be kept. Keep fewer, or leave num_key_value_heads out."
+            )
+        return groups - self.num_key_value_heads
 
     def _scores(
         self, context: StepContext, anatomy: Anatomy, layer: int, heads_per_unit: int
     ) -> torch.Tensor:
-        """The scores of runs of `heads_per_unit` query heads."""
+        """Return the scores of a layer's runs of `heads_per_unit` query heads, `[heads / heads_per_unit]`."""
         module = anatomy.output_projection(layer, QUERY)
         width = head_size(anatomy.config) * heads_per_unit
         if self.criterion == "minitron":
-            return context.statistics.moments[module].sequence.view(-1, width).norm(dim=1)
+            return context.required_statistics.moments[module].sequence.view(-1, width).norm(dim=1)
         spec = anatomy.tensor(f"{module}.weight")
-        write = as_channels_first(parameter(context.model, spec.name), spec).double()
+        weight = as_channels_first(parameter(context.model, spec.name), spec).double()
         if self.criterion == "weights":
-            circuits = _circuits(write, value_matrix(context.model, anatomy, layer), anatomy)
+            circuits = _circuit_norms(weight, value_matrix(context.model, anatomy, layer), anatomy)
             return circuits.view(-1, heads_per_unit).sum(dim=1)
-        gram = context.statistics.gram(module, context.progress).gram.double()
-        contributions = (gram * (write.T @ write)).view(-1, width, gram.shape[1] // width, width)
+        gram = context.required_statistics.gram(module, context.progress).gram.double()
+        contributions = (gram * (weight.T @ weight)).view(-1, width, gram.shape[1] // width, width)
         return contributions.sum(dim=(1, 3)).diagonal()
 
     def refit(self, context: StepContext, kept: KeptIndices) -> Refit:
+        """Refit the output projections to the heads kept."""
         if not self.repair:
             return Refit()
         width = head_size(context.shape.anatomy.config)
         columns = [(heads[:, None] * width + torch.arange(width)).flatten() for heads in kept[QUERY]]
-        return refit_writes(context, QUERY, columns)
+        return refit_output_projections(context, QUERY, columns)
 
     def describe(self) -> str:
+        """Return how many heads are removed."""
         parts = []
         if self.groups:
             parts.append(f"{self.groups} key/value group{'s' if self.groups > 1 else ''} of every layer")
+        if self.num_key_value_heads is not None:
+            parts.append(f"all but {self.num_key_value_heads} of the key/value groups of every layer")
         if self.queries:
             parts.append(f"{self.queries} query head{'s' if self.queries > 1 else ''} of every group")
         return " and ".join(parts)
 
 
-def _circuits(write: torch.Tensor, values: torch.Tensor, anatomy: Anatomy) -> torch.Tensor:
-    """‖W_O,h W_V,h‖_F of each query head, by ‖A B‖²_F = ⟨Aᵀ A, B Bᵀ⟩, products of the size of a head."""
+def _circuit_norms(output: torch.Tensor, values: torch.Tensor, anatomy: Anatomy) -> torch.Tensor:
+    """Return ‖W_O,h W_V,h‖_F of each query head, by ‖A B‖²_F = ⟨Aᵀ A, B Bᵀ⟩: products of the size of a head.
+
+    Args:
+        output: W_O, `[channels, query heads · head size]`.
+        values: W_V, `[key/value heads · head size, channels]`.
+        anatomy: The layout of the model.
+    """
     width = head_size(anatomy.config)
     values = values.double().view(anatomy.units[KEY_VALUE], width, -1)
-    writes = write.view(len(write), anatomy.units[QUERY], width).permute(1, 2, 0)
-    each = anatomy.units[QUERY] // anatomy.units[KEY_VALUE]
-    shared = (values @ values.mT).repeat_interleave(each, dim=0)
-    return (shared * (writes @ writes.mT)).sum(dim=(1, 2)).clamp_min(0).sqrt()
+    outputs = output.view(len(output), anatomy.units[QUERY], width).permute(1, 2, 0)
+    group_size = anatomy.units[QUERY] // anatomy.units[KEY_VALUE]
+    shared = (values @ values.mT).repeat_interleave(group_size, dim=0)
+    return (shared * (outputs @ outputs.mT)).sum(dim=(1, 2)).clamp_min(0).sqrt()

@@ -1,8 +1,8 @@
 """Whole layers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, field_validator, model_validator
@@ -16,10 +16,11 @@ from pruning.progress import Progress
 from pruning.repair.removed_layers import repair_gaps, runs_of
 from pruning.steps.base import Cut, Refit, StepContext, top
 from pruning.steps.settings import Choices, Setting, Slider, Switch, word
+from pruning.steps.sizes import exactly_one
 from pruning.surgery import KeptIndices, cut
 from pruning.text.likelihood import mean_loss
 
-METHODS = {
+METHODS: Mapping[object, str] = {
     "influence": "Those that change least (block influence)",
     "angular": "The run that turns least (angular distance)",
     "perplexity": "Those missed least, tried one by one: better, and slower",
@@ -33,8 +34,24 @@ BY_PLACE = ("last", "first")
 """Methods that need no text."""
 
 
-def _read(flag: str, text: str) -> dict:
-    """`3` as a count of layers; `4,5,9` as those layers; `5,` as one."""
+@dataclass(frozen=True)
+class GapNote:
+    """The repair of one gap that removed layers left.
+
+    Attributes:
+        layers: The layers removed there, by their numbers in the step's input, from 0 on.
+        lost_before: The share of the residual stream's energy after the gap that is lost on held-out text
+            without repair.
+        lost_after: The same with it.
+    """
+
+    layers: tuple[int, ...]
+    lost_before: float
+    lost_after: float
+
+
+def _read(flag: str, text: str) -> dict[str, object]:
+    """Read `3` as a number of layers, `4,5,9` as those layers, and `5,` as one."""
     try:
         numbers = [int(part) for part in text.split(",") if part.strip()]
     except ValueError:
@@ -45,15 +62,22 @@ def _read(flag: str, text: str) -> dict:
 class Layers(Cut):
     """Remove whole layers.
 
-    Give either `layers`, the numbers of those to remove, from 0 on, or `count`, how many, and a
-    `method` that chooses: `last` and `first` by place; `influence`, the least block influence
-    1 − E[cos(h_in, h_out)] (ShortGPT; Men et al., 2024, eq. 1); `angular`, the run of layers with the
-    least angular distance between its input and its output (Gromov et al., 2024, eq. 5, over all
-    tokens); `perplexity`, those whose removal alone costs least on calibration text, repaired if the step
-    repairs; `greedy`, the same one after the other. Unless `protect` is off, methods that read text never
-    take the first or the last layer. `repair`: whether the layer before each gap learns to say what the
-    missing ones said (`pruning.depth`); by default if a method reads text anyway. Gemma's norms leave no
-    room for it.
+    Give either `layers` or `count` with a `method` that chooses them:
+
+    - `last` and `first`: by place.
+    - `influence`: the least block influence 1 − E[cos(h_in, h_out)] over all tokens, with the residual stream
+      h `[channels]` before and after a layer (ShortGPT; Men et al., 2024, eq. 1).
+    - `angular`: the run of layers with the least angular distance between its input and its output (Gromov et
+      al., 2024, eq. 5, over all tokens).
+    - `perplexity`: those whose removal alone costs least on calibration text, repaired if the step repairs.
+    - `greedy`: the same, one after the other.
+
+    Gemma's norms leave no room for `repair` (see `pruning.repair.removed_layers`).
+
+    Example:
+        >>> import pruning
+        >>> pruning.Layers(count=2, method="perplexity").describe()
+        '2 layers (perplexity)'
     """
 
     title: ClassVar[str] = "Layers"
@@ -63,39 +87,35 @@ class Layers(Cut):
             "count",
             "--layers",
             "Layers to cut",
-            "How many; in the shell also which, such as 4,5,9",
             _read,
             Slider(lambda shape: max(shape.count(LAYER) - 2, 0)),
             activates_step=True,
+            usage="A number, such as 3, or which ones, from 0 on, such as 4,5,9",
         ),
-        Setting(
-            "method",
-            "--layer-method",
-            "Which layers",
-            "How they are chosen; the first and the last stay unless they are asked for",
-            word,
-            Choices(METHODS),
-        ),
+        Setting("method", "--layer-method", "Which layers", word, Choices(METHODS)),
         Setting("protect", "--protect", "Keep the first and the last", control=Switch()),
-        Setting(
-            "repair",
-            "--layer-repair",
-            "Repair",
-            "The layer before each gap learns, by least squares, to say what the missing layers said",
-            control=Switch(),
-        ),
+        Setting("repair", "--layer-repair", "Repair", control=Switch()),
     )
 
     step: Literal["layers"] = "layers"
-    count: Annotated[int, Field(ge=1)] | None = None
-    layers: tuple[Annotated[int, Field(ge=0)], ...] | None = None
-    method: Method = "influence"
-    protect: bool = True
-    repair: bool | None = None
+    count: Annotated[int, Field(ge=1)] | None = Field(None, description="How many layers to remove")
+    layers: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+        None, description="The numbers of the layers to remove, from 0 on, instead of how many"
+    )
+    method: Method = Field("influence", description="How the layers are chosen")
+    protect: bool = Field(
+        True,
+        description="Methods that read text never choose the first or the last layer, unless this is off",
+    )
+    repair: bool | None = Field(
+        None,
+        description="Refits the layer before each gap, by least squares, to compensate for the layers "
+        "removed there; by default if the method reads text",
+    )
 
     @model_validator(mode="before")
     @classmethod
-    def _default_repair(cls, values):
+    def _default_repair(cls, values: object) -> object:
         if isinstance(values, dict) and values.get("repair") is None:
             by_place = values.get("layers") is not None or values.get("method") in BY_PLACE
             values = values | {"repair": not by_place}
@@ -103,12 +123,12 @@ class Layers(Cut):
 
     @field_validator("layers", mode="before")
     @classmethod
-    def _listed(cls, value):
+    def _list_to_tuple(cls, value: object) -> object:
         return tuple(value) if isinstance(value, list) else value
 
     @model_validator(mode="after")
-    def _one_choice(self):
-        if (self.count is None) == (self.layers is None):
+    def _check_alternatives(self) -> Self:
+        if not exactly_one(self.count, self.layers):
             raise ValueError("give either count or layers for the layers to remove, and not both")
         if self.layers is not None and len(set(self.layers)) < max(len(self.layers), 1):
             raise ValueError("name each layer to remove once, and at least one")
@@ -116,90 +136,102 @@ class Layers(Cut):
 
     @property
     def needs_calibration_text(self) -> bool:
-        return self.repair or self._measures
+        """Whether repair or the method reads text."""
+        return bool(self.repair) or self._text_chooses
 
     @property
-    def _measures(self) -> bool:
-        """Whether the text chooses."""
+    def _text_chooses(self) -> bool:
         return self.layers is None and self.method not in BY_PLACE
 
+    @property
+    def removed_count(self) -> int:
+        """How many layers are removed."""
+        return len(self.layers) if self.layers is not None else self.count or 0
+
     def reshape(self, shape: Shape) -> Shape:
-        there = shape.count(LAYER)
+        """Return the shape with fewer layers."""
+        total = shape.count(LAYER)
         for layer in self.layers or ():
-            if layer >= there:
+            if layer >= total:
                 raise RecipeError(
-                    f"There is no layer {layer}: the last of {there} has the number {there - 1}."
+                    f"There is no layer {layer}: the last of {total} has the number {total - 1}."
                 )
-        removed = self.count or len(self.layers)
-        spared = 2 if self.protect and self._measures else 1
-        if removed > there - spared:
+        removed = self.removed_count
+        spared = 2 if self.protect and self._text_chooses else 1
+        if removed > total - spared:
             raise RecipeError(
-                f"{removed} of {there} layers cannot be removed: {spared} must stay at least. Remove fewer."
+                f"{removed} of {total} layers cannot be removed: at least {spared} must remain. Remove fewer."
             )
-        return shape.resized(LAYER, there - removed)
+        return shape.resized(LAYER, total - removed)
 
     def rank(self, context: StepContext) -> KeptIndices:
-        there = context.shape.count(LAYER)
+        """Return the layers to keep."""
         removed = set(self.layers or _CHOOSERS[self.method](self, context))
-        return {LAYER: [torch.tensor([layer for layer in range(there) if layer not in removed])]}
+        total = context.shape.count(LAYER)
+        return {LAYER: [torch.tensor([layer for layer in range(total) if layer not in removed])]}
 
     def refit(self, context: StepContext, kept: KeptIndices) -> Refit:
+        """Refit the layer before each gap to compensate for the layers removed there."""
         if not self.repair:
             return Refit()
         anatomy = context.shape.anatomy
-        gone = sorted(set(range(anatomy.layers)) - set(kept[LAYER][0].tolist()))
-        runs = runs_of(gone)
-        repairs = repair_gaps(context.model, anatomy, context.windows, runs, context.progress)
-        notes = (
-            {"layers": list(run), "lost_before": repair.lost_before, "lost_after": repair.lost_after}
-            for run, repair in repairs.items()
+        removed = sorted(set(range(anatomy.layers)) - set(kept[LAYER][0].tolist()))
+        gaps = repair_gaps(
+            context.model, anatomy, context.required_windows, runs_of(removed), context.progress
         )
-        tensors = {name: new for repair in repairs.values() for name, new in repair.tensors.items()}
-        return Refit(tensors, tuple(notes))
+        notes = tuple(GapNote(run, repair.lost_before, repair.lost_after) for run, repair in gaps.items())
+        return Refit({name: new for repair in gaps.values() for name, new in repair.tensors.items()}, notes)
 
-    def choices(self, shape: Shape) -> list[int]:
-        """The layers that may go."""
-        there = shape.count(LAYER)
-        return list(range(1, there - 1)) if self.protect else list(range(there))
+    def removable(self, shape: Shape) -> list[int]:
+        """Return the layers that a method which reads text may choose."""
+        total = shape.count(LAYER)
+        return list(range(1, total - 1)) if self.protect else list(range(total))
 
     def describe(self) -> str:
+        """Return which layers are removed, or how many."""
         if self.layers is not None:
             return f"layers {', '.join(map(str, self.layers))}"
-        return f"{self.count} layer{'s' if self.count > 1 else ''} ({self.method})"
+        return f"{self.count} layer{'s' if self.removed_count > 1 else ''} ({self.method})"
 
 
 def _last(step: Layers, context: StepContext) -> list[int]:
-    there = context.shape.count(LAYER)
-    return list(range(there - step.count, there))
+    total = context.shape.count(LAYER)
+    return list(range(total - step.removed_count, total))
 
 
-def _first(step: Layers, context: StepContext) -> list[int]:
-    return list(range(step.count))
+def _first(step: Layers, _context: StepContext) -> list[int]:
+    return list(range(step.removed_count))
 
 
 def _influence(step: Layers, context: StepContext) -> list[int]:
-    scores = block_influences(context.model, context.shape.anatomy, context.windows, context.progress)
-    choices = torch.tensor(step.choices(context.shape))
-    return choices[top(-scores[choices], step.count)].tolist()
+    scores = block_influences(
+        context.model, context.shape.anatomy, context.required_windows, context.progress
+    )
+    removable = torch.tensor(step.removable(context.shape))
+    return removable[top(-scores[removable], step.removed_count)].tolist()
 
 
 def _angular(step: Layers, context: StepContext) -> list[int]:
+    count = step.removed_count
     distances = angular_distances(
-        context.model, context.shape.anatomy, context.windows, step.count, context.progress
+        context.model, context.shape.anatomy, context.required_windows, count, context.progress
     )
-    choices = step.choices(context.shape)
-    starts = [layer for layer in choices if layer + step.count - 1 <= choices[-1]]
+    removable = step.removable(context.shape)
+    starts = [layer for layer in removable if layer + count - 1 <= removable[-1]]
     start = min(starts, key=lambda layer: float(distances[layer]))
-    return list(range(start, start + step.count))
+    return list(range(start, start + count))
 
 
 def _perplexity(step: Layers, context: StepContext) -> list[int]:
-    windows = context.windows
+    windows = context.required_windows
     key = LayerLossesKey(
-        text_sha256=windows.text_sha256, windows=windows.digest, repair=step.repair, protect=step.protect
+        text_sha256=windows.text_sha256,
+        windows=windows.digest,
+        repair=bool(step.repair),
+        protect=step.protect,
     )
     losses = cached(context.model, key, lambda: _losses_without(step, context, []))
-    return sorted(sorted(losses, key=losses.get)[: step.count])
+    return sorted(sorted(losses, key=losses.__getitem__)[: step.removed_count])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,32 +244,37 @@ class LayerLossesKey(CacheKey[dict[int, float]]):
 
 
 def _greedy(step: Layers, context: StepContext) -> list[int]:
-    gone: list[int] = []
-    while len(gone) < step.count:
-        losses = _losses_without(step, context, gone)
-        gone.append(min(losses, key=losses.get))
-    return sorted(gone)
+    removed: list[int] = []
+    while len(removed) < step.removed_count:
+        losses = _losses_without(step, context, removed)
+        removed.append(min(losses, key=losses.__getitem__))
+    return sorted(removed)
 
 
-def _losses_without(step: Layers, context: StepContext, gone: list[int]) -> dict[int, float]:
-    """The loss on held-out calibration text without each layer that may go, beside those gone already;
-    repaired, where the step repairs."""
-    anatomy = context.shape.anatomy
-    choices = [layer for layer in step.choices(context.shape) if layer not in gone]
-    runs = {layer: runs_of([*gone, layer]) for layer in choices}
+def _losses_without(step: Layers, context: StepContext, removed: list[int]) -> dict[int, float]:
+    """Return the loss on held-out calibration text without each removable layer, in nats per token.
+
+    The layers in `removed` are removed in any case; what remains is repaired if the step repairs.
+    """
+    anatomy, windows = context.shape.anatomy, context.required_windows
+    candidates = [layer for layer in step.removable(context.shape) if layer not in removed]
+    runs = {layer: runs_of([*removed, layer]) for layer in candidates}
     repairs = {}
     if step.repair:
-        every = dict.fromkeys(run for each in runs.values() for run in each)
-        repairs = repair_gaps(context.model, anatomy, context.windows, every, context.progress)
+        all_runs = dict.fromkeys(run for runs_of_one in runs.values() for run in runs_of_one)
+        repairs = repair_gaps(context.model, anatomy, windows, all_runs, context.progress)
     losses = {}
-    for done, layer in enumerate(choices):
-        context.progress(Progress("Trying without each layer", done, len(choices)))
-        stay = [n for n in range(anatomy.layers) if n != layer and n not in gone]
-        kept = {LAYER: [torch.tensor(stay)]}
-        made = [repairs[run].tensors for run in runs[layer] if run in repairs]
-        tensors = {name: new for each in made for name, new in each.items()}
-        without = cut(context.model, context.shape.resized(LAYER, len(stay)), kept, tensors)
-        losses[layer] = mean_loss(without, context.windows.heldout)
+    for done, layer in enumerate(candidates):
+        context.progress(Progress("Trying without each layer", done, len(candidates)))
+        remaining = [number for number in range(anatomy.layers) if number not in (layer, *removed)]
+        refitted = [repairs[run].tensors for run in runs[layer] if run in repairs]
+        without = cut(
+            context.model,
+            context.shape.resized(LAYER, len(remaining)),
+            {LAYER: [torch.tensor(remaining)]},
+            {name: tensor for tensors in refitted for name, tensor in tensors.items()},
+        )
+        losses[layer] = mean_loss(without, windows.heldout)
     return losses
 
 

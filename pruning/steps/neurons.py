@@ -1,18 +1,28 @@
 """MLP neurons: the same number in every layer, chosen layer by layer."""
 
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal, Self
 
 import torch
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from pruning.architectures.families import GATE, NEURON, UP
 from pruning.architectures.shape import Shape
-from pruning.criteria import CRITERIA, DEFAULT_CRITERION, MLP, criterion_named
+from pruning.criteria import CRITERIA, DEFAULT_CRITERION, MLP, PUBLISHED_NAMES, Criterion, criterion_named
 from pruning.errors import RecipeError
 from pruning.progress import Progress
-from pruning.steps.base import Cut, Refit, StepContext, refit_writes, top
+from pruning.steps.base import Cut, Refit, StepContext, refit_output_projections, top
 from pruning.steps.settings import Choices, Setting, Slider, Switch, share, whole, word
-from pruning.steps.sizes import MULTIPLES, Multiple, Width, one_number, share_of
+from pruning.steps.sizes import (
+    MULTIPLES,
+    Multiple,
+    Size,
+    describe_size,
+    exactly_one,
+    fraction_of,
+    kept_size,
+    one_number,
+)
 from pruning.surgery import KeptIndices, neuron_matrices
 
 UNIFORM = one_number(
@@ -22,64 +32,74 @@ UNIFORM = one_number(
 
 
 class Neurons(Cut):
-    """Cut MLP neurons.
+    """Remove MLP neurons.
 
-    Give either `fraction`, the share of neurons to remove (`removed = int(fraction · intermediate
-    size)`), or `width`, the number to keep in each layer. `multiple_of` rounds the width up, so
-    that no more is removed than was asked. `repair` refits the output projection to what remains;
-    by default it does so for the criteria that read calibration text.
+    Give either `fraction` (`removed = int(fraction · intermediate size)`) or `intermediate_size`.
+
+    Example:
+        >>> import pruning
+        >>> pruning.Neurons(fraction=0.2, criterion="wanda").describe()
+        '20 % of the MLP neurons'
     """
 
     title: ClassVar[str] = "MLP neurons"
     hint: ClassVar[str] = "The hidden units of the feed-forward layers: most of a model's parameters"
+    published_names: ClassVar[Mapping[str, str]] = {"intermediate_size": "width"}
+    published_values: ClassVar[Mapping[str, Mapping[str, str]]] = {"criterion": PUBLISHED_NAMES}
     settings: ClassVar[tuple[Setting, ...]] = (
         Setting(
             "fraction",
             "--neurons",
             "MLP neurons to cut, %",
-            "The same share of the intermediate size in every layer",
             share,
-            Slider(lambda shape: 90, percent=True),
+            Slider(lambda _shape: 90, percent=True),
             activates_step=True,
+            usage="A share, such as 20%",
         ),
         Setting(
-            "width", "--width", "MLP neurons to keep in each layer, instead", read=whole, activates_step=True
+            "intermediate_size",
+            "--intermediate-size",
+            "MLP neurons to keep in each layer, instead",
+            whole,
+            activates_step=True,
+            usage="A number, such as 1024",
+            old_flags=("--width",),
         ),
         Setting(
             "criterion",
             "--criterion",
             "Importance of a neuron",
-            "The criterion: those with the lowest score are cut",
             word,
             Choices({name: criterion.title for name, criterion in CRITERIA.items()}),
         ),
-        Setting(
-            "multiple_of",
-            "--multiple-of",
-            "Width a multiple of",
-            "Multiples run faster on many machines; 8-bit GGUF files need one of 32",
-            whole,
-            Choices(MULTIPLES),
-        ),
-        Setting(
-            "repair",
-            "--repair",
-            "Repair what remains",
-            "Refits each layer's output projection to the neurons kept, by least squares",
-            control=Switch(),
-        ),
+        Setting("multiple_of", "--multiple-of", "Width a multiple of", whole, Choices(MULTIPLES)),
+        Setting("repair", "--repair", "Repair what remains", control=Switch()),
     )
 
     step: Literal["neurons"] = "neurons"
-    fraction: Annotated[share_of("neurons") | None, UNIFORM] = None
-    width: Annotated[Width | None, UNIFORM] = None
-    multiple_of: Multiple = 1
-    criterion: str = DEFAULT_CRITERION
-    repair: bool | None = None
+    fraction: Annotated[float | None, fraction_of("neurons"), UNIFORM] = Field(
+        None, description="The share of the intermediate size to remove, the same in every layer"
+    )
+    intermediate_size: Annotated[Size | None, UNIFORM] = Field(
+        None, description="The number of neurons to keep in each layer, instead of a share to remove"
+    )
+    multiple_of: Multiple = Field(
+        1,
+        description="Rounds the number kept up: multiples run faster on many machines, and 8-bit GGUF files "
+        "need one of 32",
+    )
+    criterion: str = Field(
+        DEFAULT_CRITERION, description="The criterion: the neurons with the lowest scores are removed"
+    )
+    repair: bool | None = Field(
+        None,
+        description="Refits each layer's output projection to the neurons kept, by least squares; by default "
+        "if the criterion reads calibration text",
+    )
 
     @model_validator(mode="before")
     @classmethod
-    def _default_repair(cls, values):
+    def _default_repair(cls, values: object) -> object:
         if isinstance(values, dict) and values.get("repair") is None:
             name = values.get("criterion", DEFAULT_CRITERION)
             if isinstance(name, str):
@@ -87,71 +107,74 @@ class Neurons(Cut):
         return values
 
     @model_validator(mode="after")
-    def _one_size(self):
-        if (self.fraction is None) == (self.width is None):
-            raise ValueError("give either fraction or width for the neurons to cut, and not both")
+    def _check_alternatives(self) -> Self:
+        if not exactly_one(self.fraction, self.intermediate_size):
+            raise ValueError("give either fraction or intermediate_size for the neurons to cut, and not both")
         criterion_named(self.criterion)
         return self
 
     def hooked_modules(self, shape: Shape) -> tuple[str, ...]:
+        """Return the output projections of all layers, if the criterion or repair needs their inputs."""
         if not (self.repair or criterion_named(self.criterion).needs_calibration):
             return ()
         anatomy = shape.anatomy
         return tuple(anatomy.output_projection(layer) for layer in range(anatomy.layers))
 
     def reshape(self, shape: Shape) -> Shape:
+        """Return the shape with fewer neurons."""
         criterion = criterion_named(self.criterion)
         family = shape.anatomy.family
         if criterion.gated_only and not family.gated:
             raise RecipeError(
-                f"{criterion.name} ranks gate and up apart, but the MLP of {family.title} has no "
+                f"{criterion.name} ranks gate and up separately, but the MLP of {family.title} has no "
                 "gate. Choose another criterion."
             )
         if criterion.gated_only and self.repair:
             raise RecipeError(f"{criterion.name} leaves no whole neurons to repair with. Switch repair off.")
-        width = shape.count(NEURON)
-        kept = self.width if self.fraction is None else width - int(self.fraction * width)
-        kept = -(-kept // self.multiple_of) * self.multiple_of
-        if kept >= width:
+        neurons = shape.count(NEURON)
+        kept = kept_size(neurons, self.fraction, self.intermediate_size, self.multiple_of)
+        if kept >= neurons:
             raise RecipeError(
-                f"This removes none of the {width} neurons of a layer: {kept} would be kept. "
-                "Ask for a larger fraction, a smaller width or a smaller multiple."
+                f"This removes none of the {neurons} neurons of a layer: {kept} would be kept. "
+                "Ask for a larger fraction, a smaller intermediate_size or a smaller multiple."
             )
         return shape.resized(NEURON, kept)
 
     def rank(self, context: StepContext) -> KeptIndices:
+        """Return the neurons with the highest scores; separately for gate and up if the criterion does so."""
         criterion = criterion_named(self.criterion)
-        anatomy = context.shape.anatomy
+        layers = context.shape.anatomy.layers
         count = self.reshape(context.shape).count(NEURON)
-        kept: dict[str, list[torch.Tensor]] = {NEURON: []}
-        if criterion.gated_only:
-            kept |= {GATE: [], UP: []}
-        for layer in range(anatomy.layers):
-            context.progress(Progress("Ranking neurons, layers", layer + 1, anatomy.layers))
-            mlp = MLP(*neuron_matrices(context.model, anatomy, layer))
-            moments = None
-            if criterion.needs_calibration:
-                moments = context.statistics.moments[anatomy.output_projection(layer)]
-            generator = torch.Generator().manual_seed((context.seed + layer) % 2**63)
-            scores = criterion.score(mlp, moments, generator)
-            if not torch.isfinite(scores).all():
-                raise RecipeError(
-                    f"The scores of layer {layer} are not finite: the weights or the calibration "
-                    "text are damaged. Load the model again or choose another text."
-                )
-            for kind, row in zip(
-                (GATE, UP) if criterion.gated_only else (NEURON,),
-                scores if criterion.gated_only else scores[None],
-                strict=True,
-            ):
+        kinds = (GATE, UP) if criterion.gated_only else (NEURON,)
+        kept: dict[str, list[torch.Tensor]] = {kind: [] for kind in kinds}
+        for layer in range(layers):
+            context.progress(Progress("Ranking neurons, layers", layer + 1, layers))
+            scores = _scores(criterion, context, layer)
+            for kind, row in zip(kinds, scores if criterion.gated_only else scores[None], strict=True):
                 kept[kind].append(top(row, count))
-            if criterion.gated_only:
-                kept[NEURON].append(kept[GATE][-1])
-        return kept
+        # The output projection follows the gate.
+        return kept | ({NEURON: kept[GATE]} if criterion.gated_only else {})
 
     def refit(self, context: StepContext, kept: KeptIndices) -> Refit:
-        return refit_writes(context, NEURON, kept[NEURON]) if self.repair else Refit()
+        """Refit the output projections to the neurons kept."""
+        return refit_output_projections(context, NEURON, kept[NEURON]) if self.repair else Refit()
 
     def describe(self) -> str:
-        size = f"{100 * self.fraction:.4g} % of" if self.fraction else f"all but {self.width} of"
-        return f"{size} the MLP neurons"
+        """Return how many neurons are removed."""
+        return describe_size(self.fraction, self.intermediate_size, "the MLP neurons")
+
+
+def _scores(criterion: Criterion, context: StepContext, layer: int) -> torch.Tensor:
+    """Return the scores of a layer's neurons, `[neurons]`, or `[2, neurons]` for gate and up separately."""
+    anatomy = context.shape.anatomy
+    moments = None
+    if criterion.needs_calibration:
+        moments = context.required_statistics.moments[anatomy.output_projection(layer)]
+    generator = torch.Generator().manual_seed((context.seed + layer) % 2**63)
+    scores = criterion.score(MLP(*neuron_matrices(context.model, anatomy, layer)), moments, generator)
+    if not torch.isfinite(scores).all():
+        raise RecipeError(
+            f"The scores of layer {layer} are not finite: the weights or the calibration "
+            "text are damaged. Load the model again or choose another text."
+        )
+    return scores

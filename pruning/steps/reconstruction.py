@@ -1,6 +1,6 @@
-"""Reconstruction: layer by layer, the model learns to pass on what the dense model passes on."""
+"""Reconstruction: layer by layer, the model is trained to pass on what the base passes on."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -12,12 +12,19 @@ from pruning.steps.base import Step, StepContext, StepResult
 from pruning.steps.settings import Setting, Slider, whole
 from pruning.surgery import cut
 
+MAX_EPOCHS = 100
+
 
 class Reconstruction(Step):
-    """Refit each layer to the dense model's residual stream, on what the layers before it really say.
+    """Refit each layer to the base's residual stream, given what the pruned layers before it output.
 
-    `epochs`: how often each layer reads the calibration text; 0 for least squares alone. A repair before
-    it is not needed: see `pruning.reconstruction`. It takes about five calibration passes at two epochs.
+    A repair before it is not needed: see `pruning.repair.reconstruction`. It takes about five calibration
+    passes at two epochs.
+
+    Example:
+        >>> import pruning
+        >>> pruning.Reconstruction(epochs=2).describe()
+        'reconstruction in 2 passes'
     """
 
     title: ClassVar[str] = "Reconstruction"
@@ -27,23 +34,30 @@ class Reconstruction(Step):
             "epochs",
             "--reconstruct",
             "Passes of reconstruction",
-            "How often every layer reads the calibration text; two are enough",
             whole,
-            Slider(lambda shape: 8),
+            Slider(lambda _shape: 8),
             activates_step=True,
+            usage="A number, such as 2",
         ),
     )
 
     step: Literal["reconstruction"] = "reconstruction"
-    epochs: Annotated[int, Field(ge=0, le=100)] = 2
+    epochs: int = Field(
+        2,
+        ge=0,
+        le=MAX_EPOCHS,
+        description="How often every layer reads the calibration text; two are enough, and 0 is least "
+        "squares alone",
+    )
 
     @property
     def needs_calibration_text(self) -> bool:
+        """Always."""
         return True
 
     def reshape(self, shape: Shape) -> Shape:
-        changed = {CHANNEL: "channels", TOKEN: "vocabulary"}
-        for kind, name in changed.items():
+        """Return the same shape, once it is known that its residual stream compares with the base's."""
+        for kind, name in {CHANNEL: "channels", TOKEN: "vocabulary"}.items():
             if shape.count(kind) != shape.anatomy.units[kind]:
                 raise RecipeError(
                     f"Reconstruction compares residual streams and tokens, which a cut of {name} changes. "
@@ -52,20 +66,23 @@ class Reconstruction(Step):
         return shape
 
     def apply(self, context: StepContext) -> StepResult:
-        made = reconstruct(
+        """Train the layers one after the other."""
+        result = reconstruct(
             context.model,
             context.base.model,
-            context.windows,
+            context.required_windows,
+            kept_layers=context.layers,
             seed=context.seed,
             progress=context.progress,
             epochs=self.epochs,
         )
         # What is seen is what is saved: new weights are rounded to the stored precision.
-        tensors = {name: value.to(context.base.storage_dtype) for name, value in made.tensors.items()}
+        tensors = {name: value.to(context.base.storage_dtype) for name, value in result.tensors.items()}
         model = cut(context.model, context.shape, {}, tensors)
-        return StepResult(model, context.tokenizer, made.notes)
+        return StepResult(model, context.tokenizer, result.layers)
 
     def describe(self) -> str:
+        """Return how the layers are refitted."""
         if not self.epochs:
             return "reconstruction by least squares"
         return f"reconstruction in {self.epochs} pass{'es' if self.epochs > 1 else ''}"

@@ -1,9 +1,12 @@
 """Single weights: zeros in the projections, on an unchanged shape."""
 
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal, Self
 
 import torch
-from pydantic import model_validator
+from pydantic import Field, model_validator
+from transformers import PreTrainedModel
 
 from pruning.architectures.anatomy import Anatomy, TensorSpec
 from pruning.architectures.placement import parameter
@@ -13,7 +16,7 @@ from pruning.errors import RecipeError
 from pruning.progress import Progress
 from pruning.steps.base import Step, StepContext, StepResult
 from pruning.steps.settings import Choices, Setting, Slider, share, word
-from pruning.steps.sizes import one_number, share_of
+from pruning.steps.sizes import fraction_of, one_number
 from pruning.surgery import cut
 
 UNIFORM = one_number("every projection loses the same share of its weights")
@@ -21,11 +24,28 @@ UNIFORM = one_number("every projection loses the same share of its weights")
 PATTERNS = {"2:4": (2, 4), "4:8": (4, 8)}
 """How many of how many consecutive inputs become zero."""
 
-WEIGHT_CRITERIA = {"wanda": "Weight × activation (Wanda)", "magnitude": "Magnitude"}
+WEIGHT_CRITERIA: Mapping[object, str] = {"wanda": "Weight × activation (Wanda)", "magnitude": "Magnitude"}
 
 
-def _read(flag: str, text: str) -> dict:
-    """`50%` as a share of the weights; `2:4` as a pattern."""
+@dataclass(frozen=True)
+class SparsityNote:
+    """The zeros in one component of the model.
+
+    Attributes:
+        component: Its name, such as `attention`.
+        parameters: How many parameters it has.
+        zeros: How many of them are zero.
+        sparsity: Their share.
+    """
+
+    component: str
+    parameters: int
+    zeros: int
+    sparsity: float
+
+
+def _read(flag: str, text: str) -> dict[str, object]:
+    """Read `50%` as a share of the weights and `2:4` as a pattern."""
     if ":" not in text:
         return {"fraction": share(flag, text)}
     if text not in PATTERNS:
@@ -36,11 +56,17 @@ def _read(flag: str, text: str) -> dict:
 class Weights(Step):
     """Set single weights of every projection of attention and MLP to zero.
 
-    Give either `fraction`, the share of weights, or a `pattern`: `2:4` sets two of every four consecutive
-    inputs of each output to zero, `4:8` four of every eight. `criterion`: `wanda`, |W_ij|·‖X_j‖₂ with the
-    inputs X of the projection on calibration text, compared within each output (Sun et al., 2024, eq. 1);
-    or `magnitude`, |W_ij|, compared within each matrix (Han et al., 2015). Of equals, those that come last
-    become zero. Embeddings, norms, biases and the head stay as they are.
+    Give either `fraction` or a `pattern`. Of equal scores, those that come last become zero. Embeddings,
+    norms, biases and the head do not change. The criteria:
+
+    - `wanda`: |W_ij| · ‖X_j‖₂ with the inputs X `[tokens, inputs]` of the projection on calibration text,
+      compared within each output i (Sun et al., 2024, eq. 1).
+    - `magnitude`: |W_ij|, compared within each matrix (Han et al., 2015).
+
+    Example:
+        >>> import pruning
+        >>> pruning.Weights(pattern="2:4").describe()
+        '2 in 4 of the weights of attention and MLP, set to zero (wanda)'
     """
 
     title: ClassVar[str] = "Single weights"
@@ -56,46 +82,46 @@ class Weights(Step):
             "fraction",
             "--weights",
             "Weights to set to zero, %",
-            "The same share in every projection; in the shell also a pattern, such as 2:4",
             _read,
-            Slider(lambda shape: 90, percent=True),
+            Slider(lambda _shape: 90, percent=True),
             activates_step=True,
+            usage="A share, such as 50%, or a pattern, such as 2:4",
         ),
         Setting(
             "pattern",
             "--weights-pattern",
             "Pattern of the zeros",
-            "With a pattern half of the weights become zero, evenly, as some GPUs want it",
             word,
             Choices({"any": "Anywhere", "2:4": "2 of every 4 inputs", "4:8": "4 of every 8 inputs"}),
         ),
-        Setting(
-            "criterion",
-            "--weights-criterion",
-            "Importance of a weight",
-            "Its size alone, or its size times what comes in",
-            word,
-            Choices(WEIGHT_CRITERIA),
-        ),
+        Setting("criterion", "--weights-criterion", "Importance of a weight", word, Choices(WEIGHT_CRITERIA)),
     )
     must_be_last: ClassVar[str] = (
         "a later cut would break the pattern of the zeros, and a repair would fill them in"
     )
 
     step: Literal["weights"] = "weights"
-    fraction: Annotated[share_of("weights") | None, UNIFORM] = None
-    pattern: Literal["any", "2:4", "4:8"] = "any"
-    criterion: Literal["wanda", "magnitude"] = "wanda"
+    fraction: Annotated[float | None, fraction_of("weights"), UNIFORM] = Field(
+        None, description="The share of the weights to set to zero, the same in every projection"
+    )
+    pattern: Literal["any", "2:4", "4:8"] = Field(
+        "any",
+        description="With a pattern half of the weights become zero, evenly, as some GPUs need it: two of "
+        "every four consecutive inputs of an output, or four of every eight",
+    )
+    criterion: Literal["wanda", "magnitude"] = Field(
+        "wanda", description="The size of a weight times the size of its input, or its size alone"
+    )
 
     @model_validator(mode="before")
     @classmethod
-    def _pattern_says_it_all(cls, values):
+    def _drop_implied_fraction(cls, values: object) -> object:
         if isinstance(values, dict) and values.get("pattern") in PATTERNS and values.get("fraction") == 0.5:
             return {key: value for key, value in values.items() if key != "fraction"}
         return values
 
     @model_validator(mode="after")
-    def _one_choice(self):
+    def _check_alternatives(self) -> Self:
         if self.fraction is None and self.pattern == "any":
             raise ValueError("give a fraction or a pattern for the weights to set to zero")
         if self.fraction is not None and self.pattern != "any":
@@ -107,19 +133,22 @@ class Weights(Step):
 
     @property
     def needs_calibration_text(self) -> bool:
+        """Whether the criterion reads text."""
         return self.criterion == "wanda"
 
     def reshape(self, shape: Shape) -> Shape:
-        first = (spec for spec in projections(shape.anatomy) if spec.layer == 0)
-        for spec in first:
+        """Return the same shape, once it is known that the zeros fit."""
+        for spec in projections(shape.anatomy):
+            if spec.layer != 0:  # All layers have the same shape.
+                continue
             axis = shape.anatomy.input_axis(spec)
             inputs = shape.length(spec.labels[axis], spec.shape[axis])
             if self.pattern != "any" and inputs % PATTERNS[self.pattern][1]:
                 raise RecipeError(
-                    f"{spec.name} has {inputs} inputs, no multiple of {PATTERNS[self.pattern][1]}, so the "
+                    f"{spec.name} has {inputs} inputs, not a multiple of {PATTERNS[self.pattern][1]}, so the "
                     f"pattern {self.pattern} does not fit. Give a fraction, or round the cuts before it."
                 )
-            if self.pattern == "any" and not int(self.fraction * inputs):
+            if self.fraction is not None and not int(self.fraction * inputs):
                 raise RecipeError(
                     f"This sets none of the {inputs} weights of an output of {spec.name} to zero. "
                     "Ask for a larger fraction."
@@ -127,42 +156,52 @@ class Weights(Step):
         return shape
 
     def apply(self, context: StepContext) -> StepResult:
+        """Set the weights with the lowest scores to zero."""
         anatomy = context.shape.anatomy
-        moments = {}
-        if self.needs_calibration_text:
-            sites = [spec.module for spec in projections(anatomy)]
-            moments = moments_of(context.model, sites, context.windows, context.progress)
-        thinned = {}
+        input_norms = self._input_norms(context)
+        sparse = {}
         for spec in projections(anatomy):
-            context.progress(Progress("Setting weights to zero, layers", spec.layer + 1, anatomy.layers))
+            context.progress(
+                Progress("Setting weights to zero, layers", (spec.layer or 0) + 1, anatomy.layers)
+            )
             weight = parameter(context.model, spec.name)
             turned = weight if anatomy.input_axis(spec) == 1 else weight.T
             scores = turned.abs().float()
             if self.needs_calibration_text:
-                scores = scores * moments[spec.module].square.sqrt()
+                scores = scores * input_norms[spec.module]
             if not torch.isfinite(scores).all():
                 raise RecipeError(
                     f"The scores of {spec.name} are not finite: the weights or the calibration text are "
                     "damaged. Load the model again or choose another text."
                 )
-            gone = self._going(scores)
-            thinned[spec.name] = weight.masked_fill(gone if turned is weight else gone.T, 0)
-        model = cut(context.model, context.shape, {}, thinned)
+            zeros = self._lowest(scores)
+            sparse[spec.name] = weight.masked_fill(zeros if turned is weight else zeros.T, 0)
+        model = cut(context.model, context.shape, {}, sparse)
         return StepResult(model, context.tokenizer, _sparsity(model, anatomy))
 
-    def _going(self, scores: torch.Tensor) -> torch.Tensor:
-        """Which weights become zero, as a mask `[outputs, inputs]`; of equal scores, the last."""
-        zeros, among = PATTERNS.get(self.pattern, (None, None))
-        if among is None:
-            among = scores.shape[1] if self.criterion == "wanda" else scores.numel()
-            zeros = int(self.fraction * among)
-        compared = scores.reshape(-1, among)
-        order = torch.sort(compared, dim=1, descending=True, stable=True).indices
-        mask = torch.zeros_like(compared, dtype=torch.bool)
-        return mask.scatter_(1, order[:, among - zeros :], True).view_as(scores)
+    def _input_norms(self, context: StepContext) -> dict[str, torch.Tensor]:
+        """Return √E[x²] of each projection's inputs, `[inputs]`, by its name; empty if no text is needed."""
+        if not self.needs_calibration_text:
+            return {}
+        modules = [spec.module for spec in projections(context.shape.anatomy)]
+        moments = moments_of(context.model, modules, context.required_windows, context.progress)
+        return {module: moments[module].square.sqrt() for module in modules}
+
+    def _lowest(self, scores: torch.Tensor) -> torch.Tensor:
+        """Return which weights become zero, as a mask `[outputs, inputs]`; of equal scores, the last."""
+        if self.fraction is None:
+            zeros, group = PATTERNS[self.pattern]
+        else:
+            group = scores.shape[1] if self.criterion == "wanda" else scores.numel()
+            zeros = int(self.fraction * group)
+        groups = scores.reshape(-1, group)
+        order = torch.sort(groups, dim=1, descending=True, stable=True).indices
+        mask = torch.zeros_like(groups, dtype=torch.bool)
+        return mask.scatter_(1, order[:, group - zeros :], True).view_as(scores)
 
     def describe(self) -> str:
-        if self.pattern == "any":
+        """Return how many weights become zero, and by which criterion."""
+        if self.fraction is not None:
             size = f"{100 * self.fraction:.4g} %"
         else:
             size = "{} in {}".format(*PATTERNS[self.pattern])
@@ -170,21 +209,22 @@ class Weights(Step):
 
 
 def projections(anatomy: Anatomy) -> list[TensorSpec]:
-    """The weight matrices of attention and MLP."""
+    """Return the weight matrices of attention and MLP."""
     return [
         spec for spec in anatomy.tensors if spec.component in ("attention", "mlp") and len(spec.shape) == 2
     ]
 
 
-def _sparsity(model: torch.nn.Module, anatomy: Anatomy) -> tuple[dict, ...]:
-    """For each component its parameters, how many of them are zero, and their share."""
-    totals: dict[str, list[int]] = {}
+def _sparsity(model: PreTrainedModel, anatomy: Anatomy) -> tuple[SparsityNote, ...]:
+    """Count the zeros of each component."""
+    parameters: dict[str, int] = {}
+    zeros: dict[str, int] = {}
     for spec in anatomy.tensors:
         values = parameter(model, spec.name)
-        total = totals.setdefault(spec.component, [0, 0])
-        total[0] += values.numel()
-        total[1] += values.numel() - int(torch.count_nonzero(values))
+        size = values.numel()
+        parameters[spec.component] = parameters.get(spec.component, 0) + size
+        zeros[spec.component] = zeros.get(spec.component, 0) + size - int(torch.count_nonzero(values))
     return tuple(
-        {"component": component, "parameters": size, "zeros": zeros, "sparsity": zeros / size}
-        for component, (size, zeros) in totals.items()
+        SparsityNote(component, size, zeros[component], zeros[component] / size)
+        for component, size in parameters.items()
     )

@@ -1,4 +1,4 @@
-"""A prebuilt llama.cpp, run on what was exported."""
+"""A prebuilt llama.cpp, run on exported files."""
 
 import torch
 
@@ -6,7 +6,7 @@ NEW_TOKENS = 24
 
 
 def greedy(file, prompts):
-    """The tokens that llama.cpp finds likeliest after each list of tokens, and their log-probabilities."""
+    """Yield the tokens that llama.cpp generates after each list of tokens, and their log-probabilities."""
     import xllamacpp
 
     settings = xllamacpp.CommonParams()
@@ -16,31 +16,31 @@ def greedy(file, prompts):
     settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = 1
     server = xllamacpp.Server(settings)
     for prompt in prompts:
-        asked = {
+        request = {
             "prompt": prompt,
             "max_tokens": NEW_TOKENS,
             "temperature": 0,
             "ignore_eos": True,
             "logprobs": 1,
         }
-        steps = server.handle_completions(asked)["choices"][0]["logprobs"]["content"]
+        steps = server.handle_completions(request)["choices"][0]["logprobs"]["content"]
         yield [step["id"] for step in steps], torch.tensor([step["logprob"] for step in steps])
 
 
-def agree(file, model, tokenizer, prompts, tolerance):
-    """llama.cpp takes the tokens that transformers does, with the same log-probabilities.
+def assert_agrees(file, model, tokenizer, prompts, tolerance):
+    """Assert that llama.cpp generates the tokens of transformers, with the same log-probabilities.
 
-    Each of its tokens is held against transformers' distribution after the same tokens before it, so that
-    one near tie, within the tolerance, does not set the two on different ways.
+    Each of its tokens is compared with the distribution of transformers after the same tokens before it,
+    so that one near tie, within the tolerance, does not make all later tokens differ.
     """
     prompts = [tokenizer(prompt).input_ids for prompt in prompts]
-    for prompt, (written, told) in zip(prompts, greedy(file, prompts), strict=True):
-        assert len(written) == NEW_TOKENS
+    for prompt, (generated, reported) in zip(prompts, greedy(file, prompts), strict=True):
+        assert len(generated) == NEW_TOKENS
         with torch.inference_mode():
-            logits = model(torch.tensor([prompt + written])).logits[0, len(prompt) - 1 : -1].float()
-        chances = logits.log_softmax(-1)
-        taken = chances.gather(1, torch.tensor(written)[:, None])[:, 0]
-        torch.testing.assert_close(told, taken, atol=tolerance, rtol=0)
-        behind = chances.max(dim=1).values - taken
-        assert float(behind.max()) <= 2 * tolerance
-        assert int((behind == 0).sum()) >= NEW_TOKENS - 2
+            logits = model(torch.tensor([prompt + generated])).logits[0, len(prompt) - 1 : -1].float()
+        log_probabilities = logits.log_softmax(-1)
+        expected = log_probabilities.gather(1, torch.tensor(generated)[:, None])[:, 0]
+        torch.testing.assert_close(reported, expected, atol=tolerance, rtol=0)
+        below_best = log_probabilities.max(dim=1).values - expected
+        assert float(below_best.max()) <= 2 * tolerance
+        assert int((below_best == 0).sum()) >= NEW_TOKENS - 2

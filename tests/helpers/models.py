@@ -1,6 +1,10 @@
-"""Real transformers models, small enough to build in no time, for every family that can be pruned."""
+"""Real transformers models, small enough to build in milliseconds, for every family that can be pruned.
+
+A new family needs one entry in `CONFIGS`, and one in `_MLPS` if its MLP is not named and laid out as Llama's.
+"""
 
 import tempfile
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -59,30 +63,53 @@ CONFIGS = {
     "gemma3_text": _MODERN | {"num_hidden_layers": 3, "sliding_window": 16, "query_pre_attn_scalar": 8},
     "phi3": _MODERN | {"tie_word_embeddings": False},
 }
-"""A small config for each family: tied and untied, with biases and without, 2 or 3 layers."""
+"""A small config for each family: tied and untied, with biases and without, 2 or 3 layers.
+
+The sizes of a config differ from one another, so that a swapped axis shows.
+"""
+
+
+@dataclass(frozen=True)
+class _Mlp:
+    """The MLP of a family, written down by hand, so that tests do not ask the library what the library did.
+
+    `transposed`: its weights are `[in, out]`. `fused`: gate and up are the two halves of one matrix.
+    """
+
+    layers: str = "model.layers"
+    inputs: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj")
+    output: str = "mlp.down_proj"
+    transposed: bool = False
+    fused: bool = False
+
+    @property
+    def gated(self) -> bool:
+        return self.fused or len(self.inputs) == 2
+
+
+_MLPS = dict.fromkeys(CONFIGS, _Mlp()) | {
+    "gpt2": _Mlp("transformer.h", ("mlp.c_fc",), "mlp.c_proj", transposed=True),
+    "opt": _Mlp("model.decoder.layers", ("fc1",), "fc2"),
+    "gpt_neox": _Mlp("gpt_neox.layers", ("mlp.dense_h_to_4h",), "mlp.dense_4h_to_h"),
+    "phi3": _Mlp(inputs=("mlp.gate_up_proj",), fused=True),
+}
 
 FAMILIES = list(CONFIGS)
-GATED = [family for family in FAMILIES if family not in ("gpt2", "opt", "gpt_neox")]
-WITH_BOS = ("opt", "llama", "mistral", "gemma2", "gemma3_text")
+GATED = [family for family in FAMILIES if _MLPS[family].gated]
 
-_MLP = {
-    "gpt2": ("transformer.h", ["mlp.c_fc"], "mlp.c_proj"),
-    "opt": ("model.decoder.layers", ["fc1"], "fc2"),
-    "gpt_neox": ("gpt_neox.layers", ["mlp.dense_h_to_4h"], "mlp.dense_4h_to_h"),
-    "phi3": ("model.layers", ["mlp.gate_up_proj"], "mlp.down_proj"),
-}
-_GATED_MLP = ("model.layers", ["mlp.gate_proj", "mlp.up_proj"], "mlp.down_proj")
+WITH_BOS = ("opt", "llama", "mistral", "gemma2", "gemma3_text")
+"""Families whose test tokenizer begins each text with a BOS token, so that both kinds are tested."""
 
 _folders = tempfile.TemporaryDirectory(prefix="secateur-tests-")
 
 
 @lru_cache
 def tokenizer(bos: bool = False) -> PreTrainedTokenizerFast:
-    """A byte-level BPE made of the bundled texts; `bos`: whether it begins each text with one."""
-    learner = Tokenizer(models.BPE())
-    learner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    learner.decoder = decoders.ByteLevel()
-    learner.train_from_iterator(
+    """Train a byte-level BPE tokenizer on a bundled text; `bos`: whether it begins each text with one."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    bpe.train_from_iterator(
         [passage("story", "calibration")],
         trainers.BpeTrainer(
             vocab_size=VOCABULARY,
@@ -92,14 +119,14 @@ def tokenizer(bos: bool = False) -> PreTrainedTokenizerFast:
         ),
     )
     if bos:
-        learner.post_processor = processors.TemplateProcessing(
-            single=f"{BOS} $A", special_tokens=[(BOS, learner.token_to_id(BOS))]
+        bpe.post_processor = processors.TemplateProcessing(
+            single=f"{BOS} $A", special_tokens=[(BOS, bpe.token_to_id(BOS))]
         )
-    return PreTrainedTokenizerFast(tokenizer_object=learner, bos_token=BOS, eos_token=EOS)
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token=BOS, eos_token=EOS)
 
 
 def config(model_type: str, **overrides) -> PreTrainedConfig:
-    """The small config of a family, with some of its values changed."""
+    """Return the small config of a family, with some of its values changed."""
     words = tokenizer()
     ids = {"bos_token_id": words.bos_token_id, "eos_token_id": words.eos_token_id, "pad_token_id": None}
     values = {"vocab_size": len(words)} | ids | CONFIGS[model_type] | overrides
@@ -107,7 +134,7 @@ def config(model_type: str, **overrides) -> PreTrainedConfig:
 
 
 def tiny(model_type: str, seed: int = 0, **overrides) -> PreTrainedModel:
-    """A model of a family with random weights, norms and biases included: nothing is zero or one."""
+    """Build a model of a family with random weights, including norms and biases: none is zero or one."""
     model = _build(config(model_type, **overrides))
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
@@ -127,31 +154,29 @@ def _build(config: PreTrainedConfig, seed: int = 0) -> PreTrainedModel:
 
 
 def output_projection(model: PreTrainedModel, layer: int) -> str:
-    """The name of the projection that writes from a layer's neurons, written down by hand."""
-    layers, _, write = _MLP.get(model.config.model_type, _GATED_MLP)
-    return f"{layers}.{layer}.{write}"
+    """Return the name of the projection that reads a layer's neurons."""
+    mlp = _MLPS[model.config.model_type]
+    return f"{mlp.layers}.{layer}.{mlp.output}"
 
 
 def matrices(model: PreTrainedModel, layer: int) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """The matrices that read into a layer's neurons, `[neurons, hidden]`, gate first, and the one that
-    writes from them, `[hidden, neurons]`: views, found without the library."""
-    layers, reads, _ = _MLP.get(model.config.model_type, _GATED_MLP)
-    reads = [model.get_parameter(f"{layers}.{layer}.{name}.weight") for name in reads]
-    write = model.get_parameter(f"{output_projection(model, layer)}.weight")
-    if model.config.model_type == "gpt2":
-        return [read.T for read in reads], write.T
-    if model.config.model_type == "phi3":
-        reads = list(reads[0].chunk(2))
-    return reads, write
+    """Return the matrices that compute a layer's neurons, `[neurons, hidden]`, gate first, and the one that
+    reads them, `[hidden, neurons]`: views, found without the library."""
+    mlp = _MLPS[model.config.model_type]
+    inputs = [model.get_parameter(f"{mlp.layers}.{layer}.{name}.weight") for name in mlp.inputs]
+    output = model.get_parameter(f"{output_projection(model, layer)}.weight")
+    if mlp.transposed:
+        return [matrix.T for matrix in inputs], output.T
+    return list(inputs[0].chunk(2)) if mlp.fused else inputs, output
 
 
 def count(model: PreTrainedModel) -> int:
-    """The parameters of a model, those that are tied once."""
+    """Return the number of parameters of a model, tied ones counted once."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def save_tiny(folder: Path, model_type: str, dtype: torch.dtype = torch.float32, **overrides) -> Path:
-    """A small model and its tokenizer as a folder."""
+    """Save a small model and its tokenizer to a folder."""
     tiny(model_type, **overrides).to(dtype).save_pretrained(folder)
     tokenizer(model_type in WITH_BOS).save_pretrained(folder)
     return folder
@@ -159,7 +184,7 @@ def save_tiny(folder: Path, model_type: str, dtype: torch.dtype = torch.float32,
 
 @lru_cache
 def folder_of(model_type: str, **overrides) -> Path:
-    """The folder of a small model that is made once for the session. Do not write to it."""
+    """Return the folder of a small model that is saved once for the session. Do not write to it."""
     return save_tiny(
         Path(tempfile.mkdtemp(prefix=f"{model_type}-", dir=_folders.name)), model_type, **overrides
     )
@@ -167,15 +192,15 @@ def folder_of(model_type: str, **overrides) -> Path:
 
 @lru_cache
 def loaded(model_type: str, **overrides) -> pruning.LoadedModel:
-    """A small model as the library loads it, once for the session."""
+    """Return a small model as the library loads it, once for the session."""
     return pruning.load(str(folder_of(model_type, **overrides)))
 
 
 @lru_cache
 def trained() -> pruning.LoadedModel:
-    """A small Llama that has read some stories: what it learnt can be lost by cutting badly."""
+    """Return a small Llama trained on the bundled texts, so that a bad cut has something to lose."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # More gain nothing here, and wait for one another on a busy machine.
+    torch.set_num_threads(1)  # More threads gain nothing here, and wait for one another on a busy machine.
     sizes = {"hidden_size": 48, "intermediate_size": 128, "num_hidden_layers": 2, "head_dim": 12}
     model = _build(config("llama", **sizes))
     generator = torch.Generator().manual_seed(0)

@@ -9,6 +9,7 @@ import urllib.request
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+START_SECONDS = 240
 ARGUMENTS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -17,22 +18,28 @@ ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+"""The arguments for Chromium."""
 
 
-def serve(environment: dict[str, str], log: Path):
-    """Start the page; returns the process and its address once it answers."""
+def serve(environment: dict[str, str], log: Path) -> tuple[subprocess.Popen[bytes], str]:
+    """Start the page, wait until it answers, and return its process and its address.
+
+    Raises `RuntimeError` with the log if it does not.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
-    process = subprocess.Popen(
-        [sys.executable, "app.py"],
-        cwd=ROOT,
-        env=os.environ | environment | {"PORT": str(port)},
-        stdout=log.open("w"),
-        stderr=subprocess.STDOUT,
-    )
-    for _ in range(240):
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [sys.executable, "app.py"],
+            cwd=ROOT,
+            env=os.environ | environment | {"PORT": str(port)},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
         if process.poll() is not None:
             raise RuntimeError(f"the page did not start:\n{log.read_text()}")
         try:

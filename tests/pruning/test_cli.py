@@ -1,9 +1,10 @@
-"""The shell: one JSON object on standard output, one line of error on standard error."""
+"""The shell: one JSON value on standard output; errors are one line on standard error."""
 
 import json
 import shutil
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,10 @@ from transformers import AutoModelForCausalLM
 
 import pruning
 from pruning import catalog
-from pruning.lessons import BY_KEY
-from pruning.cli import main
+from pruning.cli import COMMANDS, RENAMED, main
 from pruning.criteria import CRITERIA
+from pruning.lessons import LESSONS
+from pruning.steps import STEPS
 from pruning.text.passages import passage
 from tests.helpers.models import PROMPT, count, folder_of
 
@@ -22,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def shell(monkeypatch, capsys):
-    """`shell("preview", …)` gives the exit status, standard output and standard error."""
+    """`shell("preview", …)` returns the exit status, standard output and standard error."""
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["pruning", *map(str, arguments)])
@@ -35,7 +37,7 @@ def shell(monkeypatch, capsys):
 
 @pytest.fixture
 def as_json(shell):
-    """The one JSON value that a successful command prints."""
+    """`as_json("preview", …)` returns the one JSON value that a successful command prints."""
 
     def run(*arguments):
         status, out, _ = shell(*arguments, "--json")
@@ -47,7 +49,7 @@ def as_json(shell):
 
 @pytest.fixture
 def refused(shell):
-    """The one line of a command that fails."""
+    """`refused("preview", …)` returns the one line of a command that fails."""
 
     def run(*arguments):
         status, out, err = shell(*arguments)
@@ -63,7 +65,7 @@ def refused(shell):
 
 @pytest.fixture(scope="module")
 def pruned(tmp_path_factory):
-    """A small pruned model, made once by the shell."""
+    """Prune a small model once, in a process of its own."""
     folder = tmp_path_factory.mktemp("shell") / "pruned"
     text = folder.parent / "text.txt"
     text.write_text(passage("story", "calibration")[:3000], encoding="utf-8")
@@ -86,8 +88,9 @@ def test_prune_prints_one_object_and_writes_a_model(pruned):
     assert result["parameters"]["after"] < result["parameters"]["before"]
     assert result["recipe"]["seed"] == 3
     assert result["recipe"]["steps"][0]["fraction"] == 0.3
-    assert result["recipe"]["calibration"]["text"] == "own"
-    assert result["report"]["quality_after"]["overall"]["value"] > 1
+    assert result["recipe"]["calibration"]["text"] == "custom"
+    model = pruning.load(str(folder))
+    assert result["report"]["after"]["quality"] == pruning.evaluate(model).to_dict()
     assert "Reading the weights" in process.stderr
     model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
     assert count(model) == result["parameters"]["after"]
@@ -98,15 +101,17 @@ def test_pruned_model_evaluates_and_generates(pruned, as_json, tmp_path):
     folder, _ = pruned
     short = tmp_path / "short.txt"
     short.write_text(passage("code", "heldout")[:2000], encoding="utf-8")
-    result = as_json("evaluate", folder, "--text", short, "--tokens", "100")
-    assert result["perplexity"] > 1
-    assert result["tokens"] == 100
-    result = as_json("evaluate", folder, "--tokens", "100")
-    assert len(result["genres"]) == 5
-    greedy = as_json("generate", folder, PROMPT, "--max-new-tokens", "6")
     loaded = pruning.load(str(folder))
+    result = as_json("evaluate", folder, "--text", short, "--tokens", "100")
+    expected = pruning.perplexity(loaded.model, loaded.tokenizer, short.read_text(), tokens=100)
+    assert (result["perplexity"], result["bits_per_byte"]) == (expected.value, expected.bits_per_byte)
+    assert (result["tokens"], result["text"], result["genres"]) == (100, "short.txt", {})
+    result = as_json("evaluate", folder, "--tokens", "100")
+    quality = pruning.evaluate(loaded, tokens=100)
+    assert result["genres"] == {genre: one.value for genre, one in quality.genres.items()}
+    greedy = as_json("generate", folder, PROMPT, "--max-new-tokens", "6")
     settings = pruning.Sampling(6)
-    assert greedy["text"] == pruning.complete(loaded.model, loaded.tokenizer, PROMPT, settings)
+    assert greedy["text"] == pruning.generate(loaded, PROMPT, settings)
     drawn = [
         as_json("generate", folder, PROMPT, "--temperature", 1, "--seed", seed)["text"] for seed in (1, 1, 2)
     ]
@@ -137,16 +142,26 @@ def test_recipe_file_makes_the_same_model(pruned, shell, refused, tmp_path, monk
 
 
 def test_recipe_in_json_without_calibration(shell, tmp_path):
-    recipe = pruning.Recipe(base=str(folder_of("gpt2")), steps=[pruning.Neurons(width=20, criterion="ppm")])
+    recipe = pruning.Recipe(
+        base=str(folder_of("gpt2")), steps=[pruning.Neurons(intermediate_size=20, criterion="peak_to_peak")]
+    )
     file = tmp_path / "recipe.json"
     file.write_text(json.dumps(recipe.to_dict()))
     status, out, _ = shell("prune", "--recipe", file, "--output", tmp_path / "out", "--no-evaluate")
     assert status == 0
-    assert "parameters" in out
+    shape = pruning.preview(recipe)
+    first, *_, last = out.splitlines()
+    assert first.split()[:4] == [
+        "parameters",
+        f"{shape.before.parameters:,}",
+        "→",
+        f"{shape.after.parameters:,}",
+    ]
+    assert last == f"saved to {tmp_path / 'out'}"
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").config.n_inner == 20
 
 
-def test_a_model_that_is_streamed_is_the_same(shell, as_json, tmp_path):
+def test_a_model_that_is_streamed_is_the_same(refused, as_json, tmp_path):
     cuts = (
         folder_of("llama"),
         "--layers",
@@ -156,7 +171,7 @@ def test_a_model_that_is_streamed_is_the_same(shell, as_json, tmp_path):
         "--neurons",
         "30%",
         "--criterion",
-        "ppm",
+        "peak_to_peak",
     )
     held = as_json("prune", *cuts, "--output", tmp_path / "held", "--no-evaluate")
     streamed = as_json("prune", *cuts, "--output", tmp_path / "streamed", "--stream")
@@ -164,11 +179,11 @@ def test_a_model_that_is_streamed_is_the_same(shell, as_json, tmp_path):
     assert (tmp_path / "held/model.safetensors").read_bytes() == (
         tmp_path / "streamed/model.safetensors"
     ).read_bytes()
-    status, _, err = shell(
-        "prune", folder_of("llama"), "--neurons", "30%", "--output", tmp_path / "no", "--stream"
+    options = ("--neurons", "30%", "--output", tmp_path / "no", "--stream")
+    assert "The step neurons has to run the model" in refused("prune", folder_of("llama"), *options)
+    assert "cannot be evaluated" in refused(
+        "prune", *cuts, "--output", tmp_path / "no", "--stream", "--evaluate"
     )
-    assert status == 2
-    assert "Error" in err
 
 
 def test_search_writes_the_recipe_that_it_chose(as_json, tmp_path):
@@ -185,21 +200,22 @@ def test_search_writes_the_recipe_that_it_chose(as_json, tmp_path):
 
 def test_lessons_are_listed(as_json):
     rows = as_json("lessons")
-    assert [row["name"] for row in rows] == list(BY_KEY)
-    assert all(row["name"] and row["title"] for row in rows)
+    assert [(row["name"], row["number"], row["title"], row["see"]) for row in rows] == [
+        (lesson.key, lesson.number, lesson.title, lesson.see) for lesson in LESSONS
+    ]
 
 
 def test_preview_needs_only_a_config(as_json, shell, tmp_path):
     shutil.copy(folder_of("phi3") / "config.json", tmp_path)
-    result = as_json("preview", tmp_path, "--neurons", "25%", "--criterion", "ppm")
+    result = as_json("preview", tmp_path, "--neurons", "25%", "--criterion", "peak_to_peak")
     assert set(result) == {"parameters", "config", "recipe"}
     parameters = result["parameters"]
     for side in ("before", "after"):
         assert parameters[side] == sum(part[side] for part in parameters["components"].values())
     assert result["config"]["intermediate_size"] == 36
-    assert result["recipe"]["steps"][0]["criterion"] == "ppm"
+    assert result["recipe"]["steps"][0]["criterion"] == "peak_to_peak"
     assert as_json("preview", tmp_path, "--neurons", "0.25")["parameters"] == parameters
-    assert as_json("preview", tmp_path, "--width", "36")["parameters"] == parameters
+    assert as_json("preview", tmp_path, "--intermediate-size", "36")["parameters"] == parameters
     multiple = as_json("preview", tmp_path, "--neurons", "25%", "--multiple-of", "8")
     assert multiple["config"]["intermediate_size"] == 40
     status, out, err = shell("preview", tmp_path, "--neurons", "25%")
@@ -207,12 +223,16 @@ def test_preview_needs_only_a_config(as_json, shell, tmp_path):
     assert f"{parameters['after']:,}" in out
 
 
-def test_what_is_on_offer_is_listed(as_json, shell):
-    assert [row["name"] for row in as_json("models")] == list(catalog.MODELS)
-    methods = as_json("methods")
-    assert [row["name"] for row in methods] == list(CRITERIA)
-    assert all(row["formula"] and row["source"] for row in methods)
-    for command in ("models", "methods"):
+def test_models_and_criteria_are_listed(as_json, shell):
+    models = as_json("models")
+    assert [(row["name"], row["license"]) for row in models] == [
+        (name, model.license) for name, model in catalog.MODELS.items()
+    ]
+    criteria = as_json("criteria")
+    assert [(row["name"], row["formula"], row["source"]) for row in criteria] == [
+        (name, criterion.formula, criterion.source) for name, criterion in CRITERIA.items()
+    ]
+    for command in ("models", "criteria"):
         status, out, err = shell(command)
         assert (status, err) == (0, "")
         assert len(out.splitlines()) == len(as_json(command))
@@ -221,8 +241,8 @@ def test_what_is_on_offer_is_listed(as_json, shell):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["preview", "MODEL"], "Nothing to cut"),
-        (["preview", "MODEL", "--criterion", "l1"], "Nothing to cut"),
+        (["preview", "MODEL"], "Nothing to prune"),
+        (["preview", "MODEL", "--criterion", "l1"], "Nothing to prune"),
         (["preview", "MODEL", "--neurons", "0"], "greater than 0"),
         (["preview", "MODEL", "--neurons", "100%"], "less than 1"),
         (["preview", "MODEL", "--neurons", "-20%"], "greater than 0"),
@@ -231,14 +251,17 @@ def test_what_is_on_offer_is_listed(as_json, shell):
         (["preview", "MODEL", "--neurons", "nan"], "finite"),
         (["preview", "MODEL", "--neurons", "many"], "such as 20%"),
         (["preview", "MODEL", "--neurons", ""], "such as 20%"),
-        (["preview", "MODEL", "--neurons", "20%", "--width", "9"], "either fraction or width"),
-        (["preview", "MODEL", "--width", "99"], "removes none"),
-        (["preview", "MODEL", "--width", "0"], "width"),
+        (
+            ["preview", "MODEL", "--neurons", "20%", "--intermediate-size", "9"],
+            "either fraction or intermediate_size",
+        ),
+        (["preview", "MODEL", "--intermediate-size", "99"], "removes none"),
+        (["preview", "MODEL", "--intermediate-size", "0"], "intermediate_size"),
         (["preview", "MODEL", "--neurons", "20%", "--criterion", "taylor"], "no criterion 'taylor'"),
-        (["preview", "MODEL", "--neurons", "20%", "--criterion", "independent"], "has no gate"),
+        (["preview", "MODEL", "--neurons", "20%", "--criterion", "gate_up_unpaired"], "has no gate"),
         (["preview", "no such model", "--neurons", "20%"], "no such model"),
         (["prune", "MODEL", "--neurons", "20%"], "--output"),
-        (["prune", "MODEL", "--output", "OUT"], "Nothing to cut"),
+        (["prune", "MODEL", "--output", "OUT"], "Nothing to prune"),
         (["prune", "--output", "OUT"], "Name a model"),
         (["prune", "--recipe", "nowhere.yaml", "--output", "OUT"], "nowhere.yaml cannot be read"),
         (["prune", "MODEL", "--recipe", "RECIPE", "--output", "OUT"], "not both"),
@@ -246,13 +269,20 @@ def test_what_is_on_offer_is_listed(as_json, shell):
         (["prune", "--recipe", "RECIPE", "--criterion", "l1", "--output", "OUT"], "not both"),
         (["prune", "--recipe", "RECIPE", "--output", "OUT"], "steps.0.fraction"),
         (["prune", "MODEL", "--neurons", "20%", "--calibration", "bible", "--output", "OUT"], "'bible'"),
-        (["prune", "MODEL", "--neurons", "20%", "--calibration", "own", "--output", "OUT"], "'own'"),
+        (["prune", "MODEL", "--neurons", "20%", "--calibration", "custom", "--output", "OUT"], "'custom'"),
         (["prune", "MODEL", "--neurons", "20%", "--calibration", "SHORT", "--output", "OUT"], "longer text"),
         (["prune", "MODEL", "--neurons", "20%", "--calibration", "BINARY", "--output", "OUT"], "not UTF-8"),
         (["prune", "MODEL", "--neurons", "20%", "--tokens", "9", "--output", "OUT"], "tokens"),
         (["prune", "MODEL", "--neurons", "20%", "--seed", "-1", "--output", "OUT"], "seed"),
         (["prune", "MODEL", "--neurons", "20%", "--output", "MODEL"], "not empty"),
         (["prune", "MODEL", "--neurons", "20%", "--output", "SHORT"], "not empty"),
+        (["prune", "MODEL", "--neurons", "20%", "--output", "UNDER"], "cannot be written"),
+        (["prune", "--recipe", "OWN", "--output", "OUT"], "Give the same text again, with --calibration"),
+        (["search", "MODEL", "--budget", "10%", "--output", "UNDER"], "cannot be written"),
+        (["export", "MODEL", "--output", "UNDER"], "cannot be written"),
+        (["export", "MODEL", "--output", "OUT", "--format", "onnx"], "no format 'onnx'"),
+        (["distill", "MODEL", "--teacher", "MODEL", "--output", "UNDER"], "cannot be written"),
+        (["distill", "MODEL", "--teacher", "MODEL", "--output", "OUT", "--stream"], "cannot stream"),
         (["prune", "DAMAGED", "--neurons", "20%", "--output", "OUT"], "damaged"),
         (["evaluate", "MODEL", "--text", "nowhere.txt"], "nowhere.txt cannot be read"),
         (["evaluate", "MODEL", "--tokens", "1"], "--tokens"),
@@ -263,17 +293,25 @@ def test_what_is_on_offer_is_listed(as_json, shell):
         (["generate", "MODEL", "Hello", "--temperature", "9"], "temperature"),
         (["generate", "MODEL"], "prompt"),
         (["generate", "MODEL", "Hello", "--colour", "green"], "--colour"),
-        (["publish", "EMPTY", "me/model"], ""),
+        (["publish", "EMPTY", "me/model"], "You are not signed in"),
         (["paint"], "paint"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(arguments, message, refused, tmp_path):
     work = tmp_path / "work"
-    places = {name: work / name.lower() for name in ("OUT", "SHORT", "BINARY", "RECIPE", "EMPTY", "DAMAGED")}
+    places = {
+        name: work / name.lower() for name in ("OUT", "SHORT", "BINARY", "RECIPE", "EMPTY", "DAMAGED", "OWN")
+    }
+    places["UNDER"] = places["SHORT"] / "out"
     (work / "empty").mkdir(parents=True)
     places["SHORT"].write_text("Too short.")
     places["BINARY"].write_bytes(b"\xff\xfe\x00" * 2000)
     places["RECIPE"].write_text(f"base: {folder_of('gpt2')}\nsteps:\n- step: neurons\n  fraction: 1.5\n")
+    own = pruning.Calibration.custom("The user's own text. " * 500)
+    recipe = pruning.Recipe(
+        base=str(folder_of("gpt2")), calibration=own, steps=[pruning.Neurons(fraction=0.5)]
+    )
+    places["OWN"].write_text(recipe.to_yaml())
     shutil.copytree(folder_of("gpt2"), places["DAMAGED"])
     weights = places["DAMAGED"] / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:5000])
@@ -286,12 +324,104 @@ def test_bad_input_is_one_line_and_leaves_nothing(arguments, message, refused, t
     }
 
 
-def test_help_without_a_command(shell):
-    status, out, err = shell()
-    assert (status, err) == (2, "")
-    assert "prune" in out
-    status, out, err = shell("--help")
+@pytest.mark.parametrize(
+    "options",
+    [("prune", "--neurons", "20%"), ("distill", "--teacher", "TEACHER", "--steps", "1")],
+    ids=lambda options: options[0],
+)
+def test_an_output_that_cannot_be_written_is_refused_before_any_work(options, refused, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("pruning.pipeline.run", lambda *_, **__: pytest.fail("work has begun"))
+    command, *rest = options
+    arguments = [str(folder_of("gpt2")) if value == "TEACHER" else value for value in rest]
+    message = refused(command, folder_of("gpt2"), *arguments, "--output", tmp_path / "file" / "out")
+    assert "Choose another place" in message
+
+
+def test_every_command_is_a_function_in_the_file_of_its_name():
+    shared = {"__init__", "options", "output", "step_options"}
+    files = {file.stem for file in (ROOT / "pruning" / "cli").glob("*.py")}
+    assert files - shared == set(COMMANDS)
+    for name, command in COMMANDS.items():
+        function = getattr(import_module(f"pruning.cli.{name}"), name)
+        assert function.__doc__.splitlines()[0] == command.help
+
+
+def test_help_lists_the_commands(shell):
+    without, out, err = shell()
+    assert (without, err) == (2, "")
+    listed = [line.split()[0] for line in out.partition("Commands:")[2].splitlines() if line.startswith("  ")]
+    assert listed == list(COMMANDS)
+    assert shell("--help") == (0, out, "")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_a_command(command, shell):
+    status, out, err = shell(command, "--help")
     assert (status, err) == (0, "")
+    assert COMMANDS[command].help in out
+    assert f" {command} [OPTIONS]" in out.splitlines()[0]
+    assert "--json" in out
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED.items())
+def test_a_renamed_command_works_and_names_the_new_one(old, new, shell):
+    status, out, err = shell(old)
+    assert (status, out) == shell(new)[:2]
+    assert status == 0
+    assert err == f"Warning: {old} is now {new}. The old name works in this version only.\n"
+
+
+RENAMED_FLAGS = {
+    old: setting.flag for step in STEPS.values() for setting in step.settings for old in setting.old_flags
+}
+
+
+def test_options_of_0_1_0_that_have_a_new_name():
+    assert RENAMED_FLAGS == {
+        "--width": "--intermediate-size",
+        "--distil": "--distill",
+        "--distil-steps": "--distill-steps",
+    }
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED_FLAGS.items())
+def test_a_renamed_option_works_and_names_the_new_one(old, new, shell, refused):
+    status, out, err = shell("preview", folder_of("llama"), old, "30", "--json")
+    assert (status, out) == shell("preview", folder_of("llama"), new, "30", "--json")[:2]
+    assert status == 0
+    assert err == f"Warning: {old} is now {new}. The old name works in this version only.\n"
+    assert f"{new} is given twice" in refused("preview", folder_of("llama"), new, "30", old, "30")
+
+
+def run_python(code):
+    """Run Python code that prints one JSON value, in a process of its own."""
+    process = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return process.stdout, process.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["models"], ["models", "--json"]])
+def test_help_and_models_start_without_torch(arguments):
+    out, err = run_python(
+        f"import sys; sys.argv = ['/usr/local/bin/secateur', *{arguments}]\n"
+        "from pruning.cli import main\n"
+        "assert main() == 0\n"
+        "print(*sorted({'torch', 'transformers', 'huggingface_hub'} & set(sys.modules)), file=sys.stderr)"
+    )
+    assert err == "\n"
+    assert (
+        out.startswith({"--help": "Usage: secateur ", "models": "smollm2-135m"}[arguments[0]])
+        or arguments[1:]
+    )
+
+
+def test_usage_names_the_module_if_it_was_run():
+    command = [sys.executable, "-m", "pruning", "--help"]
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert process.stdout.startswith("Usage: python -m pruning [OPTIONS] COMMAND")
+    assert process.stderr == ""
 
 
 def test_bug_is_not_hidden(shell, monkeypatch):

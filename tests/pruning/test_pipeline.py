@@ -22,7 +22,8 @@ from pruning import (
     run,
 )
 from pruning.evaluation.perplexity import Quality
-from pruning.pipeline import measure
+from pruning.pipeline import evaluate_pruned
+from pruning.text.passages import GENRES, passage
 from tests.helpers.models import FAMILIES, count, folder_of, loaded, save_tiny, trained
 
 WIKITEXT = Path(__file__).parents[3] / "shared" / "data" / "wikitext-2" / "valid.txt"
@@ -55,12 +56,12 @@ def test_run_loads_cuts_and_measures():
     assert pruned.recipe.revision.startswith("sha256:")
     assert pruned.recipe.base == str(base)
     report = pruned.report
-    assert report.parameters_after == count(pruned.model) < report.parameters_before
-    assert report.bytes_after == 4 * report.parameters_after
-    assert isinstance(report.quality_before, Quality)
-    assert report.quality_before != report.quality_after
-    assert report.speed_before > 0 < report.speed_after
-    assert [len(sample) for sample in report.samples] == [3, 3, 3]
+    assert report.after.parameters == count(pruned.model) < report.before.parameters
+    assert report.after.bytes == 4 * report.after.parameters
+    assert isinstance(report.before.quality, Quality)
+    assert report.before.quality != report.after.quality
+    assert report.before.tokens_per_second > 0 < report.after.tokens_per_second
+    assert len(report.samples) == 3
     assert set(report.seconds) == {"calibrate", "cut", "evaluate"}
     assert {"Reading the weights", "Cutting"} <= set(lines)
     stages = {line.text for line in lines}
@@ -80,14 +81,14 @@ def test_impossible_steps_are_refused_before_any_work():
     base = loaded("gpt2")
     recipe = recipe_of({"fraction": 0.3}, {"width": 40})
     with pytest.raises(RecipeError, match="removes none of the 34 neurons"):
-        prune(recipe, base, read.append)
+        prune(recipe, base, progress=read.append)
     assert read == []
 
 
 def test_every_stage_can_be_stopped():
     base = loaded("llama")
     stages = []
-    prune(recipe_of({"fraction": 0.3}), base, lambda progress: stages.append(progress.text))
+    prune(recipe_of({"fraction": 0.3}), base, progress=lambda progress: stages.append(progress.text))
     before = count(base.model)
     for stage in dict.fromkeys(stages):
 
@@ -96,14 +97,16 @@ def test_every_stage_can_be_stopped():
                 raise Cancelled("Stopped.")
 
         with pytest.raises(Cancelled):
-            prune(recipe_of({"fraction": 0.3, "multiple_of": 2}, seed=len(stage)), base, stop)
+            prune(recipe_of({"fraction": 0.3, "multiple_of": 2}, seed=len(stage)), base, progress=stop)
     assert count(base.model) == before
     assert not any(module._forward_pre_hooks for module in base.model.modules())
 
 
 def test_recipes_in_threads_do_not_disturb_one_another():
     base, results = loaded("mistral", seed=9), {}
-    recipes = [recipe_of({"width": width, "criterion": "ppm", "repair": True}) for width in (10, 20, 30)]
+    recipes = [
+        recipe_of({"width": width, "criterion": "peak_to_peak", "repair": True}) for width in (10, 20, 30)
+    ]
 
     def work(recipe):
         results[recipe.digest] = prune(recipe, base)
@@ -133,7 +136,7 @@ def test_better_criteria_lose_less_of_what_was_learnt():
 
     def lost(**step):
         pruned = prune(recipe_of({"fraction": 0.5} | step).model_copy(update={"calibration": LONG}), base)
-        return measure(pruned, base).report.quality_after.overall.value
+        return evaluate_pruned(pruned, base).report.after.quality.overall.value
 
     assert lost() < lost(repair=False) < lost(criterion="random")
     assert lost(criterion="random", repair=True) < lost(criterion="random")
@@ -142,41 +145,49 @@ def test_better_criteria_lose_less_of_what_was_learnt():
 LONG = Calibration(tokens=4096, window=64)
 
 
-@pytest.fixture(scope="module")
-def wikitext(need):
-    need(WIKITEXT.is_file(), f"WikiText-2 is not at {WIKITEXT}")
+@pytest.fixture(scope="module", params=["bundled", pytest.param("wikitext", marks=pytest.mark.shared)])
+def promise(request):
+    """A text to calibrate on, another of the same kind to evaluate on, and what 20 % and 50 % may cost."""
+    if request.param == "bundled":
+        passages = {
+            split: [passage(genre, split) for genre in GENRES] for split in ("calibration", "heldout")
+        }
+        heldout = "\n\n".join(text[:2000] for text in passages["heldout"])
+        return "\n\n".join(passages["calibration"]), heldout, 1.5, 3.3
+    if not WIKITEXT.is_file():
+        pytest.skip(f"WikiText-2 is not at {WIKITEXT}")
     text = WIKITEXT.read_text(encoding="utf-8")
-    return text[: len(text) // 2], text[len(text) // 2 :]
+    return text[: len(text) // 2], text[len(text) // 2 :], 1.35, 2.2
 
 
 @pytest.mark.real
 @pytest.mark.timeout(600)
-def test_real_model_keeps_the_quality_promised(smollm2, wikitext):
-    first, second = wikitext
-    calibration = Calibration.own(first, tokens=8192)
+def test_real_model_keeps_the_quality_promised(smollm2, promise):
+    first, second, ratio_20, ratio_50 = promise
+    calibration = Calibration.custom(first, tokens=8192)
 
     def measured(model):
-        return perplexity(model, smollm2.tokenizer, second, 2048, window=512)
+        return perplexity(model, smollm2.tokenizer, second, tokens=2048, window=512)
 
     def cut(**step):
         recipe = Recipe(base="smollm2-135m", calibration=calibration, steps=[Neurons(**step)])
         return measured(prune(recipe, smollm2).model).value
 
-    dense = measured(smollm2.model)
-    assert dense.tokens == 2048
-    assert 10 < dense.value < 40
-    assert cut(fraction=0.2) <= 1.35 * dense.value
-    assert cut(fraction=0.5) <= 2.2 * dense.value
-    assert cut(fraction=0.2, criterion="independent") > 20 * dense.value
-    assert cut(fraction=0.2, criterion="l1") > 20 * dense.value
+    base = measured(smollm2.model)
+    assert base.tokens == 2048
+    assert 10 < base.value < 40
+    assert cut(fraction=0.2) <= ratio_20 * base.value
+    assert cut(fraction=0.5) <= ratio_50 * base.value
+    assert cut(fraction=0.2, criterion="gate_up_unpaired") > 20 * base.value
+    assert cut(fraction=0.2, criterion="l1") > 20 * base.value
 
 
 @pytest.mark.real
 def test_real_model_is_counted_right(smollm2, tmp_path):
-    recipe = Recipe(base="smollm2-135m", steps=[Neurons(fraction=0.2, criterion="ppm")])
+    recipe = Recipe(base="smollm2-135m", steps=[Neurons(fraction=0.2, criterion="peak_to_peak")])
     pruned = prune(recipe, smollm2)
-    assert pruned.report.parameters_before == count(smollm2.model) == 134_515_008
-    assert pruned.report.parameters_after == count(pruned.model)
+    assert pruned.report.before.parameters == count(smollm2.model) == 134_515_008
+    assert pruned.report.after.parameters == count(pruned.model)
     smollm2.model.config.save_pretrained(tmp_path)
     assert preview(Recipe(base=str(tmp_path), steps=recipe.steps)).after.parameters == count(pruned.model)
     pruned.model.save_pretrained(tmp_path / "cut")

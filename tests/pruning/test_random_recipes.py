@@ -54,7 +54,7 @@ TEXTS = st.one_of(
             "own",
             "self",
             "wikitext-2",
-            "independent",
+            "gate_up_unpaired",
             "x" * 250_000,
             "x" * 2_500_000,
             "99999999999999999999999%",

@@ -1,4 +1,4 @@
-"""Users, model repositories, and what the Hub shows and reads of their files."""
+"""Users and model repositories of the loopback Hub, and what it reports about their files."""
 
 import json
 import re
@@ -17,7 +17,7 @@ POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize {s
 
 @dataclass
 class User:
-    """The holder of a token; `role` is the token's, "read" or "write"."""
+    """The owner of a token; `role` is that of the token, "read" or "write"."""
 
     name: str
     orgs: tuple[str, ...] = ()
@@ -25,6 +25,7 @@ class User:
     expired: bool = False
 
     def owns(self, repo_id):
+        """Return whether a repository is in the user's namespace or in that of an organization."""
         return repo_id.partition("/")[0] in (self.name, *self.orgs)
 
 
@@ -51,21 +52,23 @@ class Repo:
         self.history[self.sha] = files
 
     def resolve(self, revision):
-        """The commit that `revision` names, None where there is no such commit."""
+        """Return the commit that `revision` names, None if there is none."""
         sha = self.sha if revision == "main" else revision
         return sha if sha in self.history else None
 
 
 def git_oid(content):
+    """Return the id that git gives to a file."""
     return sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
 def is_lfs(path, size):
+    """Return whether the Hub stores a file in LFS."""
     return size >= LFS_SIZE or (size > 0 and path.endswith(LFS_SUFFIXES))
 
 
 def entry(path, content):
-    """A file as the Hub lists it."""
+    """Return a file as the Hub lists it."""
     size = len(content)
     if not is_lfs(path, size):
         return {"type": "file", "path": path, "size": size, "oid": git_oid(content)}
@@ -76,7 +79,7 @@ def entry(path, content):
 
 
 def entries(files):
-    """The files and folders as the Hub lists them, by path."""
+    """Return files and their folders as the Hub lists them, by path."""
     folders = {str(parent) for path in files for parent in PurePosixPath(path).parents} - {"."}
     listing = {
         path: {"type": "directory", "path": path, "size": 0, "oid": git_oid(path.encode())}
@@ -87,7 +90,7 @@ def entries(files):
 
 
 def describe(files, blobs):
-    """The part of the model info that follows from the model's files."""
+    """Return the part of the model info that follows from the files; `blobs`: with their sizes and ids."""
     card = mapping(front_matter, files.get("README.md", b"").decode(errors="replace"))
     config = mapping(json.loads, files.get("config.json", b""))
     counts = parameters(files)
@@ -118,7 +121,7 @@ def describe(files, blobs):
 
 
 def parameters(files):
-    """How many parameters of each dtype the safetensors files hold."""
+    """Count the parameters of each dtype in the safetensors files."""
     counts = Counter()
     for content in (content for path, content in files.items() if path.endswith(".safetensors")):
         header = mapping(json.loads, content[8 : 8 + int.from_bytes(content[:8], "little")])
@@ -128,7 +131,7 @@ def parameters(files):
 
 
 def mapping(parse, text):
-    """What `parse` makes of `text`, {} where that fails or is no mapping."""
+    """Parse a text, and return {} if that fails or does not give a mapping."""
     try:
         value = parse(text)
     except (ValueError, RecursionError):
@@ -137,18 +140,18 @@ def mapping(parse, text):
 
 
 def values(card, key):
-    """The values of a field that may hold one or a list."""
+    """Return the values of a field that may hold one value or a list."""
     value = card.get(key) or []
     return value if isinstance(value, list) else [value]
 
 
 def front_matter(text):
-    """The metadata of a model card, {} without any. Raises `ValueError` where it is no mapping."""
+    """Return the metadata of a model card, {} if it has none. Raises `ValueError` if it is not a mapping."""
     fenced = re.match(r"\s*---[ \t\r]*\n(.*?)^---\s*?$", text, re.DOTALL | re.MULTILINE)
     try:
         metadata = (yaml.safe_load(fenced[1]) if fenced else None) or {}
     except yaml.YAMLError as error:
-        raise ValueError(f"the metadata is no YAML: {error}") from None
+        raise ValueError(f"the metadata is not YAML: {error}") from None
     if not isinstance(metadata, dict):
         raise ValueError("the metadata is not a mapping")
     return metadata

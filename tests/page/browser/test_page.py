@@ -230,9 +230,9 @@ def test_stop_while_measuring_frees_the_model(visit):
 @pytest.mark.parametrize(
     ("model", "says"),
     [
-        ("../../etc/passwd", "is no model"),
+        ("../../etc/passwd", "is not a model"),
         ("nobody/nothing", "shows no model"),
-        ("/tmp", "is no model"),
+        ("/tmp", "is not a model"),
     ],
 )
 def test_bad_models_get_one_clear_message(visit, model, says):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from page.sections.form import CONTROLS
+from page.server.form import CONTROLS
 from page.workers.messages import Done, Failed, Partial, Progress, PrunedSummary, Queued, Stopped, Texts
 from page.workers.tasks import CompareTask, DistillTask, EvaluateTask, PruneTask
 from pruning import Distillation, Neurons, Recipe, Sampling

@@ -13,7 +13,6 @@ from mcp.client.streamable_http import streamable_http_client
 
 import pruning
 from pruning.architectures.shape import Shape
-from pruning.pipeline import reshape
 from tests.helpers.hub import CLIENT_ENV, LoopbackHub
 from tests.helpers.serving import serve
 
@@ -65,7 +64,7 @@ def test_every_function_documents_what_it_takes(served):
 def test_preview_gives_what_the_library_gives(client, smollm2):
     recipe = pruning.Recipe(base="smollm2-135m", steps=[pruning.Neurons(fraction=0.2)])
     shape = Shape.of(smollm2.model.config)
-    expected = pruning.Preview(recipe, shape, reshape(recipe, shape)).to_dict()["parameters"]
+    expected = pruning.Preview(recipe, shape, recipe.check(shape)).to_dict()["parameters"]
     assert client.predict(neurons=20, api_name="/preview")["parameters"] == expected
     assert client.predict(recipe=RECIPE, api_name="/preview")["parameters"] == expected
 
@@ -108,7 +107,7 @@ def test_the_machines_own_token_is_never_used_for_a_caller(client):
         ({"neurons": 200}, "Enter a number from 0 to 99"),
         ({"neurons": 0}, "Nothing to cut"),
         ({"layers": 99}, "layers"),
-        ({"model": "../etc"}, "is no model"),
+        ({"model": "../etc"}, "is not a model"),
         ({"recipe": "steps: ["}, "Invalid YAML"),
         ({"recipe": "[" * 100_000}, "at most 8,000"),
     ],

@@ -44,11 +44,12 @@ from page.workers.tasks import (
     TokenLossTask,
 )
 from page.workers.workbench import Visitor, Workbench
-from pruning import Calibration, Distillation, Neurons, Recipe, Sampling
+from pruning import Access, Calibration, Distillation, Neurons, Recipe, Sampling
 from pruning.architectures.shape import Shape
 from pruning.distillation.progress import EvalPoint, TrainingProgress
 from pruning.evaluation.inspection import NextToken, TokenLoss
-from pruning.shape_search.search import Candidate, SearchResult, Trial
+from pruning.shape_search.candidates import Candidate
+from pruning.shape_search.search import SearchResult, Trial
 from pruning.shape_search.sweep import SweepPoint
 from tests.helpers import models
 from tests.helpers.saved import cut
@@ -135,7 +136,7 @@ def test_an_event_can_be_pickled_and_is_small():
 def test_neither_a_token_nor_a_custom_text_is_printed():
     assert "secret" not in repr(PublishTask(RECIPE, "smaller", True, "secret"))
     assert "text text" not in repr(PruneTask(CUSTOM))
-    assert "secret" not in repr(Visitor("ada", "secret"))
+    assert "secret" not in repr(Visitor("ada", Access(token="secret")))
 
 
 class Job:
@@ -151,10 +152,7 @@ def perform(monkeypatch):
         return replace(loaded, source=replace(loaded.source, name=name, public=True))
 
     monkeypatch.setattr("pruning.loading.load.load", load)
-    monkeypatch.setattr(
-        "pruning.loading.load.read_config",
-        lambda name, **settings: (models.loaded("llama").model.config, load(name).source),
-    )
+    monkeypatch.setattr("pruning.loading.load.find", lambda name, **settings: load(name).source)
     bench, job = Workbench(max_bytes=10**9), Job()
 
     def run(task):
@@ -190,11 +188,11 @@ def test_comparing_emits_growing_texts_and_returns_the_last(perform):
 def test_distilling_samples_as_the_visitor_asks_and_stops_when_asked(perform, monkeypatch):
     samplings = []
 
-    def complete(model, tokenizer, prompt, sampling):
+    def generate(model, prompt, sampling):
         samplings.append(sampling)
         return "sample"
 
-    monkeypatch.setattr("page.workers.tasks.complete", complete)
+    monkeypatch.setattr("page.workers.tasks.generate", generate)
     perform.job.finish_requested = True
     step = Distillation(steps=50)
     emitted, summary = perform(DistillTask(RECIPE, step, models.PROMPT, Sampling(8, 0.7, 3)))
@@ -209,7 +207,7 @@ def test_distilling_samples_as_the_visitor_asks_and_stops_when_asked(perform, mo
 
 def test_a_long_sample_is_kept_short_while_training(perform, monkeypatch):
     samplings = []
-    monkeypatch.setattr("page.workers.tasks.complete", lambda *given: samplings.append(given[3]) or "")
+    monkeypatch.setattr("page.workers.tasks.generate", lambda *given: samplings.append(given[2]) or "")
     perform.job.finish_requested = True
     perform(DistillTask(RECIPE, Distillation(steps=2), models.PROMPT, Sampling(200, 0.7, 3)))
     assert set(samplings) == {Sampling(24, 0.7, 3)}

@@ -1,4 +1,4 @@
-"""What is known of each family fits the models that transformers builds."""
+"""The table of families fits the models that transformers builds."""
 
 import json
 
@@ -47,7 +47,7 @@ def test_every_family_is_tested():
 
 
 @pytest.mark.parametrize(("family", "overrides"), VARIANTS)
-def test_every_tensor_is_known_and_tiled(family, overrides):
+def test_every_tensor_is_known_and_its_axes_are_segmented_completely(family, overrides):
     anatomy = anatomy_of(config(family, **overrides))
     model = tiny(family, **overrides)
     assert {spec.name: spec.shape for spec in anatomy.tensors} == {
@@ -64,60 +64,63 @@ def test_every_tensor_is_known_and_tiled(family, overrides):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_neuron_matrices_are_the_ones_written_down_by_hand(family):
+def test_neuron_matrices_are_those_written_down_by_hand(family):
     model = loaded(family).model
     anatomy = anatomy_of(model.config)
     for layer in range(anatomy.layers):
         assert anatomy.output_projection(layer) == output_projection(model, layer)
-        reads, write = neuron_matrices(model, anatomy, layer)
-        expected, written = matrices(model, layer)
-        assert torch.equal(write, written)
-        assert len(reads) == len(expected) == (2 if family in GATED else 1)
-        assert all(torch.equal(read, wanted) for read, wanted in zip(reads, expected, strict=True))
+        input_weights, output_weight = neuron_matrices(model, anatomy, layer)
+        expected_inputs, expected_output = matrices(model, layer)
+        assert torch.equal(output_weight, expected_output)
+        assert len(input_weights) == (2 if family in GATED else 1)
+        pairs = zip(input_weights, expected_inputs, strict=True)
+        assert all(torch.equal(weight, expected) for weight, expected in pairs)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_projections_know_their_inputs(family):
-    """GPT-2 keeps its projections as inputs × outputs, everyone else the other way round."""
+def test_the_input_axis_of_a_projection_is_that_of_its_module(family):
+    """GPT-2 keeps its projections as inputs × outputs, all others the other way round."""
     model = loaded(family).model
     anatomy = anatomy_of(model.config)
-    found = {"attention": 0, "mlp": 0}
+    projections = {"attention": 0, "mlp": 0}
     for spec in anatomy.tensors:
-        if spec.component in found and len(spec.shape) == 2:
+        if spec.component in projections and len(spec.shape) == 2:
             module = model.get_submodule(spec.module)
             inputs = module.nx if family == "gpt2" else module.in_features
             assert anatomy.input_axis(spec) == (0 if family == "gpt2" else 1)
             assert spec.shape[anatomy.input_axis(spec)] == inputs
-            found[spec.component] += 1
-    assert all(count >= 2 * anatomy.layers for count in found.values())
+            projections[spec.component] += 1
+    assert all(number >= 2 * anatomy.layers for number in projections.values())
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_norms_and_what_reads_behind_them(family):
+def test_input_and_output_projections_are_all_projections_of_a_layer(family):
     model = loaded(family).model
     anatomy = anatomy_of(model.config)
-    writes = {anatomy.output_projection(0, kind) for kind in (NEURON, QUERY)}
-    for part in ("attention", "mlp"):
-        modules = {spec.module for spec in anatomy.input_projections(0, part)}
-        assert modules
-        assert not modules & writes
-    everything = {
-        spec.module for part in ("attention", "mlp") for spec in anatomy.input_projections(0, part)
-    } | writes
-    assert everything == {
+    components = ("attention", "mlp")
+    outputs = {anatomy.output_projection(0, kind) for kind in (NEURON, QUERY)}
+    inputs = [{spec.module for spec in anatomy.input_projections(0, part)} for part in components]
+    assert all(len(modules) >= 1 and not modules & outputs for modules in inputs)
+    assert set.union(outputs, *inputs) == {
         spec.module
         for spec in anatomy.tensors
-        if spec.layer == 0 and spec.component in ("attention", "mlp") and len(spec.shape) == 2
+        if spec.layer == 0 and spec.component in components and len(spec.shape) == 2
     }
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_norms_are_the_norm_modules_and_only_gemma_has_post_norms(family):
+    model = loaded(family).model
+    anatomy = anatomy_of(model.config)
     kinds = {type(model.get_submodule(spec.module)).__name__ for spec in anatomy.norms}
     assert len(kinds) == 1
     assert kinds.pop().endswith("Norm")
-    closing = [spec.module for spec in anatomy.norms if anatomy.is_post_norm(spec)]
-    assert len(closing) == (2 * anatomy.layers if family in ("gemma2", "gemma3_text") else 0)
+    post_norms = [spec.module for spec in anatomy.norms if anatomy.is_post_norm(spec)]
+    assert len(post_norms) == (2 * anatomy.layers if family in ("gemma2", "gemma3_text") else 0)
 
 
 @pytest.mark.parametrize("family", GATED)
-def test_norms_multiply_by_their_weight_and_their_offset(family):
+def test_norms_multiply_by_their_weight_plus_the_offset(family):
     model = loaded(family).model
     anatomy = anatomy_of(model.config)
     states = torch.randn(5, 32)
@@ -133,7 +136,7 @@ def test_norms_multiply_by_their_weight_and_their_offset(family):
     heads=st.sampled_from([(1, 1), (2, 1), (4, 1), (4, 2), (4, 4), (8, 4)]),
     width=st.integers(1, 99),
 )
-def test_segments_tile_any_size(family, heads, width):
+def test_segments_cover_axes_of_any_size(family, heads, width):
     keys = KNOWN[family].sizes
     anatomy = anatomy_of(
         config(family, **{keys[KEY_VALUE]: heads[1]} | {keys[QUERY]: heads[0], keys[NEURON]: width})
@@ -165,23 +168,23 @@ def test_unknown_tensor_of_a_known_family_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("key", "value"),
+    ("key", "value", "reason"),
     [
-        ("num_hidden_layers", 10**9),
-        ("num_hidden_layers", 0),
-        ("hidden_size", -32),
-        ("hidden_size", "32"),
-        ("intermediate_size", 10**12),
-        ("intermediate_size", 48.5),
-        ("vocab_size", True),
-        ("num_attention_heads", 5),
-        ("hidden_act", "no such function"),
-        ("rope_parameters", {"rope_type": "no such type"}),
+        ("num_hidden_layers", 10**9, "whole number from 1 to 1,000"),
+        ("num_hidden_layers", 0, "whole number from 1 to 1,000"),
+        ("hidden_size", -32, "whole number from 1 to 1,000,000"),
+        ("hidden_size", "32", "whole number from 1 to 1,000,000"),
+        ("intermediate_size", 10**12, "whole number from 1 to 1,000,000"),
+        ("intermediate_size", 48.5, "whole number from 1 to 1,000,000"),
+        ("vocab_size", True, "whole number from 1 to 1,000,000"),
+        ("num_attention_heads", 5, "no valid Llama model"),
+        ("hidden_act", "no such function", "cannot be built: 'no such function'"),
+        ("rope_parameters", {"rope_type": "no such type"}, "no such type"),
     ],
 )
-def test_senseless_config_is_refused(key, value):
+def test_a_config_that_makes_no_model_is_refused(key, value, reason):
     values = json.loads((folder_of("llama") / "config.json").read_text()) | {key: value}
-    with pytest.raises(pruning.ModelError):
+    with pytest.raises(pruning.ModelError, match=reason):
         build_on_meta(config_from_dict(values))
 
 
@@ -194,6 +197,6 @@ def test_resize_writes_the_keys_that_the_family_reads(family):
     assert count(build_on_meta(after)) < count(build_on_meta(before))
 
 
-def test_config_needs_layers():
-    with pytest.raises(pruning.ModelError):
+def test_a_config_without_layers_is_refused():
+    with pytest.raises(pruning.ModelError, match="num_hidden_layers = '0'; a whole number from 1"):
         anatomy_of(LlamaConfig(num_hidden_layers=0))

@@ -45,7 +45,9 @@ DISTILGPT2 = GPT2Config(n_layer=6)
         (LLAMA_3B, 3_212_749_824, 0.6, 1_944_443_904, 3277),
     ],
 )
-def test_counts_of_the_course(tmp_path, config, before, fraction, after, width):
+def test_preview_counts_known_models_without_allocating_their_weights(
+    tmp_path, config, before, fraction, after, width
+):
     config.save_pretrained(tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["config.json"]
     memory = psutil.Process().memory_info().rss
@@ -66,24 +68,24 @@ def test_counts_of_the_course(tmp_path, config, before, fraction, after, width):
     multiple=st.integers(1, 24),
     tied=st.booleans(),
 )
-def test_every_possible_cut_is_counted_right(family, size, multiple, tied):
+def test_every_possible_cut_is_counted_as_transformers_builds_it(family, size, multiple, tied):
     before = Shape.of(config(family, tie_word_embeddings=tied))
-    whole = before.count(NEURON)
+    neurons = before.count(NEURON)
     step = Neurons(**size, multiple_of=multiple)
-    asked = size.get("width", whole - int(size.get("fraction", 0) * whole))
-    if -(-asked // multiple) * multiple >= whole:
+    requested = size.get("width", neurons - int(size.get("fraction", 0) * neurons))
+    if -(-requested // multiple) * multiple >= neurons:
         with pytest.raises(RecipeError, match="removes none"):
             step.reshape(before)
         return
     after = step.reshape(before)
     assert after.count(NEURON) % multiple == 0
-    assert after.count(NEURON) < whole
+    assert after.count(NEURON) < neurons
     assert after.parameters == sum(after.components.values()) == count(build_on_meta(after.config))
-    assert before.count(NEURON) == whole
+    assert before.count(NEURON) == neurons
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_tied_embeddings_count_once(family):
+def test_tied_embeddings_are_counted_once(family):
     tied = Shape.of(config(family, tie_word_embeddings=True))
     untied = Shape.of(config(family, tie_word_embeddings=False))
     assert tied.components["head"] == 0
@@ -91,7 +93,7 @@ def test_tied_embeddings_count_once(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_cutting_neurons_changes_the_mlp_alone(family):
+def test_cutting_neurons_changes_only_the_mlp(family):
     before = Shape.of(config(family))
     after = before.resized(NEURON, 10)
     changed = {name for name, size in after.components.items() if size != before.components[name]}

@@ -1,4 +1,4 @@
-"""From a text to token windows, and to statistics that are kept where they may be."""
+"""From a calibration text to token windows, and to statistics, cached on disk only if they may be."""
 
 import os
 from dataclasses import replace
@@ -12,7 +12,7 @@ from pruning.catalog import DEFAULT_MODEL
 from pruning.files import cache_folder
 from pruning.text.passages import GENRES, passage
 from pruning.text.tokens import sample_evenly, split_into_windows, token_ids
-from tests.helpers.models import WITH_BOS, loaded, output_projection
+from tests.helpers.models import WITH_BOS, loaded, matrices, output_projection
 
 SECRET = "The password of the safe is xylophone seventeen. " * 60
 
@@ -27,7 +27,7 @@ def without_prefix(base, windows):
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_mix_takes_the_same_of_every_genre_and_holds_out_its_last_eighth(family):
+def test_the_general_mix_reads_equally_many_tokens_of_each_genre_and_holds_out_the_last_eighth(family):
     base = loaded(family)
     windows = windows_of(base, Calibration(tokens=4000, window=100))
     fitting, heldout = [], []
@@ -40,10 +40,10 @@ def test_mix_takes_the_same_of_every_genre_and_holds_out_its_last_eighth(family)
     assert torch.equal(without_prefix(base, windows.heldout), torch.cat(heldout))
 
 
-def test_a_longer_text_is_read_evenly_from_beginning_to_end():
+def test_a_longer_text_is_sampled_evenly_from_beginning_to_end():
     ids = torch.arange(10_000)
-    read = sample_evenly(ids, 1_000, 100)
-    runs = read.view(10, 100)
+    sampled = sample_evenly(ids, 1_000, 100)
+    runs = sampled.view(10, 100)
     assert torch.equal(runs - runs[:, :1], torch.arange(100).expand(10, 100))
     starts = runs[:, 0].tolist()
     assert starts == [1000 * number for number in range(10)]
@@ -65,7 +65,7 @@ def test_windows_begin_as_the_tokenizer_begins_a_text(family):
     assert sum(int(base.tokenizer.bos_token_id in window[1:]) for window in every) == 0
 
 
-def test_last_window_is_short_and_not_padded():
+def test_the_last_window_is_short_and_not_padded():
     base = loaded("llama")
     pieces = split_into_windows(base.tokenizer, torch.arange(10, 35), 11)
     assert [piece.tolist() for piece in pieces] == [
@@ -77,12 +77,12 @@ def test_last_window_is_short_and_not_padded():
 
 
 @pytest.mark.parametrize("content", ["", "   ", "Too short.", "a" * 100])
-def test_too_short_a_text_is_refused(content):
+def test_a_text_that_is_too_short_is_refused(content):
     with pytest.raises(RecipeError, match=r"at least 256 are needed\. Use a longer text"):
         windows_of(loaded("gpt2"), Calibration.own(content))
 
 
-def test_own_text_may_be_shorter_than_asked():
+def test_a_users_text_may_be_shorter_than_requested():
     base = loaded("gpt2")
     ids = token_ids(base.model, base.tokenizer, SECRET)
     assert windows_of(base, own(tokens=100_000)).tokens == len(ids)
@@ -90,20 +90,21 @@ def test_own_text_may_be_shorter_than_asked():
 
 
 @pytest.mark.parametrize("family", ["gpt2", "opt", "llama"])
-def test_windows_are_no_longer_than_the_model_can_read(family):
+def test_windows_are_at_most_as_long_as_the_model_can_read(family):
     base = loaded(family, **{"n_positions" if family == "gpt2" else "max_position_embeddings": 64})
     windows = windows_of(base, own(window=512))
     assert max(map(len, windows.fitting)) == 64
-    assert prune(Recipe(base="x", calibration=own(), steps=[Neurons(fraction=0.2)]), base)
+    pruned = prune(Recipe(base="x", calibration=own(), steps=[Neurons(fraction=0.2)]), base)
+    assert matrices(pruned.model, 0)[1].shape[1] == 48 - int(0.2 * 48)
 
 
-def test_token_that_the_model_does_not_know_is_named():
+def test_a_token_that_the_model_does_not_know_is_named():
     base = loaded("qwen2", vocab_size=320)
     with pytest.raises(RecipeError, match=r"'<\|endoftext\|>'.* Remove it from the text"):
         windows_of(base, Calibration.own(SECRET + "<|endoftext|>", tokens=100_000))
 
 
-def test_digest_tells_texts_and_windows_apart():
+def test_the_digest_differs_between_texts_and_window_lengths():
     base = loaded("gpt2")
     digests = {
         windows_of(base, calibration).digest
@@ -119,7 +120,7 @@ def test_digest_tells_texts_and_windows_apart():
     assert windows_of(base, own()).digest == windows_of(base, own()).digest
 
 
-def test_own_text_stays_out_of_every_record():
+def test_a_users_text_appears_in_no_record():
     recipe = Recipe(base="x", calibration=own(), steps=[Neurons(fraction=0.2)])
     records = (
         recipe.to_yaml(),
@@ -140,7 +141,7 @@ def test_own_text_stays_out_of_every_record():
     assert other.digest != recipe.digest
 
 
-def test_recipe_needs_its_own_text_again():
+def test_a_saved_recipe_needs_its_users_text_again():
     base = loaded("gpt2")
     recipe = Recipe(base="x", calibration=own(), steps=[Neurons(fraction=0.2)])
     read_back = Recipe.parse(recipe.to_yaml())
@@ -154,43 +155,43 @@ def test_recipe_needs_its_own_text_again():
 
 
 def default(family):
-    """A small model that stands in for the default one, whose statistics are kept."""
+    """Return a small model that stands in for the default one, whose statistics are cached on disk."""
     base = loaded(family)
     return replace(base, source=replace(base.source, name=DEFAULT_MODEL))
 
 
-def kept_files():
+def cached_files():
     return sorted(cache_folder().rglob("*.safetensors"))
 
 
-def test_statistics_of_bundled_texts_are_kept_and_read_again(monkeypatch):
+def test_statistics_of_bundled_texts_are_read_from_disk_the_second_time(monkeypatch):
     base = default("gpt2")
-    sites = [output_projection(base.model, layer) for layer in (0, 1)]
+    modules = [output_projection(base.model, layer) for layer in (0, 1)]
     calibration = Calibration(text="code", tokens=512)
-    first = statistics_of(base, calibration, sites)
-    assert len(kept_files()) == 1
+    first = statistics_of(base, calibration, modules)
+    assert len(cached_files()) == 1
     monkeypatch.setattr(base.model, "forward", None)
     monkeypatch.setattr(base.model.base_model, "forward", None)
-    again = statistics_of(base, calibration, sites)
-    for site in sites:
-        assert torch.equal(first.moments[site].square, again.moments[site].square)
-        assert torch.equal(first.gram(site).gram, again.gram(site).gram)
+    again = statistics_of(base, calibration, modules)
+    for module in modules:
+        assert torch.equal(first.moments[module].square, again.moments[module].square)
+        assert torch.equal(first.gram(module).gram, again.gram(module).gram)
 
 
-def test_damaged_statistics_are_made_again():
+def test_damaged_statistics_are_computed_again():
     base = default("gpt2")
-    sites = [output_projection(base.model, 0)]
+    modules = [output_projection(base.model, 0)]
     calibration = Calibration(text="code", tokens=512)
-    first = statistics_of(base, calibration, sites)
-    (file,) = kept_files()
+    first = statistics_of(base, calibration, modules)
+    (file,) = cached_files()
     file.write_bytes(file.read_bytes()[:1000])
-    again = statistics_of(base, calibration, sites)
-    assert torch.equal(first.gram(sites[0]).gram, again.gram(sites[0]).gram)
+    again = statistics_of(base, calibration, modules)
+    assert torch.equal(first.gram(modules[0]).gram, again.gram(modules[0]).gram)
     assert file.stat().st_size > 1000
 
 
 @pytest.mark.parametrize(
-    ("base", "calibration", "keep"),
+    ("base", "calibration", "save_to_disk"),
     [
         (default, own(), True),
         (loaded, Calibration(text="code", tokens=512), True),
@@ -198,48 +199,48 @@ def test_damaged_statistics_are_made_again():
         (default, Calibration(text="self", tokens=256), True),
     ],
 )
-def test_nothing_else_is_kept(base, calibration, keep):
+def test_other_statistics_are_not_saved_to_disk(base, calibration, save_to_disk):
     base = base("gpt2")
-    statistics_of(base, calibration, [output_projection(base.model, 0)], save_to_disk=keep)
-    assert kept_files() == []
+    statistics_of(base, calibration, [output_projection(base.model, 0)], save_to_disk=save_to_disk)
+    assert cached_files() == []
 
 
-def test_full_disk_costs_only_the_keeping(monkeypatch):
+def test_a_full_disk_costs_only_the_saving(monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("pruning.calibration.statistics.save_file", full)
     base = default("gpt2")
-    assert statistics_of(
-        base, Calibration(text="code", tokens=512), [output_projection(base.model, 0)]
-    ).moments
+    modules = [output_projection(base.model, 0)]
+    statistics = statistics_of(base, Calibration(text="code", tokens=512), modules)
+    assert statistics.gram(modules[0]).tokens == 512 - 512 // HELD_OUT
     assert [path for path in cache_folder().rglob("*") if path.is_file()] == []
 
 
-def test_own_samples_follow_the_seed():
+def test_self_generated_texts_depend_on_the_seed():
     base, calibration = loaded("llama"), Calibration(text="self", tokens=256)
     once, again, other = (windows_of(base, calibration, seed).digest for seed in (3, 3, 4))
     assert once == again != other
 
 
-def test_wikitext_is_asked_of_the_hub(monkeypatch):
+def test_wikitext_is_read_as_the_loader_returns_it(monkeypatch):
     monkeypatch.setattr("pruning.loading.datasets.wikitext", lambda progress: SECRET)
     base = loaded("gpt2")
     windows = windows_of(base, Calibration(text="wikitext-2", tokens=512))
     assert windows.digest == windows_of(base, own(tokens=512)).digest
 
 
-def test_statistics_longest_unused_make_room(monkeypatch):
+def test_the_least_recently_used_statistics_make_room_for_new_ones(monkeypatch):
     base = default("gpt2")
-    sites = [output_projection(base.model, 0)]
+    modules = [output_projection(base.model, 0)]
     for text in ("code", "story"):
-        statistics_of(base, Calibration(text=text, tokens=512), sites)
-    one, other = kept_files()
+        statistics_of(base, Calibration(text=text, tokens=512), modules)
+    one, other = cached_files()
     monkeypatch.setattr(
         "pruning.calibration.calibrate.MOST_ON_DISK", one.stat().st_size + other.stat().st_size
     )
     os.utime(other, (1e9, 1e9))
-    statistics_of(base, Calibration(text="documentation", tokens=512), sites)
-    assert one in kept_files()
-    assert other not in kept_files()
-    assert len(kept_files()) == 2
+    statistics_of(base, Calibration(text="documentation", tokens=512), modules)
+    assert one in cached_files()
+    assert other not in cached_files()
+    assert len(cached_files()) == 2

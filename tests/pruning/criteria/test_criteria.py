@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pruning import Neurons, Recipe, RecipeError
 from pruning.architectures.families import GATE, NEURON, UP
 from pruning.architectures.shape import Shape
-from pruning.calibration.statistics import SiteMoments, Statistics
+from pruning.calibration.statistics import InputMoments, Statistics
 from pruning.criteria import CRITERIA, DEFAULT_CRITERION, MLP, criterion_named
 from pruning.steps.base import StepContext
 from tests.helpers.models import FAMILIES, folder_of, loaded, matrices, output_projection
@@ -31,7 +31,7 @@ def by_hand(name, neuron, input_weights, output_weight, seen):
             return sum(abs(x) for row in rows for x in row)
         case "l2":
             return sum(math.sqrt(sum(x * x for x in row)) for row in rows)
-        case "ppm":
+        case "peak_to_peak":
             return sum(max(row) + abs(min(row)) for row in rows)
         case "variance":
             means = [sum(row) / len(row) for row in rows]
@@ -77,7 +77,7 @@ def seen_by_hand(model, site, windows):
 
 
 @pytest.mark.parametrize("family", ["gpt2", "opt", "llama", "phi3", "gemma3_text"])
-@pytest.mark.parametrize("name", [name for name in CRITERIA if name not in ("random", "independent")])
+@pytest.mark.parametrize("name", [name for name in CRITERIA if name not in ("random", "gate_up_unpaired")])
 def test_score_is_its_formula(name, family):
     model, layer = loaded(family).model, 1
     windows = [torch.arange(start, start + length) for start, length in ((5, 30), (70, 30), (150, 7))]
@@ -92,14 +92,14 @@ def test_score_is_its_formula(name, family):
 
 def test_independent_scores_each_matrix_apart():
     reads = numbers(6, 4), numbers(6, 4, seed=1)
-    scores = CRITERIA["independent"].score(MLP(reads, numbers(4, 6)), None, None)
+    scores = CRITERIA["gate_up_unpaired"].score(MLP(reads, numbers(4, 6)), None, None)
     torch.testing.assert_close(scores, torch.stack([read.abs().sum(dim=1) for read in reads]))
 
 
 def test_independent_leaves_nothing_to_repair():
     shape = Shape.of(loaded("llama").model.config)
     with pytest.raises(RecipeError, match="Switch repair off"):
-        Neurons(fraction=0.2, criterion="independent", repair=True).reshape(shape)
+        Neurons(fraction=0.2, criterion="gate_up_unpaired", repair=True).reshape(shape)
 
 
 @pytest.mark.parametrize("criterion", CRITERIA.values(), ids=CRITERIA)
@@ -112,7 +112,7 @@ def test_criterion_explains_itself(criterion):
 
 
 def test_wrong_ways_carry_a_warning():
-    assert {name for name, known in CRITERIA.items() if known.warning} == {"independent", "l1", "l2"}
+    assert {name for name, known in CRITERIA.items() if known.warning} == {"gate_up_unpaired", "l1", "l2"}
     assert DEFAULT_CRITERION == "activation_prior"
     assert [name for name, known in CRITERIA.items() if known.needs_calibration] == [
         "activation_prior",
@@ -125,13 +125,13 @@ def test_wrong_ways_carry_a_warning():
 def test_neurons_that_never_fire_are_ranked_by_their_weights():
     """As in an OPT whose neurons are silent on most texts: no division by a median of zero."""
     reads = (numbers(6, 4),)
-    silent = SiteMoments(square=torch.zeros(6), sequence=torch.zeros(6))
+    silent = InputMoments(square=torch.zeros(6), sequence=torch.zeros(6))
     scores = CRITERIA["activation_prior"].score(MLP(reads, numbers(4, 6)), silent, None)
     assert scores.argsort().tolist() == reads[0].norm(dim=1).argsort().tolist()
     one = silent.square.clone()
     one[2] = 1e-12
     scores = CRITERIA["activation_prior"].score(
-        MLP((torch.zeros(6, 4),), numbers(4, 6)), SiteMoments(one, one), None
+        MLP((torch.zeros(6, 4),), numbers(4, 6)), InputMoments(one, one), None
     )
     assert scores.tolist() == [0, 0, 1, 0, 0, 0]
 
@@ -143,7 +143,7 @@ def test_half_precision_does_not_overflow(criterion, dtype):
     reads = numbers(12, 64, scale=15_000), numbers(12, 64, seed=1, scale=15_000)
     write = numbers(64, 12, seed=2, scale=15_000)
     reads, write = [read.clamp(-largest, largest).to(dtype) for read in reads], write.to(dtype)
-    moments = SiteMoments(square=numbers(12).square() * 1e8, sequence=numbers(12).abs())
+    moments = InputMoments(square=numbers(12).square() * 1e8, sequence=numbers(12).abs())
 
     def score(precision):
         mlp = MLP(tuple(read.to(precision) for read in reads), write.to(precision))
@@ -159,7 +159,7 @@ def context(base, seed=0):
 
 def test_random_depends_on_the_seed_alone():
     def drawn(family, seed):
-        return Neurons(width=20, criterion="random").rank(context(loaded(family), seed))[NEURON]
+        return Neurons(intermediate_size=20, criterion="random").rank(context(loaded(family), seed))[NEURON]
 
     assert all(map(torch.equal, drawn("gpt2", 7), drawn("qwen2", 7)))
     assert not any(map(torch.equal, drawn("gpt2", 7), drawn("gpt2", 11)))
@@ -173,15 +173,15 @@ def test_random_depends_on_the_seed_alone():
 @given(
     family=st.sampled_from(FAMILIES),
     width=st.integers(1, 47),
-    criterion=st.sampled_from(["l1", "variance", "ppm", "random", "independent"]),
+    criterion=st.sampled_from(["l1", "variance", "peak_to_peak", "random", "gate_up_unpaired"]),
 )
 def test_kept_are_ascending_unique_and_enough(family, width, criterion):
     base = loaded(family)
     shape = Shape.of(base.model.config)
-    if criterion == "independent" and not shape.anatomy.family.gated:
+    if criterion == "gate_up_unpaired" and not shape.anatomy.family.gated:
         criterion = "l2"
-    kept = Neurons(width=width, criterion=criterion).rank(context(base))
-    assert set(kept) == ({NEURON, GATE, UP} if criterion == "independent" else {NEURON})
+    kept = Neurons(intermediate_size=width, criterion=criterion).rank(context(base))
+    assert set(kept) == ({NEURON, GATE, UP} if criterion == "gate_up_unpaired" else {NEURON})
     for layers in kept.values():
         assert len(layers) == shape.anatomy.layers
         for indices in map(torch.Tensor.tolist, layers):
@@ -194,7 +194,7 @@ def test_highest_stay_and_the_first_of_equals_wins(monkeypatch):
     scores = torch.zeros(48)
     scores[[40, 7]] = 1.0
     monkeypatch.setitem(CRITERIA, "l1", _scoring(scores))
-    kept = Neurons(width=4, criterion="l1").rank(context(loaded("gpt2")))
+    kept = Neurons(intermediate_size=4, criterion="l1").rank(context(loaded("gpt2")))
     assert kept[NEURON][0].tolist() == [0, 1, 7, 40]
 
 
@@ -202,7 +202,7 @@ def test_highest_stay_and_the_first_of_equals_wins(monkeypatch):
 def test_scores_that_are_not_finite_are_refused(monkeypatch, value):
     monkeypatch.setitem(CRITERIA, "l1", _scoring(torch.full((48,), value)))
     with pytest.raises(RecipeError, match=r"layer 0 are not finite.*Load the model again"):
-        Neurons(width=4, criterion="l1").rank(context(loaded("gpt2")))
+        Neurons(intermediate_size=4, criterion="l1").rank(context(loaded("gpt2")))
 
 
 def _scoring(scores):

@@ -1,4 +1,4 @@
-"""Perplexity and bits per byte are what a plain loss says, and quality covers every genre alike."""
+"""Perplexity and bits per byte follow from the plain loss, and an evaluation weighs all genres the same."""
 
 import json
 import math
@@ -7,9 +7,17 @@ import pytest
 import torch
 
 import pruning
-from pruning import RecipeError, perplexity, quality
+from pruning import RecipeError, evaluate, perplexity
 from pruning.errors import Cancelled
-from pruning.evaluation.perplexity import GENRE_CHARACTERS, Quality, by_genre, size_on_disk, summarize
+from pruning.evaluation.perplexity import (
+    GENRE_CHARACTERS,
+    Perplexity,
+    Quality,
+    evaluation_key,
+    iter_evaluate,
+    size_on_disk,
+    summarize,
+)
 from pruning.evaluation.speed import tokens_per_second
 from pruning.text.passages import GENRES, passage
 from tests.helpers.models import WITH_BOS, loaded, trained
@@ -19,7 +27,7 @@ RECIPE = pruning.Recipe(base="tiny", steps=[pruning.Vocabulary(size=270)])
 
 
 def plain(base, tokens, window, text=TEXT):
-    """From the losses that transformers computes, window by window."""
+    """Compute perplexity from the losses of transformers, window by window; and the tokens read."""
     ids = base.tokenizer(text, add_special_tokens=False).input_ids[:tokens]
     start = [base.tokenizer.bos_token_id] if base.model.config.model_type in WITH_BOS else []
     size, total, count, read = window - len(start), 0.0, 0, 0
@@ -38,7 +46,7 @@ def plain(base, tokens, window, text=TEXT):
 )
 def test_perplexity_is_the_plain_loss(family, tokens, window):
     base = loaded(family)
-    measured = perplexity(base.model, base.tokenizer, TEXT, tokens, window)
+    measured = perplexity(base.model, base.tokenizer, TEXT, tokens=tokens, window=window)
     value, read = plain(base, tokens, window)
     assert measured.value == pytest.approx(value, rel=1e-4)
     assert (measured.tokens, measured.window) == (read, window)
@@ -46,62 +54,64 @@ def test_perplexity_is_the_plain_loss(family, tokens, window):
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "qwen2"])
 @pytest.mark.parametrize("window", [512, 16, 7])
-def test_bits_per_byte_count_the_bytes_of_what_is_predicted(family, window):
+def test_bits_per_byte_count_the_bytes_of_the_predicted_tokens(family, window):
     base, text = loaded(family), "Señor — 日本 ☕ said: 'naïve 🌲🌲 trees'.\n" * 4
     ids = base.tokenizer(text, add_special_tokens=False).input_ids
     measured = perplexity(base.model, base.tokenizer, text, window=window)
-    starts = [] if family in WITH_BOS else ids[::window]  # What nothing stands before is not predicted.
+    starts = (
+        [] if family in WITH_BOS else ids[::window]
+    )  # Without a token before it, a token is not predicted.
     predicted = len(ids) - len(starts)
     size = len(text.encode()) - sum(
         len(base.tokenizer.convert_ids_to_tokens(token))  # One character for each byte.
         for token in starts
     )
     bits = math.log2(measured.value) * predicted
-    # A character that a window's end splits counts where it began.
+    # A character that is split between two windows counts in the first.
     split = 0 if family in WITH_BOS else 4 * len(starts) / size
     assert measured.bits_per_byte == pytest.approx(bits / size, rel=split + 1e-9)
     assert measured.tokens == len(ids)
 
 
 def test_bits_per_byte_compare_different_vocabularies():
-    """A model that knows nothing takes all tokens for equally likely."""
+    """A model without any knowledge finds all tokens equally likely."""
     base, text = loaded("llama", seed=1), TEXT[:1500]
     head = base.model.lm_head.weight
     kept = head.clone()
     head.zero_()
     try:
         for one in (base, pruning.prune(RECIPE, base)):
-            measured, known = perplexity(one.model, one.tokenizer, text), one.model.config.vocab_size
-            bits = len(one.tokenizer(text, add_special_tokens=False).input_ids) * math.log2(known)
-            assert measured.value == pytest.approx(known)
+            measured, size = perplexity(one.model, one.tokenizer, text), one.model.config.vocab_size
+            bits = len(one.tokenizer(text, add_special_tokens=False).input_ids) * math.log2(size)
+            assert measured.value == pytest.approx(size)
             assert measured.bits_per_byte == pytest.approx(bits / len(text.encode()))
     finally:
         head.copy_(kept)
 
 
-def test_every_vocabulary_is_measured_on_the_same_text():
+def test_models_with_any_vocabulary_are_evaluated_on_the_same_text():
     base = loaded("llama")
     for one in (base, pruning.prune(RECIPE, base)):
-        genre, measured = next(by_genre(one.model, one.tokenizer))
+        genre, measured = next(iter_evaluate(one))
         text = passage(genre, "heldout")[:GENRE_CHARACTERS]
         assert measured == perplexity(one.model, one.tokenizer, text, name=measured.text)
         assert measured.tokens == len(one.tokenizer(text, add_special_tokens=False).input_ids)
 
 
-def test_whole_text_is_read_unless_told_otherwise():
+def test_the_whole_text_is_read_by_default():
     base = loaded("gpt2")
     short = TEXT[:700]
     measured = perplexity(base.model, base.tokenizer, short)
     assert measured.tokens == len(base.tokenizer(short).input_ids)
-    assert measured == perplexity(base.model, base.tokenizer, short, 10**6)
+    assert measured == perplexity(base.model, base.tokenizer, short, tokens=10**6)
 
 
-def test_windows_are_no_longer_than_the_model_can_read():
+def test_windows_are_limited_to_the_context():
     base = loaded("gpt2", n_positions=64)
-    measured = perplexity(base.model, base.tokenizer, TEXT, 200)
+    measured = perplexity(base.model, base.tokenizer, TEXT, tokens=200)
     assert measured.window == 64
     assert measured.value == pytest.approx(plain(base, 200, 64)[0], rel=1e-4)
-    assert quality(base.model, base.tokenizer, tokens=500).overall.window == 64
+    assert evaluate(base, tokens=500).overall.window == 64
 
 
 @pytest.mark.parametrize("text", ["", "a"])
@@ -111,18 +121,18 @@ def test_text_too_short_is_refused(text):
         perplexity(base.model, base.tokenizer, text)
 
 
-def test_token_that_the_model_does_not_know_is_named():
+def test_a_token_without_an_embedding_is_named():
     base = loaded("qwen2", vocab_size=320)
-    with pytest.raises(RecipeError, match=r"'<\|endoftext\|>'"):
+    with pytest.raises(RecipeError, match=r"'<\|endoftext\|>'.*Remove it"):
         perplexity(base.model, base.tokenizer, "Hello <|endoftext|>")
 
 
-def test_quality_weighs_five_genres_alike():
+def test_an_evaluation_weighs_five_genres_the_same():
     base, lines = trained(), []
-    measured = quality(base.model, base.tokenizer, lines.append, tokens=1000)
+    measured = evaluate(base, tokens=1000, progress=lines.append)
     assert list(measured.genres) == list(GENRES)
     for genre, title in GENRES.items():
-        alone = perplexity(base.model, base.tokenizer, passage(genre, "heldout"), 200)
+        alone = perplexity(base.model, base.tokenizer, passage(genre, "heldout"), tokens=200)
         assert measured.genres[genre].value == pytest.approx(alone.value)
         assert title in measured.genres[genre].text
         assert any(title in line for line in lines)
@@ -131,38 +141,52 @@ def test_quality_weighs_five_genres_alike():
     mean = sum(one.bits_per_byte for one in measured.genres.values()) / 5
     assert measured.overall.bits_per_byte == pytest.approx(mean)
     assert measured.overall.tokens == sum(one.tokens for one in measured.genres.values())
-    assert measured == summarize(dict(by_genre(base.model, base.tokenizer, tokens=1000)))
+    assert measured == summarize(dict(iter_evaluate(base, tokens=1000)))
     assert Quality.from_dict(json.loads(json.dumps(measured.to_dict()))) == measured
 
 
-def test_a_ruined_model_is_infinitely_surprised():
+def test_an_evaluation_is_deterministic_and_has_a_key_of_its_revision():
+    base = trained()
+    assert evaluate(base) == evaluate(base)
+    assert evaluation_key("one") == evaluation_key("one") != evaluation_key("two")
+    assert evaluation_key(None) == "751c4a4189f7097b1d4afab57a07c7e7"
+
+
+def test_a_summary_without_all_bits_per_byte_has_none():
+    measured = {"one": Perplexity(2.0, 10, 512, "one", 1.0), "two": Perplexity(8.0, 10, 512, "two")}
+    assert summarize(measured).overall == Perplexity(
+        pytest.approx(4.0), 20, 512, "five genres, held out", None
+    )
+
+
+def test_the_perplexity_of_a_ruined_model_is_infinite():
     base = loaded("gpt2", seed=2)
     kept = base.model.lm_head.weight.clone()
     base.model.lm_head.weight.mul_(1e6)
     try:
-        assert perplexity(base.model, base.tokenizer, TEXT, 50).value == math.inf
-        assert quality(base.model, base.tokenizer, tokens=50).overall.value == math.inf
+        assert perplexity(base.model, base.tokenizer, TEXT, tokens=50).value == math.inf
+        assert evaluate(base, tokens=50).overall.value == math.inf
     finally:
         base.model.lm_head.weight.copy_(kept)
 
 
 def test_speed_and_size():
     small, large = loaded("gpt2"), loaded("gpt2", n_layer=24)
-    speeds = tokens_per_second((small.model, large.model), small.tokenizer, 8)
+    speeds = tokens_per_second((small.model, large.model), small.tokenizer, new_tokens=8)
     assert speeds[0] > speeds[1] > 0
     assert size_on_disk(10, torch.float32) == 40
     assert size_on_disk(10, torch.bfloat16) == 20
 
 
-def test_measuring_speed_can_be_stopped():
+def test_measuring_speed_can_be_cancelled():
     base = loaded("llama")
-    heard = []
+    reports = []
 
     def stop(progress):
-        heard.append(progress)
-        if len(heard) > 2:
+        reports.append(progress)
+        if len(reports) > 2:
             raise Cancelled("Stopped.")
 
     with pytest.raises(Cancelled):
-        tokens_per_second((base.model,), base.tokenizer, 8, progress=stop)
-    assert len(heard) == 3
+        tokens_per_second((base.model,), base.tokenizer, new_tokens=8, progress=stop)
+    assert len(reports) == 3

@@ -123,13 +123,13 @@ def test_a_claim_about_a_text_is_an_error():
 
 def test_runs_are_compared_with_each_other_by_genre_and_by_repair(evaluated):
     _, pruned = evaluated
-    quality = pruned.report.quality_after.genres
+    quality = pruned.report.after.quality.genres
     metrics = metrics_of_runs([("story", pruned), ("code", pruned), ("plain", pruned), ("repaired", pruned)])
     # All four are the same model here.
     assert metrics["story_advantage"] == metrics["code_advantage"] == metrics["repaired_gain"] == 1
     assert metrics["story_code"] == quality["code"].value
     assert metrics["plain_ratio"] == pytest.approx(
-        pruned.report.quality_after.overall.value / pruned.report.quality_before.overall.value
+        pruned.report.after.quality.overall.value / pruned.report.before.quality.overall.value
     )
     assert "plain_advantage" not in metrics
 

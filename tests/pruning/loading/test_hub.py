@@ -309,13 +309,13 @@ def test_the_client_gives_up_at_once_on_the_rest(hub, ada, folder, tmp_path):
 
 
 def test_faults_of_the_connection(hub, ada):
-    hub.fail("POST /api/repos/create", kept=True, after=1)
+    hub.fail("POST /api/repos/create", reply_lost=True, after=1)
     ada.create_repo("first")
     with pytest.raises(httpx2.RemoteProtocolError):
         ada.create_repo("second")
     assert list(hub.repos) == ["ada/first", "ada/second"]
     file = f"{hub.url}/ada/first/resolve/main/.gitattributes"
-    hub.fail("GET .*/resolve/", cut=True)
+    hub.fail("GET .*/resolve/", truncated=True)
     with pytest.raises(httpx2.RemoteProtocolError, match="without sending complete"):
         httpx2.get(file)
     hub.fail("GET .*/resolve/", stall=20)

@@ -12,6 +12,10 @@ from tests.helpers.saved import content, cut
 FOREIGN = "---\nlicense: mit\nmodel-index:\n- name: m\n  results: []\n---\n# Somebody else's model\n"
 
 
+def card_of_pruned(pruned):
+    return model_card("cut", source=pruned.source, recipe=pruned.recipe, report=pruned.report)
+
+
 @pytest.fixture
 def card_of(hub, tmp_path):
     """The front matter of a model pruned from one on the Hub whose card begins with these lines."""
@@ -54,8 +58,8 @@ def test_nothing_is_made_up_about_a_licence(card_of, lines):
 def test_the_numbers_come_back(tmp_path):
     pruned = cut(pruning.load(str(folder_of("qwen2"))), evaluate=True)
     stated = read_card(pruned.save(tmp_path / "cut"))
-    assert stated.parameters == pruned.report.parameters_after
-    measured = pruned.report.quality_after.genres
+    assert stated.parameters == pruned.report.after.parameters
+    measured = pruned.report.after.quality.genres
     assert stated.perplexities.keys() == measured.keys()
     for genre, said in stated.perplexities.items():
         assert said.value == pytest.approx(measured[genre].value, abs=1e-3)
@@ -68,19 +72,19 @@ def test_another_vocabulary_is_measured_by_the_byte(tmp_path):
     recipe = pruning.Recipe(base=base.source.name, steps=[pruning.Vocabulary(size=size)])
     pruned = pruning.run(recipe, base=base)
     text = (pruned.save(tmp_path / "cut") / "README.md").read_text()
-    before, after = pruned.report.quality_before.overall, pruned.report.quality_after.overall
+    before, after = pruned.report.before.quality.overall, pruned.report.after.quality.overall
     assert f"| {before.bits_per_byte:.2f} | {after.bits_per_byte:.2f} |" in text
     assert f"| {before.value:.2f} | {after.value:.2f} |" not in text
     assert "type: bits_per_byte\n" in text
-    assert read_card(tmp_path / "cut").perplexities.keys() == pruned.report.quality_after.genres.keys()
+    assert read_card(tmp_path / "cut").perplexities.keys() == pruned.report.after.quality.genres.keys()
 
 
 def test_a_distilled_model_is_not_said_to_be_untrained():
     pruned = cut(pruning.load(str(folder_of("qwen2"))))
-    assert "No retraining: what was lost" in str(model_card(pruned, "cut"))
+    assert "No retraining: what was lost" in str(card_of_pruned(pruned))
     recipe = pruned.recipe.model_copy(update={"steps": (*pruned.recipe.steps, pruning.Distillation(steps=1))})
     assert "No retraining beyond the recipe's distillation." in str(
-        model_card(replace(pruned, recipe=recipe), "cut")
+        card_of_pruned(replace(pruned, recipe=recipe))
     )
 
 

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 import pruning
 from pruning.sharing.gguf import export
-from tests.helpers.llamacpp import agree
+from tests.helpers.llamacpp import assert_agrees
 
 pytestmark = pytest.mark.real
 
@@ -40,7 +40,7 @@ def test_transformers_pipeline(pruned, folder):
     write = pipeline("text-generation", model=str(folder), device="cpu", dtype="float32")
     settings = {"max_new_tokens": 12, "do_sample": False, "return_full_text": False}
     for prompt in PROMPTS:
-        expected = pruning.complete(pruned.model, pruned.tokenizer, prompt, pruning.Sampling(12))
+        expected = pruning.generate(pruned, prompt, pruning.Sampling(12))
         assert write(prompt, **settings)[0]["generated_text"] == expected
 
 
@@ -91,4 +91,4 @@ def test_lm_eval_measures_it(pruned, folder, installed):
 def test_llama_cpp_writes_the_same(pruned, folder, installed, tmp_path):
     installed("xllamacpp", "llama.cpp (xllamacpp)")
     file = export(folder, tmp_path / "smollm2-119m.gguf", "f16")
-    agree(file, pruned.model, pruned.tokenizer, PROMPTS, tolerance=0.05)
+    assert_agrees(file, pruned.model, pruned.tokenizer, PROMPTS, tolerance=0.05)

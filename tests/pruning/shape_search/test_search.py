@@ -1,24 +1,20 @@
-"""A budget is kept, what is chosen was measured, and nothing measured within the budget is better."""
+"""The chosen model is within the budget, and the best of those that were measured within it."""
 
+import json
 import math
 
 import pytest
 
 from pruning import Calibration, RecipeError
-from pruning.architectures.families import CHANNEL, QUERY
+from pruning.architectures.families import CHANNEL, KEY_VALUE
 from pruning.architectures.shape import Shape
 from pruning.calibration.calibrate import windows_of
 from pruning.errors import Cancelled
 from pruning.pipeline import preview, prune
-from pruning.shape_search.search import (
-    PRUNABLE_UNITS,
-    RECONSTRUCTED,
-    Budget,
-    SearchResult,
-    Trial,
-    iter_search,
-    search,
-)
+from pruning.shape_search.budget import Budget
+from pruning.shape_search.candidates import PRUNABLE_UNITS, Candidate
+from pruning.shape_search.result import Trial
+from pruning.shape_search.search import RECONSTRUCTED, iter_search, search
 from pruning.shape_search.sweep import FRACTIONS, iter_sweep
 from pruning.text.likelihood import mean_loss
 from tests.helpers.models import count, loaded, trained
@@ -31,82 +27,128 @@ def shape_of(base):
 
 
 @pytest.fixture(scope="module")
-def found():
+def searched():
     base = trained()
     budget = Budget.parse("25%", shape_of(base), 4)
-    return base, budget, search(base, budget, TEXT)
+    return base, budget, search(base, budget, calibration=TEXT)
 
 
-def test_the_chosen_model_keeps_the_budget(found):
-    base, budget, result = found
-    assert result.chosen.mix.parameters <= budget.parameters
+def test_the_chosen_model_is_within_the_budget(searched):
+    base, budget, result = searched
+    assert result.chosen.candidate.parameters <= budget.parameters
     model = prune(result.chosen.recipe, base).model
-    assert count(model) == result.chosen.mix.parameters
+    assert count(model) == result.chosen.candidate.parameters
     assert mean_loss(model, windows_of(base, TEXT).heldout) == pytest.approx(result.chosen.loss)
 
 
-def test_nothing_measured_within_the_budget_is_better(found):
-    _, budget, result = found
-    within = [point for point in result.points if point.mix.parameters <= budget.parameters]
+def test_no_trial_within_the_budget_is_better(searched):
+    _, budget, result = searched
+    within = [point for point in result.trials if point.candidate.parameters <= budget.parameters]
     assert result.chosen.loss == min(point.loss for point in within)
     # The best of each kind that can keep the budget alone is among them.
-    alone = {point.mix.single for point in within} - {None}
+    alone = {point.candidate.single for point in within} - {None}
     assert "neurons" in alone
 
 
-def test_every_kind_is_tried_alone_and_every_size_is_what_it_says(found):
-    _, _, result = found
-    # Of two layers, both of which are protected, none can go.
-    wanted = {kind.title for kind in PRUNABLE_UNITS} - {"layers"}
-    assert {point.mix.single for point in result.points} == wanted | {None}
-    for point in result.points:
-        assert preview(point.recipe).after.parameters == point.mix.parameters
+def test_every_kind_is_tried_alone_and_sizes_are_those_of_a_preview(searched):
+    _, _, result = searched
+    # The base has two layers, and both are protected.
+    expected = {kind.title for kind in PRUNABLE_UNITS} - {"layers"}
+    assert {trial.candidate.single for trial in result.trials} == expected | {None}
+    for trial in result.trials:
+        assert preview(trial.recipe).after.parameters == trial.candidate.parameters
     assert result.shapes_considered > 100
-    sizes = [size for size, _ in result.curve]
-    assert sizes == sorted(sizes, reverse=True)
+    for sizes in ([size for size, _ in result.curve], [t.candidate.parameters for t in result.trials]):
+        assert sizes == sorted(sizes, reverse=True)
     assert all(math.isfinite(value) for _, value in result.curve)
 
 
-def test_the_best_are_reconstructed_where_there_is_time(found):
-    base, budget, result = found
-    said = {point.title for point in result.points if "reconstructed" in point.title}
-    assert 1 <= len(said) <= RECONSTRUCTED
-    short = search(base, budget, TEXT, thorough=False)
-    assert {point.title for point in result.points} - said == {point.title for point in short.points}
-    assert result.chosen.loss <= short.chosen.loss
+def test_a_thorough_search_reconstructs_the_best(searched):
+    base, budget, result = searched
+    reconstructed = {trial.title for trial in result.trials if "reconstructed" in trial.title}
+    assert 1 <= len(reconstructed) <= RECONSTRUCTED
+    quick = search(base, budget, calibration=TEXT, thorough=False)
+    assert {t.title for t in result.trials} - reconstructed == {t.title for t in quick.trials}
+    assert result.chosen.loss <= quick.chosen.loss
 
 
-def test_a_quick_search_reads_less_and_says_the_whole_text(monkeypatch):
+def test_a_quick_search_reads_less_text_and_its_recipes_name_all_of_it(monkeypatch):
     base = trained()
     monkeypatch.setattr("pruning.shape_search.search.QUICK_TOKENS", 640)
-    quick = search(base, Budget.parse("10%", shape_of(base), 4), TEXT, thorough=False)
-    assert {point.recipe.calibration for point in quick.points} == {TEXT}
+    quick = search(base, Budget.parse("10%", shape_of(base), 4), calibration=TEXT, thorough=False)
+    assert {trial.recipe.calibration for trial in quick.trials} == {TEXT}
     short = windows_of(base, TEXT.model_copy(update={"tokens": 640})).heldout
-    assert quick.dense == pytest.approx(mean_loss(base.model, short))
+    assert quick.base_loss == pytest.approx(mean_loss(base.model, short))
 
 
-def test_points_come_as_they_are_measured_and_it_can_be_stopped():
-    base, told, seen = trained(), [], []
+def test_trials_come_as_they_are_measured_until_the_search_is_cancelled():
+    base, trials = trained(), []
     budget = Budget.parse("10%", shape_of(base), 4)
 
     def stop(progress):
-        seen.append(progress)
-        if progress.done == 1 and progress.text.startswith("Trying"):
+        if progress.done == 1 and progress.text.startswith("Probing"):
             raise Cancelled("Stopped.")
 
     with pytest.raises(Cancelled):
-        told.extend(iter_search(base, budget, TEXT, progress=stop))
-    assert len(told) == 1
-    assert isinstance(told[0], Trial)
+        trials.extend(iter_search(base, budget, calibration=TEXT, progress=stop))
+    assert len(trials) == 1
+    assert isinstance(trials[0], Trial)
 
 
-def test_a_family_whose_heads_and_channels_are_fixed_is_searched_without_them():
+def test_a_search_is_deterministic(searched):
+    base, budget, result = searched
+    *trials, again = iter_search(base, budget, calibration=TEXT)
+    assert again == result
+    assert tuple(sorted(trials, key=lambda trial: -trial.candidate.parameters)) == result.trials
+
+
+def test_kinds_that_a_family_cannot_lose_are_left_out():
     base = loaded("gpt2")
-    result = search(base, Budget.parse("5%", shape_of(base), 4), TEXT)
-    assert isinstance(result, SearchResult)
-    fixed = [place for place, kind in enumerate(PRUNABLE_UNITS) if kind.unit in (CHANNEL, QUERY)]
-    assert all(point.mix.amounts[place] == 0 for point in result.points for place in fixed)
-    assert result.to_dict()["recipe"]["base"] == base.source.name
+    result = search(base, Budget.parse("5%", shape_of(base), 4), calibration=TEXT)
+    unprunable = [place for place, kind in enumerate(PRUNABLE_UNITS) if kind.unit in (CHANNEL, KEY_VALUE)]
+    assert len(unprunable) == 2
+    assert all(trial.candidate.amounts[place] == 0 for trial in result.trials for place in unprunable)
+    assert any(trial.candidate.amounts[-1] for trial in result.trials)
+
+
+def test_plain_values_have_the_keys_of_0_1_too(searched):
+    base, _, result = searched
+    values = json.loads(json.dumps(result.to_dict()))
+    assert values.keys() >= {
+        "recipe",
+        "parameters",
+        "perplexity",
+        "perplexity_dense",
+        "points",
+        "curve",
+        "previewed",
+    }
+    assert values["recipe"] == result.chosen.recipe.to_dict()
+    assert values["recipe"]["base"] == base.source.name
+    assert values["perplexity_dense"] == values["perplexity_base"] == math.exp(result.base_loss)
+    assert values["previewed"] == values["shapes_considered"] == result.shapes_considered
+    assert [point["cut"] for point in values["points"]] == [trial.title for trial in result.trials]
+    assert {tuple(point) for point in values["points"]} == {("cut", "parameters", "perplexity", "recipe")}
+
+
+@pytest.mark.parametrize(
+    ("amounts", "title", "description", "single"),
+    [
+        ((5, 0, 0, 384), "5 layers, 384 neurons", "5 layers and 384 neurons per layer", None),
+        ((1, 0, 0, 0), "1 layer", "1 layer", "layers"),
+        ((0, 0, 0, 1024), "1,024 neurons", "1,024 neurons per layer", "neurons"),
+        (
+            (2, 1, 64, 16),
+            "2 layers, 1 key-value head, 64 channels, 16 neurons",
+            "2 layers, 1 key-value head per layer, 64 channels and 16 neurons per layer",
+            None,
+        ),
+        ((0, 0, 0, 0), "nothing", "nothing", None),
+    ],
+)
+def test_a_candidate_in_words(amounts, title, description, single):
+    candidate = Candidate(amounts, 1_000)
+    assert (candidate.title, candidate.description, candidate.single) == (title, description, single)
 
 
 @pytest.mark.parametrize(
@@ -128,23 +170,30 @@ def test_budgets_in_every_unit(text, parameters):
     assert Budget.parse(text, shape, 4).parameters == int(expected)
 
 
-@pytest.mark.parametrize("text", ["", "small", "-5%", "0%", "100%", "900M", "1e3", None, "nan%", "5 apples"])
-def test_budgets_that_say_nothing_are_refused(text):
-    with pytest.raises(RecipeError, match="budget"):
+@pytest.mark.parametrize("text", ["", "small", "-5%", "1e3", None, "nan%", "5 apples", "1.2.3M"])
+def test_texts_that_are_not_budgets_are_refused(text):
+    with pytest.raises(RecipeError, match=r"The budget is '.*'\. Write 100M for parameters"):
         Budget.parse(text, shape_of(trained()), 4)
 
 
-def test_a_budget_that_no_shape_fits_says_what_the_smallest_has():
+@pytest.mark.parametrize("text", ["0%", "100%", "120%", "0", "900M", "5GB"])
+def test_budgets_of_nothing_or_more_than_the_model_are_refused(text):
+    with pytest.raises(RecipeError, match=rf"The budget {text} comes to .*Choose a budget above 0"):
+        Budget.parse(text, shape_of(trained()), 4)
+
+
+def test_a_budget_below_every_shape_is_refused_with_the_smallest_size():
     base = trained()
-    with pytest.raises(RecipeError, match="the smallest that is tried has"):
-        search(base, Budget(10), TEXT)
+    with pytest.raises(RecipeError, match=r"at most 10 parameters: the smallest that is searched has \d"):
+        search(base, Budget(10), calibration=TEXT)
 
 
-def test_a_sweep_goes_deeper_under_every_criterion():
-    points = list(iter_sweep(trained(), ["activation", "l2"], TEXT))
+def test_a_sweep_removes_more_and_more_under_every_criterion():
+    points = list(iter_sweep(trained(), ["activation", "l2"], calibration=TEXT))
     assert len(points) == 2 * len(FRACTIONS)
     for criterion in ("activation", "l2"):
         row = [point for point in points if point.criterion == criterion]
         assert [point.fraction for point in row] == list(FRACTIONS)
+        assert all(preview(point.recipe).after.parameters == point.parameters for point in row)
         sizes = [point.parameters for point in row]
-        assert sizes == sorted(sizes, reverse=True)
+        assert sizes == sorted(set(sizes), reverse=True)

@@ -18,7 +18,7 @@ from transformers import CONFIG_MAPPING, AutoConfig
 import pruning
 from pruning.architectures.shape import Shape
 from pruning.cli import main
-from pruning.sharing.gguf import TYPES, export, gguf_types, row_lengths
+from pruning.sharing.gguf import GGUF_TYPES, export, gguf_types, row_lengths
 from tests.helpers.models import FAMILIES, _build, config, folder_of
 
 SMOLLM2 = {
@@ -39,7 +39,7 @@ def shape(model_type="llama", **sizes):
 @pytest.mark.parametrize(("width", "possible"), [(1536, True), (1228, False), (1500, False), (1248, True)])
 def test_types_follow_from_the_width(width, possible):
     types = gguf_types(shape(intermediate_size=width))
-    assert types.keys() == TYPES.keys()
+    assert types.keys() == GGUF_TYPES.keys()
     assert types["f16"] == ""
     assert (types["q8_0"] == "") == possible
     assert possible or f"multiples of 32; this shape has rows of {width} (neurons)" in types["q8_0"]
@@ -152,7 +152,7 @@ def test_what_cannot_be_exported(folder, tmp_path):
 
     refused(pruning.RecipeError, "cannot be exported as q8_0. It needs rows", folder, output, "q8_0")
     refused(pruning.RecipeError, "choose one of: f16, q8_0", folder, output, "q4_k")
-    refused(pruning.ModelError, "is no folder", tmp_path / "none", output)
+    refused(pruning.ModelError, "is not a folder", tmp_path / "none", output)
     refused(pruning.ModelError, r"no config\.json", tmp_path, output)
     refused(pruning.ModelError, "does not know OPT", folder_of("opt"), output)
     refused(pruning.SavingError, "exists", folder, folder / "config.json")
@@ -205,9 +205,12 @@ def test_llama_cpp_reads_eight_bits_as_transformers_does(smollm2, need, tmp_path
     need(importlib.util.find_spec("xllamacpp"), "llama.cpp (xllamacpp) is not installed")
     from transformers import AutoModelForCausalLM
 
-    from tests.helpers.llamacpp import agree
+    from tests.helpers.llamacpp import assert_agrees
 
-    steps = [pruning.Layers(layers=tuple(range(4, 28))), pruning.Neurons(width=1248, criterion="ppm")]
+    steps = [
+        pruning.Layers(layers=tuple(range(4, 28))),
+        pruning.Neurons(intermediate_size=1248, criterion="peak_to_peak"),
+    ]
     recipe = pruning.Recipe(
         base="smollm2-135m", steps=[steps[0], steps[1].model_copy(update={"repair": False})]
     )
@@ -215,4 +218,4 @@ def test_llama_cpp_reads_eight_bits_as_transformers_does(smollm2, need, tmp_path
     file = export(folder, tmp_path / "cut.gguf", "q8_0")
     read = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=file.name, dtype=torch.float32)
     # llama.cpp rounds to eight bits what it multiplies the weights with, too.
-    agree(file, read, smollm2.tokenizer, ["Paris is the capital of"], tolerance=0.7)
+    assert_agrees(file, read, smollm2.tokenizer, ["Paris is the capital of"], tolerance=0.7)

@@ -91,7 +91,7 @@ def test_other_weights_give_another_perplexity(copy):
     rewrite(copy, shuffle)
     assert all(name.startswith("perplexity") for name in wrong(copy))
     with pytest.raises(
-        pruning.ModelError, match="is not what its recipe and card say: perplexity, "
+        pruning.ModelError, match="is not what its recipe and card claim: perplexity, "
     ) as error:
         verify(str(copy)).require()
     assert "\n" not in str(error.value)
@@ -122,7 +122,7 @@ def test_a_model_of_another_shape(saved, copy, tmp_path):
     for name in (RECIPE_FILE, "README.md"):
         shutil.copy(copy / name, other / name)
     found = wrong(other)
-    assert "24 of neuron, the recipe leads to 36" in found["shape"]
+    assert "24 of neuron, but the recipe leads to 36" in found["shape"]
     assert found.keys() >= {"recipe", "shape", "parameters"}
 
 
@@ -160,14 +160,14 @@ def truncated(folder):
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
-        (damaged, "no numbers"),
+        (damaged, "not finite"),
         (truncated, "damaged"),
-        (lambda folder: (folder / RECIPE_FILE).unlink(), "carries no recipe.yaml"),
+        (lambda folder: (folder / RECIPE_FILE).unlink(), "has no recipe.yaml"),
         (lambda folder: (folder / RECIPE_FILE).write_text("steps"), "mapping"),
         (lambda folder: (folder / RECIPE_FILE).write_bytes(b"\xff"), "cannot be read"),
         (lambda folder: (folder / "README.md").unlink(), "README.md"),
         (lambda folder: replace_in(folder / RECIPE_FILE, "seed: 0", "seed: 1"), "recipe: "),
-        (shutil.rmtree, "is no model"),
+        (shutil.rmtree, "is not a model"),
     ],
 )
 def test_what_does_not_hold_is_one_line_and_status_2(copy, shell, harm, message):
@@ -216,10 +216,10 @@ def test_a_saved_model_makes_itself_again(copy, shell, tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("ada/tiny", "carries no recipe.yaml"),
+        ("ada/tiny", "has no recipe.yaml"),
         ("ada/none", "shows no model"),
-        ("FOLDER", "carries no recipe.yaml"),
-        ("a b c", "is no model"),
+        ("FOLDER", "has no recipe.yaml"),
+        ("a b c", "is not a model"),
     ],
 )
 def test_models_that_carry_no_recipe(published, shell, tmp_path, name, message):

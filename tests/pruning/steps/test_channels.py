@@ -16,7 +16,6 @@ from pruning.architectures.families import CHANNEL, QUERY
 from pruning.architectures.shape import Shape
 from pruning.calibration.calibrate import windows_of
 from pruning.calibration.norm_moments import norm_moments
-from pruning.pipeline import reshape
 from pruning.text.likelihood import mean_loss
 from pruning.text.passages import passage
 from pruning.text.tokens import Windows, split_into_windows, token_ids
@@ -54,7 +53,7 @@ def hushed(family, **overrides):
 def test_channels_that_carry_nothing_can_go(family, criterion, repair):
     """The norms are scaled by what the hidden size changes, and so are the embeddings of Gemma."""
     base = hushed(family, rms_norm_eps=1e-9)
-    pruned = pruning.prune(recipe(Channels(width=24, criterion=criterion, repair=repair)), base).model
+    pruned = pruning.prune(recipe(Channels(hidden_size=24, criterion=criterion, repair=repair)), base).model
     torch.testing.assert_close(pruned(IDS).logits, base.model(IDS).logits, rtol=1e-4, atol=1e-4)
     read = matrices(pruned, 0)[0][0]
     assert torch.equal(read, matrices(base.model, 0)[0][0][:, LIVE])
@@ -80,7 +79,7 @@ def test_tied_embeddings_stay_tied(family, tied, tmp_path):
 def test_what_gemma_keeps_beside_its_weights(family):
     base = loaded(family)
     scale = float(base.model.model.embed_tokens.embed_scale)
-    pruned = pruning.prune(recipe(Channels(width=24)), base).model
+    pruned = pruning.prune(recipe(Channels(hidden_size=24)), base).model
     assert float(pruned.model.embed_tokens.embed_scale) == pytest.approx(math.sqrt(24))
     assert pruned.config.query_pre_attn_scalar == base.model.config.query_pre_attn_scalar == 8
     assert float(base.model.model.embed_tokens.embed_scale) == scale == pytest.approx(math.sqrt(32))
@@ -119,7 +118,7 @@ def test_norms_are_scaled_by_what_they_see():
     windows = windows_of(base, TEXT)
     moments = norm_moments(base.model, anatomy_of(base.model.config), windows)
     kept = sum(norm.sequence for norm in moments.values()).topk(24).indices.sort().values
-    pruned = pruning.prune(recipe(Channels(width=24, criterion="minitron")), base).model
+    pruned = pruning.prune(recipe(Channels(hidden_size=24, criterion="minitron")), base).model
     for name, norm in moments.items():
         expected = base.model.get_submodule(name).weight[kept] * norm.share[kept].mean().sqrt()
         torch.testing.assert_close(pruned.get_submodule(name).weight, expected)
@@ -178,27 +177,27 @@ def test_no_more_is_removed_than_asked_and_the_config_loads(family, heads, chann
     ("step", "says"),
     [
         ({"fraction": 0.02}, r"a multiple of the number of heads, 4; cut at least 12.5 %, down to 28"),
-        ({"width": 32}, r"This removes none of the 32 channels"),
+        ({"hidden_size": 32}, r"This removes none of the 32 channels"),
         ({"fraction": 0.3, "multiple_of": 64}, r"4 and of 64, as asked; no smaller size is"),
     ],
 )
 def test_what_was_possible_is_said(step, says):
     with pytest.raises(RecipeError, match=says):
-        reshape(recipe(Channels(**step)), Shape.of(loaded("llama").model.config))
+        recipe(Channels(**step)).check(Shape.of(loaded("llama").model.config))
 
 
 def test_a_config_that_would_not_load_is_refused_before_any_work():
     factors = {"rope_type": "longrope", "factor": 1.0, "short_factor": [1.0] * 4, "long_factor": [1.0] * 4}
     long = config("phi3", rope_parameters=factors | {"rope_theta": 1e4})
     with pytest.raises(RecipeError, match="A model with 24 channels would not load"):
-        Channels(width=24).reshape(Shape.of(long))
+        Channels(hidden_size=24).reshape(Shape.of(long))
 
 
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        ({}, "either fraction or width"),
-        ({"fraction": 0.2, "width": 24}, "either fraction or width"),
+        ({}, "either fraction or hidden_size"),
+        ({"fraction": 0.2, "hidden_size": 24}, "either fraction or hidden_size"),
         ({"fraction": 1.0}, "greater than 0 and less than 1"),
         ({"fraction": [0.1, 0.2]}, "all layers share the channels"),
         ({"fraction": 0.2, "criterion": "l1"}, "criterion"),
@@ -214,9 +213,10 @@ def test_channels_of_smollm2(smollm2):
     """576 → 540, on little text; on 8,192 tokens of WikiText-2 it is 1.2 times the dense model's."""
     text = passage("encyclopedia", "heldout")
     calibration = pruning.Calibration(text="encyclopedia", tokens=2048)
-    step = Channels(width=540)
+    step = Channels(hidden_size=540)
     cut = pruning.prune(Recipe(base="smollm2-135m", calibration=calibration, steps=[step]), smollm2)
     dense, pruned = (
-        pruning.perplexity(model, smollm2.tokenizer, text, 1024).value for model in (smollm2.model, cut.model)
+        pruning.perplexity(model, smollm2.tokenizer, text, tokens=1024).value
+        for model in (smollm2.model, cut.model)
     )
     assert pruned < 1.75 * dense

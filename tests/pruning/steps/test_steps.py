@@ -19,7 +19,6 @@ from pruning.calibration.block_influence import block_influences, residual_strea
 from pruning.calibration.calibrate import windows_of
 from pruning.calibration.hooks import hooks
 from pruning.calibration.statistics import PRIOR_TOKENS, Statistics
-from pruning.pipeline import reshape
 from pruning.steps import STEPS
 from pruning.steps.base import StepContext
 from pruning.surgery import as_channels_first
@@ -55,7 +54,7 @@ PAIRS = {
     "group + layer": [Heads(groups=1), Layers(layers=(0,))],
     "channels + neurons": [Channels(fraction=0.3), Neurons(fraction=0.3, criterion="l2")],
     "group + channels": [Heads(groups=1), Channels(fraction=0.3, repair=False)],
-    "channels + layer": [Channels(width=24, criterion="minitron"), Layers(count=1, method="last")],
+    "channels + layer": [Channels(hidden_size=24, criterion="minitron"), Layers(count=1, method="last")],
     "neurons + weights": [Neurons(fraction=0.3), Weights(fraction=0.3, criterion="magnitude")],
     "query heads + weights": [Heads(queries=1), Weights(fraction=0.5)],
     "layer + weights": [Layers(count=1, method="last"), Weights(fraction=0.5)],
@@ -88,7 +87,7 @@ TRIPLES = {
         Neurons(fraction=0.3),
         Weights(fraction=0.5),
     ],
-    "neurons + group + weights": [Neurons(width=32), Heads(groups=1), Weights(pattern="2:4")],
+    "neurons + group + weights": [Neurons(intermediate_size=32), Heads(groups=1), Weights(pattern="2:4")],
 }
 COMBINATIONS = ALONE | PAIRS | TRIPLES
 """What the matrix does to every family. A new step goes into `ALONE`, and into `PAIRS` and `TRIPLES` with
@@ -143,8 +142,8 @@ def test_matrix(family, name, tmp_path):
 
 def check(pruned, steps, base, folder):
     """The model has the shape of the preview, says something finite, and says it again once reloaded."""
-    shape = reshape(recipe(steps), Shape.of(base.model.config))
-    assert shape.parameters == count(pruned.model) == pruned.report.parameters_after
+    shape = recipe(steps).check(Shape.of(base.model.config))
+    assert shape.parameters == count(pruned.model) == pruned.report.after.parameters
     logits = pruned.model(IDS).logits
     assert torch.isfinite(logits).all()
     pruned.model.save_pretrained(folder)
@@ -152,14 +151,14 @@ def check(pruned, steps, base, folder):
     assert torch.equal(reloaded(IDS).logits, logits)
     if any(isinstance(step, Weights) for step in steps):
         zeros = sum(int((parameter == 0).sum()) for parameter in reloaded.parameters())
-        assert zeros == sum(note["zeros"] for note in pruned.report.notes[-1])
+        assert zeros == sum(note.zeros for note in pruned.report.notes[-1])
 
 
 SOME = {
     "neurons": st.builds(
         Neurons,
         fraction=st.floats(0.05, 0.9),
-        criterion=st.sampled_from(["activation", "ppm", "random"]),
+        criterion=st.sampled_from(["activation", "peak_to_peak", "random"]),
     ),
     "heads": st.sampled_from([Heads(groups=1), Heads(queries=1), Heads(groups=1, queries=1, repair=False)]),
     "layers": st.builds(
@@ -185,7 +184,7 @@ def test_any_ratio_in_any_order(family, data, tmp_path):
     steps = [data.draw(SOME[name]) for name in sorted(names, key=lambda name: bool(STEPS[name].must_be_last))]
     base = loaded(family)
     try:
-        reshape(recipe(steps), Shape.of(base.model.config))
+        recipe(steps).check(Shape.of(base.model.config))
     except RecipeError as error:
         # The smallest models cannot lose everything: nothing was done before that was said.
         note(str(error))
@@ -381,7 +380,7 @@ def test_llama_1b_without_its_last_three_layers(tmp_path):
 )
 def test_impossible_cuts_are_refused_before_any_work(steps, says):
     with pytest.raises(RecipeError, match=says):
-        reshape(recipe(steps), Shape.of(loaded("llama").model.config))
+        recipe(steps).check(Shape.of(loaded("llama").model.config))
 
 
 def test_heads_that_would_not_divide_the_hidden_size_are_refused():
@@ -396,7 +395,7 @@ def test_one_group_and_three_layers_of_smollm2(smollm2):
     text = pruning.texts.passage("encyclopedia", "heldout")
 
     def perplexity(model):
-        return pruning.perplexity(model, smollm2.tokenizer, text, 1024).value
+        return pruning.perplexity(model, smollm2.tokenizer, text, tokens=1024).value
 
     dense = perplexity(smollm2.model)
     calibration = pruning.Calibration(text="encyclopedia", tokens=2048)

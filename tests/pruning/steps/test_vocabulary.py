@@ -133,10 +133,10 @@ def cut(kind: str, size: int = 480, text: str = STORY):
     names = whole.convert_ids_to_tokens(whole(text, add_special_tokens=False).input_ids)
     used = sorted(set(names), key=lambda name: (-names.count(name), pairs.ids[name]))
     rest = sorted(pairs.ids, key=pairs.ids.get)
-    order = list(pairs.with_parts(pairs.essential() + used + rest))
+    order = list(pairs.with_parts(pairs.essential_tokens() + used + rest))
     assert sorted(order) == sorted(pairs.ids)
     kept = sorted(pairs.ids[token] for token in order[:size])
-    return kept, pairs.rebuilt(kept)
+    return kept, pairs.rebuild(kept)
 
 
 def tokens(words, text):
@@ -214,7 +214,7 @@ def test_special_tokens_and_those_of_the_chat_template_stay(kind):
     _, words = cut(kind)
     assert {BOS, EOS, "<unk>", "<turn>", "<end>"} <= words.get_vocab().keys()
     assert "<rare>" not in words.get_vocab()
-    least = made(kind).get_vocab().keys() & BytePairs(made(kind)).essential()
+    least = made(kind).get_vocab().keys() & BytePairs(made(kind)).essential_tokens()
     assert least >= {"<turn>", "<end>", "al", "ed" if kind == "byte-level" else "ed▁"}
 
 
@@ -232,8 +232,8 @@ def test_last_merge_is_the_one_that_reading_takes():
     pairs = BytePairs(PreTrainedTokenizerFast(tokenizer_object=learner))
     assert list(pairs.with_parts(["abc"])) == ["a", "b", "c", "bc", "abc"]
     assert list(pairs.with_parts(["dbc", "ab"])) == ["d", "b", "c", "bc", "dbc", "a", "ab"]
-    letters = [pairs.ids[token] for token in pairs.essential()]
-    words = pairs.rebuilt(sorted([*letters, *(vocabulary[token] for token in ("bc", "abc"))]))
+    letters = [pairs.ids[token] for token in pairs.essential_tokens()]
+    words = pairs.rebuild(sorted([*letters, *(vocabulary[token] for token in ("bc", "abc"))]))
     assert tokens(words, "abc") == ["abc"]
     assert tokens(words, "dabc") == ["d", "abc"]
 
@@ -260,12 +260,12 @@ def _refused(model, **parts):
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        (lambda: _refused(models.Unigram([("a", -1.0), ("<unk>", -2.0)], 1)), "of the kind Unigram"),
+        (lambda: _refused(models.Unigram([("a", -1.0), ("<unk>", -2.0)], 1)), "a Unigram tokenizer"),
         (
             lambda: _refused(models.WordPiece({"a": 0, "[UNK]": 1}, unk_token="[UNK]")),
-            "of the kind WordPiece",
+            "a WordPiece tokenizer",
         ),
-        (lambda: _refused(models.BPE({"a": 0}, [])), "does not know all single bytes"),
+        (lambda: _refused(models.BPE({"a": 0}, [])), "does not have all single bytes"),
         (lambda: _refused(models.BPE({"a": 0}, [], end_of_word_suffix="</w>")), "ends of words"),
     ],
 )
@@ -282,7 +282,7 @@ def recipe(family, *steps, **values):
 def test_model_predicts_the_tokens_that_stay_as_before(family, tmp_path):
     base = loaded(family)
     before = {name: value.clone() for name, value in base.model.named_parameters()}
-    made = recipe(family, Vocabulary(size=290, text=TextChoice(text="story")))
+    made = recipe(family, Vocabulary(vocab_size=290, text=TextChoice(text="story")))
     pruned = prune(made, base)
     shown = pruning.preview(made)
     assert shown.after.components == pruned.shape.components == Shape.of(pruned.model.config).components
@@ -325,7 +325,7 @@ def test_ids_follow_in_every_config():
     model.generation_config.suppress_tokens = [old["Z"], old["!"]]
     model.generation_config.pad_token_id = -1
     changed = dataclasses.replace(base, model=model)
-    pruned = prune(recipe("llama", Vocabulary(size=280)), changed)
+    pruned = prune(recipe("llama", Vocabulary(vocab_size=280)), changed)
     new = pruned.tokenizer.get_vocab()
     assert new != {token: old[token] for token in new}
     assert pruned.model.config.eos_token_id == [new[EOS], new["t"]]
@@ -341,19 +341,19 @@ def test_ids_follow_in_every_config():
 def test_rows_beyond_the_tokenizer_go_first():
     base = loaded("qwen2")
     assert base.model.config.vocab_size == 328 > len(base.tokenizer) == 321
-    pruned = prune(recipe("qwen2", Vocabulary(size=321)), base)
+    pruned = prune(recipe("qwen2", Vocabulary(vocab_size=321)), base)
     assert pruned.tokenizer.get_vocab() == base.tokenizer.get_vocab()
     with pytest.raises(RecipeError, match=r"the tokenizer has 321, .* Keep at most 321"):
-        prune(recipe("qwen2", Vocabulary(size=324)), base)
+        prune(recipe("qwen2", Vocabulary(vocab_size=324)), base)
 
 
 @pytest.mark.parametrize(
     ("values", "size"),
     [
-        ({"size": 300}, 300),
+        ({"vocab_size": 300}, 300),
         ({"fraction": 0.05}, 304),
         ({"fraction": 0.1, "multiple_of": 8}, 288),
-        ({"size": 281, "multiple_of": 16}, 288),
+        ({"vocab_size": 281, "multiple_of": 16}, 288),
     ],
 )
 def test_preview_needs_neither_tokenizer_nor_text(values, size, tmp_path):
@@ -367,15 +367,15 @@ def test_preview_needs_neither_tokenizer_nor_text(values, size, tmp_path):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({}, "either fraction or size"),
-        ({"size": 300, "fraction": 0.5}, "either fraction or size"),
+        ({}, "either fraction or vocab_size"),
+        ({"vocab_size": 300, "fraction": 0.5}, "either fraction or vocab_size"),
         ({"fraction": 1.0}, "greater than 0 and less than 1"),
-        ({"size": 300, "text": "self"}, "choose a text"),
-        ({"size": 300, "text": "nonsense"}, "no calibration text 'nonsense'"),
-        ({"size": 320}, "removes none of the 320 tokens"),
-        ({"size": 310, "multiple_of": 64}, "removes none"),
+        ({"vocab_size": 300, "text": "self_generated"}, "choose a text"),
+        ({"vocab_size": 300, "text": "nonsense"}, "no calibration text 'nonsense'"),
+        ({"vocab_size": 320}, "removes none of the 320 tokens"),
+        ({"vocab_size": 310, "multiple_of": 64}, "removes none"),
         ({"fraction": 0.001}, "removes none"),
-        ({"size": 200}, "special tokens, .* are 258. Keep at least 258"),
+        ({"vocab_size": 200}, "special tokens, .* are 258. Keep at least 258"),
     ],
 )
 def test_what_is_impossible_is_said(values, message):
@@ -384,7 +384,7 @@ def test_what_is_impossible_is_said(values, message):
 
 
 def test_least_vocabulary_reads_everything():
-    pruned = prune(recipe("gpt2", Vocabulary(size=258)), loaded("gpt2"))
+    pruned = prune(recipe("gpt2", Vocabulary(vocab_size=258)), loaded("gpt2"))
     assert pruned.tokenizer.decode(pruned.tokenizer(STORY).input_ids) == STORY
     (note,) = pruned.report.notes[0]
     assert note["tokens"] == 258 < note["needed"]
@@ -393,7 +393,7 @@ def test_least_vocabulary_reads_everything():
 
 def test_later_steps_read_with_the_new_tokenizer():
     text = pruning.Calibration(text="story", tokens=600, window=64)
-    steps = [Vocabulary(size=280), Neurons(fraction=0.3)]
+    steps = [Vocabulary(vocab_size=280), Neurons(fraction=0.3)]
     together = prune(recipe("llama", *steps, calibration=text), loaded("llama"))
     first = prune(recipe("llama", steps[0]), loaded("llama"))
     then = dataclasses.replace(loaded("llama"), model=first.model, tokenizer=first.tokenizer)
@@ -417,7 +417,7 @@ def test_later_steps_read_with_the_new_tokenizer():
 )
 @pytest.mark.parametrize("first", [True, False])
 def test_vocabulary_goes_with_other_cuts(family, other, first, tmp_path):
-    steps = [Vocabulary(size=283), other]
+    steps = [Vocabulary(vocab_size=283), other]
     text = pruning.Calibration(text="story", tokens=512, window=64)
     made = recipe(family, *(steps if first else steps[::-1]), calibration=text)
     pruned = prune(made, loaded(family))
@@ -429,14 +429,14 @@ def test_vocabulary_goes_with_other_cuts(family, other, first, tmp_path):
 
 
 def test_vocabulary_can_be_cut_twice():
-    twice = prune(recipe("gpt2", Vocabulary(size=300), Vocabulary(size=270)), loaded("gpt2"))
-    once = prune(recipe("gpt2", Vocabulary(size=270)), loaded("gpt2"))
+    twice = prune(recipe("gpt2", Vocabulary(vocab_size=300), Vocabulary(vocab_size=270)), loaded("gpt2"))
+    once = prune(recipe("gpt2", Vocabulary(vocab_size=270)), loaded("gpt2"))
     assert len(twice.tokenizer) == 270
-    assert twice.tokenizer.get_vocab().keys() >= set(BytePairs(once.tokenizer).essential())
+    assert twice.tokenizer.get_vocab().keys() >= set(BytePairs(once.tokenizer).essential_tokens())
 
 
 def test_recipe_names_the_text_and_never_holds_it():
-    own = Vocabulary(size=300, text=TextChoice.own("my secret words"))
+    own = Vocabulary(vocab_size=300, text=TextChoice.custom("my secret words"))
     made = Recipe(base="x", steps=[own])
     assert "secret" not in made.to_yaml() + made.to_python() + repr(made)
     again = Recipe.parse(made.to_yaml())
@@ -478,7 +478,7 @@ def test_shell_keeps_what_a_file_needs(as_json, tmp_path):
     shown = as_json("preview", folder, "--vocabulary", text)
     size = shown["config"]["vocab_size"]
     assert 258 < size < 320
-    assert shown["recipe"]["steps"][0]["size"] == size
+    assert shown["recipe"]["steps"][0]["vocab_size"] == size
     assert "old man" not in json.dumps(shown)
     saved = as_json("prune", folder, "--vocabulary", text, "--no-evaluate", "--output", tmp_path / "out")
     assert saved["parameters"] == shown["parameters"]
@@ -525,10 +525,10 @@ def test_real_tokenizer_keeps_what_a_story_needs(smollm2):
     name = smollm2.source.name
     folder = smollm2.source.folder
     step = Vocabulary.for_model(str(folder), text=TextChoice(text="story"))
-    assert 2000 < step.size < 4000
+    assert 2000 < step.vocab_size < 4000
     pruned = prune(Recipe(base=name, steps=[step]), smollm2)
     words, whole = pruned.tokenizer, smollm2.tokenizer
-    assert count(pruned.model) == 134_515_008 - (49_152 - step.size) * 576
+    assert count(pruned.model) == 134_515_008 - (49_152 - step.vocab_size) * 576
     assert tokens(words, STORY) == tokens(whole, STORY)
     for genre in GENRES:
         text = passage(genre, "heldout")
@@ -545,6 +545,6 @@ def test_real_tokenizer_keeps_what_a_story_needs(smollm2):
         words.eos_token_id == pruned.model.config.eos_token_id == pruned.model.generation_config.eos_token_id
     )
     # The same text, so the same bytes; its tokens compete with fewer others.
-    before = pruning.perplexity(smollm2.model, whole, STORY, 512)
-    after = pruning.perplexity(pruned.model, words, STORY, 512)
+    before = pruning.perplexity(smollm2.model, whole, STORY, tokens=512)
+    after = pruning.perplexity(pruned.model, words, STORY, tokens=512)
     assert after.bits_per_byte < before.bits_per_byte

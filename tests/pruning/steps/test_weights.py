@@ -15,7 +15,6 @@ from pruning.architectures.anatomy import anatomy_of
 from pruning.architectures.shape import Shape
 from pruning.calibration.calibrate import windows_of
 from pruning.calibration.statistics import moments_of
-from pruning.pipeline import reshape
 from pruning.steps.weights import projections
 from pruning.text.tokens import Windows
 from tests.helpers.models import FAMILIES, folder_of, loaded, matrices, output_projection, save_tiny
@@ -152,8 +151,8 @@ def test_zeros_are_exact_in_the_file_and_the_shape_is_the_same(dtype, tmp_path):
     base = pruning.load(str(save_tiny(tmp_path / "base", "llama", dtype)))
     pruned = thinned(base, fraction=0.5)
     report = pruned.report
-    assert report.parameters_after == report.parameters_before
-    assert report.bytes_after == report.bytes_before
+    assert report.after.parameters == report.before.parameters
+    assert report.after.bytes == report.before.bytes
     assert pruned.model.config.to_dict() | {"dtype": None} == base.model.config.to_dict() | {"dtype": None}
     pruned.save(tmp_path / "out")
     stored = load_file(tmp_path / "out" / "model.safetensors")
@@ -170,9 +169,9 @@ def test_the_report_counts_the_zeros():
     pruned = thinned(loaded("llama"), fraction=0.5)
     notes = {note["component"]: note for note in pruned.report.notes[0]}
     zeros = sum(int((parameter == 0).sum()) for parameter in pruned.model.parameters())
-    assert sum(note["zeros"] for note in notes.values()) == zeros > 0
+    assert sum(note.zeros for note in notes.values()) == zeros > 0
     assert {name: note["parameters"] for name, note in notes.items()} == {
-        name: size for name, size in pruned.report.components_after.items() if size
+        name: size for name, size in pruned.report.after.components.items() if size
     }
     assert notes["embeddings"]["sparsity"] == notes["norms"]["sparsity"] == 0
     # Biases stay as they are.
@@ -182,18 +181,24 @@ def test_the_report_counts_the_zeros():
 
 @pytest.mark.parametrize(
     "later",
-    [Neurons(fraction=0.3), Heads(groups=1), Layers(count=1), Channels(width=24), Weights(fraction=0.6)],
+    [
+        Neurons(fraction=0.3),
+        Heads(groups=1),
+        Layers(count=1),
+        Channels(hidden_size=24),
+        Weights(fraction=0.6),
+    ],
 )
 def test_nothing_can_follow(later):
     with pytest.raises(RecipeError, match=r"Nothing can follow the step weights: a later cut would break"):
-        reshape(recipe(Weights(fraction=0.5), later), Shape.of(loaded("llama").model.config))
+        recipe(Weights(fraction=0.5), later).check(Shape.of(loaded("llama").model.config))
 
 
 def test_a_pattern_needs_inputs_that_it_divides():
     shape = Shape.of(loaded("mistral").model.config)
     with pytest.raises(RecipeError, match=r"down_proj.weight has 53 inputs, no multiple of 4"):
         Weights(pattern="2:4").reshape(shape)
-    narrow = Neurons(width=33, multiple_of=8).reshape(shape)
+    narrow = Neurons(intermediate_size=33, multiple_of=8).reshape(shape)
     assert Weights(pattern="4:8").reshape(narrow) == narrow
 
 

@@ -1,50 +1,54 @@
-"""Tokens per second and prefill of pruned over dense, beside the share of the parameters that is left."""
+"""Tokens per second and prefill time of pruned models over the base's, beside their share of parameters."""
 
 from functools import partial
 
 import torch
+from transformers import PreTrainedModel
 
 from benchmarks.common import ROUNDS, base, medians, table
 from pruning import Heads, Layers, Neurons, Recipe, prune
 
 CUTS = {
-    "width: 50 % of the neurons": [Neurons(fraction=0.5, criterion="ppm")],
-    "width: 50 % of the neurons, a multiple of 64": [Neurons(fraction=0.5, criterion="ppm", multiple_of=64)],
+    "width: 50% of the neurons": [Neurons(fraction=0.5, criterion="peak_to_peak")],
+    "width: 50% of the neurons, a multiple of 64": [
+        Neurons(fraction=0.5, criterion="peak_to_peak", multiple_of=64)
+    ],
     "heads: one of three groups": [Heads(groups=1, repair=False)],
     "depth: the last 9 of 30 layers": [Layers(count=9, method="last")],
-    "both": [Neurons(fraction=0.5, criterion="ppm"), Layers(count=9, method="last")],
+    "both": [Neurons(fraction=0.5, criterion="peak_to_peak"), Layers(count=9, method="last")],
 }
 NEW_TOKENS = 32
 PROMPT_TOKENS = 512
 
 
 def main() -> None:
-    models = {"dense": base().model}
+    """Time generation and prefill of the base and of five pruned models, and print a table."""
+    models = {"base": base().model}
     for name, steps in CUTS.items():
         models[name] = prune(Recipe(base=base().source.name, steps=steps), base()).model
-    writing = medians({name: partial(_write, model) for name, model in models.items()})
-    reading = medians({name: partial(_read, model) for name, model in models.items()})
-    dense = models["dense"].num_parameters()
+    generating = medians({name: partial(_generate, model) for name, model in models.items()})
+    prefilling = medians({name: partial(_prefill, model) for name, model in models.items()})
+    parameters = models["base"].num_parameters()
     table(
         f"Generation at batch 1, greedy, {NEW_TOKENS} tokens after a prompt of 4; prefill of {PROMPT_TOKENS} "
         f"tokens (medians of {ROUNDS} turns)",
-        ["model", "parameters", "share", "tokens per second", "over dense", "prefill", "time over dense"],
+        ["model", "parameters", "share", "tokens per second", "over base", "prefill", "time over base"],
         [
             (
                 name,
                 f"{model.num_parameters():,}",
-                f"{model.num_parameters() / dense:.3f}",
-                f"{NEW_TOKENS / writing[name]:.1f}",
-                f"{writing['dense'] / writing[name]:.2f}",
-                f"{1000 * reading[name]:.0f} ms",
-                f"{reading[name] / reading['dense']:.3f}",
+                f"{model.num_parameters() / parameters:.3f}",
+                f"{NEW_TOKENS / generating[name]:.1f}",
+                f"{generating['base'] / generating[name]:.2f}",
+                f"{1000 * prefilling[name]:.0f} ms",
+                f"{prefilling[name] / prefilling['base']:.3f}",
             )
             for name, model in models.items()
         ],
     )
 
 
-def _write(model) -> None:
+def _generate(model: PreTrainedModel) -> None:
     prompt = base().tokenizer("Once upon a time", return_tensors="pt").input_ids
     with torch.inference_mode():
         model.generate(
@@ -57,7 +61,7 @@ def _write(model) -> None:
         )
 
 
-def _read(model) -> None:
+def _prefill(model: PreTrainedModel) -> None:
     tokens = torch.arange(1000, 1000 + PROMPT_TOKENS)[None]
     with torch.inference_mode():
         model(input_ids=tokens, logits_to_keep=1)

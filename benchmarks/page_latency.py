@@ -1,19 +1,22 @@
-"""The page in a real browser: slider to new count, Prune to the first new token."""
+"""Latency of the page in a real browser: slider to new count, Prune to the first new token."""
 
 import statistics
-
-from playwright.sync_api import Page
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from benchmarks.common import table
-from benchmarks.starting import PATIENCE, browser, served
+from benchmarks.startup import TIMEOUT, browser, served
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
 
 MOVES = 15
 PRUNINGS = 5
 SLIDER = "#neurons-fraction input[type=range]"
 
 WATCH = """(arguments) => {
-    const [event, shown] = arguments;
-    const read = new Function(`return (${shown})`);
+    const [event, expression] = arguments;
+    const read = new Function(`return (${expression})`);
     window.measured = null;
     let start = null, before = read();
     document.addEventListener(event, () => { start ??= performance.now(); }, {capture: true, once: true});
@@ -24,10 +27,10 @@ WATCH = """(arguments) => {
     });
     observer.observe(document.body, {subtree: true, childList: true, attributes: true, characterData: true});
 }"""
-"""Measured in the page itself: from a person's event to the moment when what is shown changes."""
+"""Runs in the page: measures from an input event to the moment when the value of an expression changes."""
 
 COUNT = "document.querySelector('#parameters-after')?.dataset.count"
-# What the pruned model says beyond the prompt; nothing while it says nothing.
+# Whether the pruned model has output anything beyond the prompt.
 FIRST_TOKEN = (
     "(document.querySelector('#text-after')?.innerText.trim().length ?? 0)"
     " > document.querySelector('#prompt textarea').value.trim().length"
@@ -35,22 +38,25 @@ FIRST_TOKEN = (
 
 
 def main() -> None:
+    """Move the slider and press Prune several times, and print two tables."""
     with served() as url, browser() as chromium:
         page = chromium.new_page(viewport={"width": 1366, "height": 900})
-        page.set_default_timeout(1000 * PATIENCE)
+        page.set_default_timeout(1000 * TIMEOUT)
         page.goto(url)
         page.wait_for_selector("#status:has-text('Ready')")
         page.wait_for_timeout(3000)
         slider = page.locator(SLIDER)
-        moves = [_measured(page, "keydown", COUNT, lambda: slider.press("ArrowRight")) for _ in range(MOVES)]
+        moves = [
+            _milliseconds(page, "keydown", COUNT, lambda: slider.press("ArrowRight")) for _ in range(MOVES)
+        ]
         _report("Slider to new count", moves)
         prunings = []
         for turn in range(PRUNINGS + 1):
             page.reload()
             page.wait_for_selector("#status:has-text('Ready')")
             for _ in range(turn + 1):
-                _measured(page, "keydown", COUNT, lambda: slider.press("ArrowRight"))
-            prunings.append(_measured(page, "click", FIRST_TOKEN, lambda: page.click("#prune")))
+                _milliseconds(page, "keydown", COUNT, lambda: slider.press("ArrowRight"))
+            prunings.append(_milliseconds(page, "click", FIRST_TOKEN, lambda: page.click("#prune")))
             page.click("#stop")
             page.wait_for_selector("#status .stopped, #status .done, #status .failed")
         _report("Prune to first new token, repaired, a new recipe each time", prunings[1:])
@@ -64,9 +70,9 @@ def _report(what: str, times: list[float]) -> None:
     )
 
 
-def _measured(page: Page, event: str, shown: str, act) -> float:
-    """Milliseconds from a person's event to the moment when what the expression says has changed."""
-    page.evaluate(WATCH, [event, shown])
+def _milliseconds(page: "Page", event: str, expression: str, act: Callable[[], object]) -> float:
+    """Measure the milliseconds from an input event to a changed value of an expression."""
+    page.evaluate(WATCH, [event, expression])
     act()
     page.wait_for_function("window.measured !== null")
     return page.evaluate("window.measured")

@@ -1,7 +1,7 @@
-"""The best comparable library, optipfair, as its documentation says to use it.
+"""OptiPFair 0.4.2, the closest comparable library, used as its documentation describes.
 
-https://peremartra.github.io/optipfair: `MAW` is its default criterion, of weights alone; with a
-`dataloader` it is weighed by activations, its best mode. It works in place, so the base is copied.
+https://peremartra.github.io/optipfair: `MAW` is its default criterion, from weights alone; a `dataloader`
+weights it by activations, its best mode. It prunes in place, so the base is copied first.
 """
 
 import copy
@@ -10,18 +10,27 @@ import time
 from collections.abc import Sequence
 from unittest.mock import patch
 
-import optipfair
 import torch
-from optipfair.pruning import mlp_glu
 from transformers import PreTrainedModel
+
+from benchmarks.common import Unavailable
+
+try:
+    import optipfair
+    from optipfair.pruning import mlp_glu
+except ImportError:
+    raise Unavailable(
+        "this benchmark compares with OptiPFair, which is not installed; "
+        "run `pip install -r requirements-bench.txt`."
+    ) from None
 
 logging.getLogger("optipfair").setLevel(logging.WARNING)
 
 
-def pruned_by_peer(
+def prune_with_optipfair(
     base: PreTrainedModel, fraction: float, windows: Sequence[torch.Tensor] | None = None
 ) -> PreTrainedModel:
-    """A copy of the base without that share of its neurons; data-driven where there are windows."""
+    """Return a copy of the base without that fraction of its neurons; data-driven if `windows` are given."""
     model = copy.deepcopy(base)
     loader = None
     if windows is not None:
@@ -40,16 +49,16 @@ def pruned_by_peer(
 def calibration_seconds(
     base: PreTrainedModel, fraction: float, windows: Sequence[torch.Tensor]
 ) -> tuple[float, float]:
-    """Seconds of a data-driven cut: of its pass over the text, and of all the rest."""
-    read = []
+    """Measure the seconds of a data-driven cut: of its pass over the text, and of all the rest."""
+    passes = []
 
-    def timed(*arguments, **options):
+    def timed(*arguments: object, **options: object) -> None:
         start = time.perf_counter()
         pass_over_text(*arguments, **options)
-        read.append(time.perf_counter() - start)
+        passes.append(time.perf_counter() - start)
 
     pass_over_text = mlp_glu.run_calibration_forward_passes
     start = time.perf_counter()
     with patch.object(mlp_glu, "run_calibration_forward_passes", timed):
-        pruned_by_peer(base, fraction, windows)
-    return sum(read), time.perf_counter() - start - sum(read)
+        prune_with_optipfair(base, fraction, windows)
+    return sum(passes), time.perf_counter() - start - sum(passes)

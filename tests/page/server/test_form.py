@@ -2,7 +2,7 @@
 
 import pytest
 
-from page.sections.form import CONTROLS, calibration_from, recipe_from, steps_from, values_of
+from page.server.form import CONTROLS, calibration_from, recipe_from, steps_from, values_of
 from pruning import Calibration, Heads, Layers, Neurons, Recipe, RecipeError
 
 START = {control.key: control.start for control in CONTROLS}

@@ -1,4 +1,4 @@
-"""`python app.py` to a page that answers over HTTP, and to a model that is ready, cold and warm."""
+"""Time from `python app.py` to a page that answers over HTTP, and to a model that is ready, cold and warm."""
 
 import os
 import shutil
@@ -13,18 +13,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from playwright.sync_api import Browser, sync_playwright
-
-from benchmarks.common import table
+from benchmarks.common import Unavailable, table
 from tests.helpers.serving import ARGUMENTS
+
+try:
+    from playwright.sync_api import Browser, sync_playwright
+except ImportError:
+    raise Unavailable(
+        "this benchmark drives a browser, and Playwright is not installed; "
+        "run `pip install -r requirements-dev.txt`."
+    ) from None
 
 ROOT = Path(__file__).parents[1]
 ROUNDS = 3
-PATIENCE = 400
+TIMEOUT = 400
 """Seconds to wait for the page, and for the model."""
 
 
 def main() -> None:
+    """Start the page once with an empty cache and several times with a full one, and print a table."""
     with tempfile.TemporaryDirectory() as empty, browser() as chromium:
         cold = [_start(chromium, {"SECATEUR_CACHE": empty})]
     with browser() as chromium:
@@ -32,22 +39,22 @@ def main() -> None:
         warm = [_start(chromium) for _ in range(ROUNDS)]
     table(
         f"From `python app.py` (cold: nothing converted or calibrated yet, once; warm: median of {ROUNDS})",
-        ["cache", "the page answers", "the model is ready, as the page says in a browser"],
+        ["cache", "the page answers", "the model is ready, as the page shows in a browser"],
         [
-            (name, *(f"{statistics.median(times):.1f} s" for times in zip(*found, strict=True)))
-            for name, found in (("cold", cold), ("warm", warm))
+            (name, *(f"{statistics.median(times):.1f} s" for times in zip(*starts, strict=True)))
+            for name, starts in (("cold", cold), ("warm", warm))
         ],
     )
 
 
 def _start(chromium: Browser, environment: dict[str, str] | None = None) -> tuple[float, float]:
-    """Seconds until the page answers, and until it says that the model is ready."""
+    """Measure the seconds until the page answers, and until it shows that the model is ready."""
     start = time.perf_counter()
     with served(environment) as url:
         answers = time.perf_counter() - start
         page = chromium.new_page()
         page.goto(url)
-        page.wait_for_selector("#status:has-text('Ready')", timeout=1000 * PATIENCE)
+        page.wait_for_selector("#status:has-text('Ready')", timeout=1000 * TIMEOUT)
         ready = time.perf_counter() - start
         page.close()
     return answers, ready
@@ -55,7 +62,7 @@ def _start(chromium: Browser, environment: dict[str, str] | None = None) -> tupl
 
 @contextmanager
 def served(environment: dict[str, str] | None = None) -> Iterator[str]:
-    """The page as `python app.py` serves it, from when it answers: its address."""
+    """Run `python app.py` and yield the address of the page as soon as it answers."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -68,7 +75,7 @@ def served(environment: dict[str, str] | None = None) -> Iterator[str]:
         stderr=subprocess.DEVNULL,
     )
     try:
-        end = time.perf_counter() + PATIENCE
+        end = time.perf_counter() + TIMEOUT
         while True:
             try:
                 urllib.request.urlopen(url, timeout=2).close()
@@ -85,10 +92,16 @@ def served(environment: dict[str, str] | None = None) -> Iterator[str]:
 
 @contextmanager
 def browser() -> Iterator[Browser]:
-    """Debian's Chromium."""
+    """Start Debian's Chromium and yield it.
+
+    Raises:
+        Unavailable: it is not installed.
+    """
     chromium = shutil.which("chromium")
     if chromium is None:
-        raise SystemExit("This benchmark needs Debian's package chromium.")
+        raise Unavailable(
+            "this benchmark drives Chromium, which is not installed; on Debian, install chromium."
+        )
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
         yield browser

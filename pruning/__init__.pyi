@@ -1,0 +1,80 @@
+"""The public API: what a type checker sees, and where each name is imported from on first use."""
+
+from . import criteria, streaming
+from .catalog import DEFAULT_MODEL, MODELS, CatalogModel
+from .criteria import CRITERIA, Criterion
+from .errors import Cancelled, ModelError, PruningError, RecipeError, SavingError
+from .evaluation.perplexity import Perplexity, Quality, evaluate, perplexity
+from .lessons import LESSONS
+from .loading.load import LoadedModel, load
+from .loading.source import Access, Source
+from .pipeline import Preview, Pruned, evaluate_pruned, preview, prune, run
+from .progress import Progress
+from .recipe import Recipe
+from .report import Report
+from .shape_search.search import Budget, SearchResult, Trial, iter_search, search
+from .shape_search.sweep import SweepPoint, iter_sweep
+from .sharing.gguf import export
+from .sharing.publish import publish
+from .sharing.verify import Verification, verify
+from .steps import STEPS, Channels, Distillation, Heads, Layers, Neurons, Reconstruction, Vocabulary, Weights
+from .text.choice import Calibration, TextChoice
+from .text.generation import Sampling, generate, stream
+
+__all__ = [
+    "CRITERIA",
+    "DEFAULT_MODEL",
+    "LESSONS",
+    "MODELS",
+    "STEPS",
+    "Access",
+    "Budget",
+    "Calibration",
+    "Cancelled",
+    "CatalogModel",
+    "Channels",
+    "Criterion",
+    "Distillation",
+    "Heads",
+    "Layers",
+    "LoadedModel",
+    "ModelError",
+    "Neurons",
+    "Perplexity",
+    "Preview",
+    "Progress",
+    "Pruned",
+    "PruningError",
+    "Quality",
+    "Recipe",
+    "RecipeError",
+    "Reconstruction",
+    "Report",
+    "Sampling",
+    "SavingError",
+    "SearchResult",
+    "Source",
+    "SweepPoint",
+    "TextChoice",
+    "Trial",
+    "Verification",
+    "Vocabulary",
+    "Weights",
+    "criteria",
+    "evaluate",
+    "evaluate_pruned",
+    "export",
+    "generate",
+    "iter_search",
+    "iter_sweep",
+    "load",
+    "perplexity",
+    "preview",
+    "prune",
+    "publish",
+    "run",
+    "search",
+    "stream",
+    "streaming",
+    "verify",
+]

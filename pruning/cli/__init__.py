@@ -1,0 +1,101 @@
+"""The shell: `secateur …` and `python -m pruning …`, one file per command.
+
+A command is the function that its file is named for. It is imported when it is called, so that
+`secateur --help` and `secateur models` start without PyTorch and transformers.
+"""
+
+import sys
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from pruning.cli.output import warn_renamed
+from pruning.errors import PruningError
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command of the table.
+
+    Attributes:
+        help: The first line of its help.
+        runs_models: Whether it needs PyTorch and transformers, which are then set up before it is imported.
+    """
+
+    help: str
+    runs_models: bool = True
+
+
+COMMANDS = {
+    "models": Command("List the models of the catalog.", runs_models=False),
+    "criteria": Command("List the criteria that rank which neurons to prune."),
+    "lessons": Command("List the lessons of the course."),
+    "preview": Command("Show how large a pruned model would be, from the config alone."),
+    "prune": Command("Prune a model and save it for plain transformers."),
+    "search": Command("Find the combination of cuts within a budget that loses least."),
+    "distill": Command("Train a pruned model to predict what its teacher predicts."),
+    "evaluate": Command("Measure perplexity and bits per byte."),
+    "generate": Command("Continue a prompt."),
+    "verify": Command("Check a saved or published model against its recipe and its card."),
+    "export": Command("Convert a saved model to GGUF, the format of llama.cpp."),
+    "publish": Command("Push a saved model to the Hub, private by default."),
+}
+"""Every command, in the order of `secateur --help`. Its function and its file have the same name."""
+
+RENAMED = {"methods": "criteria"}
+"""Names of release 0.1.0 that still work, and the commands that they call."""
+
+
+class LazyCommand(TyperCommand):
+    """A command that is listed by its help line and imported when it is called."""
+
+    def __init__(self, name: str, old_name: str = ""):
+        """Describe the command `name`, listed under it or, hidden, under its `old_name`."""
+        help_line = COMMANDS[name].help
+        super().__init__(old_name or name, help=help_line, short_help=help_line, hidden=bool(old_name))
+        self.target, self.old_name = name, old_name
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        """Import the command and parse its arguments; what is then invoked is the command itself."""
+        if self.old_name:
+            warn_renamed(self.old_name, self.target)
+        return load(self.target).make_context(info_name, args, parent, **extra)
+
+
+def load(name: str) -> Any:
+    """Import a command and return it as Typer runs it."""
+    if COMMANDS[name].runs_models:
+        import_module("pruning.runtime").configure()
+    function = getattr(import_module(f"{__name__}.{name}"), name)
+    app = typer.Typer(add_completion=False, rich_markup_mode=None)
+    app.command(name)(function)
+    return typer.main.get_command(app)
+
+
+def main() -> int:
+    """Run the shell on the arguments of this process.
+
+    Returns:
+        The exit status: 0, 2 after one line on standard error for a `PruningError` or wrong usage, or 130 if
+        the user interrupts it. Any other exception is a bug and is raised.
+    """
+    commands = {name: LazyCommand(name) for name in COMMANDS}
+    commands |= {old: LazyCommand(new, old) for old, new in RENAMED.items()}
+    shell = TyperGroup(
+        commands=dict[str, Any](commands),
+        help="Prune small language models.",
+        rich_markup_mode=None,
+    )
+    arguments = sys.argv[1:]
+    try:
+        shell.main(arguments or ["--help"], standalone_mode=False)
+    except (PruningError, typer.TyperException) as error:
+        message = error.format_message() if isinstance(error, typer.TyperException) else str(error)
+        print(f"Error: {message}", file=sys.stderr)
+        return 2
+    except typer.Abort:
+        return 130
+    return 0 if arguments else 2

@@ -1,0 +1,87 @@
+"""The command `distill`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pruning import pipeline
+from pruning.cli.options import AsJson, Model, Seed, check_new_folder
+from pruning.cli.output import print_json, reporter, warn
+from pruning.distillation.progress import is_first_process, stop_on_interrupt
+from pruning.errors import RecipeError
+from pruning.pipeline import Pruned
+from pruning.progress import silent
+from pruning.recipe import Recipe
+from pruning.steps.distillation import Distillation, settings_from
+from pruning.text.choice import TextChoice
+
+
+def distill(
+    model: Model,
+    teacher: Annotated[str, typer.Option("--teacher", help="The model that it was pruned from.")],
+    output: Annotated[Path, typer.Option("--output", help="The folder to write.")],
+    minutes: Annotated[
+        float | None, typer.Option("--minutes", help="Minutes of training; 5 by default.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option("--steps", help="Optimizer steps, instead of minutes.")] = None,
+    text: Annotated[str, typer.Option("--text", help="A bundled text by name, or a text file.")] = "general",
+    dataset: Annotated[
+        str | None, typer.Option("--dataset", help="OWNER/NAME[:COLUMN] on the Hub, instead of a text.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Another setting: NAME=VALUE, such as batch=8.")
+    ] = None,
+    checkpoint_every: Annotated[
+        float, typer.Option("--checkpoint-every", help="Seconds between checkpoints.")
+    ] = 60.0,
+    seed: Seed = 0,
+    evaluate: Annotated[
+        bool,
+        typer.Option("--evaluate/--no-evaluate", help="Measure perplexity and speed, for the model card."),
+    ] = True,
+    stream: Annotated[bool, typer.Option("--stream", hidden=True)] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train a pruned model to predict what its teacher predicts.
+
+    Ctrl-C ends the training and keeps the best model so far. If the process is killed, the same command
+    resumes from its checkpoint. `accelerate launch -m pruning distill …` shares the work between processes.
+    """
+    if stream:
+        raise RecipeError("Distillation trains the model in memory, so it cannot stream. Remove --stream.")
+    if steps is not None and minutes is not None:
+        raise RecipeError("Give either --minutes or --steps, and not both.")
+    check_new_folder(output)
+    length = {"steps": steps} if steps is not None else {"minutes": 5.0 if minutes is None else minutes}
+    more = settings_from(dataset, settings or [])
+    for notice in more.notices:
+        warn(notice)
+    fields: dict[str, Any] = length | {"text": TextChoice.named(text)} | more.fields
+    checkpoint = output.parent / f".{output.name}.checkpoint"
+    step = Distillation(teacher=teacher, **fields).with_checkpoint(checkpoint, checkpoint_every)
+    recipe = Recipe(base=model, steps=(step,), seed=seed)
+    first = is_first_process()
+    with stop_on_interrupt(reporter() if first else silent) as report:
+        pruned = pipeline.run(recipe, evaluate=evaluate and first, progress=report)
+    if not first:
+        return
+    pruned.save(output, progress=reporter())
+    checkpoint.unlink(missing_ok=True)
+    if as_json:
+        print_json(pruned.to_dict() | {"output": str(output)})
+    else:
+        _print_summary(pruned)
+        print(f"saved to {output}")
+
+
+def _print_summary(pruned: Pruned) -> None:
+    """Print how long the training took and what it gained."""
+    (note,) = pruned.report.notes[0]
+    print(f"{note.steps} steps, {note.tokens:,} tokens, {note.seconds:.0f} seconds")
+    print(
+        f"held-out perplexity {note.perplexity_before:.2f} → {note.perplexity_after:.2f} "
+        f"(teacher: {note.perplexity_teacher:.2f})"
+    )
+    if not note.improved:
+        print("No improvement on held-out text; the model is unchanged.")

@@ -1,0 +1,31 @@
+"""The command `export`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pruning.cli.options import AsJson, SavedFolder, check_writable
+from pruning.cli.output import print_json, reporter
+from pruning.errors import RecipeError
+from pruning.sharing import gguf
+
+
+def export(
+    folder: SavedFolder,
+    output: Annotated[Path, typer.Option("--output", help="The file to write.")],
+    file_format: Annotated[str, typer.Option("--format", help="gguf, the format of llama.cpp.")] = "gguf",
+    weight_type: Annotated[
+        str, typer.Option("--type", help=f"How to store weights: {' or '.join(gguf.GGUF_TYPES)}.")
+    ] = "f16",
+    as_json: AsJson = False,
+) -> None:
+    """Convert a saved model to GGUF, the format of llama.cpp."""
+    if file_format != "gguf":
+        raise RecipeError(f"There is no format {file_format!r} to export to; choose gguf.")
+    check_writable(output)
+    file = gguf.export(folder, output, weight_type, progress=reporter())
+    if as_json:
+        print_json({"output": str(file), "type": weight_type, "bytes": file.stat().st_size})
+    else:
+        print(f"saved to {file}, {file.stat().st_size / 1e6:.0f} MB")

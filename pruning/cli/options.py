@@ -1,0 +1,46 @@
+"""Arguments and options that several commands share, and checks of where a command writes."""
+
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pruning.errors import RecipeError
+from pruning.files import PREFIX
+
+Model = Annotated[str, typer.Argument(help="A catalog name, a Hub id, or a folder.")]
+SavedFolder = Annotated[Path, typer.Argument(help="A folder that `prune` wrote.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value and nothing else.")]
+CalibrationText = Annotated[
+    str, typer.Option("--calibration", help="The calibration text: a bundled text by name, or a text file.")
+]
+CalibrationTokens = Annotated[int, typer.Option("--tokens", help="Calibration tokens.")]
+Seed = Annotated[int, typer.Option("--seed", help="The seed of everything that is drawn at random.")]
+
+
+def check_new_folder(folder: Path) -> None:
+    """Check before any work that a folder can be written.
+
+    Raises:
+        RecipeError: If it exists and is not empty, or cannot be created.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RecipeError(f"{folder} exists and is not empty. Choose another folder.")
+    check_writable(folder)
+
+
+def check_writable(output: Path) -> None:
+    """Check before any work that a file or a folder can be created.
+
+    Raises:
+        RecipeError: If nothing can be written where it would lie.
+    """
+    parent = next(folder for folder in output.absolute().parents if folder.exists())
+    try:
+        with tempfile.TemporaryDirectory(prefix=PREFIX, dir=parent):
+            pass
+    except OSError as error:
+        raise RecipeError(
+            f"{output} cannot be written: {error.strerror or error}. Choose another place."
+        ) from None

@@ -1,0 +1,20 @@
+"""The command `preview`."""
+
+import typer
+
+from pruning import pipeline
+from pruning.cli.options import AsJson, Model
+from pruning.cli.output import print_json, print_parameters
+from pruning.cli.step_options import selected_steps, with_steps
+from pruning.recipe import Recipe
+
+
+@with_steps
+def preview(context: typer.Context, model: Model, as_json: AsJson = False) -> None:
+    """Show how large a pruned model would be, from the config alone."""
+    recipe = Recipe(base=model, steps=selected_steps(context, model))
+    result = pipeline.preview(recipe).to_dict()
+    if as_json:
+        print_json(result)
+    else:
+        print_parameters(result["parameters"])

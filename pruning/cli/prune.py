@@ -1,0 +1,120 @@
+"""The command `prune`."""
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pruning import pipeline, streaming
+from pruning.cli.options import (
+    AsJson,
+    CalibrationText,
+    CalibrationTokens,
+    Seed,
+    check_new_folder,
+)
+from pruning.cli.output import print_json, print_parameters, reporter
+from pruning.cli.step_options import selected_steps, step_values, with_steps
+from pruning.errors import RecipeError
+from pruning.loading import load as loading
+from pruning.pipeline import Pruned
+from pruning.recipe import Recipe, located
+from pruning.text.choice import Calibration, read_text
+from pruning.text.passages import CUSTOM
+
+
+@with_steps
+def prune(
+    context: typer.Context,
+    output: Annotated[Path, typer.Option("--output", help="The folder to write.")],
+    model: Annotated[str | None, typer.Argument(help="A catalog name, a Hub id, or a folder.")] = None,
+    recipe_source: Annotated[
+        str | None,
+        typer.Option(
+            "--recipe", help="A recipe in YAML or JSON, or a model that carries one, instead of options."
+        ),
+    ] = None,
+    calibration: CalibrationText = "general",
+    tokens: CalibrationTokens = 8192,
+    seed: Seed = 0,
+    evaluate: Annotated[
+        bool | None,
+        typer.Option(
+            "--evaluate/--no-evaluate",
+            help="Measure perplexity and speed, for the model card; the default without --stream.",
+        ),
+    ] = None,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="Never hold the whole model: for one larger than memory.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Prune a model and save it for plain transformers."""
+    check_new_folder(output)
+    if stream and evaluate:
+        raise RecipeError("A streamed model is never run, so it cannot be evaluated. Remove --evaluate.")
+    text = None
+    if recipe_source is not None:
+        if model is not None or step_values(context):
+            raise RecipeError("Give either a recipe, or a model with steps, and not both.")
+        text = _recipe_text(recipe_source)
+        recipe = _read_recipe(text, calibration)
+    elif model is None:
+        raise RecipeError("Name a model, or give a recipe with --recipe.")
+    else:
+        recipe = Recipe(
+            base=model,
+            steps=selected_steps(context, model),
+            calibration=Calibration.named(calibration, tokens=tokens),
+            seed=seed,
+        )
+    with located(text) if text is not None else nullcontext():
+        if stream:
+            pruned = streaming.prune(recipe, output, progress=reporter())
+        else:
+            pruned = pipeline.run(recipe, evaluate=evaluate is not False, progress=reporter())
+            pruned.save(output, progress=reporter())
+    if as_json:
+        print_json(pruned.to_dict() | {"output": str(output)})
+    else:
+        _print_summary(pruned)
+        print(f"saved to {output}")
+
+
+def _recipe_text(source: str) -> str:
+    """Return the recipe in a file, in the folder of a saved model, or in a model on the Hub, as written."""
+    is_file = Path(source).is_file() or Path(source).suffix in (".yaml", ".yml", ".json")
+    return read_text(Path(source)) if is_file else loading.fetch_recipe(source)
+
+
+def _read_recipe(text: str, calibration: str) -> Recipe:
+    """Read a recipe and put the user's own text back in; `calibration` names its file.
+
+    Raises:
+        RecipeError: If the recipe is invalid, or its own text is missing or another one.
+    """
+    recipe = Recipe.parse(text)
+    missing = [choice for choice in recipe.texts if choice.text == CUSTOM and choice.content is None]
+    if not missing:
+        return recipe
+    if not Path(calibration).is_file():
+        raise RecipeError(
+            f"This recipe was calibrated on the user's own text (sha256 {str(missing[0].sha256)[:12]}…), which a "
+            "recipe never holds. Give the same text again, with --calibration FILE."
+        )
+    return recipe.with_custom_text(read_text(Path(calibration)))
+
+
+def _print_summary(pruned: Pruned) -> None:
+    """Print the parameters before and after, and what was measured."""
+    print_parameters(pruned.to_dict()["parameters"])
+    qualities = pruned.report.before.quality, pruned.report.after.quality
+    if qualities[0] is None or qualities[1] is None:
+        return
+    before, after = qualities[0].overall, qualities[1].overall
+    if any(step.changes_vocabulary for step in pruned.recipe.steps):
+        measure, values = "bits per byte", (before.bits_per_byte, after.bits_per_byte)
+    else:
+        measure, values = "perplexity", (before.value, after.value)
+    print(f"{measure} {values[0]:.3f} → {values[1]:.3f} ({after.text}, {after.tokens} tokens)")

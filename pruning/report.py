@@ -1,0 +1,86 @@
+"""What a run did and what was measured of it."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from pruning.architectures.shape import Shape
+from pruning.evaluation.perplexity import Quality
+from pruning.text.passages import GENRES
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The size of a model, and what was measured of it.
+
+    Attributes:
+        components: Parameters by component; tied embeddings count once, as embeddings.
+        bytes: Bytes of the weights in a safetensors file, without its small header.
+        quality: Perplexity by genre, as far as it was measured.
+        tokens_per_second: The speed of greedy generation at batch size 1.
+    """
+
+    components: Mapping[str, int]
+    bytes: int
+    quality: Quality | None = None
+    tokens_per_second: float | None = None
+
+    @classmethod
+    def of(cls, shape: Shape, bytes_each: int) -> "Measured":
+        """Return the size that a shape has with `bytes_each` bytes for each parameter."""
+        return cls(shape.components, shape.parameters * bytes_each)
+
+    @property
+    def parameters(self) -> int:
+        return sum(self.components.values())
+
+    @property
+    def has_full_quality(self) -> bool:
+        """Whether the quality is known for every genre."""
+        return self.quality is not None and len(self.quality.genres) == len(GENRES)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Greedy continuations of one prompt by the base and by the pruned model."""
+
+    prompt: str
+    base: str
+    pruned: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a run did and what was measured.
+
+    Attributes:
+        before: The base.
+        after: The pruned model.
+        notes: For each step, what it reports.
+        samples: Continuations of a few prompts.
+        seconds: Duration of each stage, in seconds.
+    """
+
+    before: Measured
+    after: Measured
+    notes: tuple[tuple[Any, ...], ...] = ()
+    samples: tuple[Sample, ...] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Parameters before and after, in total and by component, as plain values."""
+        return compare_components(self.before.components, self.after.components)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values."""
+        return asdict(self)
+
+
+def compare_components(before: Mapping[str, int], after: Mapping[str, int]) -> dict[str, Any]:
+    """Return parameters before and after, in total and by component, as plain values."""
+    return {
+        "before": sum(before.values()),
+        "after": sum(after.values()),
+        "components": {name: {"before": before[name], "after": after[name]} for name in before},
+    }

@@ -1,0 +1,175 @@
+"""The shapes that a search considers, each computed from the config alone."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+from pruning.architectures.families import CHANNEL, KEY_VALUE, LAYER, NEURON, QUERY
+from pruning.architectures.shape import Shape
+from pruning.errors import RecipeError
+from pruning.shape_search.budget import Budget
+from pruning.steps import Channels, Heads, Layers, Neurons
+
+PROBED_SHARES = (0.1, 0.25, 0.45)
+"""Shares of a kind of unit that are removed alone, to measure what removing it costs."""
+
+LARGEST_SHARE = 0.5
+"""No kind loses more than this share of its units, except neurons."""
+
+SMALLEST_WIDTH = 0.1
+"""The share of the neurons that every candidate keeps."""
+
+CutStep = Layers | Heads | Channels | Neurons
+
+
+@dataclass(frozen=True)
+class PrunableUnit:
+    """A kind of unit that the search may remove.
+
+    Attributes:
+        unit: Its name in `Shape`.
+        title: Its name for people, in the plural.
+        amounts: For the shape of a base, the numbers of units that may be removed (of each layer, if
+            `per_layer`).
+        step: For the shape of a base and a number of units, the step that removes them.
+        per_layer: Whether the units are counted within each layer.
+    """
+
+    unit: str
+    title: str
+    amounts: Callable[[Shape], Sequence[int]]
+    step: Callable[[Shape, int], CutStep]
+    per_layer: bool = False
+
+    def named(self, count: int) -> str:
+        """Return a number of units in words, such as `1 layer` or `384 neurons`."""
+        return f"{count:,} {self.title if count != 1 else self.title.removesuffix('s')}"
+
+
+def _multiples(shape: Shape, unit: str, share: float, step: int = 1) -> range:
+    """Return the numbers of units up to a share of them, in steps."""
+    return range(step, int(shape.count(unit) * share) + 1, step)
+
+
+PRUNABLE_UNITS = (
+    PrunableUnit(
+        LAYER,
+        "layers",
+        lambda shape: _multiples(shape, LAYER, LARGEST_SHARE),
+        lambda _, count: Layers(count=count),
+    ),
+    PrunableUnit(
+        KEY_VALUE,
+        "key-value heads",
+        lambda shape: _multiples(shape, KEY_VALUE, LARGEST_SHARE),
+        lambda _, count: Heads(groups=count),
+        per_layer=True,
+    ),
+    PrunableUnit(
+        CHANNEL,
+        "channels",
+        lambda shape: _multiples(shape, CHANNEL, LARGEST_SHARE, max(1, shape.count(CHANNEL) // 32)),
+        lambda shape, count: Channels(hidden_size=shape.count(CHANNEL) - count),
+    ),
+    PrunableUnit(
+        NEURON,
+        "neurons",
+        lambda shape: _multiples(shape, NEURON, 1 - SMALLEST_WIDTH, max(1, shape.count(NEURON) // 96)),
+        lambda shape, count: Neurons(intermediate_size=shape.count(NEURON) - count),
+        per_layer=True,
+    ),
+)
+"""In the order of a recipe: what changes most comes first, so that the rest is calibrated on its result."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A shape that a search considers.
+
+    Attributes:
+        amounts: How many units of each kind are removed, in the order of `PRUNABLE_UNITS`.
+        parameters: The parameters that remain.
+    """
+
+    amounts: tuple[int, ...]
+    parameters: int
+
+    @property
+    def removed(self) -> list[tuple[PrunableUnit, int]]:
+        """The kinds that lose units, and how many."""
+        return [(kind, count) for kind, count in zip(PRUNABLE_UNITS, self.amounts, strict=True) if count]
+
+    @property
+    def title(self) -> str:
+        """What is removed, in short: `5 layers, 384 neurons`."""
+        return ", ".join(kind.named(count) for kind, count in self.removed) or "nothing"
+
+    @property
+    def description(self) -> str:
+        """What is removed, as part of a sentence: `5 layers and 384 neurons per layer`."""
+        parts = [kind.named(count) + " per layer" * kind.per_layer for kind, count in self.removed]
+        return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts) or "nothing"
+
+    @property
+    def single(self) -> str | None:
+        """The title of the kind that loses units, if only one does."""
+        return self.removed[0][0].title if len(self.removed) == 1 else None
+
+
+def all_candidates(shape: Shape) -> Iterator[Candidate]:
+    """Yield every combination of amounts that gives a model which loads."""
+    *others, neurons = PRUNABLE_UNITS
+    amounts = [[0, *(() if _is_unprunable(kind, shape) else kind.amounts(shape))] for kind in others]
+    for combination in product(*amounts):
+        reshaped = shape
+        try:
+            for kind, count in zip(others, combination, strict=True):
+                if count:
+                    reshaped = kind.step(shape, count).reshape(reshaped)
+        except RecipeError:
+            continue
+        # The number of parameters is linear in the intermediate size.
+        width, parameters = reshaped.count(NEURON), reshaped.parameters
+        per_neuron = parameters - reshaped.resized(NEURON, width - 1).parameters
+        for count in (0, *neurons.amounts(shape)):
+            if count or any(combination):
+                yield Candidate((*combination, count), parameters - count * per_neuron)
+
+
+def _is_unprunable(kind: PrunableUnit, shape: Shape) -> bool:
+    """Return whether the family cannot lose units of this kind."""
+    return (QUERY if kind.unit == KEY_VALUE else kind.unit) in shape.anatomy.family.unprunable
+
+
+def largest_within(candidates: Sequence[Candidate], budget: Budget) -> list[Candidate]:
+    """Return, for each combination of the other kinds, the candidate within the budget with most neurons.
+
+    Raises:
+        RecipeError: No candidate is within the budget.
+    """
+    largest: dict[tuple[int, ...], Candidate] = {}
+    for candidate in candidates:
+        others = candidate.amounts[:-1]
+        if candidate.parameters <= budget.parameters and (
+            others not in largest or candidate.parameters > largest[others].parameters
+        ):
+            largest[others] = candidate
+    if not largest:
+        smallest = min(candidate.parameters for candidate in candidates)
+        raise RecipeError(
+            f"No shape has at most {budget.parameters:,} parameters: the smallest that is searched has "
+            f"{smallest:,}. Choose a larger budget, or cut the vocabulary first."
+        )
+    return list(largest.values())
+
+
+def probes(shape: Shape, candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Return, for each kind of unit, the candidates nearest to `PROBED_SHARES` that remove it alone."""
+    chosen: dict[tuple[int, ...], Candidate] = {}
+    for place, kind in enumerate(PRUNABLE_UNITS):
+        alone = [candidate for candidate in candidates if candidate.single == kind.title]
+        for share in PROBED_SHARES if alone else ():
+            target = share * shape.count(kind.unit)
+            nearest = min(alone, key=lambda candidate: abs(candidate.amounts[place] - target))
+            chosen[nearest.amounts] = nearest
+    return list(chosen.values())
