@@ -81,7 +81,7 @@ def test_generate_continues_with_both_models(client, smollm2):
     prompt = "Paris is the capital of"
     answer = client.predict(prompt, neurons=60, max_new_tokens=6, api_name="/generate")
     assert answer["prompt"] == prompt
-    expected = pruning.complete(smollm2.model, smollm2.tokenizer, prompt, pruning.Sampling(6))
+    expected = pruning.generate(smollm2, prompt, pruning.Sampling(6))
     assert answer["before"] == expected
     assert answer["after"].strip()
     assert answer["after"] != expected
@@ -89,7 +89,7 @@ def test_generate_continues_with_both_models(client, smollm2):
 
 def test_evaluate_and_push_with_the_callers_own_token(served, client):
     report = client.predict(recipe=RECIPE, api_name="/evaluate")["report"]
-    assert report["quality_before"]["overall"]["value"] < report["quality_after"]["overall"]["value"]
+    assert report["before"]["quality"]["overall"]["value"] < report["after"]["quality"]["overall"]["value"]
     bob = Client(served[0], verbose=False, headers={"x-hub-token": "bob-token"})
     answer = bob.predict("smaller", RECIPE, api_name="/push")
     assert "bob/smaller" in answer["url"]
