@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 
 import pruning
-from page.workers.workbench import give_back
+from page.workers.memory import release_memory
 
 WIKITEXT = Path(__file__).parents[2] / "shared" / "data" / "wikitext-2" / "valid.txt"
 ROUNDS = 5
@@ -53,7 +53,7 @@ def medians(tasks: Mapping[str, Callable[[], object]], rounds: int = ROUNDS) -> 
     seconds: dict[str, list[float]] = {name: [] for name in tasks}
     for turn in range(rounds + 1):
         for name in list(tasks)[:: -1 if turn % 2 else 1]:
-            give_back()
+            release_memory()
             start = time.perf_counter()
             result = tasks[name]()
             if turn:

@@ -25,7 +25,7 @@ import httpx
 import psutil
 
 from benchmarks.common import table
-from page.workers.workbench import machine_memory
+from page.workers.memory import machine_memory
 from tests.helpers.serving import serve
 
 TOKEN = "hf_a-token-that-no-visitor-may-see"

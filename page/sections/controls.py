@@ -1,57 +1,124 @@
-"""The column of choices: what to cut, made from the steps' own settings, and the picture that follows it."""
+"""The left column: the model, what to cut and how, and the picture of the model that follows the controls."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import gradio as gr
+from gradio.components import Component
 
 from page.html import model_map, render
-from page.sections.form import CONTROLS, MAIN, MAX_OWN_TEXT, ON_PAGE, Control, steps_from, values_of
-from page.server.session import told, visitor_of, workbench
-from pruning import Recipe, catalog
+from page.sections.events import Part, on_event
+from page.server.form import CONTROLS, MAIN, MAX_CUSTOM_TEXT, ON_PAGE, Control, steps_from, values_of
+from page.server.session import user_message, visitor_of, workbench
+from pruning import Calibration, Recipe, catalog
 from pruning.architectures.shape import Shape
-from pruning.criteria import CRITERIA, criterion_named
-from pruning.criteria import DEFAULT_CRITERION as DEFAULT_CRITERION
+from pruning.criteria import CRITERIA, DEFAULT_CRITERION, criterion_named
+from pruning.errors import RecipeError
+from pruning.loading.source import Source
 from pruning.steps import STEPS
 from pruning.steps.base import Step
 from pruning.steps.settings import Choices
 from pruning.text.passages import CALIBRATION_NAMES, CUSTOM
 
 FIRST_PROMPT = "Paris is the capital of"
+FIRST_LENGTH = 40
+
+ControlComponent = gr.Slider | gr.Dropdown | gr.Checkbox
 
 
 @dataclass(frozen=True)
-class Column:
-    """The components of the column. `values` stand in the order of `CONTROLS`."""
+class CalibrationPart:
+    """The choice of the calibration text."""
 
-    model: gr.Dropdown
-    values: tuple[gr.components.Component, ...]
-    groups: dict[str, gr.Column]
-    note: gr.HTML
     text: gr.Dropdown
-    own_text: gr.Textbox
+    custom_text: gr.Textbox
     tokens: gr.Number
-    seed: gr.Number
+
+
+@dataclass(frozen=True)
+class SamplingPart:
+    """The prompt, and how to continue it. The seed is that of the recipe too."""
+
     prompt: gr.Textbox
     length: gr.Slider
     temperature: gr.Slider
-    given: gr.State
-    given_note: gr.HTML
+    seed: gr.Number
+
+
+@dataclass(frozen=True)
+class ControlPanel:
+    """The components of the left column.
+
+    Attributes:
+        model: The base.
+        values: One component for each of `CONTROLS`, in their order.
+        groups: For each step below the first, the components that say how to cut, shown when it cuts.
+        note: What will be cut, in words.
+        criterion_note: The formula of the chosen criterion.
+        calibration: The choice of the calibration text.
+        sampling: The prompt and how to continue it.
+        recipe: A recipe that was opened and that holds more than the controls can say; else None.
+        recipe_note: The steps of that recipe.
+    """
+
+    model: gr.Dropdown
+    values: tuple[ControlComponent, ...]
+    groups: dict[str, gr.Column]
+    note: gr.HTML
+    criterion_note: gr.HTML
+    calibration: CalibrationPart
+    sampling: SamplingPart
+    recipe: gr.State
+    recipe_note: gr.HTML
 
     @property
-    def chosen(self) -> list:
-        """The inputs of `recipe_from`."""
-        return [self.given, self.model, self.text, self.own_text, self.tokens, self.seed, *self.values]
+    def calibration_inputs(self) -> list[Component]:
+        """What calibrates a base: the model, the text and the seed."""
+        part = self.calibration
+        return [self.model, part.text, part.custom_text, part.tokens, self.sampling.seed]
 
     @property
-    def opened(self) -> list:
-        """What opening a recipe sets, in the order of `opening`."""
-        return [self.model, self.text, self.tokens, self.seed, self.given, self.given_note, *self.values]
+    def recipe_inputs(self) -> list[Component]:
+        """The arguments of `recipe_from`."""
+        return [self.recipe, *self.calibration_inputs, *self.values]
+
+    @property
+    def sampling_inputs(self) -> list[Component]:
+        """The arguments of `sampling_from`, after the prompt."""
+        return [self.sampling.prompt, self.sampling.length, self.sampling.temperature]
+
+    @property
+    def recipe_outputs(self) -> list[Part]:
+        """What `show_recipe` sets."""
+        part = self.calibration
+        return [
+            self.model,
+            part.text,
+            part.tokens,
+            self.sampling.seed,
+            self.recipe,
+            self.recipe_note,
+            self.note,
+            *self.values,
+        ]
+
+    @property
+    def sliders(self) -> list[tuple[Control, ControlComponent]]:
+        """The controls that say how much to cut, with their components."""
+        return [
+            (control, value)
+            for control, value in zip(CONTROLS, self.values, strict=True)
+            if control.slider is not None
+        ]
+
+    def value_of(self, key: str) -> ControlComponent:
+        """Return the component of a control, such as `neurons-fraction`."""
+        return next(value for control, value in zip(CONTROLS, self.values, strict=True) if control.key == key)
 
 
-def build() -> Column:
+def build() -> ControlPanel:
     """Lay the column out, in the column of the page that is open."""
-    given = gr.State(None)
+    recipe = gr.State(None)
     model = gr.Dropdown(
         _models(),
         value=catalog.DEFAULT_MODEL,
@@ -60,230 +127,256 @@ def build() -> Column:
         allow_custom_value=True,
         elem_id="model",
     )
-    made: dict[str, gr.components.Component] = {}
-    groups: dict[str, gr.Column] = {}
-    _sliders(MAIN, made)
+    components = _build_sliders(MAIN)
     note = gr.HTML(elem_id="cut-note", min_height=24)
-    given_note = gr.HTML(elem_id="given")
+    recipe_note = gr.HTML(elem_id="opened-recipe")
+    groups: dict[str, gr.Column] = {}
     with gr.Accordion("Cut other parts too", open=False, elem_id="other-parts"):
         for name in ON_PAGE[1:]:
             step = STEPS[name]
             gr.HTML(f'<div class="part-head"><h3>{step.title}</h3><p>{step.hint}</p></div>')
-            _sliders(name, made)
+            components |= _build_sliders(name)
             with gr.Column(visible=False, elem_classes="how") as groups[name]:
-                _others(name, made)
-    with gr.Accordion("How to choose what goes", open=False, elem_id="how-to-choose"):
-        criterion_text = gr.HTML(render.criterion_note(CRITERIA[DEFAULT_CRITERION]))
-        _others(MAIN, made)
-        text = gr.Dropdown(
-            [(title, name) for name, title in CALIBRATION_NAMES.items()],
-            value="general",
-            label="Calibration text",
-            info="What the model reads to show which parts it uses: choose what you use it for",
-            elem_id="calibration",
-        )
-        own_text = gr.Textbox(
-            label="Your text",
-            lines=6,
-            max_lines=12,
-            visible=False,
-            max_length=MAX_OWN_TEXT,
-            placeholder="At least about 250 words. It is not kept after your visit.",
-        )
-        tokens = gr.Number(
-            8192,
-            label="Calibration tokens",
-            info="More of a long text keeps more of the model, and takes longer to read",
-            precision=0,
-            minimum=256,
-            min_width=140,
-            elem_id="tokens",
-        )
+                components |= _build_choices(name)
+    with gr.Accordion("How to choose what to cut", open=False, elem_id="how-to-choose"):
+        criterion_note = gr.HTML(render.criterion_note(CRITERIA[DEFAULT_CRITERION]))
+        components |= _build_choices(MAIN)
+        calibration = _build_calibration()
+    sampling = _build_sampling()
+    values = tuple(components[control.key] for control in CONTROLS)
+    return ControlPanel(
+        model, values, groups, note, criterion_note, calibration, sampling, recipe, recipe_note
+    )
+
+
+def _build_calibration() -> CalibrationPart:
+    text = gr.Dropdown(
+        [(title, name) for name, title in CALIBRATION_NAMES.items()],
+        value=Calibration().text,
+        label="Calibration text",
+        info="The model reads this so we can see which parts it uses. Pick text like yours.",
+        elem_id="calibration",
+    )
+    custom_text = gr.Textbox(
+        label="Your text",
+        lines=6,
+        max_lines=12,
+        visible=False,
+        max_length=MAX_CUSTOM_TEXT,
+        placeholder="At least about 250 words. It is deleted after your visit.",
+    )
+    tokens = gr.Number(
+        Calibration().tokens,
+        label="Calibration tokens",
+        info="More tokens give a better cut and take longer",
+        precision=0,
+        minimum=256,
+        min_width=140,
+        elem_id="tokens",
+    )
+    return CalibrationPart(text, custom_text, tokens)
+
+
+def _build_sampling() -> SamplingPart:
     prompt = gr.Textbox(
         FIRST_PROMPT, label="Prompt", info="The model continues it", lines=2, elem_id="prompt"
     )
-    with gr.Accordion("How to write", open=False):
-        length = gr.Slider(5, 200, value=40, step=1, label="New tokens")
+    with gr.Accordion("Text generation settings", open=False, elem_id="generation"):
+        length = gr.Slider(5, 200, value=FIRST_LENGTH, step=1, label="New tokens", elem_id="length")
         temperature = gr.Slider(
             0,
             1.5,
             value=0,
             step=0.1,
             label="Temperature",
-            info="0 takes the likeliest token each time; more is more varied",
+            info="0 always picks the likeliest token; higher is more varied",
+            elem_id="temperature",
         )
-        seed = gr.Number(0, label="Seed", precision=0, info="Both texts are drawn from it")
-    criterion = made[f"{MAIN}-criterion"]
-    repair = made[f"{MAIN}-repair"]
-    criterion.input(
-        describe_criterion,
-        criterion,
-        [criterion_text, repair],
-        queue=False,
-        show_progress="hidden",
-        api_visibility="private",
-    )
-    text.input(ask_for_text, text, own_text, queue=False, show_progress="hidden", api_visibility="private")
-    values = tuple(made[control.key] for control in CONTROLS)
-    return Column(
-        model,
-        values,
-        groups,
-        note,
-        text,
-        own_text,
-        tokens,
-        seed,
-        prompt,
-        length,
-        temperature,
-        given,
-        given_note,
+        seed = gr.Number(0, label="Seed", precision=0, info="Used for both texts", elem_id="seed")
+    return SamplingPart(prompt, length, temperature, seed)
+
+
+def _models() -> list[tuple[str, str | int | float]]:
+    return [
+        (
+            f"{model.title}, {render.format_count(model.parameters)}{', gated' if model.gated else ''}",
+            model.name,
+        )
+        for model in catalog.MODELS.values()
+    ]
+
+
+def _build_sliders(step: str) -> dict[str, ControlComponent]:
+    return {
+        # How far a slider goes depends on the model: see `fit_sliders`.
+        control.key: gr.Slider(
+            0,
+            90 if control.slider.percent else 1,
+            value=control.start if isinstance(control.start, int) else 0,
+            step=1,
+            label=control.setting.label,
+            info=control.setting.info,
+            elem_id=control.key,
+        )
+        for control in CONTROLS
+        if control.step == step and control.slider is not None
+    }
+
+
+def _build_choices(step: str) -> dict[str, ControlComponent]:
+    return {
+        control.key: _build_choice(control)
+        for control in CONTROLS
+        if control.step == step and control.slider is None
+    }
+
+
+def _build_choice(control: Control) -> ControlComponent:
+    setting = control.setting
+    if not isinstance(setting.control, Choices):
+        return gr.Checkbox(
+            value=bool(control.start), label=setting.label, info=setting.info, elem_id=control.key
+        )
+    titles = [
+        (title, value)
+        for value, title in setting.control.titles.items()
+        if isinstance(value, str | int | float)
+    ]
+    return gr.Dropdown(
+        titles,
+        value=control.start if isinstance(control.start, str | int | float) else None,
+        label=setting.label,
+        info=setting.info,
+        elem_id=control.key,
     )
 
 
-def wire(column: Column, picture: gr.HTML) -> None:
-    """The picture and the count move with the controls."""
-    gr.on(
-        [column.model.input, *(value.input for value in column.values)],
+def wire(panel: ControlPanel, picture: gr.HTML) -> None:
+    """Connect the controls to each other and to the picture of the model."""
+    on_event(
+        [panel.model.input, *(value.input for value in panel.values)],
         show_shape,
-        [column.model, *column.values],
-        [picture, column.note, column.given, column.given_note],
-        queue=False,
-        show_progress="hidden",
+        [panel.model, *panel.values],
+        [picture, panel.note, panel.recipe, panel.recipe_note],
         trigger_mode="always_last",
-        api_visibility="private",
     )
-    others = [value for control, value in zip(CONTROLS, column.values, strict=True) if control.step != MAIN]
-    gr.on(
+    others = [value for control, value in zip(CONTROLS, panel.values, strict=True) if control.step != MAIN]
+    on_event(
         [value.input for value in others],
-        unfold,
-        list(column.values),
-        list(column.groups.values()),
-        queue=False,
-        show_progress="hidden",
+        show_choices,
+        panel.values,
+        list(panel.groups.values()),
         trigger_mode="always_last",
-        api_visibility="private",
     )
-    column.model.input(
-        fit_sliders,
-        column.model,
-        [value for control, value in zip(CONTROLS, column.values, strict=True) if control.slides],
-        queue=False,
-        show_progress="hidden",
-        api_visibility="private",
+    on_event([panel.model.input], fit_sliders, [panel.model], [value for _, value in panel.sliders])
+    criterion, repair = panel.value_of(f"{MAIN}-criterion"), panel.value_of(f"{MAIN}-repair")
+    on_event([criterion.input], describe_criterion, [criterion], [panel.criterion_note, repair])
+    on_event(
+        [panel.calibration.text.input],
+        ask_for_text,
+        [panel.calibration.text],
+        [panel.calibration.custom_text],
     )
 
 
-def show_shape(request: gr.Request, token: gr.OAuthToken | None, model, *values) -> tuple:
-    """The picture and the count, which move with the sliders: from the config alone."""
+def show_shape(
+    request: gr.Request, token: gr.OAuthToken | None, model: str, *values: object
+) -> tuple[object, object, None, str]:
+    """Return the picture and the note, from the config alone, and discard a recipe that was opened."""
     try:
-        before, source = workbench.look(model, visitor_of(request, token))
-        after, also = shaped(before, steps_from(values))
-        return (
-            model_map.draw_model(before, after, model_map.weights_origin(source)),
-            model_map.cut_note(before, after, also),
-            None,
-            "",
-        )
+        before, source = workbench.find(model, visitor_of(request, token))
+        after, unseen = apply_to_shape(before, steps_from(values))
+        picture = model_map.draw_model(before, after, model_map.weights_origin(source))
+        return picture, model_map.cut_note(before, after, unseen), None, ""
     except Exception as error:
-        return gr.skip(), render.message(told(error), "warning"), None, ""
+        return gr.skip(), render.message(user_message(error), "warning"), None, ""
 
 
-def shaped(before: Shape, steps: Sequence[Step]) -> tuple[Shape, list[str]]:
-    """The shape after steps, and what they do that it does not show."""
-    after, also = before, []
+def apply_to_shape(before: Shape, steps: Sequence[Step]) -> tuple[Shape, list[str]]:
+    """Return the shape after steps, and a line on each step that does not change it."""
+    after, unseen = before, []
     for step in steps:
         shape = step.reshape(after)
         if shape == after:
-            also.append(step.describe())
+            unseen.append(step.describe())
         after = shape
-    return after, also
+    return after, unseen
 
 
-def unfold(*values) -> list[gr.Column]:
-    """Show how a part is chosen once something of it is cut."""
-    cut = {
+def show_choices(*values: object) -> list[gr.Column]:
+    """Show how the units of a part are chosen as soon as some of it is cut."""
+    active = {
         control.step
         for control, value in zip(CONTROLS, values, strict=True)
         if control.setting.activates_step and value
     }
-    return [gr.Column(visible=name in cut) for name in ON_PAGE[1:]]
+    return [gr.Column(visible=name in active) for name in ON_PAGE[1:]]
 
 
-def fit_sliders(model, request: gr.Request, token: gr.OAuthToken | None) -> list:
-    """How much of a model can go: the ends of the sliders."""
-    sliders = [control for control in CONTROLS if control.slides]
+def fit_sliders(model: str, request: gr.Request, token: gr.OAuthToken | None) -> list[object]:
+    """Set the ends of the sliders to how much of a model can be cut."""
+    sliders = [control for control in CONTROLS if control.slider is not None]
     try:
-        shape, _ = workbench.look(model, visitor_of(request, token))
+        shape, _ = workbench.find(model, visitor_of(request, token))
     except Exception:
         return [gr.skip()] * len(sliders)
-    return [_fitted(control, shape) for control in sliders]
+    return [_fit(control, shape) for control in sliders]
 
 
-def _fitted(control: Control, shape: Shape) -> gr.Slider:
-    largest = control.setting.control.largest(shape)
+def _fit(control: Control, shape: Shape) -> gr.Slider:
+    largest = control.slider.largest(shape) if control.slider is not None else 0
     return gr.Slider(maximum=max(largest, 1), interactive=largest > 0)
 
 
-def opening(recipe: Recipe, before: Shape) -> tuple[list, str]:
-    """The values of `Column.opened` that stand for a recipe, and the note on its cuts."""
+def show_recipe(panel: ControlPanel, recipe: Recipe, before: Shape) -> dict[Part, object]:
+    """Return the controls for a recipe.
+
+    If it holds more than they can say, they remain, and Prune follows the recipe until one of them moves.
+
+    Args:
+        panel: The controls.
+        recipe: The recipe.
+        before: The shape of its base.
+    """
+    updates: dict[Part, object] = {
+        panel.model: recipe.base,
+        panel.calibration.text: recipe.calibration.text,
+        panel.calibration.tokens: recipe.calibration.tokens,
+        panel.sampling.seed: recipe.seed,
+    }
     values = values_of(recipe)
-    after, also = shaped(before, recipe.steps)
-    common = [recipe.base, recipe.calibration.text, recipe.calibration.tokens, recipe.seed]
+    after, unseen = apply_to_shape(before, recipe.steps)
     if values is None:
-        note = render.recipe_note([step.describe() for step in recipe.steps])
-        return [*common, recipe, note, *[gr.skip()] * len(CONTROLS)], ""
-    return [*common, None, "", *values], model_map.cut_note(before, after, also)
+        return updates | follow_recipe(panel, recipe)
+    return (
+        updates
+        | {panel.recipe: None, panel.recipe_note: "", panel.note: model_map.cut_note(before, after, unseen)}
+        | dict(zip(panel.values, values, strict=True))
+    )
 
 
-def describe_criterion(name: str) -> tuple[str, gr.Checkbox]:
-    """The formula of a criterion; repair goes with those that calibrate."""
+def follow_recipe(panel: ControlPanel, recipe: Recipe) -> dict[Part, object]:
+    """Return the updates after which Prune follows a recipe instead of the controls."""
+    steps = [step.describe() for step in recipe.steps]
+    return {panel.recipe: recipe, panel.recipe_note: render.recipe_note(steps), panel.note: ""}
+
+
+def draw_recipe(recipe: Recipe, before: Shape, source: Source) -> str:
+    """Return the picture of the model that a recipe leads to."""
+    after, _ = apply_to_shape(before, recipe.steps)
+    return model_map.draw_model(before, after, model_map.weights_origin(source))
+
+
+def describe_criterion(name: str) -> tuple[str, object]:
+    """Return the formula of a criterion. Repair is on by default for those that calibrate."""
     try:
         criterion = criterion_named(name)
-    except Exception as error:
-        return render.message(told(error), "warning"), gr.skip()
+    except RecipeError as error:
+        return render.message(str(error), "warning"), gr.skip()
     repair = gr.Checkbox(value=criterion.needs_calibration, interactive=not criterion.gated_only)
     return render.criterion_note(criterion), repair
 
 
 def ask_for_text(name: str) -> gr.Textbox:
+    """Show the box for the visitor's own text if it is chosen."""
     return gr.Textbox(visible=name == CUSTOM)
-
-
-def _models() -> list[tuple[str, str]]:
-    return [
-        (
-            f"{entry.title}, {render.format_count(entry.parameters)}{', gated' if entry.gated else ''}",
-            entry.name,
-        )
-        for entry in catalog.MODELS.values()
-    ]
-
-
-def _sliders(step: str, made: dict) -> None:
-    for control in CONTROLS:
-        if control.step == step and control.slides:
-            # How far a slider goes depends on the model: see `fit_sliders`.
-            made[control.key] = gr.Slider(
-                0,
-                90 if control.setting.control.percent else 1,
-                value=control.start,
-                step=1,
-                label=control.setting.label,
-                info=control.setting.info,
-                elem_id=control.key,
-            )
-
-
-def _others(step: str, made: dict) -> None:
-    for control in CONTROLS:
-        if control.step != step or control.slides:
-            continue
-        setting = control.setting
-        common = {"label": setting.label, "info": setting.info, "elem_id": control.key}
-        if isinstance(setting.control, Choices):
-            titles = [(title, value) for value, title in setting.control.titles.items()]
-            made[control.key] = gr.Dropdown(titles, value=control.start, **common)
-        else:
-            made[control.key] = gr.Checkbox(value=control.start, **common)

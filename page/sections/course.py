@@ -1,78 +1,111 @@
 """The course: a list of lessons, and one lesson at a time with its prediction, its run and its results."""
 
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import gradio as gr
 
 from page.html import charts, model_map, render, results
-from page.server.session import jobs, log, session_of, started, told, visitor_of, workbench
-from page.workers.workbench import Visitor
-from pruning import ModelError, Recipe, Sampling, catalog
-from pruning.architectures.families import NEURON
-from pruning.calibration.calibrate import Calibration
-from pruning.criteria import CRITERIA
-from pruning.errors import Cancelled
-from pruning.lessons import (
-    BY_KEY,
-    LESSONS,
-    Lesson,
-    LessonRun,
-    format_metrics,
-    metrics_of_runs,
-    metrics_of_shape,
-)
-from pruning.progress import Progress
-from pruning.shape_search.search import SearchResult
-from pruning.text.generation import generate
+from page.sections.events import JobPanel, Part, Updates, on_event, on_start
+from page.sections.inspect import draw_importance
+from page.server.jobs import run_job
+from page.server.session import job_name, jobs, log, visitor_of
+from page.workers.lesson import PROMPT, LessonTask
+from page.workers.messages import Done, ImportanceMap, LayerInfluences, LessonModel, LessonResult, Partial
+from pruning.lessons import BY_KEY, LESSONS, Lesson, format_metrics
 from pruning.text.passages import GENRES
 
 PARAMETER = "lesson"
-PROMPT = "The old man walked to the"
-SEARCH_TOKENS = 2048
-TOKENS = 1000
-"""A lesson measures on so many tokens, so that nobody waits for long."""
+KIND = "lesson"
 
 
 @dataclass(frozen=True)
-class Course:
-    """The components of the tab."""
+class LessonText:
+    """What a lesson says, in the order in which it stands."""
 
-    chosen: gr.Radio
-    see: gr.Markdown
-    predict: gr.Radio
-    run: gr.Button
-    stop: gr.Button
-    status: gr.HTML
-    drawn: gr.HTML
+    introduction: gr.Markdown
+    prediction: gr.Radio
     notice: gr.Markdown
     question: gr.Markdown
     answer: gr.Markdown
     sources: gr.Markdown
-    open: gr.Button
+
+
+@dataclass(frozen=True)
+class CourseTab:
+    """The components of the tab.
+
+    Attributes:
+        chosen: The list of lessons.
+        text: What the chosen lesson says.
+        run: The button that runs it.
+        stop: The button that stops the run.
+        status: Where the run stands.
+        results: What the run gave.
+        open_result: The button that opens the recipe of the last model on the Prune tab.
+        recipe: That recipe.
+    """
+
+    chosen: gr.Radio
+    text: LessonText
+    run: gr.Button
+    stop: gr.Button
+    status: gr.HTML
+    results: gr.HTML
+    open_result: gr.Button
     recipe: gr.State
 
     @property
-    def of_lesson(self) -> list:
-        """What another lesson changes, in the order of `opened`."""
+    def lesson_outputs(self) -> list[Part]:
+        """What `show_lesson` changes."""
+        text = self.text
         return [
-            self.see,
-            self.predict,
-            self.status,
-            self.drawn,
-            self.notice,
-            self.question,
-            self.answer,
-            self.sources,
-            self.open,
-            self.recipe,
+            text.introduction,
+            text.prediction,
+            text.notice,
+            text.question,
+            text.answer,
+            text.sources,
+            *self.run_outputs,
         ]
 
+    @property
+    def run_outputs(self) -> list[Part]:
+        """What a run changes besides its buttons and the text on what to notice."""
+        return [self.status, self.results, self.open_result, self.recipe]
 
-def build() -> Course:
+    def show_lesson(self, key: str) -> Updates:
+        """Return another lesson as it is before its run."""
+        lesson = BY_KEY.get(key, LESSONS[0])
+        question, options = lesson.prediction
+        return {
+            self.text.introduction: _introduction(lesson),
+            self.text.prediction: gr.Radio(options, value=None, label=question),
+            self.text.notice: "",
+            self.text.question: _question(lesson),
+            self.text.answer: lesson.explanation,
+            self.text.sources: _sources(lesson),
+            self.status: "",
+            self.results: "",
+            self.open_result: gr.Button(visible=False),
+            self.recipe: None,
+        }
+
+    def show_result(self, lesson: Lesson, result: LessonResult, guess: str | None) -> dict[Part, object]:
+        """Return the results of a run, with what to notice in them."""
+        return {
+            self.results: _draw(result),
+            self.text.notice: _notice(lesson, result.metrics, guess),
+            self.recipe: result.recipe,
+            self.open_result: gr.Button(visible=result.recipe is not None),
+            self.status: render.status("Done.", kind="done"),
+        }
+
+
+def build() -> CourseTab:
     """Lay the tab out."""
     first = LESSONS[0]
+    question, options = first.prediction
     with gr.Row(elem_classes="desk course"):
         with gr.Column(scale=3, min_width=240, elem_id="lessons"):
             chosen = gr.Radio(
@@ -82,214 +115,112 @@ def build() -> Course:
                 elem_id="lesson-list",
             )
         with gr.Column(scale=8, min_width=320, elem_id="lesson"):
-            question, options = first.prediction
-            see = gr.Markdown(
-                f"## {first.number}. {first.title}\n\n{first.introduction}", elem_id="lesson-see"
-            )
-            predict = gr.Radio(options, label=question, info="Choose before you run it", elem_id="predict")
+            introduction = gr.Markdown(_introduction(first), elem_id="lesson-see")
+            prediction = gr.Radio(options, label=question, info="Choose before you run it", elem_id="predict")
             with gr.Row():
                 run = gr.Button("Run the lesson", variant="primary", elem_id="lesson-run")
                 stop = gr.Button("Stop", variant="stop", visible=False, elem_id="lesson-stop")
             status = gr.HTML(elem_id="lesson-status", min_height=44)
             drawn = gr.HTML(elem_id="lesson-results", min_height=40)
             notice = gr.Markdown(elem_id="notice", min_height=20)
-            open_button = gr.Button("Open the result on the Prune tab", visible=False, elem_id="open-result")
-            asked = gr.Markdown(f"### A question\n\n{first.question}", elem_id="question")
-            with gr.Accordion("Answer", open=False, elem_id="reveal"):
+            open_result = gr.Button("Open the result on the Prune tab", visible=False, elem_id="open-result")
+            asked = gr.Markdown(_question(first), elem_id="question")
+            with gr.Accordion("Show the answer", open=False, elem_id="reveal"):
                 answer = gr.Markdown(first.explanation)
             sources = gr.Markdown(_sources(first))
-    return Course(
-        chosen,
-        see,
-        predict,
-        run,
-        stop,
-        status,
-        drawn,
-        notice,
-        asked,
-        answer,
-        sources,
-        open_button,
-        gr.State(None),
-    )
+    text = LessonText(introduction, prediction, notice, asked, answer, sources)
+    return CourseTab(chosen, text, run, stop, status, drawn, open_result, gr.State(None))
 
 
-def wire(course: Course) -> None:
+def wire(tab: CourseTab) -> None:
     """Connect the list, Run and Stop."""
-    course.chosen.change(
-        opened,
-        course.chosen,
-        course.of_lesson,
-        queue=False,
-        show_progress="hidden",
-        api_visibility="private",
-    )
 
-    def run(request: gr.Request, token: gr.OAuthToken | None, key, guess) -> Iterator[dict]:
-        name, job = started(request, "lesson")
-        visitor = visitor_of(request, token)
-        yield {course.run: gr.Button(visible=False), course.stop: gr.Button(visible=True)}
-        try:
-            lesson = BY_KEY[key] if key in BY_KEY else LESSONS[0]
-            for event in job.watch(lambda tell: _carried_out(lesson, visitor, tell)):
-                if isinstance(event, Progress):
-                    yield {course.status: render.status(event.text, event.done, event.total, "busy")}
-                elif isinstance(event, tuple):
-                    ((drawn, facts, recipe),) = event
-                    yield {
-                        course.drawn: drawn,
-                        course.notice: _notice(lesson, facts, guess),
-                        course.recipe: recipe,
-                        course.open: gr.Button(visible=recipe is not None),
-                        course.status: render.status("Done.", kind="done"),
-                    }
-                else:
-                    yield {course.drawn: event}
-        except Cancelled as stopped:
-            yield {course.status: render.status(str(stopped), kind="stopped")}
-        except Exception as error:
-            yield {course.status: render.status(told(error), kind="failed")}
-        finally:
-            jobs.finish(name, job)
-        yield {course.run: gr.Button(visible=True), course.stop: gr.Button(visible=False)}
+    def run(
+        request: gr.Request, token: gr.OAuthToken | None, key: str, guess: str | None
+    ) -> Iterator[Updates]:
+        lesson = BY_KEY.get(key, LESSONS[0])
 
-    course.run.click(
-        run,
-        [course.chosen, course.predict],
-        [
-            course.run,
-            course.stop,
-            course.status,
-            course.drawn,
-            course.notice,
-            course.recipe,
-            course.open,
-        ],
-        show_progress="minimal",
-        show_progress_on=[course.status],
-        concurrency_limit=None,
-        api_visibility="private",
-    )
+        def show(event: Partial | Done) -> Updates:
+            match event:
+                case Partial(tuple() as models):
+                    return {tab.results: _draw_models(models)}
+                case Done(LessonResult() as result):
+                    return tab.show_result(lesson, result, guess)
+            return {}
+
+        events = run_job(
+            lambda: [LessonTask(lesson.key)], visitor_of(request, token), job_name(request, KIND)
+        )
+        yield from JobPanel(tab.status, tab.run, tab.stop).follow(events, show)
 
     def stop(request: gr.Request) -> None:
-        jobs.stop(f"{session_of(request)} lesson")
+        jobs.stop(job_name(request, KIND))
 
-    course.stop.click(stop, None, None, queue=False, show_progress="hidden", api_visibility="private")
-
-
-def opened(key: str) -> tuple:
-    """Another lesson, as it is before its run."""
-    lesson = BY_KEY.get(key, LESSONS[0])
-    question, options = lesson.prediction
-    return (
-        f"## {lesson.number}. {lesson.title}\n\n{lesson.introduction}",
-        gr.Radio(options, value=None, label=question),
-        "",
-        "",
-        "",
-        f"### A question\n\n{lesson.question}",
-        lesson.explanation,
-        _sources(lesson),
-        gr.Button(visible=False),
-        None,
+    on_event([tab.chosen.change], tab.show_lesson, [tab.chosen], tab.lesson_outputs)
+    on_start(
+        [tab.run.click],
+        run,
+        [tab.chosen, tab.text.prediction],
+        [tab.run, tab.stop, tab.text.notice, *tab.run_outputs],
+        tab.status,
     )
+    on_event([tab.stop.click], stop)
 
 
-def key_of(value: str) -> str | None:
-    """The lesson that a link names, by number or key; None for anything else."""
-    found = (lesson.key for lesson in LESSONS if value.split("-")[0].lstrip("0") == str(lesson.number))
-    return next(found, None)
+def lesson_of_link(value: str) -> str | None:
+    """Return the key of the lesson that a link names, by number or key; None for anything else."""
+    number = value.split("-")[0].lstrip("0")
+    return next((lesson.key for lesson in LESSONS if number == str(lesson.number)), None)
+
+
+def _introduction(lesson: Lesson) -> str:
+    return f"## {lesson.number}. {lesson.title}\n\n{lesson.introduction}"
+
+
+def _question(lesson: Lesson) -> str:
+    return f"### Think about it\n\n{lesson.question}"
 
 
 def _sources(lesson: Lesson) -> str:
     return f"### Sources\n\n{lesson.sources}\n\n### Try next\n\n{lesson.next}"
 
 
-def _notice(lesson: Lesson, facts: dict, guess: str | None) -> str:
-    """What to notice in these results, after what was predicted."""
+def _notice(lesson: Lesson, metrics: Mapping[str, float | str], guess: str | None) -> str:
+    """Return what to notice in these results, after what was predicted."""
     _, options = lesson.prediction
-    right = options[lesson.correct_option]
+    correct = options[lesson.correct_option]
     predicted = ""
     if guess in options:
-        verdict = "so it is" if guess == right else f"it was: {right[:1].lower()}{right[1:]}"
-        predicted = (
-            f"You predicted: *{guess[:1].lower()}{guess[1:]}*. On the model of this course, {verdict}.\n\n"
-        )
-    odd = [claim for claim in lesson.claims if not claim.holds(facts)]
+        verdict = "correct" if guess == correct else f"measured: {_lower(correct)}"
+        predicted = f"You predicted: *{_lower(guess)}* On the model of this course: {verdict}.\n\n"
+    unexpected = [claim for claim in lesson.claims if not claim.holds(metrics)]
     warning = ""
-    if odd:
-        log.warning("lesson %s: %s is %s", lesson.key, odd[0].metric, facts[odd[0].metric])
+    if unexpected:
+        metric = unexpected[0].metric
+        log.warning("lesson %s: %s is %s", lesson.key, metric, metrics[metric])
         warning = (
             "\n\n**These results are not what this lesson expects.** Another model may behave differently."
         )
-    return f"### What to notice\n\n{predicted}{lesson.notice(format_metrics(facts))}{warning}"
+    return f"### What to notice\n\n{predicted}{lesson.notice(format_metrics(metrics))}{warning}"
 
 
-def _carried_out(lesson: Lesson, visitor: Visitor, tell) -> tuple[str, dict, Recipe | None]:
-    """Make and measure the models of a lesson; tell the results as they come."""
-    shape, source = workbench.look(catalog.DEFAULT_MODEL, visitor)
-    facts: dict = metrics_of_shape(shape)
-    if not lesson.runs and not lesson.budget:
-        return model_map.draw_model(shape, shape, model_map.weights_origin(source)), facts, None
-    measured, rows, recipe = [], [], None
-    runs: list[tuple[LessonRun | None, Recipe]] = [(run, run.recipe()) for run in lesson.runs]
-    if lesson.budget:
-        found = _searched(lesson.budget, visitor, tell)
-        chosen = found.chosen
-        facts |= {
-            "previewed": found.shapes_considered,
-            "measured": len(found.trials),
-            "chosen": chosen.candidate.title,
-        }
-        runs = [(None, chosen.recipe)]
-    for run, planned in runs:
-        name, title = (run.name, run.title) if run else ("chosen", facts["chosen"])
-        recipe, pruned = _made(run, planned, visitor, tell)
-        base = workbench.base(recipe.base, visitor)
-        said = generate(pruned, PROMPT, Sampling(24))
-        measured.append((name, pruned))
-        facts |= metrics_of_runs(measured) | {
-            f"{name}_model": base.source.name,
-            f"{name}_width_before": workbench.look(recipe.base, visitor)[0].count(NEURON),
-        }
-        if not rows:
-            whole = generate(base, PROMPT, Sampling(24))
-            rows.append(results.LessonRow("Original model", pruned.report, False, whole))
-        rows.append(results.LessonRow(title, pruned.report, True, said))
-        tell(results.lesson_table(rows, PROMPT, GENRES))
-    return results.lesson_table(rows, PROMPT, GENRES) + _look(lesson, visitor, tell), facts, recipe
+def _lower(option: str) -> str:
+    return f"{option[:1].lower()}{option[1:]}"
 
 
-def _made(run: LessonRun | None, recipe: Recipe, visitor: Visitor, tell):
-    """The model of a run, measured: of the base that it prefers, or else of the default model."""
-    if run is not None and run.base is not None:
-        try:
-            preferred = run.recipe(run.base)
-            return preferred, workbench.judged(preferred, visitor, TOKENS, tell)
-        except ModelError:
-            tell(Progress(f"{run.base} cannot be reached; the model at hand stands in"))
-    return recipe, workbench.judged(recipe, visitor, TOKENS, tell)
+def _draw(result: LessonResult) -> str:
+    """Return the models of a lesson and its chart; for a lesson without models, the picture of the base."""
+    if not result.models:
+        return model_map.draw_model(result.base, result.base, model_map.weights_origin(result.source))
+    chart = ""
+    match result.chart:
+        case ImportanceMap() as scores:
+            chart = draw_importance(scores)
+        case LayerInfluences(values):
+            chart = charts.influence_chart(values)
+    return _draw_models(result.models) + chart
 
 
-def _searched(budget: str, visitor: Visitor, tell) -> SearchResult:
-    calibration = Calibration(tokens=SEARCH_TOKENS)
-    with closing(
-        workbench.iter_search(catalog.DEFAULT_MODEL, budget, calibration, 0, visitor, tell)
-    ) as points:
-        *_, found = points
-    return found
-
-
-def _look(lesson: Lesson, visitor: Visitor, tell) -> str:
-    """What a lesson draws beside its results."""
-    calibration = Calibration()
-    if lesson.chart == "importance":
-        pair = ("activation", "peak_to_peak")
-        drawn = workbench.importances(catalog.DEFAULT_MODEL, pair, 0.2, calibration, 0, visitor, tell)
-        return charts.importance_map(*drawn, 0.2, *(CRITERIA[name].title for name in pair))
-    if lesson.chart == "influence":
-        return charts.influence_chart(
-            workbench.influences(catalog.DEFAULT_MODEL, calibration, 0, visitor, tell)
-        )
-    return ""
+def _draw_models(models: Sequence[LessonModel]) -> str:
+    rows = [results.LessonRow(model.title, model.report, model.is_pruned, model.text) for model in models]
+    return results.lesson_table(rows, PROMPT, GENRES)

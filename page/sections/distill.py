@@ -1,48 +1,150 @@
-"""Teach it again: distillation with a live curve, the text as it comes back, a stop that keeps the best."""
+"""Distill: training that recovers quality, with a live curve, samples, and a stop that keeps the best."""
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import gradio as gr
 import pandas as pd
 
-from page.html import outputs, render
-from page.sections.controls import Column
-from page.sections.prune import Desk, carried_out
+from page.html import render
+from page.html.outputs import sample as draw_sample
+from page.sections.events import JobPanel, Part, Updates, on_event, on_start
+from page.sections.prune import PruneRequest, outputs, prune_and_show, sampling_from
+from page.sections.section import Page
+from page.server.jobs import run_job
 from page.server.session import (
+    DISTILLATION_OVERHEAD,
     ON_SPACE,
-    TEACHING_SPARE,
+    distillation_queue,
+    job_name,
     jobs,
-    session_of,
-    started,
-    teachers,
-    told,
     visitor_of,
-    workbench,
 )
-from pruning import Distillation, Sampling
+from page.workers.messages import Done, Partial, PrunedSummary, TrainingUpdate
+from page.workers.tasks import DistillTask, Task
+from pruning import Distillation, Recipe, Sampling
 from pruning.distillation.progress import TrainingProgress
-from pruning.errors import Cancelled, RecipeError
-from pruning.progress import Progress
-from pruning.text.generation import generate
+from pruning.distillation.result import DistillationNote
+from pruning.errors import RecipeError
 
-LONGEST = 5 if ON_SPACE else 60
+MAX_MINUTES = 5 if ON_SPACE else 60
+KIND = "distill"
 AXES = ["Seconds", "Perplexity on held-out text", "Model"]
 
 
-def build(column: Column, made: gr.State) -> tuple[gr.Column, dict]:
-    """Lay the section out. `made`: the recipe of the results shown."""
-    with gr.Column(visible=False, elem_id="teach") as section:
+@dataclass(frozen=True)
+class DistillSection:
+    """The components of the section."""
+
+    column: gr.Column
+    minutes: gr.Slider
+    start: gr.Button
+    stop: gr.Button
+    status: gr.HTML
+    curve: gr.LinePlot
+    sample: gr.HTML
+
+    @property
+    def result_outputs(self) -> Sequence[Part]:
+        """The column, which is shown with the first results."""
+        return [self.column]
+
+    def show_result(self, _pruned: PrunedSummary, _request: gr.Request) -> Updates:
+        """Show the section."""
+        return {self.column: gr.Column(visible=True)}
+
+    def wire(self, page: Page) -> None:
+        """Connect Distill and its Stop. Afterwards the results are those of the distilled model."""
+
+        def distill(
+            request: gr.Request,
+            token: gr.OAuthToken | None,
+            recipe: Recipe | None,
+            minutes: object,
+            prompt: str,
+            length: object,
+            temperature: object,
+            seed: object,
+        ) -> Iterator[Updates]:
+            samplings: list[Sampling] = []
+            distilled: list[Recipe] = []
+            rows: list[tuple[float, float, str]] = []
+
+            def tasks() -> list[Task]:
+                step = Distillation(minutes=_check_minutes(minutes))
+                if recipe is None:
+                    raise RecipeError("There is nothing to distill yet: press Prune first.")
+                samplings.append(sampling_from(length, temperature, seed))
+                return [DistillTask(recipe, step, prompt, samplings[0])]
+
+            def show(event: Partial | Done) -> Updates:
+                match event:
+                    case Partial(TrainingUpdate(progress, sample)):
+                        return self._show_progress(rows, progress, prompt, sample)
+                    case Done(PrunedSummary() as pruned):
+                        distilled.append(pruned.recipe)
+                        return self._show_note(pruned)
+                return {}
+
+            events = run_job(
+                tasks,
+                visitor_of(request, token),
+                job_name(request, KIND),
+                queue=distillation_queue,
+                seconds=60 * MAX_MINUTES + DISTILLATION_OVERHEAD,
+            )
+            yield from JobPanel(self.status, self.start, self.stop).follow(events, show)
+            if distilled:
+                results = PruneRequest(distilled[0], prompt, samplings[0])
+                yield from prune_and_show(page, lambda: results, request, token)
+
+        def stop(request: gr.Request) -> None:
+            jobs.request_finish(job_name(request, KIND))
+
+        controls = page.controls
+        on_start(
+            [self.start.click],
+            distill,
+            [page.results.recipe, self.minutes, *controls.sampling_inputs, controls.sampling.seed],
+            [self.start, self.stop, self.status, self.curve, self.sample, *outputs(page)],
+            self.status,
+        )
+        on_event([self.stop.click], stop)
+
+    def _show_progress(
+        self,
+        rows: list[tuple[float, float, str]],
+        progress: TrainingProgress,
+        prompt: str,
+        sample: str | None,
+    ) -> Updates:
+        updates: dict[Part, object] = {self.status: render.training_status(progress)}
+        if progress.evaluated:
+            rows.append((progress.seconds, progress.perplexity, "distilled"))
+            updates[self.curve] = gr.LinePlot(_frame(rows, progress), visible=True)
+            updates[self.sample] = draw_sample(prompt, sample or "")
+        return updates
+
+    def _show_note(self, pruned: PrunedSummary) -> Updates:
+        (note,) = pruned.report.notes[-1]
+        assert isinstance(note, DistillationNote)
+        return {self.status: render.distillation_result(note)}
+
+
+def build() -> DistillSection:
+    """Lay the section out."""
+    with gr.Column(visible=False, elem_id="distill") as column:
         gr.HTML(
-            "<h2>Teach it again</h2><p class='note'>The dense model teaches the smaller one what the cut "
-            "took away: distillation. It takes minutes, and can be stopped at any moment; the best so far is "
-            "kept.</p>"
+            "<h2>Distill</h2><p class='note'>Recovers quality: trains the pruned model to predict what the "
+            "original predicts. It takes minutes and can be stopped at any time; the best so far is kept.</p>"
         )
         with gr.Row():
-            minutes = gr.Slider(1, LONGEST, value=2, step=1, label="Minutes", elem_id="minutes")
-            start = gr.Button("Teach", elem_id="teach-start", min_width=120)
-            stop = gr.Button("Stop and keep the best", visible=False, variant="stop", elem_id="teach-stop")
-        status = gr.HTML(elem_id="teach-status", min_height=44)
+            minutes = gr.Slider(
+                1, MAX_MINUTES, value=2, step=1, label="Training time, minutes", elem_id="minutes"
+            )
+            start = gr.Button("Distill", elem_id="distill-start", min_width=120)
+            stop = gr.Button("Stop and keep the best", visible=False, variant="stop", elem_id="distill-stop")
+        status = gr.HTML(elem_id="distill-status", min_height=44)
         curve = gr.LinePlot(
             x=AXES[0],
             y=AXES[1],
@@ -50,111 +152,27 @@ def build(column: Column, made: gr.State) -> tuple[gr.Column, dict]:
             height=260,
             visible=False,
             tooltip="all",
-            elem_id="teach-curve",
+            elem_id="distill-curve",
         )
-        sample = gr.HTML(elem_id="teach-text")
-    parts = {
-        "minutes": minutes,
-        "start": start,
-        "stop": stop,
-        "status": status,
-        "curve": curve,
-        "sample": sample,
-    }
-    return section, parts
+        sample = gr.HTML(elem_id="distill-text")
+    return DistillSection(column, minutes, start, stop, status, curve, sample)
 
 
-def wire(column: Column, desk: Desk, parts: dict) -> None:
-    """Connect Teach and its Stop. When the teaching ends, the results are those of the taught model."""
-    start, stop, status, curve, sample = (
-        parts[name] for name in ("start", "stop", "status", "curve", "sample")
-    )
-
-    def teach(request: gr.Request, token: gr.OAuthToken | None, recipe, minutes, prompt) -> Iterator[dict]:
-        visitor = visitor_of(request, token)
-        yield {start: gr.Button(visible=False), stop: gr.Button(visible=True)}
-        rows: list[tuple] = []
-        taught = None
-        name, job = started(request, "teach", line=teachers, seconds=60 * LONGEST + TEACHING_SPARE)
-        try:
-            step = Distillation(minutes=_minutes(minutes))
-            if recipe is None:
-                raise RecipeError("There is nothing to teach yet: press Prune first.")
-
-            def work(tell):
-                base, _ = workbench.pair(recipe, visitor, tell)
-
-                def report(progress):
-                    if not isinstance(progress, TrainingProgress):
-                        return tell(progress)
-                    # Stop ends the training politely: the best so far is kept.
-                    if job.asked:
-                        progress.stop()
-                    said = None
-                    if progress.evaluated:
-                        said = generate(replace(base, model=progress.model), prompt, Sampling(24))
-                    return tell((progress, said, None))
-
-                return workbench.teach(recipe, step, visitor, report)
-
-            for event in job.watch(work):
-                if isinstance(event, Progress):
-                    yield {status: render.status(event.text, event.done, event.total, "busy")}
-                elif len(event) == 3:
-                    progress, said, _ = event
-                    shown = {status: render.training_status(progress)}
-                    if progress.evaluated:
-                        rows.append((progress.seconds, progress.perplexity, "taught"))
-                        shown[curve] = gr.LinePlot(_frame(rows, progress), visible=True)
-                        shown[sample] = outputs.sample(prompt, said or "")
-                    yield shown
-                else:
-                    (taught,) = event
-            (note,) = taught.report.notes[-1]
-            yield {status: render.distillation_result(note)}
-        except Cancelled as stopped:
-            yield {status: render.status(str(stopped), kind="stopped")}
-        except Exception as error:
-            yield {status: render.status(told(error), kind="failed")}
-        finally:
-            jobs.finish(name, job)
-        yield {start: gr.Button(visible=True), stop: gr.Button(visible=False)}
-        if taught is not None:
-            recipe = taught.recipe
-            yield from carried_out(desk, lambda: (recipe, Sampling(40)), prompt, request, token)
-
-    def end(request: gr.Request) -> None:
-        jobs.ask(f"{session_of(request)} teach")
-
-    start.click(
-        teach,
-        [desk.made, parts["minutes"], column.prompt],
-        [start, stop, status, curve, sample, *desk.shown],
-        show_progress="minimal",
-        show_progress_on=[status],
-        concurrency_limit=None,
-        api_visibility="private",
-    )
-    stop.click(end, None, None, queue=False, show_progress="hidden", api_visibility="private")
-
-
-def _minutes(value) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= LONGEST:
-        raise RecipeError(
-            f"The teaching takes {str(value)[:40]!r} minutes; from 1 to {LONGEST} are possible here."
-        )
+def _check_minutes(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= MAX_MINUTES:
+        raise RecipeError(f"The training time is {str(value)[:40]!r}. Choose 1 to {MAX_MINUTES} minutes.")
     return float(value)
 
 
-def _frame(rows: list[tuple], progress: TrainingProgress) -> pd.DataFrame:
-    """The curve, and the two models that it runs between as level lines."""
+def _frame(rows: Sequence[tuple[float, float, str]], progress: TrainingProgress) -> pd.DataFrame:
+    """Return the curve, and the perplexities that it runs between as level lines."""
     last = rows[-1][0]
-    level = [
+    levels = [
         (seconds, value, name)
         for name, value in (
-            ("dense", progress.perplexity_teacher),
-            ("before teaching", progress.perplexity_before),
+            ("original", progress.perplexity_teacher),
+            ("before distillation", progress.perplexity_before),
         )
         for seconds in (0.0, max(last, 1.0))
     ]
-    return pd.DataFrame([*rows, *level], columns=AXES)
+    return pd.DataFrame([*rows, *levels], columns=AXES)

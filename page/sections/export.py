@@ -1,80 +1,173 @@
-"""Take it with you: download, push to the Hub, the recipe, its link, and the Python that does the same."""
+"""Export: download, publish on the Hub, the recipe, its link, and the Python that does the same."""
 
-import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import gradio as gr
 
 from page.html import render
-from page.server.session import ON_SPACE, jobs, started, told, visitor_of, workbench
-from page.workers.workbench import Visitor
-from pruning import Pruned, Recipe
+from page.sections.events import JobPanel, Part, Updates, on_event, on_start
+from page.sections.section import Page
+from page.server import links
+from page.server.jobs import run_job
+from page.server.session import ON_SPACE, job_name, visitor_of
+from page.workers.messages import Done, Partial, PrunedSummary
+from page.workers.tasks import UPLOAD_SECONDS, ZIP, ExportTask, PublishTask, Task
+from pruning import Recipe
 from pruning.errors import RecipeError
-from pruning.progress import Progress
-from pruning.sharing.gguf import GGUF_TYPES, export, gguf_types
-from pruning.sharing.publish import publish
+from pruning.sharing.gguf import GGUF_TYPES
 
-ZIP = "zip"
-FORMS = [
-    ("A zip file for transformers", ZIP),
-    *((f"GGUF, {kind.title}", name) for name, kind in GGUF_TYPES.items()),
+FORMATS: list[tuple[str, str | int | float]] = [
+    ("Zip file for transformers", ZIP),
+    *((f"GGUF {name.upper()}", name) for name in GGUF_TYPES),
 ]
-
-UPLOAD_SECONDS = 3600
 
 
 @dataclass(frozen=True)
-class Take:
-    """The parts of the section that other sections fill."""
+class DownloadPart:
+    """The model as one file."""
 
-    section: gr.Column
-    recipe_code: gr.Code
-    python_code: gr.Code
+    form: gr.Radio
+    prepare: gr.Button
+    download: gr.DownloadButton
+    status: gr.HTML
+
+    @property
+    def outputs(self) -> list[Part]:
+        """What preparing a download changes."""
+        return [self.prepare, self.download, self.status]
+
+
+@dataclass(frozen=True)
+class PublishPart:
+    """The model on the Hub."""
+
+    repository: gr.Textbox
+    private: gr.Checkbox
+    start: gr.Button
+    status: gr.HTML
+
+
+@dataclass(frozen=True)
+class RecipePart:
+    """The recipe as text, as a link and as Python."""
+
+    recipe: gr.Code
     link: gr.Textbox
-    stale: tuple[gr.HTML, ...]
+    python: gr.Code
 
 
-def build(made: gr.State) -> Take:
-    """Lay the section out. `made`: the recipe of the results that are shown."""
-    with gr.Column(visible=False, elem_id="take") as section:
-        gr.HTML("<h2>Take it with you</h2>")
+@dataclass(frozen=True)
+class ExportSection:
+    """The components of the section."""
+
+    column: gr.Column
+    download: DownloadPart
+    publish: PublishPart
+    recipe: RecipePart
+
+    @property
+    def result_outputs(self) -> Sequence[Part]:
+        """The column, the recipe, and the two status lines, which are out of date."""
+        texts = self.recipe.recipe, self.recipe.python, self.recipe.link
+        return [self.column, *texts, self.download.status, self.publish.status]
+
+    def show_result(self, pruned: PrunedSummary, request: gr.Request) -> Updates:
+        """Show the section with the recipe."""
+        return {
+            self.column: gr.Column(visible=True),
+            self.recipe.recipe: pruned.recipe.to_yaml(),
+            self.recipe.python: pruned.recipe.to_python(),
+            self.recipe.link: links.link(pruned.recipe, request),
+            self.download.status: "",
+            self.publish.status: "",
+        }
+
+    def wire(self, page: Page) -> None:
+        """Connect the download and the push."""
+        recipe = page.results.recipe
+        download, publish = self.download, self.publish
+        on_start([download.prepare.click], self.prepare, [recipe, download.form], download.outputs)
+        inputs = [recipe, publish.repository, publish.private]
+        on_start([publish.start.click], self.push, inputs, [publish.status])
+        # With another model or format, the file that was prepared is out of date.
+        on_event(
+            [recipe.change, download.form.input],
+            lambda: (gr.DownloadButton(visible=False), gr.Button(visible=True)),
+            outputs=[download.download, download.prepare],
+        )
+
+    def prepare(
+        self, request: gr.Request, token: gr.OAuthToken | None, recipe: Recipe | None, form: object
+    ) -> Iterator[Updates]:
+        """Save the model and offer it as one file."""
+        part = self.download
+
+        def show(event: Partial | Done) -> Updates:
+            if not isinstance(event, Done):
+                return {}
+            # Gradio copies the file when it takes this update, before the folder is removed.
+            file = Path(str(event.value))
+            return {
+                part.download: gr.DownloadButton(f"Download {file.name}", value=str(file), visible=True),
+                part.prepare: gr.Button(visible=False),
+                part.status: render.status("Ready: press Download.", kind="done"),
+            }
+
+        with tempfile.TemporaryDirectory(prefix="secateur-") as folder:
+
+            def tasks() -> list[Task]:
+                pruned = _check_pruned(recipe)
+                return [ExportTask(pruned, str(form), Path(folder) / _name(pruned))]
+
+            events = run_job(tasks, visitor_of(request, token), job_name(request, "download"))
+            yield from JobPanel(part.status).follow(events, show)
+
+    def push(
+        self,
+        request: gr.Request,
+        token: gr.OAuthToken | None,
+        recipe: Recipe | None,
+        repository: object,
+        private: object,
+    ) -> Iterator[Updates]:
+        """Publish the model under the visitor's name."""
+        part = self.publish
+        if ON_SPACE and token is None:
+            yield {part.status: render.message("Sign in first, with the button above.", "warning")}
+            return
+        visitor = visitor_of(request, token)
+
+        def tasks() -> list[Task]:
+            if not isinstance(repository, str) or not repository.strip():
+                raise RecipeError("Enter a name for the repository.")
+            return [
+                PublishTask(_check_pruned(recipe), repository.strip(), bool(private), visitor.access.token)
+            ]
+
+        def show(event: Partial | Done) -> Updates:
+            if not isinstance(event, Done):
+                return {}
+            return {part.status: render.message("Published:", "done", link=str(event.value))}
+
+        # The upload continues if the visitor's machine falls asleep meanwhile.
+        events = run_job(tasks, visitor, job_name(request, "push"), seconds=UPLOAD_SECONDS, detached=True)
+        yield from JobPanel(part.status).follow(events, show)
+
+
+def build() -> ExportSection:
+    """Lay the section out."""
+    with gr.Column(visible=False, elem_id="export") as column:
+        gr.HTML("<h2>Download or publish</h2>")
         with gr.Tabs():
             with gr.Tab("Download"):
-                form = gr.Radio(
-                    FORMS,
-                    value=ZIP,
-                    label="As",
-                    info="GGUF runs in llama.cpp and its kin; the zip file holds a model card too",
-                    elem_id="form",
-                )
-                prepare_button = gr.Button("Prepare the download", elem_id="prepare")
-                prepared = gr.DownloadButton("Download", visible=False, variant="primary", elem_id="download")
-                prepare_status = gr.HTML(elem_id="prepare-status", min_height=44)
+                download = _build_download()
             with gr.Tab("Push to the Hub"):
-                if ON_SPACE:
-                    gr.LoginButton(size="md")
-                else:
-                    gr.HTML(
-                        '<p class="note">Uses the account that this machine is signed in with '
-                        "(<code>hf auth login</code>).</p>"
-                    )
-                with gr.Row():
-                    repository = gr.Textbox(
-                        label="Name of the repository",
-                        placeholder="my-small-model, or owner/my-small-model",
-                        max_length=120,
-                        elem_id="repository",
-                    )
-                    private = gr.Checkbox(
-                        value=True, label="Private", info="Only you can see it", min_width=120
-                    )
-                push_button = gr.Button("Push", elem_id="push")
-                push_status = gr.HTML(elem_id="push-status", min_height=44)
+                publish = _build_publish()
             with gr.Tab("Recipe"):
-                recipe_code = gr.Code(language="yaml", label="Recipe", interactive=False, elem_id="recipe")
+                recipe = gr.Code(language="yaml", label="Recipe", interactive=False, elem_id="recipe")
                 link = gr.Textbox(
                     label="Link",
                     info="Opens this page with the same recipe",
@@ -83,107 +176,49 @@ def build(made: gr.State) -> Take:
                     elem_id="link",
                 )
             with gr.Tab("Python"):
-                python_code = gr.Code(language="python", label="The same in Python", interactive=False)
-    queued = {"show_progress": "hidden", "concurrency_limit": None, "api_visibility": "private"}
-    prepare_button.click(prepare, [made, form], [prepared, prepare_button, prepare_status], **queued)
-    push_button.click(push, [made, repository, private], push_status, **queued)
-    # Another model or form makes what was prepared stale.
-    gr.on(
-        [made.change, form.input],
-        lambda: (gr.DownloadButton(visible=False), gr.Button(visible=True)),
-        None,
-        [prepared, prepare_button],
-        queue=False,
-        show_progress="hidden",
-        api_visibility="private",
+                python = gr.Code(language="python", label="The same in Python", interactive=False)
+    return ExportSection(column, download, publish, RecipePart(recipe, link, python))
+
+
+def _build_download() -> DownloadPart:
+    form = gr.Radio(
+        FORMATS,
+        value=ZIP,
+        label="Format",
+        info="GGUF is for llama.cpp, Ollama and LM Studio; the zip file holds a model card too",
+        elem_id="form",
     )
-    return Take(section, recipe_code, python_code, link, (prepare_status, push_status))
+    prepare = gr.Button("Prepare the download", elem_id="prepare")
+    download = gr.DownloadButton("Download", visible=False, variant="primary", elem_id="download")
+    return DownloadPart(form, prepare, download, gr.HTML(elem_id="prepare-status", min_height=44))
 
 
-def prepare(
-    recipe: Recipe | None, form: str, request: gr.Request, token: gr.OAuthToken | None
-) -> Iterator[tuple]:
-    """Save the model and offer it as one file."""
-    started_as, job = started(request, "download")
-    try:
-        with tempfile.TemporaryDirectory(prefix="secateur-") as folder:
-            name = _name(recipe)
-            visitor = visitor_of(request, token)
-
-            def work(tell):
-                measured = _measured(recipe, visitor, tell)
-                return _packed(measured, Path(folder) / name, form, tell)
-
-            for event in job.watch(work):
-                if isinstance(event, Progress):
-                    yield gr.skip(), gr.skip(), render.status(event.text, event.done, event.total, "busy")
-            (file,) = event
-            yield (
-                gr.DownloadButton(label=f"Download {Path(file).name}", value=file, visible=True),
-                gr.Button(visible=False),
-                render.status("Ready: press Download.", kind="done"),
-            )
-    except Exception as error:
-        yield gr.skip(), gr.skip(), render.status(told(error), kind="failed")
-    finally:
-        jobs.finish(started_as, job)
+def _build_publish() -> PublishPart:
+    if ON_SPACE:
+        gr.LoginButton(size="md")
+    else:
+        gr.HTML(
+            '<p class="note">Uses the Hugging Face account signed in on this machine '
+            "(<code>hf auth login</code>).</p>"
+        )
+    with gr.Row():
+        repository = gr.Textbox(
+            label="Name of the repository",
+            placeholder="my-small-model, or owner/my-small-model",
+            max_length=120,
+            elem_id="repository",
+        )
+        private = gr.Checkbox(value=True, label="Private", info="Only you can see it", min_width=120)
+    start = gr.Button("Push", elem_id="push")
+    return PublishPart(repository, private, start, gr.HTML(elem_id="push-status", min_height=44))
 
 
-def _packed(pruned: Pruned, folder: Path, form: str, tell) -> str:
-    """The model as one file, in the form that was chosen."""
-    if form not in (ZIP, *GGUF_TYPES):
-        raise RecipeError(f"There is no form {str(form)[:40]!r}. Choose one of the list.")
-    if form in GGUF_TYPES and (obstacle := gguf_types(pruned.shape, pruned.recipe.steps)[form]):
-        raise RecipeError(f"{obstacle} Choose a width that is a multiple, under how to choose what goes.")
-    pruned.save(folder, progress=tell)
-    if form == ZIP:
-        tell(Progress("Packing"))
-        return shutil.make_archive(str(folder), "zip", folder.parent, folder.name)
-    return str(export(folder, folder.with_name(f"{folder.name}-{form}.gguf"), form, tell))
-
-
-def push(
-    recipe: Recipe | None,
-    name: str,
-    private: bool,
-    request: gr.Request,
-    token: gr.OAuthToken | None,
-) -> Iterator[str]:
-    """Publish the model under the visitor's name."""
-    if ON_SPACE and token is None:
-        yield render.message("Sign in first, with the button above.", "warning")
-        return
-    # It goes on when the visitor's machine falls asleep meanwhile.
-    started_as, job = started(request, "push", seconds=UPLOAD_SECONDS, lasting=True)
-    try:
-        if not isinstance(name, str) or not name.strip():
-            raise RecipeError("Give the repository a name.")
-        visitor = visitor_of(request, token)
-
-        def work(tell):
-            pruned = _measured(recipe, visitor, tell)
-            job.finish()  # Others may work on models while this is uploaded.
-            return publish(pruned, name.strip(), private=bool(private), token=visitor.token, progress=tell)
-
-        for event in job.watch(work):
-            if isinstance(event, Progress):
-                yield render.status(event.text, event.done, event.total, "busy")
-        yield render.message("Published:", "done", link=event[0])
-    except Exception as error:
-        yield render.message(told(error), "warning")
-    finally:
-        jobs.finish(started_as, job)
-
-
-def _measured(recipe: Recipe | None, visitor: Visitor, tell):
+def _check_pruned(recipe: Recipe | None) -> Recipe:
     if recipe is None:
-        raise RecipeError("There is nothing to take yet: press Prune first.")
-    *_, measured = workbench.measuring(recipe, visitor, tell)
-    return measured
+        raise RecipeError("There is nothing to export yet: press Prune first.")
+    return recipe
 
 
-def _name(recipe: Recipe | None) -> str:
-    if recipe is None:
-        raise RecipeError("There is nothing to take yet: press Prune first.")
-    base = recipe.base.split("/")[-1]
-    return f"{base}-pruned-{recipe.digest[:6]}"
+def _name(recipe: Recipe) -> str:
+    """Return the name of the file, without its extension."""
+    return f"{recipe.base.split('/')[-1]}-pruned-{recipe.digest[:6]}"

@@ -1,237 +1,375 @@
-"""Look closer: next words, loss word by word, importance layer by layer, quality against size."""
+"""Inspect: next words, loss word by word, importance by layer, and quality against size."""
 
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import gradio as gr
 import pandas as pd
 
-from page.html import charts, render
-from page.sections.controls import Column
-from page.sections.form import calibration_from, whole
-from page.server.session import jobs, started, told, visitor_of, workbench
-from pruning import Recipe
+from page.html import charts
+from page.sections.controls import FIRST_PROMPT, follow_recipe
+from page.sections.events import JobPanel, Part, Updates, on_event, on_start
+from page.sections.section import Page
+from page.server.form import MAIN, calibration_from, to_integer
+from page.server.jobs import run_job
+from page.server.session import job_name, visitor_of
+from page.workers.messages import Done, ImportanceMap, LayerInfluences, NextTokens, Partial, PrunedSummary
+from page.workers.tasks import (
+    ImportanceTask,
+    InfluenceTask,
+    NextTokensTask,
+    SweepTask,
+    Task,
+    TokenLossTask,
+)
+from pruning import Calibration, Recipe
 from pruning.criteria import CRITERIA, DEFAULT_CRITERION
-from pruning.errors import Cancelled, RecipeError
-from pruning.evaluation.inspection import LONGEST_TEXT, losses_by_token, next_tokens
+from pruning.errors import RecipeError
+from pruning.evaluation.inspection import LONGEST_TEXT
 from pruning.formatting import format_number
-from pruning.progress import Progress
+from pruning.shape_search.sweep import SweepPoint
 
+KIND = "inspect"
 FIRST_TEXT = (
     "The old lighthouse stood at the end of the pier. Every evening the keeper climbed its ninety-nine "
     "steps, lit the lamp, and watched the ships pass on their way to the harbour."
 )
-RANKING = [(entry.title, name) for name, entry in CRITERIA.items() if not entry.gated_only]
-CURVE = ["Parameters, millions", "Perplexity", "Importance"]
+FIRST_FRACTION = 0.2
+OTHER_CRITERION = "peak_to_peak"
+CURVE_COLUMNS = ["Parameters, millions", "Perplexity", "Importance"]
 
 
-def build(column: Column, made: gr.State) -> gr.Column:
-    """Lay the section out; it opens with the first results. `made`: the recipe of the results shown."""
-    with gr.Column(visible=False, elem_id="closer") as section:
+@dataclass(frozen=True)
+class NextTokensPart:
+    """The likeliest next words of both models."""
+
+    prompt: gr.Textbox
+    start: gr.Button
+    table: gr.HTML
+
+
+@dataclass(frozen=True)
+class TokenLossPart:
+    """What each word of a text costs both models."""
+
+    text: gr.Textbox
+    start: gr.Button
+    chart: gr.HTML
+
+
+@dataclass(frozen=True)
+class ImportancePart:
+    """The importance of neurons by layer, under two criteria."""
+
+    criterion: gr.Dropdown
+    other: gr.Dropdown
+    start: gr.Button
+    chart: gr.HTML
+
+
+@dataclass(frozen=True)
+class InfluencePart:
+    """How much each layer changes its input."""
+
+    start: gr.Button
+    plot: gr.BarPlot
+    table: gr.HTML
+
+
+@dataclass(frozen=True)
+class SweepPart:
+    """Quality against size under two criteria. `recipes`: the recipe of each row of the table."""
+
+    criterion: gr.Dropdown
+    other: gr.Dropdown
+    start: gr.Button
+    plot: gr.LinePlot
+    table: gr.Dataframe
+    recipes: gr.State
+
+
+@dataclass(frozen=True)
+class InspectSection:
+    """The components of the section."""
+
+    column: gr.Column
+    status: gr.HTML
+    next_tokens: NextTokensPart
+    token_loss: TokenLossPart
+    importance: ImportancePart
+    influence: InfluencePart
+    sweep: SweepPart
+
+    @property
+    def result_outputs(self) -> Sequence[Part]:
+        """The column, which is shown with the first results."""
+        return [self.column]
+
+    def show_result(self, _pruned: PrunedSummary, _request: gr.Request) -> Updates:
+        """Show the section."""
+        return {self.column: gr.Column(visible=True)}
+
+    def wire(self, page: Page) -> None:
+        """Connect each part of the section."""
+        self._wire_next_tokens(page)
+        self._wire_token_loss(page)
+        self._wire_importance(page)
+        self._wire_influence(page)
+        self._wire_sweep(page)
+
+    def _follow(
+        self,
+        request: gr.Request,
+        token: gr.OAuthToken | None,
+        plan: Callable[[], Task],
+        show: Callable[[object], Updates],
+    ) -> Iterator[Updates]:
+        """Run a task, and show its result. The status line is empty at the end."""
+
+        def show_event(event: Partial | Done) -> Updates:
+            updates = show(event.value)
+            return {self.status: "", **updates} if isinstance(event, Done) else updates
+
+        events = run_job(lambda: [plan()], visitor_of(request, token), job_name(request, KIND))
+        yield from JobPanel(self.status).follow(events, show_event)
+
+    def _wire_next_tokens(self, page: Page) -> None:
+        part = self.next_tokens
+
+        def show_next_tokens(
+            request: gr.Request, token: gr.OAuthToken | None, recipe: Recipe | None, prompt: str
+        ) -> Iterator[Updates]:
+            def show(value: object) -> Updates:
+                assert isinstance(value, NextTokens)
+                return {part.table: charts.next_token_chart(value.before, value.after)}
+
+            yield from self._follow(request, token, lambda: NextTokensTask(_pruned(recipe), prompt), show)
+
+        inputs = [page.results.recipe, part.prompt]
+        triggers = [part.start.click, part.prompt.submit]
+        on_start(triggers, show_next_tokens, inputs, [self.status, part.table])
+
+    def _wire_token_loss(self, page: Page) -> None:
+        part = self.token_loss
+
+        def show_token_losses(
+            request: gr.Request, token: gr.OAuthToken | None, recipe: Recipe | None, text: str
+        ) -> Iterator[Updates]:
+            def show(value: object) -> Updates:
+                assert isinstance(value, list)
+                return {part.chart: charts.token_loss_chart(value)}
+
+            yield from self._follow(request, token, lambda: TokenLossTask(_pruned(recipe), text), show)
+
+        inputs = [page.results.recipe, part.text]
+        on_start([part.start.click], show_token_losses, inputs, [self.status, part.chart])
+
+    def _wire_importance(self, page: Page) -> None:
+        part = self.importance
+
+        def show_importance(
+            request: gr.Request,
+            token: gr.OAuthToken | None,
+            one: str,
+            other: str,
+            percent: object,
+            model: str,
+            *calibration: object,
+        ) -> Iterator[Updates]:
+            def plan() -> Task:
+                text, seed = _calibration(*calibration)
+                return ImportanceTask(model, (one, other), _fraction(percent), text, seed)
+
+            def show(value: object) -> Updates:
+                assert isinstance(value, ImportanceMap)
+                return {part.chart: draw_importance(value)}
+
+            yield from self._follow(request, token, plan, show)
+
+        controls = page.controls
+        percent = controls.value_of(f"{MAIN}-fraction")
+        inputs = [part.criterion, part.other, percent, *controls.calibration_inputs]
+        on_start([part.start.click], show_importance, inputs, [self.status, part.chart])
+
+    def _wire_influence(self, page: Page) -> None:
+        part = self.influence
+
+        def show_influences(
+            request: gr.Request, token: gr.OAuthToken | None, model: str, *calibration: object
+        ) -> Iterator[Updates]:
+            def show(value: object) -> Updates:
+                assert isinstance(value, LayerInfluences)
+                values = value.values
+                frame = pd.DataFrame({"Layer": range(len(values)), "Block influence": values})
+                return {
+                    part.plot: gr.BarPlot(frame, visible=True),
+                    part.table: charts.influence_table(values),
+                }
+
+            def plan() -> Task:
+                return InfluenceTask(model, *_calibration(*calibration))
+
+            yield from self._follow(request, token, plan, show)
+
+        outputs = [self.status, part.plot, part.table]
+        on_start([part.start.click], show_influences, page.controls.calibration_inputs, outputs)
+
+    def _wire_sweep(self, page: Page) -> None:
+        part = self.sweep
+
+        def show_sweep(
+            request: gr.Request,
+            token: gr.OAuthToken | None,
+            one: str,
+            other: str,
+            model: str,
+            *calibration: object,
+        ) -> Iterator[Updates]:
+            points: list[SweepPoint] = []
+
+            def show(value: object) -> Updates:
+                if not isinstance(value, SweepPoint):
+                    return {}
+                points.append(value)
+                return {
+                    part.plot: gr.LinePlot(_curve(points), visible=True),
+                    part.table: gr.Dataframe(_rows(points), visible=True),
+                    part.recipes: [point.recipe for point in points],
+                }
+
+            def plan() -> Task:
+                return SweepTask(model, tuple(dict.fromkeys((one, other))), *_calibration(*calibration))
+
+            yield from self._follow(request, token, plan, show)
+
+        def choose(recipes: Sequence[Recipe], event: gr.SelectData) -> Updates:
+            try:
+                recipe = recipes[event.index[0]]
+            except (IndexError, TypeError):
+                return {controls.recipe: gr.skip()}
+            return follow_recipe(controls, recipe)
+
+        controls = page.controls
+        inputs = [part.criterion, part.other, *controls.calibration_inputs]
+        on_start([part.start.click], show_sweep, inputs, [self.status, part.plot, part.table, part.recipes])
+        outputs = [controls.recipe, controls.recipe_note, controls.note]
+        on_event([part.table.select], choose, [part.recipes], outputs)
+
+
+def build() -> InspectSection:
+    """Lay the section out."""
+    with gr.Column(visible=False, elem_id="inspect") as column:
         gr.HTML("<h2>Look closer</h2>")
         with gr.Tabs():
             with gr.Tab("Next word"):
-                prompt = gr.Textbox(
-                    "Paris is the capital of", label="Text so far", max_length=2_000, elem_id="next-prompt"
-                )
-                next_button = gr.Button("Show the ten likeliest next words", elem_id="next")
-                next_words = gr.HTML(elem_id="next-words", min_height=60)
+                next_tokens = _build_next_tokens()
             with gr.Tab("Word by word"):
-                text = gr.Textbox(
-                    FIRST_TEXT, label="Text", lines=3, max_length=LONGEST_TEXT, elem_id="loss-text"
-                )
-                loss_button = gr.Button("Show where the models lose", elem_id="losses")
-                losses = gr.HTML(elem_id="loss-words", min_height=60)
+                token_loss = _build_token_loss()
             with gr.Tab("Importance"):
-                with gr.Row():
-                    one = gr.Dropdown(
-                        RANKING, value=DEFAULT_CRITERION, label="Importance of a neuron", min_width=160
-                    )
-                    other = gr.Dropdown(RANKING, value="peak_to_peak", label="Compared with", min_width=160)
-                importance_button = gr.Button("Draw every layer", elem_id="importance")
-                importance = gr.HTML(elem_id="importance-map", min_height=60)
+                importance = _build_importance()
             with gr.Tab("Layers"):
-                layers_button = gr.Button("Measure how much each layer changes", elem_id="influence")
-                layers = gr.BarPlot(
-                    x="Layer", y="Block influence", visible=False, height=240, sort="x", tooltip="all"
-                )
-                layers_table = gr.HTML(elem_id="influence-table")
+                influence = _build_influence()
             with gr.Tab("Quality against size"):
-                gr.HTML(
-                    '<p class="note">Cuts a growing share of the MLP neurons, ranked in two ways, and '
-                    "measures each model on held-out text.</p>"
-                )
-                with gr.Row():
-                    first = gr.Dropdown(RANKING, value=DEFAULT_CRITERION, label="Importance", min_width=160)
-                    second = gr.Dropdown(RANKING, value="peak_to_peak", label="Compared with", min_width=160)
-                curve_button = gr.Button("Draw the curve", elem_id="sweep")
-                curve = gr.LinePlot(
-                    x=CURVE[0],
-                    y=CURVE[1],
-                    color=CURVE[2],
-                    height=280,
-                    visible=False,
-                    tooltip="all",
-                    elem_id="sweep-plot",
-                )
-                rows = gr.Dataframe(
-                    headers=["Cut", "Importance", "Parameters", "Perplexity"],
-                    interactive=False,
-                    visible=False,
-                    max_height=240,
-                    label="The same as a table; press a row to take its recipe",
-                    elem_id="sweep-rows",
-                )
-                recipes = gr.State([])
-        status = gr.HTML(elem_id="closer-status", min_height=40)
+                sweep = _build_sweep()
+        status = gr.HTML(elem_id="inspect-status", min_height=40)
+    return InspectSection(column, status, next_tokens, token_loss, importance, influence, sweep)
 
-    def looked(request: gr.Request, token: gr.OAuthToken | None, work) -> Iterator[tuple[object, str]]:
-        """Run `work(visitor, tell)` in its turn; yield each result with a status line."""
-        name, job = started(request, "look")
-        visitor = visitor_of(request, token)
-        try:
-            for event in job.watch(lambda tell: work(visitor, tell)):
-                if isinstance(event, Progress):
-                    yield None, render.status(event.text, event.done, event.total, "busy")
-                elif isinstance(event, tuple):
-                    yield event[0], ""
-                else:
-                    yield event, gr.skip()
-        except Cancelled as stopped:
-            yield None, render.status(str(stopped), kind="stopped")
-        except Exception as error:
-            yield None, render.status(told(error), kind="failed")
-        finally:
-            jobs.finish(name, job)
 
-    def show_next(request: gr.Request, token: gr.OAuthToken | None, recipe, prompt) -> Iterator[dict]:
-        def work(visitor, tell):
-            base, pruned = workbench.pair(_made(recipe), visitor, tell)
-            return charts.next_token_chart(next_tokens(base, prompt), next_tokens(pruned, prompt))
+def _build_next_tokens() -> NextTokensPart:
+    prompt = gr.Textbox(FIRST_PROMPT, label="Text so far", max_length=2_000, elem_id="next-prompt")
+    start = gr.Button("Show the ten likeliest next words", elem_id="next")
+    return NextTokensPart(prompt, start, gr.HTML(elem_id="next-words", min_height=60))
 
-        for shown, line in looked(request, token, work):
-            yield {status: line} | ({next_words: shown} if shown else {})
 
-    def show_losses(request: gr.Request, token: gr.OAuthToken | None, recipe, text) -> Iterator[dict]:
-        def work(visitor, tell):
-            return charts.token_loss_chart(
-                losses_by_token(workbench.pair(_made(recipe), visitor, tell), text)
-            )
+def _build_token_loss() -> TokenLossPart:
+    text = gr.Textbox(FIRST_TEXT, label="Text", lines=3, max_length=LONGEST_TEXT, elem_id="loss-text")
+    start = gr.Button("Compare word by word", elem_id="losses")
+    return TokenLossPart(text, start, gr.HTML(elem_id="loss-words", min_height=60))
 
-        for shown, line in looked(request, token, work):
-            yield {status: line} | ({losses: shown} if shown else {})
 
-    def show_importance(request: gr.Request, token: gr.OAuthToken | None, *values) -> Iterator[dict]:
-        *chosen, one, other, percent = values
+def _build_importance() -> ImportancePart:
+    criterion, other = _build_criteria("Importance of a neuron")
+    start = gr.Button("Show importance by layer", elem_id="importance")
+    return ImportancePart(criterion, other, start, gr.HTML(elem_id="importance-map", min_height=60))
 
-        def work(visitor, tell):
-            model, calibration, seed = _chosen(*chosen)
-            share = _share(percent)
-            return charts.importance_map(
-                *workbench.importances(model, (one, other), share, calibration, seed, visitor, tell),
-                share,
-                CRITERIA[one].title,
-                CRITERIA[other].title,
-            )
 
-        for shown, line in looked(request, token, work):
-            yield {status: line} | ({importance: shown} if shown else {})
+def _build_influence() -> InfluencePart:
+    start = gr.Button("Measure how much each layer changes its input", elem_id="influence")
+    plot = gr.BarPlot(x="Layer", y="Block influence", visible=False, height=240, sort="x", tooltip="all")
+    return InfluencePart(start, plot, gr.HTML(elem_id="influence-table"))
 
-    def show_layers(request: gr.Request, token: gr.OAuthToken | None, *chosen) -> Iterator[dict]:
-        def work(visitor, tell):
-            model, calibration, seed = _chosen(*chosen)
-            return workbench.influences(model, calibration, seed, visitor, tell)
 
-        for shown, line in looked(request, token, work):
-            if shown:
-                frame = pd.DataFrame({"Layer": range(len(shown)), "Block influence": shown})
-                yield {
-                    status: line,
-                    layers: gr.BarPlot(frame, visible=True),
-                    layers_table: charts.influence_table(shown),
-                }
-            else:
-                yield {status: line}
-
-    def show_curve(request: gr.Request, token: gr.OAuthToken | None, *values) -> Iterator[dict]:
-        *chosen, one, other = values
-        points: list = []
-
-        def work(visitor, tell):
-            model, calibration, seed = _chosen(*chosen)
-            with closing(
-                workbench.iter_sweep(model, dict.fromkeys((one, other)), calibration, seed, visitor, tell)
-            ) as told_points:
-                for point in told_points:
-                    tell([point])
-
-        for shown, line in looked(request, token, work):
-            points += shown or []
-            if not points:
-                yield {status: line}
-                continue
-            frame = pd.DataFrame(
-                [(p.parameters / 1e6, p.perplexity, CRITERIA[p.criterion].title) for p in points],
-                columns=CURVE,
-            )
-            yield {
-                status: line,
-                curve: gr.LinePlot(frame, visible=True),
-                rows: gr.Dataframe(
-                    [
-                        [
-                            f"{p.fraction:.0%}",
-                            CRITERIA[p.criterion].title,
-                            f"{p.parameters:,}",
-                            format_number(p.perplexity),
-                        ]
-                        for p in points
-                    ],
-                    visible=True,
-                ),
-                recipes: [p.recipe for p in points],
-            }
-
-    def take_row(recipes, event: gr.SelectData) -> tuple:
-        try:
-            recipe = recipes[event.index[0]]
-        except (IndexError, TypeError):
-            return gr.skip(), gr.skip()
-        return recipe, render.recipe_note([step.describe() for step in recipe.steps])
-
-    queued = {
-        "show_progress": "hidden",
-        "concurrency_limit": None,
-        "api_visibility": "private",
-    }
-    source = [column.model, column.text, column.own_text, column.tokens, column.seed]
-    gr.on([next_button.click, prompt.submit], show_next, [made, prompt], [status, next_words], **queued)
-    loss_button.click(show_losses, [made, text], [status, losses], **queued)
-    importance_button.click(
-        show_importance, [*source, one, other, column.values[0]], [status, importance], **queued
+def _build_sweep() -> SweepPart:
+    gr.HTML(
+        '<p class="note">Cuts a growing share of the MLP neurons, ranked in two ways, and measures each '
+        "model on held-out text.</p>"
     )
-    layers_button.click(show_layers, source, [status, layers, layers_table], **queued)
-    curve_button.click(show_curve, [*source, first, second], [status, curve, rows, recipes], **queued)
-    rows.select(
-        take_row,
-        recipes,
-        [column.given, column.given_note],
-        queue=False,
-        show_progress="hidden",
-        api_visibility="private",
+    criterion, other = _build_criteria("Importance")
+    start = gr.Button("Draw the curve", elem_id="sweep")
+    plot = gr.LinePlot(
+        x=CURVE_COLUMNS[0],
+        y=CURVE_COLUMNS[1],
+        color=CURVE_COLUMNS[2],
+        height=280,
+        visible=False,
+        tooltip="all",
+        elem_id="sweep-plot",
     )
-    return section
+    table = gr.Dataframe(
+        headers=["Cut", "Importance", "Parameters", "Perplexity"],
+        interactive=False,
+        visible=False,
+        max_height=240,
+        label="The same as a table. Click a row to use its recipe.",
+        elem_id="sweep-rows",
+    )
+    return SweepPart(criterion, other, start, plot, table, gr.State([]))
 
 
-def _made(recipe: Recipe | None) -> Recipe:
+def _build_criteria(label: str) -> tuple[gr.Dropdown, gr.Dropdown]:
+    titles: list[tuple[str, str | int | float]] = [
+        (criterion.title, name) for name, criterion in CRITERIA.items() if not criterion.gated_only
+    ]
+    with gr.Row():
+        one = gr.Dropdown(titles, value=DEFAULT_CRITERION, label=label, min_width=160)
+        other = gr.Dropdown(titles, value=OTHER_CRITERION, label="Compared with", min_width=160)
+    return one, other
+
+
+def draw_importance(scores: ImportanceMap) -> str:
+    """Return the chart of an importance map."""
+    titles = (CRITERIA[name].title for name in scores.criteria)
+    return charts.importance_map(scores.rows, scores.shared, scores.fraction, *titles)
+
+
+def _curve(points: Sequence[SweepPoint]) -> pd.DataFrame:
+    return pd.DataFrame(
+        [(point.parameters / 1e6, point.perplexity, CRITERIA[point.criterion].title) for point in points],
+        columns=CURVE_COLUMNS,
+    )
+
+
+def _rows(points: Sequence[SweepPoint]) -> list[list[str]]:
+    return [
+        [
+            f"{point.fraction:.0%}",
+            CRITERIA[point.criterion].title,
+            f"{point.parameters:,}",
+            format_number(point.perplexity),
+        ]
+        for point in points
+    ]
+
+
+def _pruned(recipe: Recipe | None) -> Recipe:
     if recipe is None:
-        raise RecipeError("There is nothing to look at yet: press Prune first.")
+        raise RecipeError("There is nothing to inspect yet: press Prune first.")
     return recipe
 
 
-def _chosen(model, text, own, tokens, seed) -> tuple:
-    return model, calibration_from(text, own, tokens), whole(seed, "seed")
+def _calibration(text: object, custom_text: object, tokens: object, seed: object) -> tuple[Calibration, int]:
+    return calibration_from(text, custom_text, tokens), to_integer(seed, "seed")
 
 
-def _share(percent) -> float:
-    return percent / 100 if isinstance(percent, int | float) and 0 < percent < 100 else 0.2
+def _fraction(percent: object) -> float:
+    return percent / 100 if isinstance(percent, int | float) and 0 < percent < 100 else FIRST_FRACTION

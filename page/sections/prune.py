@@ -1,165 +1,144 @@
-"""Prune, write, measure: what happens between the button and the results, shown bit by bit."""
+"""Prune, generate, evaluate: what happens between the button and the results, shown as it comes."""
 
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import gradio as gr
-import spaces
 
-from page.html import model_map, outputs, render, results
-from page.sections.controls import Column
-from page.sections.form import recipe_from, whole
-from page.server import links
-from page.server.queue import Job
-from page.server.session import jobs, session_of, started, told, visitor_of, workbench
-from page.workers.workbench import Visitor
+from page.html import model_map, render
+from page.html.outputs import text_pair
+from page.sections.events import Part, Updates, on_event, on_start
+from page.sections.section import Page
+from page.server.form import recipe_from, to_integer, to_number
+from page.server.jobs import run_job
+from page.server.session import job_name, jobs, visitor_of
+from page.workers.messages import Done, Evaluation, Partial, PrunedSummary, Texts
+from page.workers.tasks import CompareTask, EvaluateTask, PruneTask, Task
 from pruning import Recipe, Sampling
-from pruning.architectures.shape import Shape
-from pruning.errors import Cancelled
-from pruning.progress import Progress
-from pruning.text.generation import encode_prompt, stream_pair
 
 
 @dataclass(frozen=True)
-class Desk:
-    """Where the results stand. `made`: the recipe that they are of; `take`: opened once there is one."""
+class PruneRequest:
+    """A recipe, and the prompt that both models continue."""
 
-    prune: gr.Button
-    stop: gr.Button
-    status: gr.HTML
-    picture: gr.HTML
-    texts: gr.HTML
-    measures: gr.HTML
-    genres: gr.HTML
-    made: gr.State
-    recipe_code: gr.Code
-    python_code: gr.Code
-    link: gr.Textbox
-    afterwards: tuple[gr.Column, ...]
-    stale: tuple[gr.HTML, ...]
+    recipe: Recipe
+    prompt: str
+    sampling: Sampling
 
     @property
-    def shown(self) -> list:
+    def tasks(self) -> list[Task]:
         return [
-            self.prune,
-            self.stop,
-            self.status,
-            self.picture,
-            self.texts,
-            self.measures,
-            self.genres,
-            self.made,
-            self.recipe_code,
-            self.python_code,
-            self.link,
-            *self.afterwards,
-            *self.stale,
+            PruneTask(self.recipe, self.prompt),
+            CompareTask(self.recipe, self.prompt, self.sampling),
+            EvaluateTask(self.recipe),
         ]
 
 
-def wire(column: Column, desk: Desk) -> None:
+def wire(page: Page) -> None:
     """Connect Prune and Stop."""
 
-    def prune(request: gr.Request, token: gr.OAuthToken | None, *values) -> Iterator[dict]:
-        *choices, prompt, length, temperature = values
+    def prune(
+        request: gr.Request,
+        token: gr.OAuthToken | None,
+        prompt: str,
+        length: object,
+        temperature: object,
+        opened: Recipe | None,
+        *values: object,
+    ) -> Iterator[Updates]:
+        def plan() -> PruneRequest:
+            recipe = recipe_from(opened, *values)
+            return PruneRequest(recipe, prompt, sampling_from(length, temperature, recipe.seed))
 
-        def recipe() -> tuple[Recipe, Sampling]:
-            chosen = recipe_from(*choices)
-            return chosen, Sampling(whole(length, "length"), float(temperature), chosen.seed)
+        yield from prune_and_show(page, plan, request, token)
 
-        yield from carried_out(desk, recipe, prompt, request, token)
+    def stop(request: gr.Request) -> None:
+        # The job itself reports its end, so that nothing it had still to show comes after.
+        jobs.stop(job_name(request))
 
-    gr.on(
-        [desk.prune.click, column.prompt.submit],
+    panel, job = page.controls, page.results.job
+    assert job.start is not None
+    assert job.stop is not None
+    on_start(
+        [job.start.click, panel.sampling.prompt.submit],
         prune,
-        [*column.chosen, column.prompt, column.length, column.temperature],
-        desk.shown,
-        show_progress="minimal",
-        show_progress_on=[desk.status],
-        concurrency_limit=None,
-        api_visibility="private",
+        [*panel.sampling_inputs, *panel.recipe_inputs],
+        outputs(page),
+        job.status,
     )
-    desk.stop.click(stop, None, None, queue=False, show_progress="hidden", api_visibility="private")
+    on_event([job.stop.click], stop)
 
 
-def carried_out(desk: Desk, choose, prompt: str, request, token) -> Iterator[dict]:
-    """Carry a recipe out: prune, write with both models, measure.
+def outputs(page: Page) -> list[Part]:
+    """Return what `prune_and_show` changes."""
+    return [*page.results.outputs, *(part for section in page.sections for part in section.result_outputs)]
 
-    `choose()` gives the recipe and how to sample, and may raise what a visitor is then told.
+
+def sampling_from(length: object, temperature: object, seed: object) -> Sampling:
+    """Return how to continue the prompt.
+
+    Raises:
+        RecipeError: A value is out of range.
     """
-    name, job = started(request)
-    visitor = visitor_of(request, token)
-    yield {desk.prune: gr.Button(visible=False), desk.stop: gr.Button(visible=True)}
-    try:
-        recipe, sampling = choose()
-        for event in job.watch(lambda tell: workbench.pruned(recipe, visitor, tell)):
-            if isinstance(event, Progress):
-                yield {desk.status: render.status(event.text, event.done, event.total, "busy")}
-        (pruned,) = event
-        base = workbench.base(recipe.base, visitor, recipe.revision)
-        encode_prompt(pruned.tokenizer, prompt)
-        yield {
-            desk.picture: model_map.draw_model(
-                Shape.of(base.model.config), pruned.shape, model_map.weights_origin(base.source)
-            ),
-            desk.measures: results.measures(pruned.report, recipe),
-            desk.genres: results.genres(pruned.report, recipe),
-            desk.status: render.status("Writing", kind="busy"),
-            desk.texts: outputs.text_pair(prompt, "", "", writing=True),
-            desk.made: recipe,
-            desk.recipe_code: pruned.recipe.to_yaml(),
-            desk.python_code: pruned.recipe.to_python(),
-            desk.link: links.link(pruned.recipe, request),
-            **{column: gr.Column(visible=True) for column in desk.afterwards},
-            **dict.fromkeys(desk.stale, ""),
-        }
-        before = after = ""
-        for event in job.watch(lambda tell: _write(recipe, visitor, prompt, sampling, job, tell)):
-            if len(event) == 2:
-                before, after = event
-                yield {desk.texts: outputs.text_pair(prompt, before, after, writing=True)}
-        yield {desk.texts: outputs.text_pair(prompt, before, after)}
-        job.give_way()  # Measuring takes longest; others read their texts first.
-        for event in job.watch(lambda tell: _measure(recipe, visitor, tell)):
-            if isinstance(event, Progress):
-                yield {desk.status: render.status(event.text, event.done, event.total, "busy")}
-            elif not isinstance(event, tuple):
-                yield {
-                    desk.measures: results.measures(event.report, recipe),
-                    desk.genres: results.genres(event.report, recipe),
+    return Sampling(
+        to_integer(length, "number of new tokens"),
+        to_number(temperature, "temperature"),
+        to_integer(seed, "seed"),
+    )
+
+
+def prune_and_show(
+    page: Page, plan: Callable[[], PruneRequest], request: gr.Request, token: gr.OAuthToken | None
+) -> Iterator[Updates]:
+    """Prune, continue the prompt with both models, and evaluate them.
+
+    Args:
+        page: Where the results are shown.
+        plan: Returns what to do; it may raise what the visitor is then told.
+        request: The visitor's request.
+        token: The visitor's token, if they are signed in.
+    """
+    pane = page.results
+    planned: list[PruneRequest] = []
+
+    def tasks() -> list[Task]:
+        planned.append(plan())
+        return planned[0].tasks
+
+    def show(event: Partial | Done) -> Updates:
+        recipe, prompt = planned[0].recipe, planned[0].prompt
+        match event:
+            case Done(PrunedSummary() as pruned):
+                return _show_pruned(page, pruned, planned[0], request)
+            case Partial(Texts(before, after)):
+                return {pane.texts: text_pair(prompt, before, after, writing=True)}
+            case Done(Texts(before, after)):
+                return {pane.texts: text_pair(prompt, before, after)}
+            case Partial(Evaluation(report=report)):
+                return pane.show_report(report, recipe)
+            case Done(Evaluation(report=report)):
+                return pane.show_report(report, recipe) | {
+                    pane.job.status: render.status("Done.", kind="done")
                 }
-        yield {desk.status: render.status("Done.", kind="done")}
-    except Cancelled as stopped:
-        yield {desk.status: render.status(str(stopped), kind="stopped")}
-    except Exception as error:
-        yield {desk.status: render.status(told(error), kind="failed")}
-    finally:
-        jobs.finish(name, job)
-    yield {desk.prune: gr.Button(visible=True), desk.stop: gr.Button(visible=False)}
+        return {}
+
+    events = run_job(tasks, visitor_of(request, token), job_name(request))
+    yield from pane.job.follow(events, show)
 
 
-@spaces.GPU(duration=60)
-def written(recipe: Recipe, visitor: Visitor, prompt: str, sampling: Sampling, job: Job):
-    """Both texts, as they grow."""
-    pruned = workbench.pruned(recipe, visitor)
-    base = workbench.base(recipe.base, visitor, recipe.revision)
-    yield from stream_pair(base, pruned, prompt, sampling, stopped=lambda: job.stopped)
-
-
-def _write(recipe: Recipe, visitor: Visitor, prompt: str, sampling: Sampling, job: Job, tell) -> None:
-    with closing(written(recipe, visitor, prompt, sampling, job)) as texts:
-        for pair in texts:
-            tell(pair)
-
-
-def _measure(recipe: Recipe, visitor: Visitor, tell) -> None:
-    # Closed here, in the thread that took the workbench's lock, also when the job is stopped.
-    with closing(workbench.measuring(recipe, visitor, tell)) as steps:
-        for pruned in steps:
-            tell(pruned)
-
-
-def stop(request: gr.Request) -> None:
-    """End the visitor's job; it says so itself, so that nothing it still had to say comes after."""
-    jobs.stop(session_of(request))
+def _show_pruned(
+    page: Page, pruned: PrunedSummary, planned: PruneRequest, request: gr.Request
+) -> dict[Part, object]:
+    pane = page.results
+    updates: dict[Part, object] = {
+        pane.picture: model_map.draw_model(
+            pruned.before, pruned.after, model_map.weights_origin(pruned.source)
+        ),
+        pane.job.status: render.status("Writing", kind="busy"),
+        pane.texts: text_pair(planned.prompt, "", "", writing=True),
+        pane.recipe: planned.recipe,
+    }
+    updates |= pane.show_report(pruned.report, planned.recipe)
+    for section in page.sections:
+        updates |= section.show_result(pruned, request)
+    return updates

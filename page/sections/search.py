@@ -1,158 +1,184 @@
-"""Aim for a size: a search over mixes of cuts, its points as they are measured, and the one it chooses."""
+"""Target a size: a search over combinations of cuts, its trials as they are measured, and the chosen one."""
 
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import gradio as gr
 import pandas as pd
 
-from page.html import model_map, render
-from page.sections.controls import Column
-from page.sections.form import calibration_from, whole
-from page.sections.prune import Desk
-from page.server.session import jobs, started, told, visitor_of, workbench
-from pruning.architectures.shape import Shape
-from pruning.errors import Cancelled
-from pruning.progress import Progress
+from page.html import render
+from page.sections.controls import draw_recipe, follow_recipe
+from page.sections.events import Part, Updates, on_event, on_start
+from page.sections.section import Page
+from page.server.form import calibration_from, to_integer
+from page.server.jobs import run_job
+from page.server.session import job_name, visitor_of, workbench
+from page.workers.messages import Done, Partial
+from page.workers.tasks import SearchTask, Task
+from page.workers.workbench import Visitor
+from pruning import Recipe
 from pruning.shape_search.search import SearchResult, Trial
 
 COLUMNS = ["Parameters, millions", "Perplexity", "Cut"]
+MAX_RATIO = 12
+"""Models with more than this many times the lowest perplexity would press all others to the bottom."""
 
 
-def build(column: Column, desk: Desk, plot: gr.LinePlot, table: gr.Dataframe, section: gr.Column) -> None:
-    """Lay out the choices of the search and connect them to its results."""
-    found = gr.State([])
-    with gr.Row():
-        budget = gr.Textbox(
-            "25% smaller",
-            label="Aim for",
-            info="Such as 30% smaller, 100M parameters, or 250MB on disk",
-            max_length=40,
-            elem_id="budget",
+@dataclass(frozen=True)
+class SearchControls:
+    """What to search for, in the left column."""
+
+    budget: gr.Textbox
+    start: gr.Button
+
+
+@dataclass(frozen=True)
+class SearchResults:
+    """What was tried, in the right column.
+
+    Attributes:
+        column: Holds the others; it is shown with the first search.
+        plot: Quality against size.
+        table: The same as rows.
+        recipes: The recipe of each row.
+    """
+
+    column: gr.Column
+    plot: gr.ScatterPlot
+    table: gr.Dataframe
+    recipes: gr.State
+
+
+def build_controls() -> SearchControls:
+    """Lay out the choices of the search."""
+    with gr.Accordion("Target a size", open=False, elem_id="target"):
+        with gr.Row():
+            budget = gr.Textbox(
+                "25% smaller",
+                label="Target size",
+                info="Such as 30% smaller, 100M parameters, or 250MB on disk",
+                max_length=40,
+                elem_id="budget",
+            )
+        start = gr.Button("Search (takes a few minutes)", elem_id="search")
+    return SearchControls(budget, start)
+
+
+def build_results() -> SearchResults:
+    """Lay out the trials."""
+    with gr.Column(visible=False, elem_id="curve") as column:
+        plot = gr.ScatterPlot(
+            x=COLUMNS[0],
+            y=COLUMNS[1],
+            color=COLUMNS[2],
+            title="Quality against size",
+            height=260,
+            tooltip="all",
         )
-    find = gr.Button("Find the best mix", elem_id="find")
+        table = gr.Dataframe(
+            headers=["Cut", "Parameters", "Perplexity"],
+            interactive=False,
+            label="All models tried. Click a row to use its recipe.",
+            max_height=220,
+            elem_id="points",
+        )
+    return SearchResults(column, plot, table, gr.State([]))
 
-    def search(request: gr.Request, token: gr.OAuthToken | None, model, text, own, tokens, seed, aim):
-        name, job = started(request)
+
+def wire(page: Page, controls: SearchControls, results: SearchResults) -> None:
+    """Connect the search. It shares its buttons and its status line with Prune."""
+    job = page.results.job
+
+    def search(
+        request: gr.Request,
+        token: gr.OAuthToken | None,
+        budget: object,
+        model: str,
+        text: object,
+        custom_text: object,
+        tokens: object,
+        seed: object,
+    ) -> Iterator[Updates]:
         visitor = visitor_of(request, token)
-        yield {
-            desk.prune: gr.Button(visible=False),
-            desk.stop: gr.Button(visible=True),
-            section: gr.Column(visible=True),
-        }
-        points: list[Trial] = []
-        try:
-            calibration = calibration_from(text, own, tokens)
+        trials: list[Trial] = []
 
-            def work(tell):
-                with closing(
-                    workbench.iter_search(model, str(aim), calibration, whole(seed, "seed"), visitor, tell)
-                ) as told_points:
-                    for point in told_points:
-                        tell(point)
+        def tasks() -> list[Task]:
+            calibration = calibration_from(text, custom_text, tokens)
+            return [SearchTask(model, str(budget), calibration, to_integer(seed, "seed"))]
 
-            for event in job.watch(work):
-                if isinstance(event, Progress):
-                    yield {desk.status: render.status(event.text, event.done, event.total, "busy")}
-                elif isinstance(event, Trial):
-                    points.append(event)
-                    yield {plot: drawn(points), table: listed(points)}
-                elif isinstance(event, SearchResult):
-                    yield _chosen(event, request, token)
-        except Cancelled as stopped:
-            yield {desk.status: render.status(str(stopped), kind="stopped")}
-        except Exception as error:
-            yield {desk.status: render.status(told(error), kind="failed")}
-        finally:
-            jobs.finish(name, job)
-        yield {desk.prune: gr.Button(visible=True), desk.stop: gr.Button(visible=False)}
+        def show(event: Partial | Done) -> Updates:
+            match event:
+                case Partial(Trial() as trial):
+                    trials.append(trial)
+                    return {results.plot: to_frame(trials), results.table: to_rows(trials)}
+                case Done(SearchResult() as result):
+                    return _show_result(page, results, result, visitor)
+            return {}
 
-    def _chosen(result: SearchResult, request, token) -> dict:
-        before, source = workbench.look(result.chosen.recipe.base, visitor_of(request, token))
-        note, drawing = given(result.chosen.recipe, before, source)
-        return {
-            plot: drawn(result.trials, result),
-            table: listed(result.trials),
-            found: [point.recipe for point in result.trials],
-            column.given: result.chosen.recipe,
-            column.given_note: note,
-            column.note: "",
-            desk.picture: drawing,
-            desk.status: render.status(
-                f"Best of {result.shapes_considered:,} shapes: remove "
-                f"{result.chosen.candidate.description}. Press Prune.",
-                kind="done",
-            ),
-        }
+        yield {results.column: gr.Column(visible=True)}
+        yield from job.follow(run_job(tasks, visitor, job_name(request)), show)
 
-    def pick(request: gr.Request, token: gr.OAuthToken | None, recipes, event: gr.SelectData) -> tuple:
+    def choose(
+        request: gr.Request, token: gr.OAuthToken | None, recipes: Sequence[Recipe], event: gr.SelectData
+    ) -> Updates:
         try:
             recipe = recipes[event.index[0]]
-            before, source = workbench.look(recipe.base, visitor_of(request, token))
-            note, drawing = given(recipe, before, source)
-            return recipe, note, "", drawing
         except (IndexError, TypeError):
-            return gr.skip(), gr.skip(), gr.skip(), gr.skip()
+            return {page.controls.recipe: gr.skip()}
+        return _use(page, recipe, visitor_of(request, token))
 
-    gr.on(
-        [find.click, budget.submit],
+    on_start(
+        [controls.start.click, controls.budget.submit],
         search,
-        [column.model, column.text, column.own_text, column.tokens, column.seed, budget],
-        [
-            desk.prune,
-            desk.stop,
-            desk.status,
-            desk.picture,
-            plot,
-            table,
-            section,
-            found,
-            column.given,
-            column.given_note,
-            column.note,
-        ],
-        show_progress="minimal",
-        show_progress_on=[desk.status],
-        concurrency_limit=None,
-        api_visibility="private",
+        [controls.budget, *page.controls.calibration_inputs],
+        [*job.outputs, results.column, results.plot, results.table, results.recipes, *_used(page)],
+        job.status,
     )
-    table.select(
-        pick,
-        found,
-        [column.given, column.given_note, column.note, desk.picture],
-        queue=False,
-        show_progress="hidden",
-        api_visibility="private",
-    )
+    on_event([results.table.select], choose, [results.recipes], _used(page))
 
 
-def given(recipe, before: Shape, source) -> tuple[str, str]:
-    """The note on a recipe that is set as a whole, and the picture of its shape."""
-    after = before
-    for step in recipe.steps:
-        after = step.reshape(after)
-    note = render.recipe_note([step.describe() for step in recipe.steps])
-    return note, model_map.draw_model(before, after, model_map.weights_origin(source))
+def _show_result(
+    page: Page, results: SearchResults, result: SearchResult, visitor: Visitor
+) -> dict[Part, object]:
+    cuts = result.chosen.candidate.description
+    line = f"Best of {result.shapes_considered:,} combinations: remove {cuts}. Press Prune to build it."
+    return _use(page, result.chosen.recipe, visitor) | {
+        results.plot: to_frame(result.trials, result),
+        results.table: to_rows(result.trials),
+        results.recipes: [trial.recipe for trial in result.trials],
+        page.results.job.status: render.status(line, kind="done"),
+    }
 
 
-def drawn(points: list[Trial], found: SearchResult | None = None) -> pd.DataFrame:
-    """Quality against size, as rows for the plot."""
-    rows = [(point.candidate.parameters / 1e6, point.perplexity, _series(point, found)) for point in points]
-    if found is not None:
-        rows += [(size / 1e6, value, "predicted") for size, value in found.curve]
-    # A ruined model would press all others to the bottom.
-    best = min(row[1] for row in rows)
-    return pd.DataFrame([row for row in rows if row[1] <= 12 * best], columns=COLUMNS)
+def _use(page: Page, recipe: Recipe, visitor: Visitor) -> dict[Part, object]:
+    """Return the updates after which Prune follows a recipe of the search."""
+    before, source = workbench.find(recipe.base, visitor)
+    return follow_recipe(page.controls, recipe) | {page.results.picture: draw_recipe(recipe, before, source)}
 
 
-def _series(point: Trial, found: SearchResult | None) -> str:
-    if found is not None and point is found.chosen:
+def _used(page: Page) -> list[Part]:
+    panel = page.controls
+    return [panel.recipe, panel.recipe_note, panel.note, page.results.picture]
+
+
+def to_frame(trials: Sequence[Trial], result: SearchResult | None = None) -> pd.DataFrame:
+    """Return quality against size, as rows for the plot."""
+    rows = [(trial.candidate.parameters / 1e6, trial.perplexity, _series(trial, result)) for trial in trials]
+    if result is not None:
+        rows += [(size / 1e6, perplexity, "predicted") for size, perplexity in result.curve]
+    best = min(perplexity for _, perplexity, _ in rows)
+    return pd.DataFrame([row for row in rows if row[1] <= MAX_RATIO * best], columns=COLUMNS)
+
+
+def _series(trial: Trial, result: SearchResult | None) -> str:
+    if result is not None and trial == result.chosen:
         return "chosen"
-    return f"{point.candidate.single} alone" if point.candidate.single else "mixed"
+    return f"{trial.candidate.single} alone" if trial.candidate.single else "mixed"
 
 
-def listed(points: list[Trial]) -> list[list]:
-    """The same for a table: what was cut, parameters, perplexity."""
+def to_rows(trials: Sequence[Trial]) -> list[list[str]]:
+    """Return the same as rows of a table: what was cut, parameters, perplexity."""
     return [
-        [point.candidate.title, f"{point.candidate.parameters:,}", f"{point.perplexity:.1f}"]
-        for point in points
+        [trial.candidate.title, f"{trial.candidate.parameters:,}", f"{trial.perplexity:.1f}"]
+        for trial in trials
     ]

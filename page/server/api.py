@@ -1,31 +1,34 @@
 """The page's functions for programs: over HTTP, from `gradio_client`, and as MCP tools.
 
-Plain values in, plain JSON out. Nothing here belongs to a visitor: models are public ones, and publishing
-takes the caller's own token, never that of the machine.
+They take plain values and return plain JSON. Nothing here belongs to a visitor: models are public ones, and
+publishing takes the caller's own token, never that of the machine.
 """
 
 import json
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import gradio as gr
 
-from page.sections.form import CONTROLS, steps_from
 from page.server import links
-from page.server.session import LINE, jobs, models, session_of, told, workbench
-from page.server.session import SECONDS as JOB_SECONDS
+from page.server.form import CONTROLS, steps_from
+from page.server.jobs import run_job
+from page.server.session import QUEUE_SIZE, job_name, user_message, workbench
+from page.workers.messages import Done, Evaluation, Failed, PrunedSummary, Stopped, Texts
+from page.workers.tasks import CompareTask, EvaluateTask, PruneTask, PublishTask, Task
 from page.workers.workbench import Visitor
-from pruning import Preview, Pruned, PruningError, Recipe, Sampling, catalog
-from pruning import publish as published
+from pruning import Preview, Recipe, Sampling, catalog
 from pruning.errors import RecipeError
-from pruning.progress import Progress
-from pruning.text.generation import encode_prompt, stream_pair
 
-CALLERS = max(1, LINE // 2)
-"""How many calls may wait or work at once, so that programs leave room for people."""
+MAX_CALLS = max(1, QUEUE_SIZE // 2)
+"""How many calls may wait or work at the same time, so that programs leave room for people."""
+MAX_NEW_TOKENS = 200
 
-_places = threading.BoundedSemaphore(CALLERS)
+Answer = dict[str, Any]
+
+_places = threading.BoundedSemaphore(MAX_CALLS)
 
 
 def preview(
@@ -35,27 +38,27 @@ def preview(
     layers: int = 0,
     channels: float = 0,
     recipe: str = "",
-) -> dict:
-    """The shape that a cut leads to, from the model's config alone: parameters before and after.
+) -> Answer:
+    """Return the shape that a cut leads to, from the model's config alone: parameters before and after.
 
     Args:
-        model: Name in the catalogue, such as smollm2-135m, or id of a public model on the Hugging Face Hub.
-        neurons: MLP neurons to cut in every layer, in per cent, from 0 to 90.
-        heads: Groups of attention heads that share keys and values to cut in every layer.
-        layers: Whole layers to cut.
-        channels: Channels of the residual stream to cut, in per cent.
-        recipe: A whole recipe in YAML or JSON instead; where it is given, the others count for nothing.
+        model: A name in the catalog, such as smollm2-135m, or the id of a public model on the Hub.
+        neurons: MLP neurons to remove in each layer, in percent, from 0 to 90.
+        heads: Groups of attention heads that share keys and values to remove in each layer.
+        layers: Whole layers to remove.
+        channels: Channels of the residual stream to remove, in percent.
+        recipe: A recipe in YAML or JSON; if given, the other settings of the cut are ignored.
 
     Returns:
         parameters (before, after, and by component), the config of the smaller model, and the recipe.
     """
 
-    def answer() -> dict:
-        asked = _recipe(model, recipe, neurons, heads, layers, channels)
-        before, _ = workbench.look(asked.base, _anyone())
-        return Preview(asked, before, asked.check(before)).to_dict()
+    def answer() -> Answer:
+        planned = _recipe(model, recipe, neurons, heads, layers, channels)
+        before, _ = workbench.find(planned.base, PUBLIC)
+        return Preview(planned, before, planned.check(before)).to_dict()
 
-    return _answered(answer)
+    return _answer(answer)
 
 
 def prune(
@@ -66,27 +69,30 @@ def prune(
     layers: int = 0,
     channels: float = 0,
     recipe: str = "",
-) -> dict:
-    """Prune a model and say what was cut. It stays ready for generate, evaluate and push for a while.
+) -> Answer:
+    """Prune a model and report what was removed. It stays ready for generate, evaluate and push for a while.
 
     Args:
-        model: Name in the catalogue, such as smollm2-135m, or id of a public model on the Hugging Face Hub.
-        neurons: MLP neurons to cut in every layer, in per cent, from 0 to 90.
-        heads: Groups of attention heads that share keys and values to cut in every layer.
-        layers: Whole layers to cut.
-        channels: Channels of the residual stream to cut, in per cent.
-        recipe: A whole recipe in YAML or JSON instead; where it is given, the others count for nothing.
+        model: A name in the catalog, such as smollm2-135m, or the id of a public model on the Hub.
+        neurons: MLP neurons to remove in each layer, in percent, from 0 to 90.
+        heads: Groups of attention heads that share keys and values to remove in each layer.
+        layers: Whole layers to remove.
+        channels: Channels of the residual stream to remove, in percent.
+        recipe: A recipe in YAML or JSON; if given, the other settings of the cut are ignored.
 
     Returns:
         parameters, the config of the smaller model, the recipe, its YAML, its Python, and a report.
     """
 
-    def work(tell) -> dict:
-        asked = _recipe(model, recipe, neurons, heads, layers, channels)
-        made = workbench.pruned(asked, _anyone(), tell)
-        return made.to_dict() | {"yaml": made.recipe.to_yaml(), "python": made.recipe.to_python()}
+    def plan() -> list[Task]:
+        return [PruneTask(_recipe(model, recipe, neurons, heads, layers, channels))]
 
-    return _in_turn(request, work)
+    def answer(results: Sequence[object]) -> Answer:
+        (pruned,) = results
+        assert isinstance(pruned, PrunedSummary)
+        return pruned.to_dict() | {"yaml": pruned.recipe.to_yaml(), "python": pruned.recipe.to_python()}
+
+    return _run(request, plan, answer)
 
 
 def generate(
@@ -101,39 +107,44 @@ def generate(
     max_new_tokens: int = 40,
     temperature: float = 0.0,
     seed: int = 0,
-) -> dict:
-    """Continue a prompt with a model and with the same model after a cut, drawn from the same noise.
+) -> Answer:
+    """Continue a prompt with a model and with the same model after a cut, from the same sampling noise.
 
     Args:
         prompt: The text to continue.
-        model: Name in the catalogue, such as smollm2-135m, or id of a public model on the Hugging Face Hub.
-        neurons: MLP neurons to cut in every layer, in per cent, from 0 to 90.
-        heads: Groups of attention heads that share keys and values to cut in every layer.
-        layers: Whole layers to cut.
-        channels: Channels of the residual stream to cut, in per cent.
-        recipe: A whole recipe in YAML or JSON instead; where it is given, the others count for nothing.
-        max_new_tokens: How many tokens to write at most, up to 200.
-        temperature: 0 takes the likeliest token each time; up to 2 is more varied.
-        seed: What the texts are drawn from where the temperature is above 0.
+        model: A name in the catalog, such as smollm2-135m, or the id of a public model on the Hub.
+        neurons: MLP neurons to remove in each layer, in percent, from 0 to 90.
+        heads: Groups of attention heads that share keys and values to remove in each layer.
+        layers: Whole layers to remove.
+        channels: Channels of the residual stream to remove, in percent.
+        recipe: A recipe in YAML or JSON; if given, the other settings of the cut are ignored.
+        max_new_tokens: The most tokens to generate, up to 200.
+        temperature: 0 always picks the likeliest token; up to 2 is more varied.
+        seed: The seed of the sampling noise, if the temperature is above 0.
 
     Returns:
         prompt, before and after (the two continuations), and the recipe.
     """
 
-    def work(tell) -> dict:
-        asked = _recipe(model, recipe, neurons, heads, layers, channels)
-        if isinstance(max_new_tokens, int) and max_new_tokens > 200:
-            raise RecipeError(f"max_new_tokens is {max_new_tokens}; at most 200 are written here.")
+    def plan() -> list[Task]:
+        planned = _recipe(model, recipe, neurons, heads, layers, channels)
+        if isinstance(max_new_tokens, int) and max_new_tokens > MAX_NEW_TOKENS:
+            raise RecipeError(f"max_new_tokens is {max_new_tokens}; it must be at most {MAX_NEW_TOKENS}.")
         sampling = Sampling(max_new_tokens, temperature, seed)
-        base, made = workbench.pair(asked, _anyone(), tell)
-        encode_prompt(made.tokenizer, prompt)
-        before, after = "", ""
-        for pair in stream_pair(base, made, prompt, sampling):
-            before, after = pair
-            tell(Progress("Writing"))
-        return {"prompt": prompt, "before": before, "after": after, "recipe": made.recipe.to_dict()}
+        return [PruneTask(planned, prompt), CompareTask(planned, prompt, sampling)]
 
-    return _in_turn(request, work)
+    def answer(results: Sequence[object]) -> Answer:
+        pruned, texts = results
+        assert isinstance(pruned, PrunedSummary)
+        assert isinstance(texts, Texts)
+        return {
+            "prompt": prompt,
+            "before": texts.before,
+            "after": texts.after,
+            "recipe": pruned.recipe.to_dict(),
+        }
+
+    return _run(request, plan, answer)
 
 
 def evaluate(
@@ -144,27 +155,30 @@ def evaluate(
     layers: int = 0,
     channels: float = 0,
     recipe: str = "",
-) -> dict:
+) -> Answer:
     """Measure a model before and after a cut: perplexity and bits per byte on held-out text, size, speed.
 
     Args:
-        model: Name in the catalogue, such as smollm2-135m, or id of a public model on the Hugging Face Hub.
-        neurons: MLP neurons to cut in every layer, in per cent, from 0 to 90.
-        heads: Groups of attention heads that share keys and values to cut in every layer.
-        layers: Whole layers to cut.
-        channels: Channels of the residual stream to cut, in per cent.
-        recipe: A whole recipe in YAML or JSON instead; where it is given, the others count for nothing.
+        model: A name in the catalog, such as smollm2-135m, or the id of a public model on the Hub.
+        neurons: MLP neurons to remove in each layer, in percent, from 0 to 90.
+        heads: Groups of attention heads that share keys and values to remove in each layer.
+        layers: Whole layers to remove.
+        channels: Channels of the residual stream to remove, in percent.
+        recipe: A recipe in YAML or JSON; if given, the other settings of the cut are ignored.
 
     Returns:
         The recipe and a report: parameters, bytes, quality and tokens per second, before and after.
     """
 
-    def work(tell) -> dict:
-        asked = _recipe(model, recipe, neurons, heads, layers, channels)
-        measured = _measured(asked, _anyone(), tell)
-        return {"recipe": measured.recipe.to_dict(), "report": measured.report.to_dict()}
+    def plan() -> list[Task]:
+        return [EvaluateTask(_recipe(model, recipe, neurons, heads, layers, channels))]
 
-    return _in_turn(request, work)
+    def answer(results: Sequence[object]) -> Answer:
+        (evaluation,) = results
+        assert isinstance(evaluation, Evaluation)
+        return {"recipe": evaluation.recipe.to_dict(), "report": evaluation.report.to_dict()}
+
+    return _run(request, plan, answer)
 
 
 def push(
@@ -172,7 +186,7 @@ def push(
     repository: str,
     recipe: str,
     private: bool = True,
-) -> dict:
+) -> Answer:
     """Publish a pruned model on the Hugging Face Hub, under the caller's own name.
 
     It needs the caller's own Hub token, which may write, as the header X-Hub-Token.
@@ -188,88 +202,84 @@ def push(
 
     token = request.headers.get("x-hub-token", "").strip()
 
-    def work(tell) -> Pruned:
+    def plan() -> list[Task]:
         if not token:
             raise RecipeError("Publishing needs your own Hub token: send it as the header X-Hub-Token.")
         if not isinstance(repository, str) or not repository.strip():
-            raise RecipeError("Give the repository a name.")
+            raise RecipeError("Enter a name for the repository.")
         if not isinstance(private, bool):
-            raise RecipeError("private is either true or false.")
-        return _measured(_recipe("", recipe), _anyone(), tell)
+            raise RecipeError("private must be true or false.")
+        return [PublishTask(_recipe("", recipe), repository.strip(), private, token)]
 
-    def upload(pruned: Pruned) -> dict:
-        return {"url": published(pruned, repository.strip(), private=private, token=token)}
-
-    return _in_turn(request, work, upload)
+    return _run(request, plan, lambda results: {"url": results[0]})
 
 
-def offer() -> None:
+def register() -> None:
     """Give the page that is open these endpoints."""
     gr.api(preview, queue=False)
     for function in (prune, generate, evaluate, push):
         gr.api(function, concurrency_limit=None)
 
 
-def _anyone() -> Visitor:
-    """Someone without rights: what is made for a call is everyone's."""
-    return Visitor()
+PUBLIC = Visitor()
+"""A visitor without rights: what is built for a call is everyone's."""
 
 
-def _recipe(model, recipe, neurons=0, heads=0, layers=0, channels=0) -> Recipe:
-    """What a call asks for. Raises `RecipeError`."""
+def _recipe(
+    model: object, recipe: object, neurons: float = 0, heads: int = 0, layers: int = 0, channels: float = 0
+) -> Recipe:
+    """Return what a call asks for.
+
+    Raises:
+        RecipeError: A value is out of range, or nothing is to be cut.
+    """
     if not isinstance(recipe, str) or not isinstance(model, str):
-        raise RecipeError("model and recipe are texts.")
+        raise RecipeError("model and recipe must be texts.")
     if recipe.strip():
         return links.read(recipe)
-    asked = {
+    amounts = {
         "neurons-fraction": neurons,
         "heads-groups": heads,
         "layers-count": layers,
         "channels-fraction": channels,
     }
-    steps = steps_from([asked.get(c.key, 0 if c.slides else c.start) for c in CONTROLS])
+    steps = steps_from(
+        [amounts.get(control.key, 0 if control.slider else control.start) for control in CONTROLS]
+    )
     if not steps:
-        raise RecipeError(
-            "Nothing is cut: say how many neurons, heads, layers or channels, or give a recipe."
-        )
+        raise RecipeError("Nothing to cut: give a number of neurons, heads, layers or channels, or a recipe.")
     return Recipe(base=model, steps=steps)
 
 
-def _measured(recipe: Recipe, visitor: Visitor, tell) -> Pruned:
-    *_, measured = workbench.measuring(recipe, visitor, tell)
-    return measured
-
-
-def _in_turn(request: gr.Request, work: Callable, then: Callable = lambda result: result) -> dict:
-    """Carry work out when its turn comes, `then` what needs no models."""
-
-    def answer() -> dict:
-        # Several callers may share a session, as those of MCP do, so each call is a job of its own.
-        name = f"{session_of(request)} call-{uuid.uuid4().hex}"
-        job = jobs.start(name, models, JOB_SECONDS)
-        try:
-            *_, (result,) = job.watch(work)
-            job.finish()
-            return then(result)
-        finally:
-            jobs.finish(name, job)
-
+def _run(
+    request: gr.Request,
+    plan: Callable[[], Sequence[Task]],
+    answer: Callable[[Sequence[object]], Answer],
+) -> Answer:
+    """Run tasks when their turn comes, and return the answer made of their results."""
     if not _places.acquire(blocking=False):
         raise gr.Error(
-            f"{CALLERS} calls are already under way, and no more are taken. Try again in some minutes.",
+            f"{MAX_CALLS} calls are already running. Please try again in a few minutes.",
             print_exception=False,
         )
     try:
-        return _answered(answer)
+        results = []
+        # Callers of MCP share a session, so each call is a job of its own.
+        for event in run_job(plan, PUBLIC, job_name(request, f"call-{uuid.uuid4().hex}")):
+            match event:
+                case Done(value):
+                    results.append(value)
+                case Stopped(message) | Failed(message):
+                    raise gr.Error(message, print_exception=False)
+        return _answer(lambda: answer(results))
     finally:
         _places.release()
 
 
-def _answered(answer: Callable[[], dict]) -> dict:
-    """An answer as plain JSON; what goes wrong as the caller is told."""
+def _answer(make: Callable[[], Answer]) -> Answer:
+    """Return an answer as plain JSON; raise an error as the caller is told of it."""
     try:
-        return json.loads(json.dumps(answer(), default=str))
-    except PruningError as error:
-        raise gr.Error(str(error), print_exception=False) from None
+        plain: Answer = json.loads(json.dumps(make(), default=str))
     except Exception as error:
-        raise gr.Error(told(error), print_exception=False) from None
+        raise gr.Error(user_message(error), print_exception=False) from None
+    return plain

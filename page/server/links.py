@@ -3,31 +3,41 @@
 import base64
 import json
 
+import gradio as gr
+
 from pruning import Recipe
 from pruning.errors import RecipeError
 
 PARAMETER = "recipe"
-LONGEST = 8_000
+MAX_LENGTH = 8_000
 
 
 def encode(recipe: Recipe) -> str:
-    """A recipe as the value of a query parameter."""
+    """Return a recipe as the value of a query parameter."""
     compact = json.dumps(recipe.to_dict(), separators=(",", ":"), ensure_ascii=False)
     return base64.urlsafe_b64encode(compact.encode()).decode().rstrip("=")
 
 
-def read(text: str) -> Recipe:
-    """A recipe that a visitor wrote. Raises `RecipeError`, also for one too long: YAML is slow to read."""
+def read(text: object) -> Recipe:
+    """Return the recipe that a visitor wrote.
+
+    Raises:
+        RecipeError: It is not a recipe, or longer than `MAX_LENGTH`, since YAML is slow to read.
+    """
     if not isinstance(text, str):
         raise RecipeError("A recipe is a text.")
-    if len(text) > LONGEST:
-        raise RecipeError(f"The recipe has {len(text):,} characters; at most {LONGEST:,} are read here.")
+    if len(text) > MAX_LENGTH:
+        raise RecipeError(f"The recipe has {len(text):,} characters; at most {MAX_LENGTH:,} are read here.")
     return Recipe.parse(text)
 
 
 def decode(value: str) -> Recipe:
-    """The recipe in a query parameter. Raises `RecipeError`."""
-    if len(value) > LONGEST:
+    """Return the recipe in a query parameter.
+
+    Raises:
+        RecipeError: It is damaged or too long.
+    """
+    if len(value) > MAX_LENGTH:
         raise RecipeError("The recipe in this link is too long to be one. Ask for the link again.")
     try:
         text = base64.urlsafe_b64decode(value + "=" * (-len(value) % 4)).decode()
@@ -37,9 +47,10 @@ def decode(value: str) -> Recipe:
     return Recipe.parse(text)
 
 
-def link(recipe: Recipe, request) -> str:
-    """The address that opens the page with a recipe, as the visitor's browser sees the page."""
+def link(recipe: Recipe, request: gr.Request) -> str:
+    """Return the address that opens the page with a recipe, as the visitor's browser sees the page."""
     headers = request.headers
     scheme = headers.get("x-forwarded-proto", "http").split(",")[0].strip()
     host = headers.get("x-forwarded-host") or headers.get("host", "")
-    return f"{'https' if scheme == 'https' else 'http'}://{host.split(',')[0].strip()}/?{PARAMETER}={encode(recipe)}"
+    address = f"{'https' if scheme == 'https' else 'http'}://{host.split(',')[0].strip()}/"
+    return f"{address}?{PARAMETER}={encode(recipe)}"

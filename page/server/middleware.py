@@ -1,30 +1,33 @@
-"""What stands before the page: calls that no browser showing it would make are refused at once.
+"""Refuse, before Gradio sees them, calls that no browser showing this page would make.
 
 Gradio serves many routes that this page has no use for, and hands calls on as they come. Here their size and
-form are looked at first; what the values mean is for each handler to check.
+form are checked first; what the values mean is for each handler to check.
 """
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from typing import Annotated, Any, Literal
 from urllib.parse import parse_qs
 
 import gradio as gr
 from gradio import server_messages
+from gradio.blocks import Block, BlockFunction
+from gradio.components import Component
 from gradio.utils import get_function_params
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from starlette.middleware import Middleware
 from starlette.responses import JSONResponse, Response
 
-LARGEST = 2_000_000
-"""Bytes of one call: the longest text that can be pasted, however it is written, fits."""
-DEEPEST = 16
-LARGEST_NUMBER = 2**63
-KEYS = {"data", "event_data", "fn_index", "session_hash", "trigger_id", "event_id"}
+MAX_BYTES = 2_000_000
+"""Bytes of one call: the longest text that can be pasted fits, however it is written."""
+MAX_DEPTH = 16
+MAX_NUMBER = 2**63
 CALLS = re.compile(r"/gradio_api/(queue/join|(?:run|api|call)/[^/]+)/?")
-NAMED = re.compile(r"/gradio_api/call/v2/([^/]+)/?")
-OTHERS = re.compile(r"/gradio_api/mcp|/login")
-"""What reads its own kind of call."""
-ANSWERS = re.compile(r"/gradio_api/call/(?:v2/)?[^/]+/([^/]+)/?")
+NAMED_CALLS = re.compile(r"/gradio_api/call/v2/([^/]+)/?")
+OTHER_BODIES = re.compile(r"/gradio_api/mcp|/login")
+"""Routes that read their own kind of body."""
+EVENT_STREAMS = re.compile(r"/gradio_api/call/(?:v2/)?[^/]+/([^/]+)/?")
 SESSION = re.compile(r"[\w-]{1,64}")
 UNUSED = re.compile(
     r"/gradio_api/(upload|component_server|stream|process_recording|vibe|undo-vibe|proxy=|custom_component"
@@ -32,117 +35,246 @@ UNUSED = re.compile(
 )
 """This page takes no files and shows none from elsewhere."""
 
-
-KINDS = {
-    "textbox": str,
-    "radio": str,
-    "dropdown": str | int | float,
-    "slider": int | float,
-    "number": int | float,
-    "checkbox": bool,
-    "string": str,
-    "integer": int | float,
-    "boolean": bool,
-}
-"""What the controls of the page and the arguments of its API send, besides nothing at all."""
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 class Refused(Exception):
     """A call that is not made as the page makes it."""
 
 
-def closed_to_others(demo: gr.Blocks) -> list[Middleware]:
-    """The door of a page, for the app's middleware. Values reach its handlers as they were sent: what a
-    control allows is no check of what arrives, and each handler does its own."""
+def _check_plain(values: Iterable[object]) -> None:
+    """Refuse what has no place in JSON, and anything that is not plain values."""
+    for _ in range(MAX_DEPTH):
+        inner: list[object] = []
+        for value in values:
+            if isinstance(value, dict):
+                if "path" in value or "url" in value:
+                    raise ValueError("This page takes no files.")
+                inner += [*value.keys(), *value.values()]
+            elif isinstance(value, list):
+                inner += value
+            elif isinstance(value, str) and not _is_encodable(value):
+                raise ValueError("A text contains half a character.")
+            elif isinstance(value, int | float) and not -MAX_NUMBER < value < MAX_NUMBER:
+                raise ValueError("A number is too large.")
+        if not inner:
+            return
+        values = inner
+    raise ValueError("The values are nested too deeply.")
+
+
+def _is_encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _check_object(value: dict[str, object]) -> dict[str, object]:
+    _check_plain([value])
+    return value
+
+
+def _check_session(value: str) -> str:
+    if not SESSION.fullmatch(value):
+        raise ValueError("A session is named by up to 64 letters and digits.")
+    return value
+
+
+Body = Annotated[dict[str, object], AfterValidator(_check_object)]
+"""A JSON object of plain values: bounded numbers, whole characters, no files, not nested deeply."""
+BODY: TypeAdapter[dict[str, object]] = TypeAdapter(Body, config=ConfigDict(strict=True))
+
+Session = Annotated[str, AfterValidator(_check_session)]
+
+
+class Call(BaseModel):
+    """A call of one of the page's functions, by its number or name.
+
+    Attributes:
+        data: The values of its inputs.
+        event_data: What was selected, for functions that a selection calls.
+        fn_index: The number of the function, if its name is not in the path.
+        session_hash: The visitor's session.
+        trigger_id: The number of the component that was pressed.
+        event_id: Gradio's number of the call.
+    """
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    data: list[object]
+    event_data: object = None
+    fn_index: int | None = None
+    session_hash: Session | None = None
+    trigger_id: int | None = None
+    event_id: object = None
+
+
+class Selection(BaseModel):
+    """Which cell of a table was selected, and its value."""
+
+    model_config = ConfigDict(strict=True)
+
+    index: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2, max_length=2)]
+    value: object
+
+
+_NUMBER = int | float
+_KINDS: dict[str, Any] = {
+    "textbox": str | None,
+    "radio": str | None,
+    "dropdown": str | _NUMBER | None,
+    "slider": _NUMBER | None,
+    "number": _NUMBER | None,
+    "checkbox": bool | None,
+    "string": str | None,
+    "integer": _NUMBER | None,
+    "boolean": bool | None,
+}
+VALUES = {name: TypeAdapter(kind, config=ConfigDict(strict=True)) for name, kind in _KINDS.items()}
+"""What the controls of the page and the arguments of its API send."""
+
+MESSAGES = {
+    "data": "A call needs its values as a list under data.",
+    "fn_index": "There is no such function.",
+    "session_hash": "A session is named by up to 64 letters and digits.",
+    "trigger_id": "The component that was pressed has a whole number.",
+}
+
+
+def request_middleware(demo: gr.Blocks) -> list[Middleware]:
+    """Return the middleware of a page.
+
+    Values reach the page's handlers as they were sent: what a control allows says nothing about what arrives,
+    and each handler does its own checks.
+    """
     for function in demo.fns.values():
         function.preprocess = False
-    return [Middleware(Door, demo=demo)]
+    return [Middleware(RequestCheck, demo=demo)]
 
 
-class Door:
-    """Looks at each request before Gradio does."""
+class RequestCheck:
+    """Checks each request before Gradio does."""
 
-    def __init__(self, app, demo: gr.Blocks):
+    def __init__(self, app: App, demo: gr.Blocks) -> None:
         self._app, self._demo = app, demo
 
-    async def __call__(self, scope, receive, send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            return await self._app(scope, receive, send)
+            await self._app(scope, receive, send)
+            return
         path = scope["path"]
+        answer: Response | None = None
         if UNUSED.match(path):
-            return await _refusal(404, "This page has no such thing.")(scope, receive, send)
-        if scope["method"] == "POST":
-            body = await _body(receive)
+            answer = _refuse(404, "There is no such thing on this page.")
+        elif scope["method"] == "POST":
+            body = await _read_body(receive)
             if body is None:
-                text = f"A call may have {LARGEST:,} bytes at most."
-                return await _refusal(413, text)(scope, receive, send)
-            try:
-                if CALLS.fullmatch(path):
-                    self._check_call(path, _read(body))
-                elif named := NAMED.fullmatch(path):
-                    _check_arguments(self._named(named[1]), _read(body))
-                elif not OTHERS.match(path):
-                    _read(body)
-            except Refused as refused:
-                return await _refusal(422, str(refused))(scope, receive, send)
-            receive = _again(body, receive)
-        elif self._is_lost(path, scope["query_string"]):
-            # Gradio says the same to its client, and fails over it in its log.
-            said = server_messages.UnexpectedErrorMessage(message="Not found", session_not_found=True)
-            answer = Response(f"data: {said.model_dump_json()}\n\n", media_type="text/event-stream")
-            return await answer(scope, receive, send)
-        return await self._app(scope, receive, send)
+                answer = _refuse(413, f"A call may have {MAX_BYTES:,} bytes at most.")
+            else:
+                try:
+                    self._check(path, body)
+                except Refused as refused:
+                    answer = _refuse(422, str(refused))
+                receive = _receive_again(body, receive)
+        elif self._is_unknown(path, scope["query_string"]):
+            # Gradio tells its client the same, and fails over it in its log.
+            message = server_messages.UnexpectedErrorMessage(message="Not found", session_not_found=True)
+            answer = Response(f"data: {message.model_dump_json()}\n\n", media_type="text/event-stream")
+        await (answer or self._app)(scope, receive, send)
 
-    def _is_lost(self, path: str, query: bytes) -> bool:
-        """Whether a client asks for the answers of a session or of a call that there is not."""
+    def _check(self, path: str, body: bytes) -> None:
+        """Check the body of a call; raises `Refused`."""
+        if CALLS.fullmatch(path):
+            self._check_call(path, _parse_call(_parse_body(body)))
+        elif named := NAMED_CALLS.fullmatch(path):
+            _check_arguments(self._function_named(named[1]), _parse_body(body))
+        elif not OTHER_BODIES.match(path):
+            _parse_body(body)
+
+    def _is_unknown(self, path: str, query: bytes) -> bool:
+        """Return whether a client asks for the events of a session or of a call that does not exist."""
         queue = self._demo._queue
         if path.rstrip("/") == "/gradio_api/queue/data":
-            asked = parse_qs(query.decode("latin-1")).get("session_hash", [""])
-            return asked[-1] not in queue.pending_messages_per_session
-        if called := ANSWERS.fullmatch(path):
+            sessions = parse_qs(query.decode("latin-1")).get("session_hash", [""])
+            return sessions[-1] not in queue.pending_messages_per_session
+        if called := EVENT_STREAMS.fullmatch(path):
             known = queue.event_ids_to_events.keys() | queue.pending_messages_per_session.keys()
             return called[1] not in known.union(*queue.pending_event_ids_session.values())
         return False
 
-    def _check_call(self, path: str, call: dict) -> None:
-        if unknown := call.keys() - KEYS:
-            raise Refused(f"A call has no {sorted(unknown)[0][:40]!r}.")
-        session = call.get("session_hash")
-        if session is not None and not (isinstance(session, str) and SESSION.fullmatch(session)):
-            raise Refused("A session is named by up to 64 letters and digits.")
-        trigger = call.get("trigger_id")
-        if isinstance(trigger, bool) or not (trigger is None or isinstance(trigger, int)):
-            raise Refused("What is pressed has a number.")
-        values = call.get("data")
-        if not isinstance(values, list):
-            raise Refused("A call needs its values as a list under data.")
-        index = call.get("fn_index")
-        if index is None and not path.endswith("/queue/join"):
-            function = self._named(path.rstrip("/").split("/")[-1])
-        elif isinstance(index, bool) or not isinstance(index, int) or index not in self._demo.fns:
+    def _check_call(self, path: str, call: Call) -> None:
+        if call.fn_index is None and not path.endswith("/queue/join"):
+            function = self._function_named(path.rstrip("/").split("/")[-1])
+        elif call.fn_index is None or call.fn_index not in self._demo.fns:
             raise Refused("There is no such function.")
         else:
-            function = self._demo.fns[index]
-        if any(event == "select" for _, event in function.targets) and not _is_place(call.get("event_data")):
-            raise Refused("It is not said what was selected.")
+            function = self._demo.fns[call.fn_index]
+        if any(event == "select" for _, event in function.targets):
+            _check_selection(call.event_data)
         lengths = {len(function.inputs), sum(not block.skip_api for block in function.inputs)}
-        if len(values) not in (lengths if "/call/" in path else {len(function.inputs)}):
-            raise Refused(f"This function takes {max(lengths)} values, not {len(values)}.")
-        if len(values) == len(function.inputs):
-            for place, (block, value) in enumerate(zip(function.inputs, values, strict=True), 1):
+        if len(call.data) not in (lengths if "/call/" in path else {len(function.inputs)}):
+            raise Refused(f"This function takes {max(lengths)} values, not {len(call.data)}.")
+        if len(call.data) == len(function.inputs):
+            for number, (block, value) in enumerate(zip(function.inputs, call.data, strict=True), 1):
                 if not _fits(block, value):
-                    raise Refused(f"Value {place} is of another kind than this function takes.")
+                    raise Refused(f"Value {number} is of another kind than this function takes.")
 
-    def _named(self, name: str):
+    def _function_named(self, name: str) -> BlockFunction:
         for function in self._demo.fns.values():
             if function.api_name == name and function.api_visibility != "private":
                 return function
         raise Refused("There is no function of this name.")
 
 
-def _check_arguments(function, given: dict) -> None:
+def _parse_body(body: bytes) -> dict[str, object]:
+    """Return a body as plain values; raises `Refused`."""
+    try:
+        values = json.loads(body, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError):
+        raise Refused("A call is an object in JSON.") from None
+    try:
+        return BODY.validate_python(values)
+    except ValidationError as error:
+        raise Refused(_message(error, "A call is an object in JSON.")) from None
+
+
+def _refuse_constant(name: str) -> None:
+    """Refuse NaN and Infinity, which Python reads although they are not JSON."""
+    raise ValueError(name)
+
+
+def _parse_call(values: dict[str, object]) -> Call:
+    try:
+        return Call.model_validate(values)
+    except ValidationError as error:
+        unknown = [str(found["loc"][0]) for found in error.errors() if found["type"] == "extra_forbidden"]
+        if unknown:
+            raise Refused(f"A call has no {min(unknown)[:40]!r}.") from None
+        raise Refused(MESSAGES.get(str(error.errors()[0]["loc"][0]), "This is not a call.")) from None
+
+
+def _message(error: ValidationError, default: str) -> str:
+    """Return what a check of our own says, or the default."""
+    first = error.errors()[0]
+    return str(first["ctx"]["error"]) if first["type"] == "value_error" else default
+
+
+def _check_selection(selected: object) -> None:
+    try:
+        Selection.model_validate(selected)
+    except ValidationError:
+        raise Refused("The call does not say what was selected.") from None
+
+
+def _check_arguments(function: BlockFunction, given: dict[str, object]) -> None:
     """Refuse arguments by name that a function of the API does not take."""
-    taken = get_function_params(function.fn)
+    taken = get_function_params(function.fn) if function.fn is not None else []
     for block, (name, optional, _, _) in zip(function.inputs, taken, strict=True):
         if name not in given and not optional:
             raise Refused(f"The argument {name} is missing.")
@@ -152,90 +284,42 @@ def _check_arguments(function, given: dict) -> None:
         raise Refused(f"There is no argument {min(unknown)[:40]!r}.")
 
 
-def _is_place(selected: object) -> bool:
-    """Whether this says which cell of a table was pressed."""
-    place = selected.get("index") if isinstance(selected, dict) else None
-    return (
-        isinstance(place, list)
-        and len(place) == 2
-        and all(isinstance(number, int) and number >= 0 for number in place)
-        and "value" in selected
-    )
-
-
-def _fits(block, value: object) -> bool:
-    name = block.get_block_name()
-    kind = KINDS.get(block.api_info().get("type") if name == "api" else name)
-    if value is None or kind is None:
+def _fits(block: Block, value: object) -> bool:
+    """Return whether a value is of a kind that a component sends; components of other kinds send anything."""
+    if not isinstance(block, Component):
         return True
-    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+    name = block.get_block_name()
+    kind = VALUES.get(str(block.api_info().get("type")) if name == "api" else name)
+    if kind is None:
+        return True
+    try:
+        kind.validate_python(value)
+    except ValidationError:
+        return False
+    return True
 
 
-def _refusal(status: int, text: str) -> JSONResponse:
+def _refuse(status: Literal[404, 413, 422], text: str) -> JSONResponse:
     return JSONResponse({"detail": text}, status)
 
 
-async def _body(receive) -> bytes | None:
-    """The whole body of a request; None where it is too large."""
+async def _read_body(receive: Receive) -> bytes | None:
+    """Return the whole body of a request; None if it is too large."""
     body = bytearray()
     while True:
         message = await receive()
         body += message.get("body", b"")
-        if len(body) > LARGEST:
+        if len(body) > MAX_BYTES:
             return None
         if not message.get("more_body"):
             return bytes(body)
 
 
-def _again(body: bytes, receive):
-    """Receive a body that was read, then what comes after it."""
-    left = [{"type": "http.request", "body": body, "more_body": False}]
+def _receive_again(body: bytes, receive: Receive) -> Receive:
+    """Return a receiver of a body that was read, then of what comes after it."""
+    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
-    async def again():
-        return left.pop() if left else await receive()
+    async def receive_again() -> Message:
+        return messages.pop() if messages else await receive()
 
-    return again
-
-
-def _read(body: bytes) -> dict:
-    try:
-        call = json.loads(body, parse_constant=_no_number)
-    except (ValueError, RecursionError):
-        raise Refused("A call is an object in JSON.") from None
-    if not isinstance(call, dict):
-        raise Refused("A call is an object in JSON.")
-    _check_values([call])
-    return call
-
-
-def _no_number(name: str):
-    raise ValueError(name)
-
-
-def _check_values(values: Iterable[object]) -> None:
-    """Refuse what has no place in JSON, and anything that is not plain values."""
-    for _ in range(DEEPEST):
-        inner: list[object] = []
-        for value in values:
-            if isinstance(value, dict):
-                if "path" in value or "url" in value:
-                    raise Refused("This page takes no files.")
-                inner += [*value.keys(), *value.values()]
-            elif isinstance(value, list):
-                inner += value
-            elif isinstance(value, str) and not _encodes(value):
-                raise Refused("A text holds half a character.")
-            elif isinstance(value, int | float) and not -LARGEST_NUMBER < value < LARGEST_NUMBER:
-                raise Refused("A number is too large.")
-        if not inner:
-            return
-        values = inner
-    raise Refused("A call holds lists in lists, too deep.")
-
-
-def _encodes(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return receive_again

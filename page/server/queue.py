@@ -1,242 +1,217 @@
-"""Work that a visitor waits for: it takes its turn, tells where it stands, and can be stopped."""
+"""Jobs of visitors: one at a time works on the models; each can be stopped and has a time limit."""
 
-import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
+from page.workers.messages import Queued
 from pruning.errors import Cancelled, PruningError
-from pruning.progress import Progress
 
-PULSE = 2.0
-"""Seconds after which one who waits hears again, so that it shows when nobody listens any more."""
-
-
-PACE = 0.15
-"""Seconds between two reports of progress: each costs the page time that the work could use."""
+HEARTBEAT_SECONDS = 2.0
+"""Seconds after which a waiting job yields its place again, so that a visitor who left is noticed."""
 
 
 class Busy(PruningError):
-    """Too many others are waiting."""
+    """The queue is full."""
 
 
 class TooLong(PruningError):
-    """The work took longer than a job may."""
+    """The job took longer than a job may."""
 
 
-def about(seconds: float | None) -> str:
-    """A wait in words, rounded."""
-    if seconds is None:
-        return ""
-    if seconds < 90:
-        return f", about {10 * max(1, round(seconds / 10))} seconds"
-    return f", about {round(seconds / 60)} minutes"
+class Queue:
+    """Jobs that need the same resource, served one at a time in the order in which they came."""
 
-
-class Line:
-    """Jobs that want the same thing, served one at a time in the order in which they came."""
-
-    def __init__(self, longest: int):
-        self.longest = longest
+    def __init__(self, size: int) -> None:
+        """Create a queue in which at most `size` jobs wait, besides the one that is running."""
+        self.size = size
         self._jobs: list[Job] = []
         self._moved = threading.Condition()
         self._turns: deque[float] = deque(maxlen=8)
-        self._since = 0.0
+        self._turn_start = 0.0
 
     def __len__(self) -> int:
         return len(self._jobs)
 
-    def turn(self, job: "Job") -> Iterator[int]:
-        """Wait for the turn of a job; yields how many stand before it. Raises `Busy` where the line is
-        full, `Cancelled` once the job is stopped."""
-        with self._moved:
-            if job not in self._jobs:
-                if len(self._jobs) > self.longest:
-                    raise Busy(
-                        f"{self.longest} others are already waiting, and no more fit. "
-                        "Try again in some minutes."
-                    )
-                if not self._jobs:
-                    self._since = time.monotonic()
-                self._jobs.append(job)
-        told, since = 0, time.monotonic()
+    def wait_turn(self, job: "Job") -> Iterator[Queued]:
+        """Wait until a job is the first; yield its place whenever it changes, and every few seconds.
+
+        Raises:
+            Busy: The queue is full.
+            Cancelled: The job was stopped.
+        """
+        self._enter(job)
+        reported, reported_at = 0, time.monotonic()
         while True:
             job.check()
             with self._moved:
-                before = self._jobs.index(job)
-                if before == 0:
+                ahead = self._jobs.index(job)
+                if ahead == 0:
                     return
-                if before == told and time.monotonic() - since < PULSE:
+                if ahead == reported and time.monotonic() - reported_at < HEARTBEAT_SECONDS:
                     self._moved.wait(0.2)
                     continue
-            told, since = before, time.monotonic()
-            yield before
+            reported, reported_at = ahead, time.monotonic()
+            yield Queued(ahead + 1, self.estimate(ahead))
 
-    def seconds(self, before: int) -> float | None:
-        """About how long so many turns take, from the last ones; None where there were none."""
-        turns = list(self._turns)
-        return before * sum(turns) / len(turns) if turns else None
-
-    def give_way(self, job: "Job") -> None:
-        """Put a job behind all who wait now."""
+    def _enter(self, job: "Job") -> None:
         with self._moved:
             if job in self._jobs:
-                self._end(job)
+                return
+            if len(self._jobs) > self.size:
+                raise Busy(f"The queue is full ({self.size} waiting). Please try again in a few minutes.")
+            if not self._jobs:
+                self._turn_start = time.monotonic()
+            self._jobs.append(job)
+
+    def estimate(self, turns: int) -> float | None:
+        """Return how many seconds this many turns take, judged by the last ones; None if there were none."""
+        return turns * sum(self._turns) / len(self._turns) if self._turns else None
+
+    def requeue(self, job: "Job") -> None:
+        """Move a job behind all that wait now."""
+        with self._moved:
+            if job in self._jobs:
+                self._remove(job)
                 self._jobs.append(job)
 
     def leave(self, job: "Job") -> None:
+        """Remove a job, so that the next one may start."""
         with self._moved:
             if job in self._jobs:
-                self._end(job)
+                self._remove(job)
 
-    def _end(self, job: "Job") -> None:
+    def _remove(self, job: "Job") -> None:
         if self._jobs[0] is job:
             now = time.monotonic()
-            self._turns.append(now - self._since)
-            self._since = now
+            self._turns.append(now - self._turn_start)
+            self._turn_start = now
         self._jobs.remove(job)
         self._moved.notify_all()
 
 
 class Job:
-    """One piece of work of one visitor. `line`: where it waits for its turn, which it keeps until it is
-    finished or gives way; `seconds`: how long it may take from then on."""
+    """One piece of work of one visitor.
 
-    def __init__(self, line: Line | None = None, seconds: float | None = None, lasting: bool = False):
-        self.lasting = lasting
-        self._line, self._seconds = line, seconds
-        self._left, self._deadline = seconds, None
-        self._stopped = threading.Event()
-        self._asked = threading.Event()
+    Attributes:
+        detached: Whether the job continues without its visitor.
+    """
 
-    def ask(self) -> None:
+    def __init__(
+        self, queue: Queue | None = None, seconds: float | None = None, detached: bool = False
+    ) -> None:
+        """Create a job.
+
+        Args:
+            queue: Where the job waits for its turn, which it keeps until it is finished or requeued.
+            seconds: How long it may take from then on.
+            detached: Whether it continues without its visitor.
+        """
+        self.detached = detached
+        self._queue, self._seconds = queue, seconds
+        self._seconds_left = seconds
+        self._deadline: float | None = None
+        self._stop = threading.Event()
+        self._finish = threading.Event()
+
+    def request_finish(self) -> None:
         """Ask the work to end by itself, with what it has."""
-        self._asked.set()
+        self._finish.set()
 
     @property
-    def asked(self) -> bool:
-        return self._asked.is_set() or self.stopped
+    def finish_requested(self) -> bool:
+        return self._finish.is_set() or self.stopped
 
     def stop(self) -> None:
-        self._stopped.set()
+        """Stop the work; its result is dropped."""
+        self._stop.set()
 
     @property
     def stopped(self) -> bool:
-        return self._stopped.is_set()
+        return self._stop.is_set()
 
-    def give_way(self) -> None:
-        """Let all who wait go first. The wait is no part of the time that the job may take."""
-        if self._line is not None:
-            self._line.give_way(self)
+    def wait_turn(self) -> Iterator[Queued]:
+        """Wait for the job's turn, then start its clock."""
+        if self._queue is not None:
+            yield from self._queue.wait_turn(self)
+        if self._seconds_left is not None and self._deadline is None:
+            self._deadline = time.monotonic() + self._seconds_left
+
+    def requeue(self) -> None:
+        """Let all that wait go first. The wait does not count toward the job's time."""
+        if self._queue is not None:
+            self._queue.requeue(self)
         if self._deadline is not None:
-            self._left, self._deadline = self._deadline - time.monotonic(), None
+            self._seconds_left, self._deadline = self._deadline - time.monotonic(), None
+
+    def release(self, seconds: float) -> None:
+        """Let the next job start, since the rest needs no models; it may take this many seconds."""
+        self.leave_queue()
+        self._seconds, self._deadline = seconds, time.monotonic() + seconds
+
+    def leave_queue(self) -> None:
+        """Let the next job start."""
+        if self._queue is not None:
+            self._queue.leave(self)
 
     def check(self) -> None:
+        """Raise `Cancelled` if the job was stopped, and `TooLong` if its time is over."""
         if self.stopped:
-            raise Cancelled("Stopped. Nothing was changed.")
+            raise Cancelled("Stopped.")
         if self._deadline is not None and time.monotonic() > self._deadline:
             raise TooLong(
-                f"This took longer than the {self._seconds:.0f} seconds that one job may take here, and was "
-                "stopped. Ask for less at once, or run Secateur on a machine of your own."
+                f"This took longer than the {self._seconds:.0f} seconds that a job may take here, and was "
+                "stopped. Ask for less, or run Secateur on your own machine."
             )
-
-    def watch(self, work: Callable[[Callable[[object], None]], object]) -> Iterator[object]:
-        """Wait for the job's turn, then run `work(tell)` in a thread; yield what it tells, and last a
-        one-tuple of its result.
-
-        Of progress that comes faster than it is taken, or than `PACE`, only the newest is passed on.
-        Raises what the work raises; `Cancelled` as soon as the job is stopped, though the thread may take
-        a moment longer to notice. When nobody takes what is yielded any more, the work is stopped, unless
-        the job is lasting.
-        """
-        if self._line is not None:
-            for before in self._line.turn(self):
-                others = "1 other is" if before == 1 else f"{before} others are"
-                wait = about(self._line.seconds(before))
-                yield Progress(f"Waiting for your turn: {others} before you{wait}")
-        if self._left is not None and self._deadline is None:
-            self._deadline = time.monotonic() + self._left
-        events: queue.Queue = queue.Queue()
-
-        def tell(event: object) -> None:
-            self.check()
-            events.put(event)
-
-        def run() -> None:
-            try:
-                events.put((work(tell),))
-            except BaseException as error:
-                events.put(error)
-
-        threading.Thread(target=run, daemon=True).start()
-        over, newest, passed = False, None, 0.0
-        try:
-            while not over:
-                self.check()
-                try:
-                    event = events.get(timeout=PACE)
-                except queue.Empty:
-                    event = newest
-                if event is None:
-                    continue
-                if isinstance(event, Progress):
-                    newest = event
-                    if time.monotonic() - passed < PACE or not events.empty():
-                        continue
-                    passed = time.monotonic()
-                newest = None
-                if isinstance(event, BaseException):
-                    raise event
-                over = isinstance(event, tuple) and len(event) == 1
-                yield event
-        finally:
-            if not over and not self.lasting:
-                self.stop()
-
-    def finish(self) -> None:
-        """Let the next in line begin."""
-        if self._line is not None:
-            self._line.leave(self)
 
 
 class Jobs:
-    """What each visitor has under way: one job of a kind. A job's name is the visitor's session, then
-    its kind, if it has one."""
+    """The running jobs of all visitors, one of each kind per visitor.
 
-    def __init__(self):
+    A job's name is the visitor's session, followed by its kind, if it has one.
+    """
+
+    def __init__(self) -> None:
         self._jobs: dict[str, Job] = {}
         self._lock = threading.Lock()
 
     def start(
-        self, name: str, line: Line | None = None, seconds: float | None = None, lasting: bool = False
+        self,
+        name: str,
+        queue: Queue | None = None,
+        seconds: float | None = None,
+        detached: bool = False,
     ) -> Job:
-        """A new job; the one before it is stopped."""
+        """Create a job, and stop the one that had its name."""
         with self._lock:
             if name in self._jobs:
                 self._jobs[name].stop()
-            job = self._jobs[name] = Job(line, seconds, lasting)
+            job = self._jobs[name] = Job(queue, seconds, detached)
             return job
 
-    def ask(self, name: str) -> None:
+    def request_finish(self, name: str) -> None:
+        """Ask a job to end by itself, with what it has."""
         with self._lock:
             if name in self._jobs:
-                self._jobs[name].ask()
+                self._jobs[name].request_finish()
 
     def stop(self, name: str) -> None:
+        """Stop a job, if there is one."""
         with self._lock:
             if name in self._jobs:
                 self._jobs[name].stop()
 
-    def leave(self, session: str) -> None:
-        """Stop all that a visitor has under way, except what is to last."""
+    def stop_session(self, session: str) -> None:
+        """Stop all jobs of a visitor, except detached ones."""
         with self._lock:
             for name, job in self._jobs.items():
-                if name.split(" ")[0] == session and not job.lasting:
+                if name.split(" ")[0] == session and not job.detached:
                     job.stop()
 
     def finish(self, name: str, job: Job) -> None:
-        job.finish()
+        """Remove a job that has ended, and let the next one start."""
+        job.leave_queue()
         with self._lock:
             if self._jobs.get(name) is job:
                 del self._jobs[name]

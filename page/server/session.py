@@ -1,4 +1,4 @@
-"""Who visits, what work is under way, and what a visitor is told when something goes wrong."""
+"""Who visits, the jobs under way, and what a visitor is told when something goes wrong."""
 
 import hashlib
 import logging
@@ -7,68 +7,75 @@ import uuid
 
 import gradio as gr
 
-from page.server.queue import Job, Jobs, Line
+from page.server.queue import Jobs, Queue
 from page.workers.workbench import Visitor, Workbench
-from pruning import PruningError
+from pruning import Access, PruningError
 from pruning.loading.hub import saved_token
 
 ON_SPACE = "SPACE_ID" in os.environ
 
+log = logging.getLogger("secateur")
 
-def _setting(name: str, default: float) -> float:
+
+def read_setting(name: str, default: float, old_name: str = "") -> float:
+    """Read a number above 0 from the environment; exit with one line for anything else."""
+    if old_name in os.environ and name not in os.environ:
+        log.warning("%s is now called %s; the old name will be removed.", old_name, name)
+        name = old_name
     try:
         value = float(os.environ.get(name, default))
     except ValueError:
         value = -1
     if not 0 < value < float("inf"):
-        raise SystemExit(f"{name} is {os.environ[name]!r}; a number above 0 is needed.")
+        raise SystemExit(f"{name} is {os.environ[name]!r}; it must be a number above 0.")
     return value
 
 
-LINE = int(_setting("SECATEUR_LINE", 8))
-"""How many may wait for the models: about as many as two cores serve before patience ends."""
-SECONDS = _setting("SECATEUR_JOB_SECONDS", 300 if ON_SPACE else 3600)
+QUEUE_SIZE = int(read_setting("SECATEUR_QUEUE", 8, "SECATEUR_LINE"))
+"""How many jobs may wait for the models: about as many as two cores serve before patience ends."""
+JOB_SECONDS = read_setting("SECATEUR_JOB_SECONDS", 300 if ON_SPACE else 3600)
 """How long one job may work on the models."""
-TEACHING_SPARE = 120
-"""How much longer than the minutes asked for a teaching may take: what comes before and after."""
+DISTILLATION_OVERHEAD = 120
+"""How many seconds longer than its training a distillation may take, for what comes before and after."""
 
-log = logging.getLogger("secateur")
 workbench = Workbench()
 jobs = Jobs()
-models, teachers = Line(LINE), Line(max(1, LINE // 4))
-"""Where work on models waits for its turn, and where teaching does, which takes minutes each."""
+model_queue = Queue(QUEUE_SIZE)
+"""Where work on models waits for its turn."""
+distillation_queue = Queue(max(1, QUEUE_SIZE // 4))
+"""Where distillations wait, which take minutes each."""
 
 
-def started(request: gr.Request | None, kind: str = "", **settings) -> tuple[str, Job]:
-    """A new job of the visitor, in the line for the models unless told otherwise; and its name."""
-    name = f"{session_of(request)} {kind}".strip()
-    return name, jobs.start(name, **{"line": models, "seconds": SECONDS} | settings)
+def job_name(request: gr.Request | None, kind: str = "") -> str:
+    """Return the name of a visitor's job of a kind."""
+    return f"{session_of(request)} {kind}".strip()
 
 
 def session_of(request: gr.Request | None) -> str:
-    """The visitor's session; of a call that names none, one that nobody else can name."""
+    """Return the visitor's session; for a call that names none, one that no other caller can name."""
     session = getattr(request, "session_hash", None)
     return "".join(str(session).split())[:64] if session else f"call-{uuid.uuid4().hex}"
 
 
 def visitor_of(request: gr.Request | None, token: gr.OAuthToken | None) -> Visitor:
-    """On a Space, a visitor's own token or none; elsewhere the one saved on the machine."""
-    rights = (token.token if token else False) if ON_SPACE else saved_token()
-    # Whoever learns of a session still has no rights of its owner.
-    shown = hashlib.sha256(str(rights).encode()).hexdigest()[:16]
-    return Visitor(owner=f"{session_of(request)}:{shown}", token=rights)
+    """Return who asks: on a Space with their own token or none, elsewhere with the one saved here."""
+    own_token = (token.token if token else False) if ON_SPACE else saved_token()
+    # A session that becomes known to others gives them no rights of its owner.
+    fingerprint = hashlib.sha256(str(own_token).encode()).hexdigest()[:16]
+    access = Access(token=own_token, local=False)
+    return Visitor(f"{session_of(request)}:{fingerprint}", access)
 
 
-def left(request: gr.Request) -> None:
-    """The visit is over: stop its work, and forget what is only its own."""
+def on_disconnect(request: gr.Request) -> None:
+    """Stop a visitor's work, and drop what belongs to them alone."""
     session = session_of(request)
-    jobs.leave(session)
+    jobs.stop_session(session)
     workbench.forget(session)
 
 
-def told(error: Exception) -> str:
-    """What a visitor is told: a `PruningError` as it is; anything else is a bug, and logged whole."""
+def user_message(error: Exception) -> str:
+    """Return what the user is told: a `PruningError` as it is; anything else is a bug, and is logged."""
     if isinstance(error, PruningError):
         return str(error)
     log.error("a handler failed", exc_info=error)
-    return "Something broke that should not have. It has been logged; please try again."
+    return "Something went wrong on our side. It has been logged; please try again."

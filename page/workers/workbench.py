@@ -1,33 +1,28 @@
-"""The models that visitors work on, made once and shared; a cache bounded in bytes.
+"""The models that visitors work on, built once and shared: a cache bounded in bytes.
 
-Nothing here belongs to one visitor. A session holds a recipe; the model of a recipe is looked up
-here, and made again when it was evicted.
+A session holds a recipe. The model of a recipe is looked up here, and rebuilt if it was evicted.
 """
 
-import ctypes
-import gc
-import os
 import threading
 import time
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TypeVar
 
-import psutil
-
+from page.workers.memory import machine_memory, memory_share, release_memory
 from pruning import pipeline
 from pruning.architectures.shape import Shape
 from pruning.calibration import cache
 from pruning.calibration.calibrate import StatisticsKey, statistics_of
-from pruning.errors import ModelError, PruningError
+from pruning.errors import ModelError
 from pruning.evaluation import inspection
 from pruning.evaluation.base_quality import base_quality
 from pruning.loading import load as loading
 from pruning.loading.load import LoadedModel
-from pruning.loading.source import Access, Source, Token
+from pruning.loading.source import Access, Source
 from pruning.pipeline import Pruned
 from pruning.progress import Progress, Reporter, silent
 from pruning.recipe import Recipe
@@ -37,47 +32,26 @@ from pruning.steps import Distillation
 from pruning.text.choice import Calibration, TextChoice
 from pruning.text.passages import CUSTOM
 
-MEMORY_SHARE = 0.4
-"""How much of the machine's memory models may take, unless `SECATEUR_MEMORY_SHARE` says otherwise."""
+IDLE_SECONDS = 1800.0
+"""After this long without use, what belongs to one visitor is dropped, in case their leaving was missed."""
 
-IDLE = 1800.0
-"""Seconds after which what belongs to one visitor is dropped, in case nobody said that they left."""
+MAX_FOUND = 256
+"""The most bases of which the shape is remembered."""
 
-MOST_LOOKS = 256
-
-
-def memory_share() -> float:
-    """The setting `SECATEUR_MEMORY_SHARE`. Raises `PruningError` for one that is no share."""
-    text = os.environ.get("SECATEUR_MEMORY_SHARE", str(MEMORY_SHARE))
-    with suppress(ValueError):
-        if 0 < float(text) <= 1:
-            return float(text)
-    raise PruningError(f"SECATEUR_MEMORY_SHARE is {text!r}; a share above 0 and up to 1 is needed.")
-
-
-def machine_memory() -> int:
-    """Bytes of memory that this process may use: the machine's, or its container's where that is less."""
-    total = psutil.virtual_memory().total
-    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        with suppress(OSError, ValueError):
-            total = min(total, int(Path(file).read_text()))
-    return total
+Model = TypeVar("Model", LoadedModel, Pruned)
 
 
 @dataclass(frozen=True)
 class Visitor:
-    """Who asks: an owner for what is not public, and the token that shows their rights.
+    """Who asks for models.
 
-    `own_machine`: whether the visitor owns this machine, and so may use its folders.
+    Attributes:
+        owner: The name under which models that are not public are kept; empty for none.
+        access: What they may see; by default only what is public.
     """
 
     owner: str = ""
-    token: Token = False
-    own_machine: bool = False
-
-    @property
-    def access(self) -> Access:
-        return Access(self.token, local=self.own_machine)
+    access: Access = field(default=Access(token=False, local=False), repr=False)
 
     def __repr__(self) -> str:
         return "Visitor()"
@@ -85,73 +59,81 @@ class Visitor:
 
 @dataclass
 class CachedModel:
-    """A model that is kept. `tensors`: the bytes at each address that its parameters take, shared with
-    other entries or not; `owner`: whose it is, empty for everyone's."""
+    """A model in the cache.
 
-    value: LoadedModel | Pruned
+    Attributes:
+        value: The model; None only while it is being evicted.
+        tensors: The bytes at each address that its parameters take, shared with other entries or not.
+        owner: The visitor it belongs to, empty for everyone.
+        used_at: When it was last used, in seconds of the monotonic clock.
+    """
+
+    value: LoadedModel | Pruned | None
     tensors: dict[int, int]
     owner: str
-    used: float = 0.0
+    used_at: float
 
     @property
-    def taught(self) -> bool:
-        """Whether it would take minutes to make it again."""
+    def is_distilled(self) -> bool:
+        """Whether it would take minutes to rebuild."""
         recipe = getattr(self.value, "recipe", None)
         return recipe is not None and any(isinstance(step, Distillation) for step in recipe.steps)
 
 
 class Workbench:
-    """Base models and pruned models, least recently used out first.
+    """A cache of base models and pruned models; the least recently used are dropped first.
 
-    One job at a time works on models: callers hold `working` while they prune or measure. The bound
-    is on what is kept: a model that somebody is working with stays, since letting go of it would free
-    nothing, and goes when they are done.
+    One job at a time works on models: callers hold `exclusive` while they prune or measure. The bound is on
+    what the cache keeps: dropping a model that is in use would free nothing, so it remains until it is not.
     """
 
-    def __init__(self, max_bytes: int | None = None):
+    def __init__(self, max_bytes: int | None = None) -> None:
+        """Create an empty workbench that keeps at most `max_bytes`, by default a share of memory."""
         self.max_bytes = max_bytes or int(machine_memory() * memory_share())
-        self._working = threading.RLock()
-        self._loading: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
+        self._exclusive = threading.RLock()
+        self._loading: weakref.WeakValueDictionary[tuple[str, str], threading.Lock] = (
+            weakref.WeakValueDictionary()
+        )
         self._lock = threading.RLock()
-        self._entries: OrderedDict[tuple, CachedModel] = OrderedDict()
-        self._looks: OrderedDict[tuple, tuple[Shape, Source]] = OrderedDict()
+        self._entries: OrderedDict[tuple[str | None, ...], CachedModel] = OrderedDict()
+        self._found: OrderedDict[tuple[str, str], tuple[Shape, Source]] = OrderedDict()
         self._texts: dict[str, set[str]] = {}
 
     @contextmanager
-    def working(self, progress: Reporter = silent) -> Iterator[None]:
-        """Be the one who works on models. `progress` may raise `Cancelled` while others do."""
-        with _held(self._working, progress, "Waiting until the models are free"):
+    def exclusive(self, progress: Reporter = silent) -> Iterator[None]:
+        """Be the only one that works on models. `progress` may raise `Cancelled` during the wait."""
+        with _hold(self._exclusive, progress, "Waiting for the models"):
             yield
 
-    def look(self, name: str, visitor: Visitor) -> tuple[Shape, Source]:
-        """The shape of a base and where it comes from, without its weights."""
-        _check(name)
+    def find(self, name: str, visitor: Visitor) -> tuple[Shape, Source]:
+        """Return the shape of a base and where it comes from, without its weights."""
+        _check_name(name)
         keys = [(name, ""), (name, visitor.owner)]
         with self._lock:
             for key in keys:
-                if key in self._looks:
-                    self._looks.move_to_end(key)
-                    return self._looks[key]
+                if key in self._found:
+                    self._found.move_to_end(key)
+                    return self._found[key]
         source = loading.find(name, access=visitor.access)
         found = Shape.of(source.config), source
         with self._lock:
             if source.public or visitor.owner:
-                self._looks[keys[not source.public]] = found
-            while len(self._looks) > MOST_LOOKS:
-                self._looks.popitem(last=False)
+                self._found[keys[not source.public]] = found
+            while len(self._found) > MAX_FOUND:
+                self._found.popitem(last=False)
         return found
 
-    def base(
+    def load(
         self, name: str, visitor: Visitor, revision: str | None = None, progress: Reporter = silent
     ) -> LoadedModel:
-        """A base model, loaded if it is not here."""
-        _check(name)
-        if (found := self._known(name, visitor, revision)) is not None:
+        """Return a base model, loaded if it is not in the cache."""
+        _check_name(name)
+        if (found := self._find_loaded(name, visitor, revision)) is not None:
             return found
         with self._lock:
-            loading_it = self._loading.setdefault((name, visitor.owner), threading.Lock())
-        with _held(loading_it, progress, f"Waiting until {name} is loaded"):
-            if (found := self._known(name, visitor, revision)) is not None:
+            lock = self._loading.setdefault((name, visitor.owner), threading.Lock())
+        with _hold(lock, progress, f"Waiting until {name} is loaded"):
+            if (found := self._find_loaded(name, visitor, revision)) is not None:
                 return found
             base = loading.load(
                 name,
@@ -159,49 +141,58 @@ class Workbench:
                 access=visitor.access,
                 progress=progress,
             )
-            return self._put(("base", name, revision), base, base.source.public, visitor)
+            return self._store(("base", name, revision), base, base.source.public, visitor)
 
-    def _known(self, name: str, visitor: Visitor, revision: str | None) -> LoadedModel | None:
-        for known in (revision, None):
-            found = self._get(("base", name, known), visitor)
+    def _find_loaded(self, name: str, visitor: Visitor, revision: str | None) -> LoadedModel | None:
+        for cached in (revision, None):
+            found = self._get(("base", name, cached), visitor, LoadedModel)
             if found is not None and revision in (None, found.source.revision):
                 return found
         return None
 
-    def pruned(self, recipe: Recipe, visitor: Visitor, progress: Reporter = silent) -> Pruned:
-        """The model of a recipe, made if it is not here."""
+    def prune(self, recipe: Recipe, visitor: Visitor, progress: Reporter = silent) -> Pruned:
+        """Return the model of a recipe, pruned if it is not in the cache."""
         self._note_texts(visitor, recipe.texts)
-        base = self.base(recipe.base, visitor, recipe.revision, progress)
-        with self.working(progress):
-            if (found := self._get(("pruned", recipe.digest), visitor)) is not None:
+        base = self.load(recipe.base, visitor, recipe.revision, progress)
+        with self.exclusive(progress):
+            if (found := self._get(("pruned", recipe.digest), visitor, Pruned)) is not None:
                 return found
-            return self._keep(recipe, pipeline.prune(recipe, base, progress=progress), visitor)
+            return self._store_pruned(recipe, pipeline.prune(recipe, base, progress=progress), visitor)
 
-    def teach(
+    def load_pair(
+        self, recipe: Recipe, visitor: Visitor, progress: Reporter = silent
+    ) -> tuple[LoadedModel, Pruned]:
+        """Return the base and the pruned model of a recipe."""
+        base = self.load(recipe.base, visitor, recipe.revision, progress)
+        return base, self.prune(recipe, visitor, progress)
+
+    def distill(
         self, recipe: Recipe, step: Distillation, visitor: Visitor, progress: Reporter = silent
     ) -> Pruned:
-        """The model of a recipe after a distillation. Others may work on models meanwhile."""
-        base, pruned = self.pair(recipe, visitor, progress)
-        taught = pipeline.apply_step(pruned, base, step, progress=progress)
-        return self._keep(taught.recipe, taught, visitor)
+        """Return the model of a recipe after a distillation. Other jobs may work on models meanwhile."""
+        base, pruned = self.load_pair(recipe, visitor, progress)
+        distilled = pipeline.apply_step(pruned, base, step, progress=progress)
+        return self._store_pruned(distilled.recipe, distilled, visitor)
 
-    def judged(self, recipe: Recipe, visitor: Visitor, tokens: int, progress: Reporter = silent) -> Pruned:
-        """The model of a recipe with its quality, before and after, measured in short."""
-        with self.working(progress):
-            base, pruned = self.pair(recipe, visitor, progress)
+    def evaluate(self, recipe: Recipe, visitor: Visitor, tokens: int, progress: Reporter = silent) -> Pruned:
+        """Return the model of a recipe with its quality before and after, measured on this many tokens."""
+        with self.exclusive(progress):
+            base, pruned = self.load_pair(recipe, visitor, progress)
             return pipeline.evaluate_pruned(pruned, base, tokens=tokens, progress=progress)
 
-    def measuring(self, recipe: Recipe, visitor: Visitor, progress: Reporter = silent) -> Iterator[Pruned]:
-        """The model of a recipe, its report fuller each time; at once where it was measured before."""
-        with self.working(progress):
-            pruned = self.pruned(recipe, visitor, progress)
+    def iter_evaluate(
+        self, recipe: Recipe, visitor: Visitor, progress: Reporter = silent
+    ) -> Generator[Pruned, None, None]:
+        """Yield the model of a recipe as its report fills; once if it was measured before."""
+        with self.exclusive(progress):
+            pruned = self.prune(recipe, visitor, progress)
             if pruned.report.after.tokens_per_second is not None:
                 yield pruned
                 return
-            base = self.base(recipe.base, visitor, recipe.revision, progress)
+            base = self.load(recipe.base, visitor, recipe.revision, progress)
             for measured in pipeline.iter_evaluate_pruned(pruned, base, progress=progress):
                 yield measured
-            self._keep(recipe, measured, visitor)
+            self._store_pruned(recipe, measured, visitor)
 
     def iter_search(
         self,
@@ -211,27 +202,22 @@ class Workbench:
         seed: int,
         visitor: Visitor,
         progress: Reporter = silent,
-    ) -> Iterator[Trial | SearchResult]:
-        """Search a base for the best mix of cuts within a budget, point by point; not the thorough one,
-        since people wait for it."""
-        shape, _ = self.look(name, visitor)
+    ) -> Generator[Trial | SearchResult, None, None]:
+        """Search a base for the best combination of cuts within a budget; yield each trial, then the result.
+
+        The search is not the thorough one, since a visitor waits for it.
+        """
+        shape, _ = self.find(name, visitor)
         Budget.parse(budget, shape, 2)
         self._note_texts(visitor, [calibration])
-        base = self.base(name, visitor, progress=progress)
-        with self.working(progress):
+        base = self.load(name, visitor, progress=progress)
+        with self.exclusive(progress):
             target = Budget.parse(budget, shape, base.storage_dtype.itemsize)
             yield from iter_search(
                 base, target, calibration=calibration, seed=seed, thorough=False, progress=progress
             )
 
-    def pair(
-        self, recipe: Recipe, visitor: Visitor, progress: Reporter = silent
-    ) -> tuple[LoadedModel, Pruned]:
-        """The base and the pruned model of a recipe."""
-        base = self.base(recipe.base, visitor, recipe.revision, progress)
-        return base, self.pruned(recipe, visitor, progress)
-
-    def importances(
+    def compare_importance(
         self,
         name: str,
         criteria: tuple[str, str],
@@ -241,24 +227,28 @@ class Workbench:
         visitor: Visitor,
         progress: Reporter = silent,
     ) -> tuple[list[list[float]], list[float]]:
-        """The importance map of a base under the first criterion, and which share of what it
-        keeps the second keeps too, when a fraction goes."""
+        """Score the neurons of a base under two criteria.
+
+        Returns:
+            The importance map of the first criterion; and for each layer, which share of what it keeps the
+            second keeps too, if a fraction of the neurons is removed.
+        """
         self._note_texts(visitor, [calibration])
-        base = self.base(name, visitor, progress=progress)
-        with self.working(progress):
+        base = self.load(name, visitor, progress=progress)
+        with self.exclusive(progress):
             one, other = (
                 inspection.neuron_scores(base, criterion, calibration, seed, progress=progress)
                 for criterion in criteria
             )
         return inspection.importance_map(one), inspection.overlaps(one, other, fraction)
 
-    def influences(
+    def layer_influences(
         self, name: str, calibration: Calibration, seed: int, visitor: Visitor, progress: Reporter = silent
     ) -> list[float]:
-        """The block influence of every layer of a base."""
+        """Return the block influence of every layer of a base."""
         self._note_texts(visitor, [calibration])
-        base = self.base(name, visitor, progress=progress)
-        with self.working(progress):
+        base = self.load(name, visitor, progress=progress)
+        with self.exclusive(progress):
             return inspection.layer_influences(base, calibration, seed, progress=progress)
 
     def iter_sweep(
@@ -269,43 +259,46 @@ class Workbench:
         seed: int,
         visitor: Visitor,
         progress: Reporter = silent,
-    ) -> Iterator[SweepPoint]:
-        """Quality against size of a base, for several criteria, point by point."""
+    ) -> Generator[SweepPoint, None, None]:
+        """Yield quality against size of a base for several criteria, point by point."""
         self._note_texts(visitor, [calibration])
-        base = self.base(name, visitor, progress=progress)
-        with self.working(progress):
+        base = self.load(name, visitor, progress=progress)
+        with self.exclusive(progress):
             yield from iter_sweep(base, criteria, calibration=calibration, seed=seed, progress=progress)
 
-    def prepare(self, recipe: Recipe, visitor: Visitor, progress: Reporter = silent) -> None:
-        """Do ahead what the first visitor would wait for: load, calibrate, measure the base."""
-        base = self.base(recipe.base, visitor, progress=progress)
+    def warm_up(self, recipe: Recipe, visitor: Visitor, progress: Reporter = silent) -> None:
+        """Do ahead what the first visitor would wait for: load, calibrate, and measure the base."""
+        base = self.load(recipe.base, visitor, progress=progress)
         shape = Shape.of(base.model.config)
         for step in recipe.steps:
-            with self.working(progress):
-                sites = step.hooked_modules(shape)
-                statistics_of(base, recipe.calibration, sites, recipe.seed, progress=progress)
-        with self.working(progress):
+            with self.exclusive(progress):
+                modules = step.hooked_modules(shape)
+                statistics_of(base, recipe.calibration, modules, recipe.seed, progress=progress)
+        with self.exclusive(progress):
             base_quality(base, progress=progress)
 
     def forget(self, owner: str) -> None:
-        """Drop all that belongs to an owner alone, or to one whose name goes on after this and a colon;
-        and what models computed from the owner's own texts."""
+        """Drop what belongs to an owner alone, and what models computed from the owner's own texts.
 
-        def theirs(name: str) -> bool:
+        Args:
+            owner: The name of the owner, or all of it up to a colon.
+        """
+
+        def is_theirs(name: str) -> bool:
             return bool(name) and (name == owner or name.startswith(f"{owner}:"))
 
         with self._lock:
-            gone = [key for key, entry in self._entries.items() if theirs(entry.owner)]
-            for key in gone:
+            keys = [key for key, entry in self._entries.items() if is_theirs(entry.owner)]
+            for key in keys:
                 del self._entries[key]
-            for key in [key for key in self._looks if theirs(key[1])]:
-                del self._looks[key]
-            owners = [name for name in self._texts if theirs(name) or not name]
+            for found in [found for found in self._found if is_theirs(found[1])]:
+                del self._found[found]
+            owners = [name for name in self._texts if is_theirs(name) or not name]
             digests = {digest for name in owners for digest in self._texts.pop(name)}
         for digest in digests:
             cache.forget_text(digest)
-        if gone:
-            give_back()
+        if keys:
+            release_memory()
 
     def _note_texts(self, visitor: Visitor, texts: Iterable[TextChoice]) -> None:
         """Remember whose own texts models read, so that `forget` can drop what they computed from them."""
@@ -316,90 +309,81 @@ class Workbench:
 
     @property
     def bytes(self) -> int:
-        """What the models here take, and what is kept of how they read: each tensor once, however many
-        models share it."""
+        """What the models and their calibration statistics take; a tensor shared by several counts once."""
         with self._lock:
             tensors: dict[int, int] = {}
             for entry in self._entries.values():
                 tensors |= entry.tensors
             return sum(tensors.values()) + cache.total_bytes()
 
-    def _keep(self, recipe: Recipe, pruned: Pruned, visitor: Visitor) -> Pruned:
+    def _store_pruned(self, recipe: Recipe, pruned: Pruned, visitor: Visitor) -> Pruned:
         public = pruned.source.public and all(choice.text != CUSTOM for choice in recipe.texts)
-        return self._put(("pruned", recipe.digest), pruned, public, visitor)
+        return self._store(("pruned", recipe.digest), pruned, public, visitor)
 
-    def _get(self, key: tuple, visitor: Visitor):
+    def _get(self, key: tuple[str | None, ...], visitor: Visitor, kind: type[Model]) -> Model | None:
         with self._lock:
             self._drop_idle()
             for owner in ("", visitor.owner):
                 if (entry := self._entries.get((*key, owner))) is not None:
                     self._entries.move_to_end((*key, owner))
-                    entry.used = time.monotonic()
-                    return entry.value
+                    entry.used_at = time.monotonic()
+                    return entry.value if isinstance(entry.value, kind) else None
         return None
 
-    def _put(self, key: tuple, value, public: bool, visitor: Visitor):
+    def _store(self, key: tuple[str | None, ...], value: Model, public: bool, visitor: Visitor) -> Model:
         owner = "" if public else visitor.owner
-        if public or owner:  # What is not public and nobody's cannot be found again by the right one.
+        if public or owner:  # What is not public and has no owner could not be found again by the right one.
             with self._lock:
                 self._entries.pop((*key, owner), None)
-                self._entries[*key, owner] = CachedModel(
-                    value, _tensors(value.model), owner, time.monotonic()
-                )
+                self._entries[*key, owner] = CachedModel(value, _tensors(value), owner, time.monotonic())
                 self._make_room()
         return value
 
     def _drop_idle(self) -> None:
         now = time.monotonic()
         for key, entry in list(self._entries.items()):
-            if entry.owner and now - entry.used > IDLE:
+            if entry.owner and now - entry.used_at > IDLE_SECONDS:
                 del self._entries[key]
 
     def _make_room(self) -> None:
-        """Let go of the least recently used models that nobody works with, those that took minutes last;
-        never of the newest."""
+        """Drop the least recently used models that are not in use, distilled ones last; never the newest."""
         if self.bytes <= self.max_bytes:
             return
-        for key in sorted(list(self._entries)[:-1], key=lambda key: self._entries[key].taught):
-            self._let_go(key)
+        for key in sorted(list(self._entries)[:-1], key=lambda key: self._entries[key].is_distilled):
+            self._evict(key)
             if self.bytes <= self.max_bytes:
                 break
         else:
             cache.clear(StatisticsKey)
-        give_back()
+        release_memory()
 
-    def _let_go(self, key: tuple) -> None:
+    def _evict(self, key: tuple[str | None, ...]) -> None:
         entry = self._entries[key]
-        value, entry.value = weakref.ref(entry.value), None
-        entry.value = value()
-        if entry.value is None:  # Otherwise somebody else holds it too.
+        if entry.value is None:
+            return
+        reference, entry.value = weakref.ref(entry.value), None
+        entry.value = reference()
+        if entry.value is None:  # Otherwise a job holds it too.
             del self._entries[key]
 
 
 @contextmanager
-def _held(lock, progress: Reporter, why: str) -> Iterator[None]:
-    """Hold a lock; while others hold it, tell so now and then."""
+def _hold(lock: "threading.Lock | threading.RLock", progress: Reporter, reason: str) -> Iterator[None]:
+    """Hold a lock; while others hold it, report the reason now and then."""
     while not lock.acquire(timeout=0.2):
-        progress(Progress(why))
+        progress(Progress(reason))
     try:
         yield
     finally:
         lock.release()
 
 
-def _check(name: object) -> None:
+def _check_name(name: object) -> None:
     if not isinstance(name, str) or not name:
-        raise ModelError(f"{str(name)[:40]!r} is no model. Choose one of the list, or give a Hub id.")
+        raise ModelError(f"{str(name)[:40]!r} is not a model. Choose one from the list, or enter a Hub id.")
 
 
-def _tensors(model) -> dict[int, int]:
-    """Bytes at each address that a model's parameters take."""
-    storages = (parameter.untyped_storage() for parameter in model.parameters())
+def _tensors(loaded: LoadedModel | Pruned) -> dict[int, int]:
+    """Return the bytes at each address that a model's parameters take."""
+    storages = (parameter.untyped_storage() for parameter in loaded.model.parameters())
     return {storage.data_ptr(): storage.nbytes() for storage in storages}
-
-
-def give_back() -> None:
-    """Hand freed memory back to the system, which glibc does late otherwise."""
-    gc.collect()
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)

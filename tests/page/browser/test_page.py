@@ -12,7 +12,15 @@ from pruning import Heads, Layers, Neurons
 
 pytestmark = [pytest.mark.browser, pytest.mark.real]
 
-DENSE, AT_30_PERCENT = 134_515_008, 110_668_608
+ORIGINAL, AT_30_PERCENT = 134_515_008, 110_668_608
+
+
+IMPROVED = """() => {
+    const line = document.querySelector("#distill-status").innerText;
+    const found = line.match(/perplexity ([0-9.]+) → ([0-9.]+)/);
+    return found && Number(found[2]) < Number(found[1]);
+}"""
+"""Whether the status line of a distillation shows a lower perplexity than at its start."""
 
 
 def set_slider(page, name, value):
@@ -25,8 +33,8 @@ def set_percent(page, value):
     set_slider(page, "neurons-fraction", value)
 
 
-def read_little(page, tokens=256):
-    """Calibrate on little text, so that the test does not take long."""
+def calibrate_on_little(page, tokens=256):
+    """Calibrate on little text, so that the test is quick."""
     page.click("#how-to-choose button")
     page.fill("#tokens input", str(tokens))
     page.press("#tokens input", "Tab")
@@ -36,7 +44,7 @@ def wait_for_count(page, parameters):
     page.wait_for_function(f"document.querySelector('#parameters-after').dataset.count == {parameters}")
 
 
-def shapes_considered(*steps):
+def parameters_after(*steps):
     return pruning.preview(pruning.Recipe(base="smollm2-135m", steps=list(steps))).after.parameters
 
 
@@ -44,8 +52,8 @@ def count(page, which="after"):
     return int(page.get_attribute(f"#parameters-{which}", "data-count"))
 
 
-def pruned(page, percent):
-    """Press Prune and wait for the end; returns what the status line says."""
+def prune(page, percent):
+    """Press Prune, wait for the end, and return the status line."""
     set_percent(page, percent)
     page.click("#prune")
     page.wait_for_selector("#status .done, #status .failed")
@@ -54,12 +62,12 @@ def pruned(page, percent):
 
 def test_prune_read_download_and_push(visit, served_hub, tmp_path):
     page = visit()
-    assert count(page, "before") == DENSE
+    assert count(page, "before") == ORIGINAL
     set_percent(page, 30)
     wait_for_count(page, AT_30_PERCENT)
     assert "460 of 1,536" in page.inner_text("#cut-note")
 
-    assert pruned(page, 30).startswith("Done")
+    assert prune(page, 30).startswith("Done")
     assert count(page) == AT_30_PERCENT
     before, after = page.inner_text("#text-before"), page.inner_text("#text-after")
     assert before.startswith("Paris is the capital of the")
@@ -83,10 +91,10 @@ def test_prune_read_download_and_push(visit, served_hub, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     ids = tokenizer("Paris is the capital of", return_tensors="pt")
     with torch.inference_mode():
-        said = tokenizer.decode(
+        text = tokenizer.decode(
             model.generate(**ids, max_new_tokens=40, do_sample=False)[0], skip_special_tokens=True
         )
-    assert said == after
+    assert text == after
 
     page.get_by_role("tab", name="Push to the Hub").click()
     page.fill("#repository input, #repository textarea", "smaller")
@@ -100,16 +108,16 @@ def test_prune_read_download_and_push(visit, served_hub, tmp_path):
 
 def test_every_part_can_be_cut_and_a_link_opens_the_same(visit):
     page = visit()
-    read_little(page)
+    calibrate_on_little(page)
     set_percent(page, 25)
     page.click("#other-parts button")
     set_slider(page, "heads-groups", 1)
     page.wait_for_selector("#heads-criterion:visible")
     set_slider(page, "layers-count", 2)
-    expected = shapes_considered(Neurons(fraction=0.25), Heads(groups=1), Layers(count=2))
+    expected = parameters_after(Neurons(fraction=0.25), Heads(groups=1), Layers(count=2))
     wait_for_count(page, expected)
     page.click("#prune")
-    page.wait_for_selector("#take:visible, #status .failed")
+    page.wait_for_selector("#export:visible, #status .failed")
     assert count(page) == expected
     page.get_by_role("tab", name="Recipe").click()
     address = page.input_value("#link input, #link textarea")
@@ -121,17 +129,17 @@ def test_every_part_can_be_cut_and_a_link_opens_the_same(visit):
     assert other.input_value("#layers-count input[type=number]") == "2"
 
 
-def test_a_recipe_that_says_more_than_the_controls_is_carried_out(visit):
+def test_a_recipe_that_holds_more_than_the_controls_is_followed(visit):
     page = visit()
     page.click("#from-recipe button")
     page.fill("#recipe-text textarea", "base: smollm2-135m\nsteps:\n- step: layers\n  layers: [4, 5]\n")
     page.click("#use-recipe")
-    page.wait_for_selector("#given:has-text('layers 4, 5')")
-    wait_for_count(page, shapes_considered(Layers(layers=(4, 5))))
+    page.wait_for_selector("#opened-recipe:has-text('layers 4, 5')")
+    wait_for_count(page, parameters_after(Layers(layers=(4, 5))))
     page.click("#prune")
-    page.wait_for_selector("#take:visible, #status .failed")
-    assert page.is_visible("#take")
-    assert count(page) == shapes_considered(Layers(layers=(4, 5)))
+    page.wait_for_selector("#export:visible, #status .failed")
+    assert page.is_visible("#export")
+    assert count(page) == parameters_after(Layers(layers=(4, 5)))
     page.click("#stop")
     page.wait_for_selector("#status .stopped")
     page.fill("#recipe-text textarea", "base: smollm2-135m\nsteps:\n- step: layers\n  lairs: 2\n")
@@ -144,25 +152,25 @@ def test_a_damaged_link_says_so(visit, page_url):
     page.wait_for_selector("#status .failed:has-text('damaged')")
 
 
-def test_aim_for_a_size_shows_what_it_tried_and_can_be_stopped(visit):
-    """That it finds a mix within the budget, the last lesson shows."""
+def test_a_search_shows_its_trials_and_can_be_stopped(visit):
+    """That it finds a combination within the budget is tested by the last lesson."""
     page = visit()
-    read_little(page)
-    page.click("#aim button")
+    calibrate_on_little(page)
+    page.click("#target button")
     page.fill("#budget input, #budget textarea", "12%")
-    page.click("#find")
+    page.click("#search")
     page.wait_for_function("document.querySelector('#points')?.innerText.includes('layers')")
     page.click("#stop")
     page.wait_for_selector("#status .stopped")
     page.wait_for_selector("#prune:visible")
     page.fill("#budget input, #budget textarea", "a little")
-    page.click("#find")
+    page.click("#search")
     page.wait_for_selector("#status .failed:has-text('Write 100M')")
 
 
-def test_look_closer_and_teach_again(visit):
+def test_inspect_and_distill(visit):
     page = visit()
-    assert pruned(page, 30).startswith("Done")
+    assert prune(page, 30).startswith("Done")
     page.click("#next")
     page.wait_for_selector("#next-words tbody tr")
     assert page.locator("#next-words tbody tr").count() == 20
@@ -177,12 +185,23 @@ def test_look_closer_and_teach_again(visit):
     page.wait_for_selector("#importance-map tbody tr")
     assert page.locator("#importance-map tbody tr").count() == 30
 
-    page.click("#teach-start")
-    page.wait_for_selector("#teach-curve:visible")
-    page.click("#teach-stop")
-    page.wait_for_selector("#teach-status .done, #teach-status .stopped, #teach-status .failed")
-    said = page.inner_text("#teach-status")
-    assert "Distilled on" in said or "No improvement" in said
+
+def test_distill_stops_with_the_best_and_continues_as_the_visitor_asks(visit, smollm2):
+    page = visit()
+    calibrate_on_little(page)
+    assert prune(page, 60).startswith("Done")
+    page.click("#generation button")
+    set_slider(page, "length", 5)
+    page.click("#distill-start")
+    page.wait_for_selector("#distill-curve:visible")
+    page.wait_for_function(IMPROVED)
+    page.click("#distill-stop")
+    page.wait_for_selector("#distill-status .done, #distill-status .stopped, #distill-status .failed")
+    assert page.inner_text("#distill-status").startswith("Distilled on")
+    page.wait_for_function("document.querySelector('#status').innerText.includes('Measuring')")
+    prompt, text = "Paris is the capital of", page.inner_text("#text-after")
+    assert text.startswith(prompt)
+    assert len(smollm2.tokenizer(text).input_ids) <= len(smollm2.tokenizer(prompt).input_ids) + 5
 
 
 def test_stop_leaves_the_page_usable(visit):
@@ -193,7 +212,7 @@ def test_stop_leaves_the_page_usable(visit):
     page.wait_for_selector("#status .stopped")
     page.wait_for_selector("#prune:visible")
     assert "Stopped" in page.inner_text("#status")
-    assert pruned(page, 30).startswith("Done")
+    assert prune(page, 30).startswith("Done")
 
 
 def test_stop_while_measuring_frees_the_model(visit):
@@ -236,10 +255,10 @@ def test_nothing_to_cut_says_what_to_do(visit):
     assert "move the slider" in page.inner_text("#status")
 
 
-def test_what_a_person_writes_is_shown_as_text(visit):
+def test_what_a_visitor_writes_is_shown_as_text(visit):
     page = visit()
     page.fill("#prompt textarea", "<img src=x onerror=alert(1)> is")
-    assert pruned(page, 30).startswith("Done")
+    assert prune(page, 30).startswith("Done")
     assert page.inner_text("#text-before").startswith("<img src=x onerror=alert(1)> is")
     assert page.locator("#texts img").count() == 0
 
@@ -248,11 +267,11 @@ def test_what_a_person_writes_is_shown_as_text(visit):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_fits_the_screen(visit, width, height, scheme):
     page = visit(width, height, color_scheme=scheme)
-    assert pruned(page, 30).startswith("Done")
+    assert prune(page, 30).startswith("Done")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
-def test_first_picture_needs_no_sign_in_and_no_other_host(browser, page_url):
+def test_the_page_needs_no_sign_in_and_no_other_host(browser, page_url):
     context = browser.new_context()
     page = context.new_page()
     hosts = set()

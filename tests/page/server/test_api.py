@@ -52,15 +52,16 @@ def client(served):
     return Client(served[0], verbose=False)
 
 
-def test_every_function_says_what_it_takes(served):
+def test_every_function_documents_what_it_takes(served):
     named = httpx.get(f"{served[0]}/gradio_api/info").json()["named_endpoints"]
     assert set(named) == NAMES
-    for endpoint in named.values():
-        assert endpoint["description"]
-        assert all(parameter["python_type"]["type"] != "Any" for parameter in endpoint["parameters"])
+    for name, endpoint in named.items():
+        assert len(endpoint["description"]) > 40, name
+        for parameter in endpoint["parameters"]:
+            assert parameter["python_type"]["type"] in ("str", "int", "float", "bool"), name
 
 
-def test_preview_says_what_the_library_says(client, smollm2):
+def test_preview_gives_what_the_library_gives(client, smollm2):
     recipe = pruning.Recipe(base="smollm2-135m", steps=[pruning.Neurons(fraction=0.2)])
     shape = Shape.of(smollm2.model.config)
     expected = pruning.Preview(recipe, shape, recipe.check(shape)).to_dict()["parameters"]
@@ -68,7 +69,7 @@ def test_preview_says_what_the_library_says(client, smollm2):
     assert client.predict(recipe=RECIPE, api_name="/preview")["parameters"] == expected
 
 
-def test_prune_answers_with_a_recipe_that_makes_the_same_model_again(client):
+def test_prune_answers_with_a_recipe_of_the_same_model(client):
     answer = client.predict(neurons=20, api_name="/prune")
     again = client.predict(recipe=answer["yaml"], api_name="/prune")
     assert again["parameters"] == answer["parameters"]
@@ -76,22 +77,25 @@ def test_prune_answers_with_a_recipe_that_makes_the_same_model_again(client):
     assert answer["parameters"]["after"] == 118_600_128
 
 
-def test_generate_continues_with_both_models(client):
-    said = client.predict("Paris is the capital of", neurons=20, max_new_tokens=6, api_name="/generate")
-    assert said["prompt"] == "Paris is the capital of"
-    assert said["before"]
-    assert said["after"]
+def test_generate_continues_with_both_models(client, smollm2):
+    prompt = "Paris is the capital of"
+    answer = client.predict(prompt, neurons=60, max_new_tokens=6, api_name="/generate")
+    assert answer["prompt"] == prompt
+    expected = pruning.generate(smollm2, prompt, pruning.Sampling(6))
+    assert answer["before"] == expected
+    assert answer["after"].strip()
+    assert answer["after"] != expected
 
 
 def test_evaluate_and_push_with_the_callers_own_token(served, client):
     report = client.predict(recipe=RECIPE, api_name="/evaluate")["report"]
-    assert report["quality_before"]["overall"]["value"] < report["quality_after"]["overall"]["value"]
+    assert report["before"]["quality"]["overall"]["value"] < report["after"]["quality"]["overall"]["value"]
     bob = Client(served[0], verbose=False, headers={"x-hub-token": "bob-token"})
     answer = bob.predict("smaller", RECIPE, api_name="/push")
     assert "bob/smaller" in answer["url"]
 
 
-def test_the_machines_own_token_is_for_nobody(client):
+def test_the_machines_own_token_is_never_used_for_a_caller(client):
     with pytest.raises(AppError, match="your own Hub token"):
         client.predict("smaller", RECIPE, api_name="/push")
 
@@ -99,21 +103,22 @@ def test_the_machines_own_token_is_for_nobody(client):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"neurons": 200}, "at most 99"),
-        ({"neurons": 0}, "Nothing is cut"),
+        ({"neurons": -1}, "Enter a number from 0 to 99"),
+        ({"neurons": 200}, "Enter a number from 0 to 99"),
+        ({"neurons": 0}, "Nothing to cut"),
         ({"layers": 99}, "layers"),
         ({"model": "../etc"}, "is not a model"),
         ({"recipe": "steps: ["}, "Invalid YAML"),
         ({"recipe": "[" * 100_000}, "at most 8,000"),
     ],
 )
-def test_what_is_impossible_is_refused_in_a_sentence(client, values, message):
+def test_an_impossible_request_is_refused_in_a_sentence(client, values, message):
     for name in ("/preview", "/prune"):
         with pytest.raises(AppError, match=message):
             client.predict(**values, api_name=name)
 
 
-def test_the_same_as_mcp_tools(served):
+def test_the_same_functions_work_as_mcp_tools(served):
     async def used():
         async with (
             streamable_http_client(f"{served[0]}/gradio_api/mcp/") as (read, write, _),
@@ -122,7 +127,7 @@ def test_the_same_as_mcp_tools(served):
             await session.initialize()
             tools = {tool.name: tool for tool in (await session.list_tools()).tools}
             assert set(tools) == {name.strip("/") for name in NAMES}
-            assert all(tool.description for tool in tools.values())
+            assert all(len(tool.description) > 40 for tool in tools.values())
             shapes_considered = await session.call_tool("preview", {"neurons": 20})
             pruned = await session.call_tool("prune", {"neurons": 20})
             refused = await session.call_tool("push", {"repository": "x", "recipe": RECIPE})
@@ -136,8 +141,8 @@ def test_the_same_as_mcp_tools(served):
     assert "your own Hub token" in refused.content[0].text
 
 
-def test_what_is_private_is_hidden_from_programs_and_still_checks_what_it_is_sent(served, client):
-    """Gradio hides private functions; whoever knows their number can call them all the same."""
+def test_a_private_function_is_hidden_from_programs_and_still_checks_its_values(served, client):
+    """Gradio hides private functions, but a caller who knows their number can call them."""
     with pytest.raises(ValueError, match="Cannot find"):
         client.predict(api_name="/show_shape")
     url = f"{served[0]}/gradio_api"
@@ -154,11 +159,11 @@ def test_what_is_private_is_hidden_from_programs_and_still_checks_what_it_is_sen
     assert call([[], *usual[1:]]).status_code == 422
     assert call(usual, session_hash="../x").status_code == 422
     assert call(usual, batched=True).status_code == 422
-    assert "a number from 0 on" in call([usual[0], -5, *usual[2:]]).text
+    assert "Enter a number from 0 to 99" in call([usual[0], -5, *usual[2:]]).text
 
 
 @pytest.mark.parametrize("path", ["upload", "component_server", "proxy=http://127.0.0.1:9/x", "stream/x"])
-def test_what_the_page_does_not_need_is_closed(served, path):
+def test_routes_that_the_page_does_not_need_are_closed(served, path):
     url = f"{served[0]}/gradio_api/{path}"
     answer = httpx.get(url) if "proxy" in path else httpx.post(url, files={"files": b"x"})
     assert answer.status_code == 404

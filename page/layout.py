@@ -1,0 +1,66 @@
+"""Where the sections of the page stand.
+
+To add a section below the results, write its file in `page/sections/` and add its `build` to `BELOW_RESULTS`.
+"""
+
+import gradio as gr
+
+from page.sections import (
+    controls,
+    course,
+    distill,
+    export,
+    first_visit,
+    inspect,
+    prune,
+    recipe_box,
+    results,
+    search,
+)
+from page.sections.section import Page
+from page.server import api
+from page.server.session import on_disconnect
+from page.server.warm_up import WarmUp
+
+BELOW_RESULTS = (distill.build, inspect.build, export.build)
+
+HEADER = (
+    '<header class="head"><h1>Secateur</h1><p>Cut parts out of a real language model and see what it can '
+    "still say.</p></header>"
+)
+
+
+def build_page(warm_up: WarmUp) -> gr.Blocks:
+    """Lay the page out and connect its sections.
+
+    Args:
+        warm_up: The work at the start, which the first visitors see.
+    """
+    with gr.Blocks(title="Secateur", analytics_enabled=False, delete_cache=(3600, 7200)) as demo:
+        api.register()  # First, so that no handler of the page takes the name of one of its functions.
+        gr.HTML(HEADER)
+        with gr.Tabs(elem_id="tabs") as tabs:
+            with gr.Tab("Prune", id="prune"), gr.Row(elem_classes="desk"):
+                with gr.Column(scale=4, min_width=320, elem_classes="choices"):
+                    panel = controls.build()
+                    job = results.build_job()
+                    search_controls = search.build_controls()
+                    box = recipe_box.build()
+                with gr.Column(scale=7, min_width=320, elem_classes="results"):
+                    picture = results.build_picture()
+                    search_results = search.build_results()
+                    pane = results.build(job, picture)
+                    sections = tuple(build() for build in BELOW_RESULTS)
+            with gr.Tab("Course", id="course"):
+                course_tab = course.build()
+        page = Page(panel, pane, sections)
+        controls.wire(panel, picture)
+        prune.wire(page)
+        search.wire(page, search_controls, search_results)
+        recipe_box.wire(page, box)
+        for section in sections:
+            section.wire(page)
+        course.wire(course_tab)
+        first_visit.wire(demo, tabs, page, course_tab, warm_up)
+        demo.unload(on_disconnect)
+    return demo

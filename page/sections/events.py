@@ -1,0 +1,134 @@
+"""Connect components to their handlers, and show the events of a job in one way everywhere."""
+
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import gradio as gr
+from gradio.blocks import BlockContext
+from gradio.components import Component
+
+from page.html import render
+from page.workers.messages import Done, Event, Failed, Partial, Progress, Queued, Stopped
+
+Part = Component | BlockContext
+"""Something on the page that can be changed."""
+Updates = Mapping[Part, object]
+"""New values of components, or new settings of them."""
+Triggers = Sequence[Callable[..., Any]]
+"""Events of components, such as `button.click`."""
+Handler = Callable[..., Any]
+"""A function that Gradio calls with a request, a token and the values of components."""
+
+
+def on_event(
+    triggers: Triggers,
+    handler: Handler,
+    inputs: Sequence[Part] = (),
+    outputs: Sequence[Part] = (),
+    trigger_mode: Literal["once", "multiple", "always_last"] | None = None,
+) -> None:
+    """Call a handler immediately, without a place in Gradio's queue and without a sign of progress."""
+    gr.on(
+        triggers,
+        handler,
+        inputs,
+        outputs,
+        queue=False,
+        show_progress="hidden",
+        trigger_mode=trigger_mode,
+        api_visibility="private",
+    )
+
+
+def on_start(
+    triggers: Triggers,
+    handler: Handler,
+    inputs: Sequence[Part],
+    outputs: Sequence[Part],
+    status: gr.HTML | None = None,
+) -> None:
+    """Call a handler that runs a job. How many run is for the job's own queue to say.
+
+    Args:
+        triggers: The events that start it.
+        handler: A generator of updates.
+        inputs: The components whose values it takes.
+        outputs: The components that it may change.
+        status: Where Gradio shows that it runs, if anywhere.
+    """
+    gr.on(
+        triggers,
+        handler,
+        inputs,
+        outputs,
+        show_progress="minimal" if status is not None else "hidden",
+        show_progress_on=[status] if status is not None else None,
+        concurrency_limit=None,
+        api_visibility="private",
+    )
+
+
+@dataclass(frozen=True)
+class JobPanel:
+    """The status line of a kind of job, and the buttons that start and stop it.
+
+    Attributes:
+        status: Where the job stands.
+        start: Is replaced by `stop` while the job runs, if there is one.
+        stop: The button that stops it.
+        stopped: What is shown after that; what the job says by default.
+    """
+
+    status: gr.HTML
+    start: gr.Button | None = None
+    stop: gr.Button | None = None
+    stopped: str = ""
+
+    @property
+    def outputs(self) -> list[Part]:
+        """What `follow` changes by itself."""
+        return [part for part in (self.start, self.stop, self.status) if part is not None]
+
+    def follow(
+        self, events: Generator[Event, None, None], show: Callable[[Partial | Done], Updates]
+    ) -> Iterator[Updates]:
+        """Show the events of a job as they come.
+
+        Args:
+            events: The events, as `run_job` yields them.
+            show: Returns what the page shows of a result or a part of it; nothing for `{}`.
+
+        Yields:
+            Updates: the buttons first, then the status line and what `show` returns, last the buttons.
+        """
+        if busy := self._buttons(running=True):
+            yield busy
+        with closing(events):
+            for event in events:
+                if updates := self._show(event, show):
+                    yield updates
+        if idle := self._buttons(running=False):
+            yield idle
+
+    def _show(self, event: Event, show: Callable[[Partial | Done], Updates]) -> Updates:
+        match event:
+            case Partial() | Done():
+                return show(event)
+            case Queued():
+                return {self.status: render.status(event.text, kind="busy")}
+            case Progress():
+                return {self.status: render.status(event.text, event.done, event.total, "busy")}
+            case Stopped(message):
+                return {self.status: render.status(self.stopped or message, kind="stopped")}
+            case Failed(message):
+                return {self.status: render.status(message, kind="failed")}
+
+    def _buttons(self, running: bool) -> Updates:
+        updates: dict[Part, object] = {}
+        if self.start is not None:
+            updates[self.start] = gr.Button(visible=not running)
+        if self.stop is not None:
+            updates[self.stop] = gr.Button(visible=running)
+        return updates

@@ -1,0 +1,67 @@
+"""The results of a cut: the picture of the model, both texts, and the measures."""
+
+from dataclasses import dataclass
+
+import gradio as gr
+
+from page.html import outputs, render, results
+from page.sections.events import JobPanel, Part
+from pruning import Recipe, Report
+
+
+@dataclass(frozen=True)
+class ResultsPane:
+    """The components of the results.
+
+    Attributes:
+        job: The status line and the buttons of the job that prunes.
+        picture: The parameters of the model by component, before and after.
+        texts: The continuations of the prompt by both models.
+        measures: The table of sizes, quality and speed.
+        genres: Quality by kind of text.
+        recipe: The recipe that the results are of; None before the first.
+    """
+
+    job: JobPanel
+    picture: gr.HTML
+    texts: gr.HTML
+    measures: gr.HTML
+    genres: gr.HTML
+    recipe: gr.State
+
+    @property
+    def outputs(self) -> list[Part]:
+        """Everything that a job which prunes changes."""
+        return [*self.job.outputs, self.picture, self.texts, self.measures, self.genres, self.recipe]
+
+    def show_report(self, report: Report, recipe: Recipe) -> dict[Part, object]:
+        """Return what a report shows, as far as it is filled."""
+        return {
+            self.measures: results.measures(report, recipe),
+            self.genres: results.genres(report, recipe),
+        }
+
+
+def build_job() -> JobPanel:
+    """Lay out the buttons and the status line, in the left column."""
+    start = gr.Button("Prune", variant="primary", elem_id="prune")
+    stop = gr.Button("Stop", variant="stop", visible=False, elem_id="stop")
+    status = gr.HTML(render.status(), elem_id="status", min_height=44)
+    return JobPanel(status, start, stop, stopped="Stopped. What was not measured stays blank.")
+
+
+def build_picture() -> gr.HTML:
+    """Lay out the picture of the model, at the top of the right column."""
+    return gr.HTML(elem_id="picture", min_height=230)
+
+
+def build(job: JobPanel, picture: gr.HTML) -> ResultsPane:
+    """Lay out the texts and the measures."""
+    return ResultsPane(
+        job=job,
+        picture=picture,
+        texts=gr.HTML(outputs.text_pair_placeholder(), elem_id="texts", min_height=180),
+        measures=gr.HTML(elem_id="measures", min_height=150),
+        genres=gr.HTML(elem_id="genres", min_height=190),
+        recipe=gr.State(None),
+    )

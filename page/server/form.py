@@ -1,0 +1,197 @@
+"""The visitor's choices as a recipe, validated on the server (a slider is not a limit), and the reverse."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pruning import Calibration, Recipe
+from pruning.errors import RecipeError
+from pruning.steps import STEPS, AnyStep
+from pruning.steps.settings import Choices, Setting, Slider, Switch
+from pruning.text.passages import CUSTOM
+
+MAX_CUSTOM_TEXT = 200_000
+MAX_PERCENT = 99
+MAIN = "neurons"
+MAIN_START = 20
+"""The percentage of neurons to remove when the page opens."""
+SEPARATE_SECTIONS = ("distillation",)
+"""Steps that have a section of their own on the page."""
+
+
+@dataclass(frozen=True)
+class Control:
+    """One control of the page: a setting of a step."""
+
+    step: str
+    setting: Setting
+
+    @property
+    def key(self) -> str:
+        return f"{self.step}-{self.setting.field}"
+
+    @property
+    def slider(self) -> Slider | None:
+        """The slider that sets how much to cut, if it is one."""
+        return self.setting.control if isinstance(self.setting.control, Slider) else None
+
+    @property
+    def start(self) -> object:
+        """The value with which the page opens."""
+        if self.slider is not None:
+            return MAIN_START if self.step == MAIN else 0
+        default = STEPS[self.step].model_fields[self.setting.field].default
+        return True if isinstance(self.setting.control, Switch) and default is None else default
+
+    def to_field(self, value: object) -> object:
+        """Return the step's field for the control's value.
+
+        Raises:
+            RecipeError: The value is one that the control never sends.
+        """
+        label = self.setting.label
+        match self.setting.control:
+            case Slider(percent=percent):
+                limit = MAX_PERCENT if percent else 1e9 - 1
+                if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= limit:
+                    up_to = f"from 0 to {MAX_PERCENT}" if percent else "0 or greater"
+                    raise RecipeError(f"{label} is {str(value)[:40]!r}. Enter a number {up_to}.")
+                return value / 100 if percent else to_integer(value, label)
+            case Choices(titles=titles) if value not in titles:
+                raise RecipeError(
+                    f"{label} is {str(value)[:40]!r}. Choose one of {', '.join(map(str, titles))}."
+                )
+            case Choices():
+                return value
+        return bool(value)
+
+    def from_field(self, value: object) -> object:
+        """Return the control's value for the step's field."""
+        if self.slider is not None and self.slider.percent and isinstance(value, int | float):
+            return round(100 * value, 6)
+        return value
+
+
+ON_PAGE = (MAIN, *(name for name in STEPS if name != MAIN and name not in SEPARATE_SECTIONS))
+CONTROLS = tuple(
+    Control(name, setting) for name in ON_PAGE for setting in STEPS[name].settings if setting.control
+)
+
+
+def steps_from(values: Sequence[object]) -> tuple[AnyStep, ...]:
+    """Return the steps that the controls ask for, in the order of `STEPS`.
+
+    Args:
+        values: The controls' values, in the order of `CONTROLS`.
+
+    Raises:
+        RecipeError: A value is out of range.
+    """
+    fields: dict[str, dict[str, Any]] = {}
+    active = set()
+    for control, value in zip(CONTROLS, values, strict=True):
+        field = control.to_field(value)
+        if control.slider is not None and not field:
+            continue
+        if control.setting.activates_step:
+            active.add(control.step)
+        fields.setdefault(control.step, {})[control.setting.field] = field
+    return tuple(STEPS[name](**fields[name]) for name in STEPS if name in active)
+
+
+def values_of(recipe: Recipe) -> list[object] | None:
+    """Return the controls' values that ask for a recipe's steps; None if it holds more than they can say."""
+    steps = {step.step: step for step in recipe.steps}
+    values: list[object] = []
+    for control in CONTROLS:
+        is_slider = control.slider is not None
+        value = 0 if is_slider else control.start
+        if control.step in steps:
+            value = control.from_field(getattr(steps[control.step], control.setting.field))
+        values.append(0 if value is None and is_slider else value)
+    try:
+        return values if steps_from(values) == recipe.steps else None
+    except RecipeError:
+        return None
+
+
+def calibration_from(text: object, custom_text: object, tokens: object) -> Calibration:
+    """Return the chosen calibration text.
+
+    Raises:
+        RecipeError: There is no such text, the visitor's own is missing or too long, or the number of tokens
+            is out of range.
+    """
+    count = to_integer(tokens, "number of calibration tokens")
+    if text != CUSTOM:
+        if not isinstance(text, str):
+            raise RecipeError(f"The calibration text is {str(text)[:40]!r}. Choose one from the list.")
+        return Calibration(text=text, tokens=count)
+    if not isinstance(custom_text, str) or not custom_text.strip():
+        raise RecipeError("Paste the text to calibrate on, or choose a bundled one.")
+    if len(custom_text) > MAX_CUSTOM_TEXT:
+        raise RecipeError(
+            f"Your text has {len(custom_text):,} characters; at most {MAX_CUSTOM_TEXT:,} are read here."
+        )
+    return Calibration.custom(custom_text, tokens=count)
+
+
+def recipe_from(
+    recipe: Recipe | None,
+    model: object,
+    text: object,
+    custom_text: object,
+    tokens: object,
+    seed: object,
+    *values: object,
+) -> Recipe:
+    """Return the recipe that was opened, or else what the controls say.
+
+    Args:
+        recipe: A recipe that was opened and that holds more than the controls can say, if any.
+        model: The base.
+        text: The calibration text, by name.
+        custom_text: The visitor's own calibration text.
+        tokens: The number of calibration tokens.
+        seed: The seed.
+        *values: The controls' values, in the order of `CONTROLS`.
+
+    Raises:
+        RecipeError: A value is out of range, or nothing is to be cut.
+    """
+    if recipe is not None:
+        missing = any(choice.text == CUSTOM and choice.content is None for choice in recipe.texts)
+        if missing and isinstance(custom_text, str) and custom_text.strip():
+            return recipe.with_custom_text(custom_text)
+        return recipe
+    steps = steps_from(values)
+    if not steps:
+        raise RecipeError("Nothing to cut yet: move the slider, then press Prune.")
+    if not isinstance(model, str):
+        raise RecipeError(f"{str(model)[:40]!r} is not a model. Choose one from the list.")
+    calibration = calibration_from(text, custom_text, tokens)
+    return Recipe(base=model, calibration=calibration, steps=steps, seed=to_integer(seed, "seed"))
+
+
+def to_integer(value: object, name: str) -> int:
+    """Return a number field's value, which arrives as a float.
+
+    Raises:
+        RecipeError: It is not a whole number.
+    """
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise RecipeError(f"The {name} is {str(value)[:40]!r}. Enter a whole number.")
+    return value
+
+
+def to_number(value: object, name: str) -> float:
+    """Return a number as a float.
+
+    Raises:
+        RecipeError: It is not a number.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise RecipeError(f"The {name} is {str(value)[:40]!r}. Enter a number.")
+    return float(value)

@@ -1,0 +1,96 @@
+"""The task of a lesson of the course: prune and measure its models, and collect the figures for its text."""
+
+from dataclasses import dataclass
+
+from page.workers.messages import (
+    ImportanceMap,
+    LayerInfluences,
+    LessonModel,
+    LessonResult,
+    Partial,
+    Progress,
+)
+from page.workers.tasks import ImportanceTask, InfluenceTask, SearchTask, Task, TaskContext
+from pruning import Calibration, LoadedModel, ModelError, Pruned, Recipe, Report, Sampling, catalog
+from pruning.architectures.families import NEURON
+from pruning.architectures.shape import Shape
+from pruning.lessons import BY_KEY, Lesson, LessonRun, metrics_of_runs, metrics_of_shape
+from pruning.text.generation import generate
+
+PROMPT = "The old man walked to the"
+SAMPLING = Sampling(24)
+SEARCH_TOKENS = 2048
+EVALUATION_TOKENS = 1000
+"""Few enough that a lesson does not take long."""
+IMPORTANCE_CRITERIA = ("activation", "peak_to_peak")
+
+
+@dataclass(frozen=True)
+class LessonTask(Task):
+    """Run a lesson."""
+
+    key: str
+
+    def perform(self, context: TaskContext) -> LessonResult:
+        """Emit the models as they are measured, and return them with their metrics."""
+        lesson = BY_KEY[self.key]
+        shape, source = context.workbench.find(catalog.DEFAULT_MODEL, context.visitor)
+        metrics: dict[str, float | str] = {**metrics_of_shape(shape)}
+        runs: list[tuple[LessonRun | None, Recipe]] = [(run, run.recipe()) for run in lesson.runs]
+        if lesson.budget:
+            chosen, found = _search(lesson.budget, context)
+            runs, metrics = [(None, chosen)], metrics | found
+        measured: list[tuple[str, Pruned]] = []
+        models: list[LessonModel] = []
+        recipe = None
+        for run, planned in runs:
+            name, title = (run.name, run.title) if run else ("chosen", str(metrics["chosen"]))
+            recipe, pruned = _prune(run, planned, context)
+            base = context.workbench.load(recipe.base, context.visitor)
+            measured.append((name, pruned))
+            metrics |= metrics_of_runs(measured)
+            metrics[f"{name}_model"] = base.source.name
+            metrics[f"{name}_width_before"] = Shape.of(base.model.config).count(NEURON)
+            if not models:
+                models.append(_model("Original model", pruned.report, base))
+            models.append(_model(title, pruned.report, pruned))
+            context.emit(Partial(tuple(models)))
+        return LessonResult(tuple(models), metrics, shape, source, recipe, _chart(lesson, context))
+
+
+def _model(title: str, report: Report, model: LoadedModel | Pruned) -> LessonModel:
+    text = generate(model, PROMPT, SAMPLING)
+    return LessonModel(title, report, isinstance(model, Pruned), text)
+
+
+def _search(budget: str, context: TaskContext) -> tuple[Recipe, dict[str, float | str]]:
+    """Return the recipe that a search chooses, and the metrics of the search."""
+    task = SearchTask(catalog.DEFAULT_MODEL, budget, Calibration(tokens=SEARCH_TOKENS), 0)
+    found = task.perform(context)
+    return found.chosen.recipe, {
+        "previewed": found.shapes_considered,
+        "measured": len(found.trials),
+        "chosen": found.chosen.candidate.title,
+    }
+
+
+def _prune(run: LessonRun | None, recipe: Recipe, context: TaskContext) -> tuple[Recipe, Pruned]:
+    """Prune and measure the base that a run prefers, or else the default model, as its recipe says."""
+    bench, visitor = context.workbench, context.visitor
+    if run is not None and run.base is not None:
+        try:
+            preferred = run.recipe(run.base)
+            return preferred, bench.evaluate(preferred, visitor, EVALUATION_TOKENS, context.emit)
+        except ModelError:
+            context.emit(Progress(f"{run.base} is not available; using the default model"))
+    return recipe, bench.evaluate(recipe, visitor, EVALUATION_TOKENS, context.emit)
+
+
+def _chart(lesson: Lesson, context: TaskContext) -> ImportanceMap | LayerInfluences | None:
+    """Return what a lesson draws beside its results."""
+    if lesson.chart == "importance":
+        task = ImportanceTask(catalog.DEFAULT_MODEL, IMPORTANCE_CRITERIA, 0.2, Calibration(), 0)
+        return task.perform(context)
+    if lesson.chart == "influence":
+        return InfluenceTask(catalog.DEFAULT_MODEL, Calibration(), 0).perform(context)
+    return None

@@ -1,0 +1,348 @@
+"""What a job can do: each task is a small value that can be pickled, and performs itself on a workbench."""
+
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import ClassVar, Protocol
+
+import spaces
+
+from page.workers.messages import (
+    Evaluation,
+    ImportanceMap,
+    LayerInfluences,
+    NextTokens,
+    Partial,
+    Progress,
+    PrunedSummary,
+    Released,
+    TaskEvent,
+    Texts,
+    TrainingUpdate,
+)
+from page.workers.workbench import Visitor, Workbench
+from pruning import Calibration, Distillation, Recipe, Sampling, publish
+from pruning.architectures.shape import Shape
+from pruning.distillation.progress import TrainingProgress
+from pruning.errors import RecipeError
+from pruning.evaluation.inspection import TokenLoss, losses_by_token, next_tokens
+from pruning.loading.source import Token
+from pruning.pipeline import Pruned
+from pruning.shape_search.search import SearchResult
+from pruning.sharing.gguf import GGUF_TYPES, export, gguf_types
+from pruning.text.generation import encode_prompt, generate, stream_pair
+
+ZIP = "zip"
+UPLOAD_SECONDS = 3600
+SAMPLE_TOKENS = 24
+"""The most tokens of a sample while a model is trained."""
+
+
+class Control(Protocol):
+    """What a running task may ask about its job."""
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the job was stopped."""
+
+    @property
+    def finish_requested(self) -> bool:
+        """Whether the task should end soon, with what it has."""
+
+
+@dataclass(frozen=True)
+class TaskContext:
+    """What a task works with.
+
+    Attributes:
+        workbench: The models.
+        visitor: Who asks.
+        emit: Takes events; it raises `Cancelled` once the job is stopped.
+        control: The state of the job.
+    """
+
+    workbench: Workbench
+    visitor: Visitor
+    emit: Callable[[TaskEvent], None]
+    control: Control
+
+    def summarize(self, pruned: Pruned) -> PrunedSummary:
+        """Return a pruned model without its weights."""
+        base = self.workbench.load(pruned.recipe.base, self.visitor, pruned.recipe.revision, self.emit)
+        return PrunedSummary.of(pruned, Shape.of(base.model.config))
+
+
+class Task(ABC):
+    """One piece of work of a job.
+
+    Attributes:
+        requeues: Whether the job lets all that wait go first before this task starts.
+    """
+
+    requeues: ClassVar[bool] = False
+
+    @abstractmethod
+    def perform(self, context: TaskContext) -> object:
+        """Do the work, emit events, and return the result, which is yielded as `Done`."""
+
+
+@dataclass(frozen=True)
+class PruneTask(Task):
+    """Prune a model. A `prompt` that is to be continued later is checked before the result is shown."""
+
+    recipe: Recipe
+    prompt: str | None = None
+
+    def perform(self, context: TaskContext) -> PrunedSummary:
+        """Return the pruned model's summary."""
+        pruned = context.workbench.prune(self.recipe, context.visitor, context.emit)
+        summary = context.summarize(pruned)
+        if self.prompt is not None:
+            encode_prompt(pruned.tokenizer, self.prompt)
+        return summary
+
+
+@dataclass(frozen=True)
+class CompareTask(Task):
+    """Continue a prompt with the original and the pruned model."""
+
+    recipe: Recipe
+    prompt: str
+    sampling: Sampling
+
+    def perform(self, context: TaskContext) -> Texts:
+        """Emit both texts as they grow, and return them."""
+        texts = Texts("", "")
+        with closing(_generate_texts(context, self)) as growing:
+            for texts in growing:
+                context.emit(Partial(texts))
+        return texts
+
+
+@spaces.GPU(duration=60)
+def _generate_texts(context: TaskContext, task: CompareTask) -> Iterator[Texts]:
+    base, pruned = context.workbench.load_pair(task.recipe, context.visitor)
+
+    def stopped() -> bool:
+        return context.control.stopped
+
+    for before, after in stream_pair(base, pruned, task.prompt, task.sampling, stopped=stopped):
+        yield Texts(before, after)
+
+
+@dataclass(frozen=True)
+class EvaluateTask(Task):
+    """Measure a pruned model and its base. This takes longest, so other visitors get their texts first."""
+
+    requeues = True
+    recipe: Recipe
+
+    def perform(self, context: TaskContext) -> Evaluation:
+        """Emit the report as it fills, and return it."""
+        pruned = _evaluate(self.recipe, context)
+        return Evaluation(pruned.recipe, pruned.report)
+
+
+def _evaluate(recipe: Recipe, context: TaskContext) -> Pruned:
+    # Closed here, in the thread that took the workbench's lock, also when the job is stopped.
+    with closing(context.workbench.iter_evaluate(recipe, context.visitor, context.emit)) as steps:
+        for pruned in steps:
+            context.emit(Partial(Evaluation(pruned.recipe, pruned.report)))
+    return pruned
+
+
+@dataclass(frozen=True)
+class SearchTask(Task):
+    """Search a base for the best combination of cuts within a budget."""
+
+    model: str
+    budget: str
+    calibration: Calibration
+    seed: int
+
+    def perform(self, context: TaskContext) -> SearchResult:
+        """Emit each trial, and return the result."""
+        result: SearchResult | None = None
+        with closing(
+            context.workbench.iter_search(
+                self.model, self.budget, self.calibration, self.seed, context.visitor, context.emit
+            )
+        ) as found:
+            for item in found:
+                if isinstance(item, SearchResult):
+                    result = item
+                else:
+                    context.emit(Partial(item))
+        assert result is not None, "a search ends with its result"
+        return result
+
+
+@dataclass(frozen=True)
+class DistillTask(Task):
+    """Distill a pruned model from its base; `prompt` is continued at each evaluation."""
+
+    recipe: Recipe
+    step: Distillation
+    prompt: str
+    sampling: Sampling
+
+    def perform(self, context: TaskContext) -> PrunedSummary:
+        """Emit an update after every step, and return the distilled model's summary."""
+        bench, visitor = context.workbench, context.visitor
+        base, _ = bench.load_pair(self.recipe, visitor, context.emit)
+        sampling = replace(self.sampling, max_new_tokens=min(SAMPLE_TOKENS, self.sampling.max_new_tokens))
+
+        def report(progress: Progress) -> None:
+            if not isinstance(progress, TrainingProgress):
+                context.emit(progress)
+                return
+            if context.control.finish_requested:
+                progress.stop()
+            sample = None
+            if progress.evaluated:
+                sample = generate(replace(base, model=progress.model), self.prompt, sampling)
+            context.emit(Partial(TrainingUpdate(progress.detached(), sample)))
+
+        return context.summarize(bench.distill(self.recipe, self.step, visitor, report))
+
+
+@dataclass(frozen=True)
+class NextTokensTask(Task):
+    """Find the likeliest next tokens of both models."""
+
+    recipe: Recipe
+    prompt: str
+
+    def perform(self, context: TaskContext) -> NextTokens:
+        """Return the tokens with their probabilities."""
+        base, pruned = context.workbench.load_pair(self.recipe, context.visitor, context.emit)
+        return NextTokens(next_tokens(base, self.prompt), next_tokens(pruned, self.prompt))
+
+
+@dataclass(frozen=True)
+class TokenLossTask(Task):
+    """Measure what each token of a text costs both models."""
+
+    recipe: Recipe
+    text: str
+
+    def perform(self, context: TaskContext) -> list[TokenLoss]:
+        """Return the losses, token by token."""
+        pair = context.workbench.load_pair(self.recipe, context.visitor, context.emit)
+        return losses_by_token(pair, self.text)
+
+
+@dataclass(frozen=True)
+class ImportanceTask(Task):
+    """Score the neurons of a base under two criteria."""
+
+    model: str
+    criteria: tuple[str, str]
+    fraction: float
+    calibration: Calibration
+    seed: int
+
+    def perform(self, context: TaskContext) -> ImportanceMap:
+        """Return the scores of the first criterion and what the second agrees on."""
+        rows, shared = context.workbench.compare_importance(
+            self.model,
+            self.criteria,
+            self.fraction,
+            self.calibration,
+            self.seed,
+            context.visitor,
+            context.emit,
+        )
+        return ImportanceMap(rows, shared, self.fraction, self.criteria)
+
+
+@dataclass(frozen=True)
+class InfluenceTask(Task):
+    """Measure the block influence of every layer of a base."""
+
+    model: str
+    calibration: Calibration
+    seed: int
+
+    def perform(self, context: TaskContext) -> LayerInfluences:
+        """Return the influences."""
+        return LayerInfluences(
+            context.workbench.layer_influences(
+                self.model, self.calibration, self.seed, context.visitor, context.emit
+            )
+        )
+
+
+@dataclass(frozen=True)
+class SweepTask(Task):
+    """Measure quality against size for several criteria."""
+
+    model: str
+    criteria: tuple[str, ...]
+    calibration: Calibration
+    seed: int
+
+    def perform(self, context: TaskContext) -> None:
+        """Emit each point."""
+        with closing(
+            context.workbench.iter_sweep(
+                self.model, self.criteria, self.calibration, self.seed, context.visitor, context.emit
+            )
+        ) as points:
+            for point in points:
+                context.emit(Partial(point))
+
+
+@dataclass(frozen=True)
+class ExportTask(Task):
+    """Save a measured model as one file below a folder.
+
+    Attributes:
+        recipe: The recipe of the model.
+        form: `ZIP`, or a GGUF type.
+        folder: The folder to create beside the file; the file is named after it.
+    """
+
+    recipe: Recipe
+    form: str
+    folder: Path
+
+    def perform(self, context: TaskContext) -> Path:
+        """Return the file."""
+        pruned, folder = _evaluate(self.recipe, context), self.folder
+        if self.form not in (ZIP, *GGUF_TYPES):
+            raise RecipeError(f"There is no format {self.form[:40]!r}. Choose one from the list.")
+        if self.form in GGUF_TYPES and (obstacle := gguf_types(pruned.shape, pruned.recipe.steps)[self.form]):
+            raise RecipeError(f"{obstacle} Choose a width that fits under How to choose what to cut.")
+        pruned.save(folder, progress=context.emit)
+        if self.form == ZIP:
+            context.emit(Progress("Packing"))
+            return Path(shutil.make_archive(str(folder), "zip", folder.parent, folder.name))
+        file = folder.with_name(f"{folder.name}-{self.form}.gguf")
+        return Path(export(folder, file, self.form, progress=context.emit))
+
+
+@dataclass(frozen=True)
+class PublishTask(Task):
+    """Publish a measured model on the Hub.
+
+    Attributes:
+        recipe: The recipe of the model.
+        repository: The name of the repository, with or without its owner.
+        private: Whether only its owner can see it.
+        token: The token of the user who publishes.
+    """
+
+    recipe: Recipe
+    repository: str
+    private: bool
+    token: Token = field(repr=False)
+
+    def perform(self, context: TaskContext) -> str:
+        """Return the address of the repository."""
+        pruned = _evaluate(self.recipe, context)
+        context.emit(Released(UPLOAD_SECONDS))
+        return publish(pruned, self.repository, private=self.private, token=self.token, progress=context.emit)

@@ -1,0 +1,79 @@
+"""What the download and the push show while they run and in the end."""
+
+import pytest
+
+from page.server.session import jobs
+from page.workers.messages import Progress
+from page.workers.tasks import ExportTask, PublishTask
+from pruning import Neurons, Recipe, SavingError
+
+RECIPE = Recipe(base="smollm2-135m", steps=(Neurons(fraction=0.2),))
+DOWNLOAD, PUSH = "download", "push"
+
+
+@pytest.fixture
+def start(handler, request_of):
+    """`start(kind)` returns the name of the job and the updates of its status line."""
+
+    def run(kind):
+        request = request_of()
+        arguments = ("zip",) if kind == DOWNLOAD else ("smaller", True)
+        name = {DOWNLOAD: "prepare", PUSH: "push"}[kind]
+        updates = handler(name)(request, None, RECIPE, *arguments)
+        return f"{request.session_hash} {kind}", (update[f"{name}-status"] for update in updates)
+
+    return run
+
+
+def work(monkeypatch, function):
+    monkeypatch.setattr(ExportTask, "perform", function)
+    monkeypatch.setattr(PublishTask, "perform", function)
+
+
+@pytest.mark.parametrize("kind", [DOWNLOAD, PUSH])
+def test_a_stopped_export_shows_as_stopped(kind, start, monkeypatch):
+    def endless(task, context):
+        while True:
+            context.emit(Progress("Saving"))
+
+    work(monkeypatch, endless)
+    name, shown = start(kind)
+    assert 'class="status busy"' in next(shown)
+    jobs.stop(name)
+    *_, last = shown
+    assert 'class="status stopped"' in last
+    assert "Stopped." in last
+
+
+@pytest.mark.parametrize("kind", [DOWNLOAD, PUSH])
+def test_a_failed_export_shows_the_reason(kind, start, monkeypatch):
+    def fail(task, context):
+        raise SavingError("The disk is full.")
+
+    work(monkeypatch, fail)
+    (last,) = start(kind)[1]
+    assert 'class="status failed"' in last
+    assert "The disk is full." in last
+
+
+def test_a_download_is_offered_under_the_name_of_its_file(handler, request_of, monkeypatch):
+    def write(task, context):
+        file = task.folder.with_suffix(".zip")
+        file.write_bytes(b"zip")
+        return file
+
+    monkeypatch.setattr(ExportTask, "perform", write)
+    (update,) = handler("prepare")(request_of(), None, RECIPE, "zip")
+    assert update["download"].value["orig_name"] == f"smollm2-135m-pruned-{RECIPE.digest[:6]}.zip"
+    assert "Ready: press Download." in update["prepare-status"]
+
+
+@pytest.mark.parametrize("name", ["", "  ", None, 5])
+def test_a_push_needs_a_name(name, handler, request_of):
+    (update,) = handler("push")(request_of(), None, RECIPE, name, True)
+    assert "Enter a name for the repository." in update["push-status"]
+
+
+def test_there_is_nothing_to_export_before_the_first_result(handler, request_of):
+    (update,) = handler("prepare")(request_of(), None, None, "zip")
+    assert "press Prune first" in update["prepare-status"]

@@ -1,0 +1,131 @@
+"""What a visitor's settings become: tasks, for Prune and for the texts after a distillation."""
+
+import pytest
+
+from page.server.form import CONTROLS
+from page.workers.messages import Done, Failed, Partial, Progress, PrunedSummary, Queued, Stopped, Texts
+from page.workers.tasks import CompareTask, DistillTask, EvaluateTask, PruneTask
+from pruning import Distillation, Neurons, Recipe, Sampling
+from pruning.architectures.shape import Shape
+from pruning.distillation.progress import EvalPoint
+from pruning.distillation.result import DistillationNote
+from tests.helpers import models
+from tests.helpers.saved import cut
+
+RECIPE = Recipe(base="smollm2-135m", steps=(Neurons(fraction=0.2),))
+VALUES = [control.start for control in CONTROLS]
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """`run(events)` makes every job yield these events; it returns the tasks that were asked for."""
+
+    def replace(*jobs):
+        tasks, events = [], iter(jobs)
+
+        def run_job(plan, visitor, name, **settings):
+            tasks.append(plan())
+            yield from next(events)
+
+        monkeypatch.setattr("page.sections.prune.run_job", run_job)
+        monkeypatch.setattr("page.sections.distill.run_job", run_job)
+        return tasks
+
+    return replace
+
+
+def summary(*notes):
+    pruned = cut(models.loaded("llama"))
+    report = pruned.report
+    object.__setattr__(report, "notes", (*report.notes, *notes))
+    shape = Shape.of(models.loaded("llama").model.config)
+    return PrunedSummary(pruned.recipe, report, shape, pruned.shape, pruned.source)
+
+
+def test_prune_continues_the_prompt_as_the_visitor_asks(handler, request_of, run):
+    tasks = run([])
+    given = ["Once", 60, 0.7, None, "smollm2-135m", "story", "", 512, 3, *VALUES]
+    list(handler("prune")(request_of(), None, *given))
+    ((prune, compare, evaluate),) = tasks
+    recipe = prune.recipe
+    assert (recipe.base, recipe.calibration.text, recipe.calibration.tokens) == ("smollm2-135m", "story", 512)
+    assert recipe.seed == 3
+    assert prune == PruneTask(recipe, "Once")
+    assert compare == CompareTask(recipe, "Once", Sampling(60, 0.7, 3))
+    assert evaluate == EvaluateTask(recipe)
+
+
+def test_the_texts_after_a_distillation_follow_the_visitors_settings(handler, request_of, run):
+    note = DistillationNote(
+        text="general",
+        tokens=10,
+        steps=1,
+        best_step=1,
+        seconds=1.0,
+        loss=1.0,
+        perplexity_teacher=8.0,
+        perplexity_before=10.0,
+        perplexity_after=9.0,
+        heldout_tokens=10,
+        ended="done",
+        improved=True,
+        reproducible=False,
+        hardware="CPU",
+        precision="float32",
+        curve=(EvalPoint(0.0, 0, 10.0),),
+    )
+    distilled = summary((note,))
+    tasks = run([Done(distilled)], [])
+    list(handler("distill")(request_of(), None, RECIPE, 2, "Once", 60, 0.7, 3))
+    (distill,), (prune, compare, _) = tasks
+    sampling = Sampling(60, 0.7, 3)
+    assert distill == DistillTask(RECIPE, Distillation(minutes=2), "Once", sampling)
+    assert prune == PruneTask(distilled.recipe, "Once")
+    assert compare == CompareTask(distilled.recipe, "Once", sampling)
+
+
+@pytest.mark.parametrize("minutes", [0, -1, 61, "2", None, True, float("nan")])
+def test_the_training_time_is_bounded(minutes, handler, request_of):
+    updates = list(handler("distill")(request_of(), None, RECIPE, minutes, "Once", 60, 0.7, 3))
+    assert "Choose 1 to 60 minutes." in updates[1]["distill-status"]
+
+
+@pytest.mark.parametrize("values", [("a", 0.7, 3), (60, None, 3), (60, 3.0, 3), (60, 0.7, -1), (0, 0.7, 3)])
+def test_bad_settings_of_the_texts_are_refused(values, handler, request_of):
+    updates = list(handler("distill")(request_of(), None, RECIPE, 2, "Once", *values))
+    assert 'class="status failed"' in updates[1]["distill-status"]
+
+
+def test_each_event_has_its_place_and_the_buttons_come_back(handler, request_of, run):
+    result = summary()
+    run([Queued(2), Progress("Cutting", 1, 2), Done(result), Partial(Texts("a", "")), Done(Texts("a", "b"))])
+    given = ["Once", 60, 0.7, None, "smollm2-135m", "story", "", 512, 3, *VALUES]
+    updates = list(handler("prune")(request_of(), None, *given))
+    busy, queued, cutting, pruned, growing, written, idle = updates
+    assert [busy["prune"].visible, busy["stop"].visible] == [False, True]
+    assert "You are number 2 in the queue." in queued["status"]
+    assert "1 of 2" in cutting["status"]
+    assert {"picture", "measures", "genres", "distill", "inspect", "export", "recipe", "link"} <= set(pruned)
+    assert pruned["recipe"] == result.recipe.to_yaml()
+    assert pruned["link"].startswith("http://page/?recipe=")
+    assert "cursor" in growing["texts"]
+    assert "cursor" not in written["texts"]
+    assert [idle["prune"].visible, idle["stop"].visible] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("event", "kind", "text"),
+    [
+        (Stopped("Stopped."), "stopped", "What was not measured stays blank."),
+        (Failed("The queue is full."), "failed", "The queue is full."),
+    ],
+)
+def test_a_job_that_ends_early_says_so_and_brings_the_buttons_back(
+    event, kind, text, handler, request_of, run
+):
+    run([event])
+    given = ["Once", 60, 0.7, None, "smollm2-135m", "story", "", 512, 3, *VALUES]
+    _, shown, idle = handler("prune")(request_of(), None, *given)
+    assert f'class="status {kind}"' in shown["status"]
+    assert text in shown["status"]
+    assert idle["prune"].visible

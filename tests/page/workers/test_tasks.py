@@ -1,0 +1,231 @@
+"""Tasks and events cross a process border: they can be pickled, and hold no weights."""
+
+import math
+import pickle
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from page.workers.lesson import LessonTask
+from page.workers.messages import (
+    Done,
+    Evaluation,
+    Failed,
+    ImportanceMap,
+    LayerInfluences,
+    LessonModel,
+    LessonResult,
+    NextTokens,
+    Partial,
+    Progress,
+    PrunedSummary,
+    Queued,
+    Released,
+    Stopped,
+    Texts,
+    TrainingUpdate,
+)
+from page.workers.tasks import (
+    ZIP,
+    CompareTask,
+    DistillTask,
+    EvaluateTask,
+    ExportTask,
+    ImportanceTask,
+    InfluenceTask,
+    NextTokensTask,
+    PruneTask,
+    PublishTask,
+    SearchTask,
+    SweepTask,
+    TaskContext,
+    TokenLossTask,
+)
+from page.workers.workbench import Visitor, Workbench
+from pruning import Access, Calibration, Distillation, Neurons, Recipe, Sampling
+from pruning.architectures.shape import Shape
+from pruning.distillation.progress import EvalPoint, TrainingProgress
+from pruning.evaluation.inspection import NextToken, TokenLoss
+from pruning.shape_search.candidates import Candidate
+from pruning.shape_search.search import SearchResult, Trial
+from pruning.shape_search.sweep import SweepPoint
+from tests.helpers import models
+from tests.helpers.saved import cut
+
+RECIPE = Recipe(base="public", steps=(Neurons(fraction=0.25, criterion="l2", repair=False),))
+CUSTOM = Recipe(base="public", calibration=Calibration.custom("text " * 300), steps=RECIPE.steps)
+CALIBRATION = Calibration(text="story", tokens=256)
+
+TASKS = [
+    PruneTask(RECIPE, "Once"),
+    PruneTask(CUSTOM),
+    CompareTask(RECIPE, "Once", Sampling(8)),
+    EvaluateTask(RECIPE),
+    SearchTask("public", "25%", CALIBRATION, 0),
+    DistillTask(RECIPE, Distillation(minutes=1), "Once", Sampling(8)),
+    NextTokensTask(RECIPE, "Once"),
+    TokenLossTask(RECIPE, "Once upon a time"),
+    ImportanceTask("public", ("l1", "l2"), 0.2, CALIBRATION, 0),
+    InfluenceTask("public", CALIBRATION, 0),
+    SweepTask("public", ("l1", "l2"), CALIBRATION, 0),
+    ExportTask(RECIPE, ZIP, Path("folder")),
+    PublishTask(RECIPE, "smaller", True, "token"),
+    LessonTask("02-the-simplest-cut"),
+]
+
+
+def events():
+    pruned = cut(models.loaded("llama"))
+    shape = Shape.of(models.loaded("llama").model.config)
+    summary = PrunedSummary.of(pruned, shape)
+    trial = Trial(Candidate((0, 0, 0, 8), 1000), RECIPE, 2.0)
+    training = TrainingProgress(
+        seconds=1.0,
+        seconds_left=math.inf,
+        step=1,
+        tokens=10,
+        loss=None,
+        perplexity=9.0,
+        evaluated=True,
+        curve=(EvalPoint(0.0, 0, 9.0),),
+        perplexity_best=9.0,
+        perplexity_teacher=8.0,
+        perplexity_before=10.0,
+    )
+    chart = ImportanceMap([[1.0, 0.5]], [0.9], 0.2, ("l1", "l2"))
+    model = LessonModel("Original model", pruned.report, False, "text")
+    return [
+        Queued(2, 40.0),
+        Progress("Working", 1, 2),
+        Released(10.0),
+        Stopped("Stopped."),
+        Failed("No."),
+        Done(summary),
+        Partial(Evaluation(pruned.recipe, pruned.report)),
+        Partial(Texts("a", "b")),
+        Partial(trial),
+        Done(SearchResult(trial, (trial,), ((1000, 8.0),), 2.0, 5)),
+        Partial(TrainingUpdate(training, "text")),
+        Done(NextTokens([NextToken("a", 0.5)], [NextToken("b", 0.5)])),
+        Done([TokenLoss("a", (None, None)), TokenLoss("b", (1.0, 2.0))]),
+        Done(chart),
+        Done(LayerInfluences([0.1, 0.2])),
+        Partial(SweepPoint("l1", 0.2, 1000, 8.0, RECIPE)),
+        Done(LessonResult((model,), {"dense": 8.0}, shape, pruned.source, RECIPE, chart)),
+    ]
+
+
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: type(task).__name__)
+def test_a_task_can_be_pickled(task):
+    assert pickle.loads(pickle.dumps(task)) == task
+
+
+def test_a_custom_text_travels_with_its_task():
+    assert pickle.loads(pickle.dumps(PruneTask(CUSTOM))).recipe.calibration.content == "text " * 300
+
+
+def test_an_event_can_be_pickled_and_is_small():
+    for event in events():
+        pickled = pickle.dumps(event)
+        assert pickle.loads(pickled) == event
+        assert len(pickled) < 50_000
+
+
+def test_neither_a_token_nor_a_custom_text_is_printed():
+    assert "secret" not in repr(PublishTask(RECIPE, "smaller", True, "secret"))
+    assert "text text" not in repr(PruneTask(CUSTOM))
+    assert "secret" not in repr(Visitor("ada", Access(token="secret")))
+
+
+class Job:
+    stopped = finish_requested = False
+
+
+@pytest.fixture
+def perform(monkeypatch):
+    """`perform(task)` returns what a task emits and its result, on a small random model."""
+
+    def load(name, **settings):
+        loaded = models.loaded("llama")
+        return replace(loaded, source=replace(loaded.source, name=name, public=True))
+
+    monkeypatch.setattr("pruning.loading.load.load", load)
+    monkeypatch.setattr("pruning.loading.load.find", lambda name, **settings: load(name).source)
+    bench, job = Workbench(max_bytes=10**9), Job()
+
+    def run(task):
+        emitted = []
+        return emitted, task.perform(TaskContext(bench, Visitor(), emitted.append, job))
+
+    run.job = job
+    return run
+
+
+def test_pruning_gives_what_the_pruned_model_says_of_itself(perform):
+    _, summary = perform(PruneTask(RECIPE))
+    expected = cut(models.loaded("llama"))
+    assert summary.to_dict()["parameters"] == expected.to_dict()["parameters"]
+    assert summary.to_dict()["config"] == expected.to_dict()["config"]
+    assert summary.recipe.revision == expected.source.revision
+
+
+def test_an_empty_prompt_is_refused_before_a_result_is_shown(perform):
+    with pytest.raises(Exception, match="prompt is empty"):
+        perform(PruneTask(RECIPE, " "))
+
+
+def test_comparing_emits_growing_texts_and_returns_the_last(perform):
+    emitted, texts = perform(CompareTask(RECIPE, models.PROMPT, Sampling(6)))
+    grown = [event.value for event in emitted]
+    assert grown[-1] == texts
+    assert all(len(a.before) <= len(b.before) for a, b in pairwise(grown))
+    assert texts.before
+    assert texts.after
+
+
+def test_distilling_samples_as_the_visitor_asks_and_stops_when_asked(perform, monkeypatch):
+    samplings = []
+
+    def generate(model, prompt, sampling):
+        samplings.append(sampling)
+        return "sample"
+
+    monkeypatch.setattr("page.workers.tasks.generate", generate)
+    perform.job.finish_requested = True
+    step = Distillation(steps=50)
+    emitted, summary = perform(DistillTask(RECIPE, step, models.PROMPT, Sampling(8, 0.7, 3)))
+    updates = [event.value for event in emitted if isinstance(event, Partial)]
+    assert set(samplings) == {Sampling(8, 0.7, 3)}
+    assert [update.sample for update in updates if update.progress.evaluated] == ["sample"] * len(samplings)
+    assert all(update.progress.training is None for update in updates)
+    assert summary.recipe.steps == (*RECIPE.steps, step)
+    (note,) = summary.report.notes[-1]
+    assert note.steps < 50
+
+
+def test_a_long_sample_is_kept_short_while_training(perform, monkeypatch):
+    samplings = []
+    monkeypatch.setattr("page.workers.tasks.generate", lambda *given: samplings.append(given[2]) or "")
+    perform.job.finish_requested = True
+    perform(DistillTask(RECIPE, Distillation(steps=2), models.PROMPT, Sampling(200, 0.7, 3)))
+    assert set(samplings) == {Sampling(24, 0.7, 3)}
+
+
+def test_a_sweep_emits_points_of_every_criterion(perform):
+    emitted, _ = perform(SweepTask("public", ("l1", "l2"), CALIBRATION, 0))
+    points = [event.value for event in emitted if isinstance(event, Partial)]
+    assert {point.criterion for point in points} == {"l1", "l2"}
+
+
+def test_an_unknown_format_is_refused(perform, tmp_path, monkeypatch):
+    monkeypatch.setattr("page.workers.tasks._evaluate", lambda recipe, context: cut(models.loaded("llama")))
+    with pytest.raises(Exception, match="There is no format 'exe'"):
+        perform(ExportTask(RECIPE, "exe", tmp_path / "model"))
+
+
+def test_a_lesson_without_runs_shows_the_base_alone(perform):
+    emitted, result = perform(LessonTask("01-where-the-parameters-live"))
+    assert (emitted, result.models, result.recipe) == ([], (), None)
+    assert result.metrics["parameters_before"] == result.base.parameters
