@@ -39,7 +39,7 @@ PATIENCE = (20, 120)
 
 MARK = re.compile(r"mark-[0-9a-f]{10}")
 STATUS = re.compile(r'class=\\"status (failed|stopped|done)\\"[^>]*><span>(.*?)</span>')
-REFUSALS = ("already waiting", "already under way", "longer than the", "Queue is full")
+REFUSALS = ("queue is full", "calls are already running", "longer than the", "Queue is full")
 
 
 class LoadReport:
@@ -76,11 +76,11 @@ class Visitor:
         }
         self.fraction, self.prompt = named["neurons-fraction"]["id"], named["prompt"]["id"]
         self.values[self.prompt] = f"The visitor {self.mark} walked to the"
-        self.values[named["Seed"]["id"]] = self.seed
+        self.values[named["seed"]["id"]] = self.seed
         private = {e["api_name"]: e for e in config["dependencies"] if e["api_visibility"] == "private"}
         public = {e["api_name"]: e for e in config["dependencies"] if e["api_visibility"] == "public"}
         self.preview_call, self.stop_call = private["show_shape"], private["stop"]
-        self.look_call, self.prepare_call = private["first_look"], private["prepare"]
+        self.look_call, self.prepare_call = private["show_first"], private["prepare"]
         (self.prune_call,) = (entry for name, entry in private.items() if name.startswith("prune"))
         self.generate_call = public["generate"]
 
