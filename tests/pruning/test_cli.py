@@ -136,7 +136,7 @@ def test_recipe_file_makes_the_same_model(pruned, shell, refused, tmp_path, monk
 
 
 def test_recipe_in_json_without_calibration(shell, tmp_path):
-    recipe = pruning.Recipe(base=str(folder_of("gpt2")), steps=[pruning.Neurons(intermediate_size=20, criterion="ppm")])
+    recipe = pruning.Recipe(base=str(folder_of("gpt2")), steps=[pruning.Neurons(width=20, criterion="ppm")])
     file = tmp_path / "recipe.json"
     file.write_text(json.dumps(recipe.to_dict()))
     status, out, _ = shell("prune", "--recipe", file, "--output", tmp_path / "out", "--no-evaluate")

@@ -207,7 +207,7 @@ def test_llama_cpp_reads_eight_bits_as_transformers_does(smollm2, need, tmp_path
 
     from tests.helpers.llamacpp import agree
 
-    steps = [pruning.Layers(layers=tuple(range(4, 28))), pruning.Neurons(intermediate_size=1248, criterion="ppm")]
+    steps = [pruning.Layers(layers=tuple(range(4, 28))), pruning.Neurons(width=1248, criterion="ppm")]
     recipe = pruning.Recipe(
         base="smollm2-135m", steps=[steps[0], steps[1].model_copy(update={"repair": False})]
     )
