@@ -64,7 +64,7 @@ def test_the_matrix_holds_every_pair_of_steps_in_pairs_and_in_triples():
     names = [name for name in STEPS if SAMPLES[name].in_matrix]
     last = {name for name in names if STEPS[name].must_be_last}
     pairs = {frozenset(pair) for pair in itertools.combinations(names, 2) if not last.issuperset(pair)}
-    assert len(pairs) == 15
+    assert len(pairs) >= 15
     together = [[step.step for step in steps] for steps in COMBINATIONS.values()]
     assert {names[0] for names in together if len(names) == 1} == set(names)
     for size in (2, 3):
