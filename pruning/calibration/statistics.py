@@ -31,7 +31,7 @@ PRIOR_TOKENS = 8192
 """Repair shrinks toward the untouched weights as if they had been right on this many tokens.
 
 The best ridge for held-out rows of SmolLM2-135M, as a share of the median of the diagonal of H, falls about
-as the text grows: 4 for 2,048 tokens, 1 for 7,168, 0.5 for 16,384 (`benchmarks/README.md`). The median,
+as the text grows: 4 for 2,048 tokens, 1 for 7,168, 0.5 for 16,384 (`docs/benchmarks.md`). The median,
 because a few neurons with massive activations dominate the mean.
 """
 
