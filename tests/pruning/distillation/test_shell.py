@@ -89,8 +89,8 @@ def test_shell_accepts_former_names_of_settings_with_one_line_each(folders, tmp_
         }.items()
     )
     assert [line for line in err.splitlines() if "now called" in line] == [
-        "--set at_once is now called --set micro_batch_size.",
-        "--set clip is now called --set max_grad_norm.",
+        "Warning: --set at_once is now called --set micro_batch_size.",
+        "Warning: --set clip is now called --set max_grad_norm.",
     ]
 
 

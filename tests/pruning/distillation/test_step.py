@@ -50,6 +50,21 @@ def test_layers_known_to_the_recipe_decide_which_hidden_states_are_matched():
     assert loss(other, (0, 1, 2)) == loss(step, None)
 
 
+def test_a_folder_that_recorded_its_layers_is_matched_by_them():
+    base = loaded("llama", num_hidden_layers=5)
+    student = pruning.prune(Recipe(base="tiny", steps=[Layers(layers=(0, 2))]), base).model
+    teacher = str(base.source.folder)
+    step = Distillation(steps=2, **QUICK, hidden_loss_weight=1.0, text="story", teacher=teacher)
+
+    def loss(kept_layers):
+        folder = replace(base, model=student, source=replace(base.source, kept_layers=kept_layers))
+        context = StepContext(student, base.tokenizer, Shape.of(student.config), folder, layers=(0, 1, 2))
+        return step.apply(context).notes[0].loss
+
+    assert loss((1, 3, 4)) == loss(None)  # The norms lead to the same layers.
+    assert loss((0, 1, 2)) != loss(None)
+
+
 def test_smaller_vocabulary_learns_from_the_whole_one():
     base = trained()
     steps = [Vocabulary(fraction=0.1), Neurons(fraction=0.9, criterion="random", repair=False)]

@@ -135,7 +135,7 @@ def test_an_evaluation_weighs_five_genres_the_same():
         alone = perplexity(base.model, base.tokenizer, passage(genre, "heldout"), tokens=200)
         assert measured.genres[genre].value == pytest.approx(alone.value)
         assert title in measured.genres[genre].text
-        assert any(title in line for line in lines)
+        assert any(title in line.text for line in lines)
     product = math.prod(one.value for one in measured.genres.values())
     assert measured.overall.value == pytest.approx(product ** (1 / 5))
     mean = sum(one.bits_per_byte for one in measured.genres.values()) / 5

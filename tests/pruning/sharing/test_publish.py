@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import pruning
 from pruning.evaluation.perplexity import Perplexity, Quality
+from pruning.report import Sample
 from tests.helpers.models import folder_of, loaded, save_tiny
 from tests.helpers.saved import content, cut
 
@@ -149,7 +150,11 @@ def test_a_card_without_measurements_says_so(saved):
 def test_measurements_that_are_no_numbers_are_no_results(pruned, tmp_path):
     results = {value: Perplexity(value, 9, 9, "a story") for value in (2.0, math.inf)}
     before, after = (Quality(result, {"story": result}) for result in results.values())
-    report = replace(pruned.report, quality_before=before, quality_after=after)
+    report = replace(
+        pruned.report,
+        before=replace(pruned.report.before, quality=before),
+        after=replace(pruned.report.after, quality=after),
+    )
     card = ModelCard.load(replace(pruned, report=report).save(tmp_path / "cut") / "README.md")
     assert card.data.eval_results is None
     assert "| a story | 9 | 9 | 2.00 | inf | inf |" in card.text
@@ -171,7 +176,7 @@ def test_samples_stay_in_their_fences(pruned, tmp_path):
         "``````\n---\n",
         "![x](http://example.org) | a | b |",
     ]
-    report = replace(pruned.report, samples=tuple(("Say", text, text) for text in wild))
+    report = replace(pruned.report, samples=tuple(Sample("Say", text, text) for text in wild))
     folder = replace(pruned, report=report).save(tmp_path / "cut")
     tokens = MarkdownIt().enable("table").parse(ModelCard.load(folder / "README.md").text)
     fenced = [token.content for token in tokens if token.type == "fence"]

@@ -513,7 +513,7 @@ def test_shell_takes_numbers_and_shares(as_json, options, size):
 def test_shell_says_what_is_missing(refused, as_json, tmp_path):
     folder = folder_of("gpt2")
     assert "neither a file nor one of general" in refused("preview", folder, "--vocabulary", "nowhere")
-    assert "--vocabulary-text says again" in refused(
+    assert "--vocabulary-text repeats what another option sets" in refused(
         "preview", folder, "--vocabulary", "story", "--vocabulary-text", "code"
     )
     (tmp_path / "config.json").write_text((folder / "config.json").read_text())

@@ -190,7 +190,7 @@ def test_the_report_counts_the_zeros():
     ],
 )
 def test_nothing_can_follow(later):
-    with pytest.raises(RecipeError, match=r"Nothing can follow the step weights: a later cut would break"):
+    with pytest.raises(RecipeError, match=r"No step can follow the step weights: a later cut would break"):
         recipe(Weights(fraction=0.5), later).check(Shape.of(loaded("llama").model.config))
 
 

@@ -233,4 +233,4 @@ def test_generation_can_be_cancelled_after_every_token():
     reports.clear()
     with pytest.raises(Cancelled):
         generate(base, "Once", stopped=report_each_token(stop, Progress("Generating")))
-    assert reports == ["Generating"] * 4
+    assert reports == [Progress("Generating")] * 4
