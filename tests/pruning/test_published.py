@@ -232,3 +232,30 @@ def test_located_names_the_line_of_a_published_key_in_later_errors():
     text = "base: gpt2\nsteps:\n- step: neurons\n  width: 100\n"
     with pytest.raises(RecipeError, match=r"^Line 3: too many"), located(text):
         raise RecipeError("too many", ("steps", 0))
+
+
+@pytest.mark.parametrize("folder", sorted((OLD / "saved").iterdir()), ids=lambda folder: folder.name)
+@pytest.mark.filterwarnings("default")
+def test_a_saved_model_verifies_and_its_card_still_runs(folder, monkeypatch):
+    warnings.simplefilter("default")  # Other libraries' warnings are not about what was published.
+    monkeypatch.chdir(OLD / "bases")
+    verification = pruning.verify(str(folder))
+    assert [check for check in verification.checks if not check.holds] == []
+    assert len(verification.checks) == 9
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    names: dict[str, object] = {}
+    exec(card.split("```python\n")[1].split("```")[0].replace("this/repository", str(folder)), names)
+    text = names["tokenizer"]("The old man", return_tensors="pt").input_ids
+    assert torch.isfinite(names["model"](text).logits).all()
+
+
+@pytest.mark.parametrize("folder", sorted((OLD / "saved").iterdir()), ids=lambda folder: folder.name)
+def test_a_saved_model_is_rebuilt_from_its_recipe(folder, one_thread, monkeypatch):
+    warnings.simplefilter("default")
+    monkeypatch.chdir(OLD / "bases")
+    recipe = Recipe.load(folder / "recipe.yaml")
+    rebuilt = pruning.run(recipe, evaluate=False).model.state_dict()
+    saved = pruning.load(str(folder)).model.state_dict()
+    assert rebuilt.keys() == saved.keys()
+    for name, tensor in rebuilt.items():
+        assert torch.allclose(tensor, saved[name], rtol=1e-4, atol=1e-6), name
