@@ -30,7 +30,7 @@ def metrics_of_runs(runs: Sequence[tuple[str, Pruned]]) -> dict[str, float | str
         runs: The name of each run and its model, evaluated.
 
     Returns:
-        `dense`, the perplexity of the base; for each run `NAME_perplexity`, `NAME_ratio` to the base,
+        `base`, the perplexity of the base; for each run `NAME_perplexity`, `NAME_ratio` to the base,
         `NAME_smaller` (share of the parameters removed), `NAME_bytes`, `NAME_width_after` (neurons in each
         layer) and one perplexity for each genre, such as `NAME_code`. Runs named after genres have
         `NAME_advantage`: how many times lower their perplexity on that genre is than the other run's.
@@ -45,9 +45,9 @@ def metrics_of_runs(runs: Sequence[tuple[str, Pruned]]) -> dict[str, float | str
         before, after = report.before.quality, report.after.quality
         if before is None or after is None:
             raise ValueError(f"The model of the run {name} has not been evaluated.")
-        metrics["dense"] = before.overall.value
+        metrics["base"] = before.overall.value
         metrics |= {
-            f"{name}_dense": before.overall.value,
+            f"{name}_base": before.overall.value,
             f"{name}_perplexity": after.overall.value,
             f"{name}_ratio": after.overall.value / before.overall.value,
             f"{name}_smaller": 1 - report.after.parameters / report.before.parameters,

@@ -113,7 +113,7 @@ def events():
         Done(chart),
         Done(LayerInfluences([0.1, 0.2])),
         Partial(SweepPoint("l1", 0.2, 1000, 8.0, RECIPE)),
-        Done(LessonResult((model,), {"dense": 8.0}, shape, pruned.source, RECIPE, chart)),
+        Done(LessonResult((model,), {"base": 8.0}, shape, pruned.source, RECIPE, chart)),
     ]
 
 
