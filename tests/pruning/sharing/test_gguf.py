@@ -105,7 +105,7 @@ def test_a_type_that_is_offered_is_what_every_matrix_gets(smollm2, tmp_path, fam
     folder = model_folder(tmp_path / "model", smollm2, family, **sizes)
     assert gguf_types(Shape.of(AutoConfig.from_pretrained(folder)))["q8_0"] == ""
     said = []
-    file = export(folder, tmp_path / "new" / "{model}.gguf", "q8_0", said.append)
+    file = export(folder, tmp_path / "new" / "{model}.gguf", "q8_0", progress=said.append)
     found = matrices(file)
     learned = {name: kind for name, (kind, *_) in found.items() if "position" not in name}
     assert len(learned) > 8
