@@ -19,15 +19,17 @@ def main() -> None:
 
 def launch() -> None:
     """Build the page, and serve it until the process ends."""
-    # Only now, when the environment is set.
+    # The process is set up before the page is imported, which takes memory.
+    from pruning.runtime import configure  # noqa: PLC0415
+
+    configure()
+
     from page.html.theme import HEAD, THEME  # noqa: PLC0415
     from page.layout import build_page  # noqa: PLC0415
     from page.server.middleware import request_middleware  # noqa: PLC0415
     from page.server.session import ON_SPACE, QUEUE_SIZE  # noqa: PLC0415
     from page.server.warm_up import WarmUp  # noqa: PLC0415
-    from pruning.runtime import configure  # noqa: PLC0415
 
-    configure()
     warm_up = WarmUp()
     warm_up.start()
     demo = build_page(warm_up)
