@@ -19,7 +19,7 @@ USER_SETTINGS = (
     "HUGGINGFACE_HUB_CACHE",
     "SECATEUR_MAX_BYTES",
 )
-BROWSER_SECONDS = 600
+BROWSER_SECONDS = 900
 
 # huggingface_hub reads these when it is imported, which nothing above does.
 os.environ.update(CLIENT_ENV | {"HF_ENDPOINT": UNREACHABLE})
