@@ -2,10 +2,8 @@
 
 import importlib.util
 import json
-import resource
 import shutil
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -173,18 +171,8 @@ def test_a_tokenizer_that_llama_cpp_does_not_know(folder, tmp_path):
     assert left_over(tmp_path) == []
 
 
-@contextmanager
-def files_of_at_most(size):
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 @pytest.mark.real
-def test_a_full_disk(smollm2, tmp_path):
+def test_a_full_disk(smollm2, tmp_path, files_of_at_most):
     folder = model_folder(tmp_path / "model", smollm2, "llama")
     with files_of_at_most(1_000_000), pytest.raises(pruning.SavingError, match="disk is full"):
         export(folder, tmp_path / "out" / "model.gguf")
