@@ -19,15 +19,22 @@ def main() -> None:
 
 def launch() -> None:
     """Build the page, and serve it until the process ends."""
+    # Workers are forked from a server that imports what they need while the page imports what it needs.
+    from page.workers import fork_server  # noqa: PLC0415
+
+    fork_server.start()
     # The process is set up before the page is imported, which takes memory.
     from pruning.runtime import configure  # noqa: PLC0415
 
     configure()
 
+    from starlette.middleware import Middleware  # noqa: PLC0415
+
     from page.html.theme import HEAD, THEME  # noqa: PLC0415
     from page.layout import build_page  # noqa: PLC0415
+    from page.server.health import Health  # noqa: PLC0415
     from page.server.middleware import request_middleware  # noqa: PLC0415
-    from page.server.session import ON_SPACE, QUEUE_SIZE  # noqa: PLC0415
+    from page.server.session import ON_SPACE, QUEUE_SIZE, pools  # noqa: PLC0415
     from page.server.warm_up import WarmUp  # noqa: PLC0415
 
     warm_up = WarmUp()
@@ -45,7 +52,7 @@ def launch() -> None:
         mcp_server=True,
         max_threads=4 * QUEUE_SIZE,
         enable_monitoring=False,
-        app_kwargs={"middleware": request_middleware(demo)},
+        app_kwargs={"middleware": [Middleware(Health, pools=pools), *request_middleware(demo)]},
     )
 
 

@@ -19,7 +19,7 @@ from page.sections import (
 )
 from page.sections.section import Page
 from page.server import api
-from page.server.session import on_disconnect
+from page.server.disconnect import on_disconnect
 from page.server.warm_up import WarmUp
 
 BELOW_RESULTS = (distill.build, inspect.build, export.build)

@@ -2,9 +2,11 @@
 
 import ctypes
 import gc
+import os
 import resource
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -17,7 +19,7 @@ UNLIMITED = 1 << 60
 def total_memory() -> int:
     """Return how many bytes this process and its neighbors in the same container may use together."""
     limits = [limit for limit, _ in _cgroup_limits()]
-    return min([psutil.virtual_memory().total, _address_space(), *limits])
+    return min([psutil.virtual_memory().total, _limit_of_address_space(), *limits])
 
 
 def available_memory() -> int:
@@ -26,9 +28,38 @@ def available_memory() -> int:
     Files in the page cache count as free: the system drops them when memory is needed.
     """
     free = [limit - used for limit, used in _cgroup_limits()]
-    if (space := _address_space()) < UNLIMITED:
-        free.append(space - psutil.Process().memory_info().vms)
+    if (limit := _limit_of_address_space()) < UNLIMITED:
+        free.append(limit - address_space())
+    if _restriction is not None:
+        free.append(_restriction.limit + _restriction.start - private_memory(os.getpid()))
     return max(0, min([psutil.virtual_memory().available, *free]))
+
+
+@dataclass(frozen=True)
+class _Restriction:
+    """What this process may take for itself, from the moment when it held `start` bytes."""
+
+    limit: int
+    start: int
+
+
+_restriction: _Restriction | None = None
+
+
+def restrict(limit: int) -> None:
+    """Count no more than this many bytes as available to this process, besides what it holds already."""
+    global _restriction
+    _restriction = _Restriction(limit, private_memory(os.getpid()))
+
+
+def restriction() -> int:
+    """Return the limit that `restrict` set, or else all memory."""
+    return total_memory() if _restriction is None else _restriction.limit
+
+
+def address_space() -> int:
+    """Return the bytes of address space that this process uses."""
+    return int(psutil.Process().memory_info().vms)
 
 
 def private_memory(pid: int) -> int:
@@ -47,7 +78,7 @@ def release_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def _address_space() -> int:
+def _limit_of_address_space() -> int:
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     return UNLIMITED if limit == resource.RLIM_INFINITY else limit
 

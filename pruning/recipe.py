@@ -5,7 +5,7 @@ Same recipe, same base revision → the same weights, bit for bit, on the same m
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
@@ -88,15 +88,24 @@ class Recipe(Frozen):
             RecipeError: If it is not the text that the recipe was made with.
         """
 
-        def fill_in(value: object) -> object:
-            if isinstance(value, TextChoice) and value.text == CUSTOM and value.content is None:
-                return value.with_content(content)
-            return value
+        def fill_in(choice: TextChoice) -> TextChoice:
+            missing = choice.text == CUSTOM and choice.content is None
+            return choice.with_content(content) if missing else choice
+
+        return self._with_texts(fill_in)
+
+    def without_custom_text(self) -> Self:
+        """Return the same recipe without the user's own text, of which the digest remains."""
+        return self._with_texts(lambda choice: choice.model_copy(update={"content": None}))
+
+    def _with_texts(self, change: Callable[[TextChoice], TextChoice]) -> Self:
+        def changed(value: object) -> object:
+            return change(value) if isinstance(value, TextChoice) else value
 
         steps = tuple(
-            step.model_copy(update={name: fill_in(value) for name, value in step}) for step in self.steps
+            step.model_copy(update={name: changed(value) for name, value in step}) for step in self.steps
         )
-        return self.model_copy(update={"calibration": fill_in(self.calibration), "steps": steps})
+        return self.model_copy(update={"calibration": changed(self.calibration), "steps": steps})
 
     def with_own_text(self, content: str) -> Self:
         """Do what `with_custom_text` does, under its name in release 0.1.0."""
@@ -131,9 +140,14 @@ class Recipe(Frozen):
 
     @property
     def digest(self) -> str:
-        """Sixteen hexadecimal digits that identify the recipe: SHA-256 over its canonical form in JSON."""
+        """Sixteen hexadecimal digits that identify the recipe to people: the beginning of its `sha256`."""
+        return self.sha256[:16]
+
+    @property
+    def sha256(self) -> str:
+        """The SHA-256 of the recipe's canonical form in JSON, in hexadecimal digits."""
         canonical = json.dumps(self.canonical(), sort_keys=True)
-        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+        return hashlib.sha256(canonical.encode()).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, without those that are not set."""

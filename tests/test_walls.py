@@ -24,7 +24,7 @@ FLOORS = (
     {"report"},
     {"saving"},
     {"pipeline"},
-    {"streaming", "shape_search", "sharing", "lessons"},
+    {"streaming", "snapshot", "shape_search", "sharing", "lessons"},
     {"__init__", "cli", "__main__"},
 )
 PAGE_FLOORS = (

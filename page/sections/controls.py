@@ -9,12 +9,13 @@ from gradio.components import Component
 from page.html import model_map, render
 from page.sections.events import Part, on_event
 from page.server.form import CONTROLS, MAIN, MAX_CUSTOM_TEXT, ON_PAGE, Control, steps_from, values_of
-from page.server.session import user_message, visitor_of, workbench
+from page.server.look_ups import look_up
+from page.server.session import user_message, visitor_of
+from page.workers.messages import FoundModel
 from pruning import Calibration, Recipe, catalog
 from pruning.architectures.shape import Shape
 from pruning.criteria import CRITERIA, DEFAULT_CRITERION, criterion_named
 from pruning.errors import RecipeError
-from pruning.loading.source import Source
 from pruning.steps import STEPS
 from pruning.steps.base import Step
 from pruning.steps.settings import Choices
@@ -284,9 +285,10 @@ def show_shape(
 ) -> tuple[object, object, None, str]:
     """Return the picture and the note, from the config alone, and discard a recipe that was opened."""
     try:
-        before, source = workbench.find(model, visitor_of(request, token))
+        found = look_up(model, visitor_of(request, token))
+        before = found.shape
         after, unseen = apply_to_shape(before, steps_from(values))
-        picture = model_map.draw_model(before, after, model_map.weights_origin(source))
+        picture = model_map.draw_model(before, after, model_map.weights_origin(found.source))
         return picture, model_map.cut_note(before, after, unseen), None, ""
     except Exception as error:
         return gr.skip(), render.message(user_message(error), "warning"), None, ""
@@ -317,7 +319,7 @@ def fit_sliders(model: str, request: gr.Request, token: gr.OAuthToken | None) ->
     """Set the ends of the sliders to how much of a model can be cut."""
     sliders = [control for control in CONTROLS if control.slider is not None]
     try:
-        shape, _ = workbench.find(model, visitor_of(request, token))
+        shape = look_up(model, visitor_of(request, token)).shape
     except Exception:
         return [gr.skip()] * len(sliders)
     return [_fit(control, shape) for control in sliders]
@@ -358,13 +360,17 @@ def show_recipe(panel: ControlPanel, recipe: Recipe, before: Shape) -> dict[Part
 def follow_recipe(panel: ControlPanel, recipe: Recipe) -> dict[Part, object]:
     """Return the updates after which Prune follows a recipe instead of the controls."""
     steps = [step.describe() for step in recipe.steps]
-    return {panel.recipe: recipe, panel.recipe_note: render.recipe_note(steps), panel.note: ""}
+    return {
+        panel.recipe: recipe.without_custom_text(),
+        panel.recipe_note: render.recipe_note(steps),
+        panel.note: "",
+    }
 
 
-def draw_recipe(recipe: Recipe, before: Shape, source: Source) -> str:
+def draw_recipe(recipe: Recipe, base: FoundModel) -> str:
     """Return the picture of the model that a recipe leads to."""
-    after, _ = apply_to_shape(before, recipe.steps)
-    return model_map.draw_model(before, after, model_map.weights_origin(source))
+    after, _ = apply_to_shape(base.shape, recipe.steps)
+    return model_map.draw_model(base.shape, after, model_map.weights_origin(base.source))
 
 
 def describe_criterion(name: str) -> tuple[str, object]:

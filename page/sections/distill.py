@@ -11,11 +11,11 @@ from page.html.outputs import sample as draw_sample
 from page.sections.events import JobPanel, Part, Updates, on_event, on_start
 from page.sections.prune import PruneRequest, outputs, prune_and_show, sampling_from
 from page.sections.section import Page
+from page.server.form import with_text
 from page.server.jobs import run_job
 from page.server.session import (
     DISTILLATION_OVERHEAD,
     ON_SPACE,
-    distillation_queue,
     job_name,
     jobs,
     visitor_of,
@@ -61,6 +61,7 @@ class DistillSection:
             token: gr.OAuthToken | None,
             recipe: Recipe | None,
             minutes: object,
+            custom_text: object,
             prompt: str,
             length: object,
             temperature: object,
@@ -75,7 +76,7 @@ class DistillSection:
                 if recipe is None:
                     raise RecipeError("There is nothing to distill yet: press Prune first.")
                 samplings.append(sampling_from(length, temperature, seed))
-                return [DistillTask(recipe, step, prompt, samplings[0])]
+                return [DistillTask(with_text(recipe, custom_text), step, prompt, samplings[0])]
 
             def show(event: Partial | Done) -> Updates:
                 match event:
@@ -90,7 +91,6 @@ class DistillSection:
                 tasks,
                 visitor_of(request, token),
                 job_name(request, KIND),
-                queue=distillation_queue,
                 seconds=60 * MAX_MINUTES + DISTILLATION_OVERHEAD,
             )
             yield from JobPanel(self.status, self.start, self.stop).follow(events, show)
@@ -105,7 +105,13 @@ class DistillSection:
         on_start(
             [self.start.click],
             distill,
-            [page.results.recipe, self.minutes, *controls.sampling_inputs, controls.sampling.seed],
+            [
+                page.results.recipe,
+                self.minutes,
+                controls.calibration.custom_text,
+                *controls.sampling_inputs,
+                controls.sampling.seed,
+            ],
             [self.start, self.stop, self.status, self.curve, self.sample, *outputs(page)],
             self.status,
         )

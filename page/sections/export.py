@@ -1,6 +1,5 @@
 """Export: download, publish on the Hub, the recipe, its link, and the Python that does the same."""
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from page.html import render
 from page.sections.events import JobPanel, Part, Updates, on_event, on_start
 from page.sections.section import Page
 from page.server import links
+from page.server.form import with_text
 from page.server.jobs import run_job
 from page.server.session import ON_SPACE, job_name, visitor_of
 from page.workers.messages import Done, Partial, PrunedSummary
@@ -87,10 +87,10 @@ class ExportSection:
 
     def wire(self, page: Page) -> None:
         """Connect the download and the push."""
-        recipe = page.results.recipe
+        recipe, text = page.results.recipe, page.controls.calibration.custom_text
         download, publish = self.download, self.publish
-        on_start([download.prepare.click], self.prepare, [recipe, download.form], download.outputs)
-        inputs = [recipe, publish.repository, publish.private]
+        on_start([download.prepare.click], self.prepare, [recipe, text, download.form], download.outputs)
+        inputs = [recipe, text, publish.repository, publish.private]
         on_start([publish.start.click], self.push, inputs, [publish.status])
         # With another model or format, the file that was prepared is out of date.
         on_event(
@@ -100,15 +100,23 @@ class ExportSection:
         )
 
     def prepare(
-        self, request: gr.Request, token: gr.OAuthToken | None, recipe: Recipe | None, form: object
+        self,
+        request: gr.Request,
+        token: gr.OAuthToken | None,
+        recipe: Recipe | None,
+        custom_text: object,
+        form: object,
     ) -> Iterator[Updates]:
         """Save the model and offer it as one file."""
         part = self.download
 
+        def tasks() -> list[Task]:
+            pruned = _check_pruned(recipe, custom_text)
+            return [ExportTask(pruned, str(form), _name(pruned))]
+
         def show(event: Partial | Done) -> Updates:
             if not isinstance(event, Done):
                 return {}
-            # Gradio copies the file when it takes this update, before the folder is removed.
             file = Path(str(event.value))
             return {
                 part.download: gr.DownloadButton(f"Download {file.name}", value=str(file), visible=True),
@@ -116,20 +124,15 @@ class ExportSection:
                 part.status: render.status("Ready: press Download.", kind="done"),
             }
 
-        with tempfile.TemporaryDirectory(prefix="secateur-") as folder:
-
-            def tasks() -> list[Task]:
-                pruned = _check_pruned(recipe)
-                return [ExportTask(pruned, str(form), Path(folder) / _name(pruned))]
-
-            events = run_job(tasks, visitor_of(request, token), job_name(request, "download"))
-            yield from JobPanel(part.status).follow(events, show)
+        events = run_job(tasks, visitor_of(request, token), job_name(request, "download"))
+        yield from JobPanel(part.status).follow(events, show)
 
     def push(
         self,
         request: gr.Request,
         token: gr.OAuthToken | None,
         recipe: Recipe | None,
+        custom_text: object,
         repository: object,
         private: object,
     ) -> Iterator[Updates]:
@@ -143,9 +146,9 @@ class ExportSection:
         def tasks() -> list[Task]:
             if not isinstance(repository, str) or not repository.strip():
                 raise RecipeError("Enter a name for the repository.")
-            return [
-                PublishTask(_check_pruned(recipe), repository.strip(), bool(private), visitor.access.token)
-            ]
+            pruned = _check_pruned(recipe, custom_text)
+            # What is left open means private.
+            return [PublishTask(pruned, repository.strip(), private is not False, visitor.access.token)]
 
         def show(event: Partial | Done) -> Updates:
             if not isinstance(event, Done):
@@ -213,10 +216,10 @@ def _build_publish() -> PublishPart:
     return PublishPart(repository, private, start, gr.HTML(elem_id="push-status", min_height=44))
 
 
-def _check_pruned(recipe: Recipe | None) -> Recipe:
+def _check_pruned(recipe: Recipe | None, custom_text: object) -> Recipe:
     if recipe is None:
         raise RecipeError("There is nothing to export yet: press Prune first.")
-    return recipe
+    return with_text(recipe, custom_text)
 
 
 def _name(recipe: Recipe) -> str:

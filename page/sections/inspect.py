@@ -10,7 +10,7 @@ from page.html import charts
 from page.sections.controls import FIRST_PROMPT, follow_recipe
 from page.sections.events import JobPanel, Part, Updates, on_event, on_start
 from page.sections.section import Page
-from page.server.form import MAIN, calibration_from, to_integer
+from page.server.form import MAIN, calibration_from, to_integer, with_text
 from page.server.jobs import run_job
 from page.server.session import job_name, visitor_of
 from page.workers.messages import Done, ImportanceMap, LayerInfluences, NextTokens, Partial, PrunedSummary
@@ -137,15 +137,22 @@ class InspectSection:
         part = self.next_tokens
 
         def show_next_tokens(
-            request: gr.Request, token: gr.OAuthToken | None, recipe: Recipe | None, prompt: str
+            request: gr.Request,
+            token: gr.OAuthToken | None,
+            recipe: Recipe | None,
+            custom_text: object,
+            prompt: str,
         ) -> Iterator[Updates]:
             def show(value: object) -> Updates:
                 assert isinstance(value, NextTokens)
                 return {part.table: charts.next_token_chart(value.before, value.after)}
 
-            yield from self._follow(request, token, lambda: NextTokensTask(_pruned(recipe), prompt), show)
+            def plan() -> Task:
+                return NextTokensTask(_pruned(recipe, custom_text), prompt)
 
-        inputs = [page.results.recipe, part.prompt]
+            yield from self._follow(request, token, plan, show)
+
+        inputs = [page.results.recipe, page.controls.calibration.custom_text, part.prompt]
         triggers = [part.start.click, part.prompt.submit]
         on_start(triggers, show_next_tokens, inputs, [self.status, part.table])
 
@@ -153,15 +160,22 @@ class InspectSection:
         part = self.token_loss
 
         def show_token_losses(
-            request: gr.Request, token: gr.OAuthToken | None, recipe: Recipe | None, text: str
+            request: gr.Request,
+            token: gr.OAuthToken | None,
+            recipe: Recipe | None,
+            custom_text: object,
+            text: str,
         ) -> Iterator[Updates]:
             def show(value: object) -> Updates:
                 assert isinstance(value, list)
                 return {part.chart: charts.token_loss_chart(value)}
 
-            yield from self._follow(request, token, lambda: TokenLossTask(_pruned(recipe), text), show)
+            def plan() -> Task:
+                return TokenLossTask(_pruned(recipe, custom_text), text)
 
-        inputs = [page.results.recipe, part.text]
+            yield from self._follow(request, token, plan, show)
+
+        inputs = [page.results.recipe, page.controls.calibration.custom_text, part.text]
         on_start([part.start.click], show_token_losses, inputs, [self.status, part.chart])
 
     def _wire_importance(self, page: Page) -> None:
@@ -234,7 +248,7 @@ class InspectSection:
                 return {
                     part.plot: gr.LinePlot(_curve(points), visible=True),
                     part.table: gr.Dataframe(_rows(points), visible=True),
-                    part.recipes: [point.recipe for point in points],
+                    part.recipes: [point.recipe.without_custom_text() for point in points],
                 }
 
             def plan() -> Task:
@@ -361,10 +375,10 @@ def _rows(points: Sequence[SweepPoint]) -> list[list[str]]:
     ]
 
 
-def _pruned(recipe: Recipe | None) -> Recipe:
+def _pruned(recipe: Recipe | None, custom_text: object) -> Recipe:
     if recipe is None:
         raise RecipeError("There is nothing to inspect yet: press Prune first.")
-    return recipe
+    return with_text(recipe, custom_text)
 
 
 def _calibration(text: object, custom_text: object, tokens: object, seed: object) -> tuple[Calibration, int]:

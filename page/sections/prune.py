@@ -136,7 +136,7 @@ def _show_pruned(
         ),
         pane.job.status: render.status("Writing", kind="busy"),
         pane.texts: text_pair(planned.prompt, "", "", writing=True),
-        pane.recipe: planned.recipe,
+        pane.recipe: planned.recipe.without_custom_text(),
     }
     updates |= pane.show_report(pruned.report, planned.recipe)
     for section in page.sections:

@@ -10,7 +10,8 @@ from page.sections.controls import draw_recipe, show_recipe
 from page.sections.events import Part, Updates, on_event
 from page.sections.section import Page
 from page.server import links
-from page.server.session import user_message, visitor_of, workbench
+from page.server.look_ups import look_up
+from page.server.session import user_message, visitor_of
 from pruning import Recipe
 
 
@@ -65,10 +66,9 @@ def open_recipe(
     status = page.results.job.status
     try:
         recipe = read()
-        before, source = workbench.find(recipe.base, visitor_of(request, token))
-        picture = draw_recipe(recipe, before, source)
-        return show_recipe(page.controls, recipe, before) | {
-            page.results.picture: picture,
+        base = look_up(recipe.base, visitor_of(request, token))
+        return show_recipe(page.controls, recipe, base.shape) | {
+            page.results.picture: draw_recipe(recipe, base),
             status: render.status("The recipe is set. Press Prune."),
         }
     except Exception as error:

@@ -12,7 +12,8 @@ from page.sections.events import Part, Updates, on_event, on_start
 from page.sections.section import Page
 from page.server.form import calibration_from, to_integer
 from page.server.jobs import run_job
-from page.server.session import job_name, visitor_of, workbench
+from page.server.look_ups import look_up
+from page.server.session import job_name, visitor_of
 from page.workers.messages import Done, Partial
 from page.workers.tasks import SearchTask, Task
 from page.workers.workbench import Visitor
@@ -145,15 +146,15 @@ def _show_result(
     return _use(page, result.chosen.recipe, visitor) | {
         results.plot: to_frame(result.trials, result),
         results.table: to_rows(result.trials),
-        results.recipes: [trial.recipe for trial in result.trials],
+        results.recipes: [trial.recipe.without_custom_text() for trial in result.trials],
         page.results.job.status: render.status(line, kind="done"),
     }
 
 
 def _use(page: Page, recipe: Recipe, visitor: Visitor) -> dict[Part, object]:
     """Return the updates after which Prune follows a recipe of the search."""
-    before, source = workbench.find(recipe.base, visitor)
-    return follow_recipe(page.controls, recipe) | {page.results.picture: draw_recipe(recipe, before, source)}
+    picture = draw_recipe(recipe, look_up(recipe.base, visitor))
+    return follow_recipe(page.controls, recipe) | {page.results.picture: picture}
 
 
 def _used(page: Page) -> list[Part]:

@@ -15,7 +15,8 @@ import gradio as gr
 from page.server import links
 from page.server.form import CONTROLS, steps_from
 from page.server.jobs import run_job
-from page.server.session import QUEUE_SIZE, job_name, user_message, workbench
+from page.server.look_ups import look_up
+from page.server.session import QUEUE_SIZE, job_name, user_message
 from page.workers.messages import Done, Evaluation, Failed, PrunedSummary, Stopped, Texts
 from page.workers.tasks import CompareTask, EvaluateTask, PruneTask, PublishTask, Task
 from page.workers.workbench import Visitor
@@ -55,7 +56,7 @@ def preview(
 
     def answer() -> Answer:
         planned = _recipe(model, recipe, neurons, heads, layers, channels)
-        before, _ = workbench.find(planned.base, PUBLIC)
+        before = look_up(planned.base, PUBLIC).shape
         return Preview(planned, before, planned.check(before)).to_dict()
 
     return _answer(answer)

@@ -160,10 +160,7 @@ def recipe_from(
         RecipeError: A value is out of range, or nothing is to be cut.
     """
     if recipe is not None:
-        missing = any(choice.text == CUSTOM and choice.content is None for choice in recipe.texts)
-        if missing and isinstance(custom_text, str) and custom_text.strip():
-            return recipe.with_custom_text(custom_text)
-        return recipe
+        return with_text(recipe, custom_text)
     steps = steps_from(values)
     if not steps:
         raise RecipeError("Nothing to cut yet: move the slider, then press Prune.")
@@ -171,6 +168,24 @@ def recipe_from(
         raise RecipeError(f"{str(model)[:40]!r} is not a model. Choose one from the list.")
     calibration = calibration_from(text, custom_text, tokens)
     return Recipe(base=model, calibration=calibration, steps=steps, seed=to_integer(seed, "seed"))
+
+
+def with_text(recipe: Recipe, custom_text: object) -> Recipe:
+    """Return a recipe with the visitor's own text, if it was made with one.
+
+    The page keeps recipes without that text: it comes along with each call that needs it.
+
+    Raises:
+        RecipeError: The text is missing, or is not the one that the recipe was made with.
+    """
+    if not any(choice.text == CUSTOM and choice.content is None for choice in recipe.texts):
+        return recipe
+    if not isinstance(custom_text, str) or not custom_text.strip():
+        raise RecipeError(
+            "This recipe was made with a text of your own, which is not kept here. Choose Your own text under "
+            "Calibration text, paste it again, and repeat."
+        )
+    return recipe.with_custom_text(custom_text)
 
 
 def to_integer(value: object, name: str) -> int:

@@ -8,7 +8,9 @@ import uuid
 import gradio as gr
 
 from page.server.queue import Jobs, Queue
-from page.workers.workbench import Visitor, Workbench
+from page.workers.pool import Pools
+from page.workers.tasks import INTERACTIVE, LONG, Kind
+from page.workers.workbench import Visitor
 from pruning import Access, PruningError
 from pruning.loading.hub import saved_token
 
@@ -38,12 +40,10 @@ JOB_SECONDS = read_setting("SECATEUR_JOB_SECONDS", 300 if ON_SPACE else 3600)
 DISTILLATION_OVERHEAD = 120
 """How many seconds longer than its training a distillation may take, for what comes before and after."""
 
-workbench = Workbench()
+pools = Pools()
 jobs = Jobs()
-model_queue = Queue(QUEUE_SIZE)
-"""Where work on models waits for its turn."""
-distillation_queue = Queue(max(1, QUEUE_SIZE // 4))
-"""Where distillations wait, which take minutes each."""
+queues: dict[Kind, Queue] = {INTERACTIVE: Queue(QUEUE_SIZE), LONG: Queue(QUEUE_SIZE)}
+"""Where jobs wait for the workers of a kind."""
 
 
 def job_name(request: gr.Request | None, kind: str = "") -> str:
@@ -64,13 +64,6 @@ def visitor_of(request: gr.Request | None, token: gr.OAuthToken | None) -> Visit
     fingerprint = hashlib.sha256(str(own_token).encode()).hexdigest()[:16]
     access = Access(token=own_token, local=False)
     return Visitor(f"{session_of(request)}:{fingerprint}", access)
-
-
-def on_disconnect(request: gr.Request) -> None:
-    """Stop a visitor's work, and drop what belongs to them alone."""
-    session = session_of(request)
-    jobs.stop_session(session)
-    workbench.forget(session)
 
 
 def user_message(error: Exception) -> str:

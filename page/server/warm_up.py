@@ -1,10 +1,20 @@
-"""Load, calibrate and measure the default model at the start, so that the first visitor need not wait."""
+"""Calibrate and measure the default model at the start, so that the first visitor need not wait."""
 
 import threading
+import time
+from contextlib import suppress
 
-from page.server.session import log, visitor_of, workbench
-from pruning import Neurons, PruningError, Recipe, catalog
+from page.server.look_ups import look_up
+from page.server.session import log, pools, queues, user_message, visitor_of
+from page.workers.messages import Failed
+from page.workers.tasks import INTERACTIVE, LoadTask, Task, WarmUpTask
+from page.workers.workbench import Visitor
+from pruning import Neurons, Recipe, catalog
+from pruning.errors import Cancelled
 from pruning.progress import Progress
+
+PREPARE = LoadTask(catalog.DEFAULT_MODEL)
+"""What each worker does before its first task."""
 
 
 class WarmUp:
@@ -20,22 +30,36 @@ class WarmUp:
         self.progress = Progress("Loading the model")
 
     def start(self) -> None:
-        """Start the thread."""
+        """Start the workers and the thread."""
+        pools.open(PREPARE)
         threading.Thread(target=self._run, daemon=True).start()
 
-    def _report(self, progress: Progress) -> None:
-        self.progress = progress
-
     def _run(self) -> None:
+        visitor = visitor_of(None, None)
         try:
-            visitor = visitor_of(None, None)
-            workbench.load(catalog.DEFAULT_MODEL, visitor, progress=self._report)
+            look_up(catalog.DEFAULT_MODEL, visitor)
             self.shape_known.set()
-            recipe = Recipe(base=catalog.DEFAULT_MODEL, steps=(Neurons(fraction=0.2),))
-            workbench.warm_up(recipe, visitor, self._report)
-        except PruningError as error:
-            log.warning("the default model is not ready: %s", error)
-        except Exception:
-            log.exception("the start failed")
+            task = WarmUpTask(Recipe(base=catalog.DEFAULT_MODEL, steps=(Neurons(fraction=0.2),)))
+            while not self._perform(task, visitor):
+                time.sleep(1)
+        except Exception as error:
+            log.warning("the default model is not ready: %s", user_message(error))
         finally:
             self.shape_known.set()
+
+    def _perform(self, task: Task, visitor: Visitor) -> bool:
+        """Perform a task, and return whether it has ended. It gives way to visitors, and must begin again."""
+        with suppress(Cancelled):
+            for event in pools[task.kind].perform(task, visitor, _give_way):
+                match event:
+                    case Progress():
+                        self.progress = event
+                    case Failed(message):
+                        log.warning("the default model is not ready: %s", message)
+            return True
+        return False
+
+
+def _give_way() -> None:
+    if len(queues[INTERACTIVE]):
+        raise Cancelled("A visitor goes first.")

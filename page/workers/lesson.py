@@ -10,7 +10,16 @@ from page.workers.messages import (
     Partial,
     Progress,
 )
-from page.workers.tasks import ImportanceTask, InfluenceTask, SearchTask, Task, TaskContext
+from page.workers.tasks import (
+    INTERACTIVE,
+    LONG,
+    ImportanceTask,
+    InfluenceTask,
+    Kind,
+    SearchTask,
+    Task,
+    TaskContext,
+)
 from pruning import Calibration, LoadedModel, ModelError, Pruned, Recipe, Report, Sampling, catalog
 from pruning.architectures.families import NEURON
 from pruning.architectures.shape import Shape
@@ -31,10 +40,16 @@ class LessonTask(Task):
 
     key: str
 
+    @property
+    def kind(self) -> Kind:  # type: ignore[override]
+        """A search takes minutes."""
+        return LONG if BY_KEY[self.key].budget else INTERACTIVE
+
     def perform(self, context: TaskContext) -> LessonResult:
         """Emit the models as they are measured, and return them with their metrics."""
         lesson = BY_KEY[self.key]
-        shape, source = context.workbench.find(catalog.DEFAULT_MODEL, context.visitor)
+        default = context.workbench.load(catalog.DEFAULT_MODEL, context.visitor, progress=context.emit)
+        shape, source = Shape.of(default.model.config), default.source
         metrics: dict[str, float | str] = {**metrics_of_shape(shape)}
         runs: list[tuple[LessonRun | None, Recipe]] = [(run, run.recipe()) for run in lesson.runs]
         if lesson.budget:

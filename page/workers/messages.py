@@ -5,7 +5,7 @@ A job yields `Queued` while it waits, then `Progress` and `Partial` while it wor
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pruning import Preview, Recipe
 from pruning.architectures.shape import Shape
@@ -67,9 +67,15 @@ class Stopped:
 
 @dataclass(frozen=True)
 class Failed:
-    """The job failed, with a message for the user."""
+    """The job failed.
+
+    Attributes:
+        message: What the user is told.
+        details: For a bug, its traceback, which goes to the log.
+    """
 
     message: str
+    details: str = field(default="", repr=False, compare=False)
 
 
 TaskEvent = Progress | Partial | Released
@@ -86,6 +92,14 @@ def format_wait(seconds: float | None) -> str:
     if seconds < 90:
         return f", about {10 * max(1, round(seconds / 10))} seconds"
     return f", about {round(seconds / 60)} minutes"
+
+
+@dataclass(frozen=True)
+class FoundModel:
+    """A model that was found, without its weights: its shape, and where it comes from."""
+
+    shape: Shape
+    source: Source
 
 
 @dataclass(frozen=True)

@@ -2,16 +2,14 @@
 
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar, Protocol
-
-import spaces
+from typing import ClassVar, Literal, Protocol
 
 from page.workers.messages import (
     Evaluation,
+    FoundModel,
     ImportanceMap,
     LayerInfluences,
     NextTokens,
@@ -29,6 +27,8 @@ from pruning.architectures.shape import Shape
 from pruning.distillation.progress import TrainingProgress
 from pruning.errors import RecipeError
 from pruning.evaluation.inspection import TokenLoss, losses_by_token, next_tokens
+from pruning.files import temporary_folder
+from pruning.loading.load import find
 from pruning.loading.source import Token
 from pruning.pipeline import Pruned
 from pruning.shape_search.search import SearchResult
@@ -36,9 +36,18 @@ from pruning.sharing.gguf import GGUF_TYPES, export, gguf_types
 from pruning.text.generation import encode_prompt, generate, stream_pair
 
 ZIP = "zip"
+FORMS = (ZIP, *GGUF_TYPES)
+COPIES = 3
+"""How many copies of a model an export needs on the disk at the same time: two folders and the file."""
 UPLOAD_SECONDS = 3600
 SAMPLE_TOKENS = 24
 """The most tokens of a sample while a model is trained."""
+
+
+Kind = Literal["interactive", "long", "look_up"]
+INTERACTIVE: Kind = "interactive"
+LONG: Kind = "long"
+LOOK_UP: Kind = "look_up"
 
 
 class Control(Protocol):
@@ -79,14 +88,51 @@ class Task(ABC):
     """One piece of work of a job.
 
     Attributes:
+        kind: Which workers perform it.
         requeues: Whether the job lets all that wait go first before this task starts.
     """
 
+    kind: ClassVar[Kind] = INTERACTIVE
     requeues: ClassVar[bool] = False
 
     @abstractmethod
     def perform(self, context: TaskContext) -> object:
         """Do the work, emit events, and return the result, which is yielded as `Done`."""
+
+
+@dataclass(frozen=True)
+class FindTask(Task):
+    """Find a model, and read its config but no weights."""
+
+    kind = LOOK_UP
+    name: str
+
+    def perform(self, context: TaskContext) -> FoundModel:
+        """Return its shape, and where it comes from."""
+        source = find(self.name, access=context.visitor.access, progress=context.emit)
+        return FoundModel(Shape.of(source.config), source)
+
+
+@dataclass(frozen=True)
+class LoadTask(Task):
+    """Load a base, so that later tasks need not wait for it."""
+
+    name: str
+
+    def perform(self, context: TaskContext) -> None:
+        """Load it."""
+        context.workbench.load(self.name, context.visitor, progress=context.emit)
+
+
+@dataclass(frozen=True)
+class WarmUpTask(Task):
+    """Do ahead what the first visitor of a recipe would wait for."""
+
+    recipe: Recipe
+
+    def perform(self, context: TaskContext) -> None:
+        """Load the base, calibrate and measure it."""
+        context.workbench.warm_up(self.recipe, context.visitor, context.emit)
 
 
 @dataclass(frozen=True)
@@ -115,22 +161,16 @@ class CompareTask(Task):
 
     def perform(self, context: TaskContext) -> Texts:
         """Emit both texts as they grow, and return them."""
+        base, pruned = context.workbench.load_pair(self.recipe, context.visitor, context.emit)
         texts = Texts("", "")
-        with closing(_generate_texts(context, self)) as growing:
-            for texts in growing:
-                context.emit(Partial(texts))
+
+        def stopped() -> bool:
+            return context.control.stopped
+
+        for before, after in stream_pair(base, pruned, self.prompt, self.sampling, stopped=stopped):
+            texts = Texts(before, after)
+            context.emit(Partial(texts))
         return texts
-
-
-@spaces.GPU(duration=60)
-def _generate_texts(context: TaskContext, task: CompareTask) -> Iterator[Texts]:
-    base, pruned = context.workbench.load_pair(task.recipe, context.visitor)
-
-    def stopped() -> bool:
-        return context.control.stopped
-
-    for before, after in stream_pair(base, pruned, task.prompt, task.sampling, stopped=stopped):
-        yield Texts(before, after)
 
 
 @dataclass(frozen=True)
@@ -147,10 +187,8 @@ class EvaluateTask(Task):
 
 
 def _evaluate(recipe: Recipe, context: TaskContext) -> Pruned:
-    # Closed here, in the thread that took the workbench's lock, also when the job is stopped.
-    with closing(context.workbench.iter_evaluate(recipe, context.visitor, context.emit)) as steps:
-        for pruned in steps:
-            context.emit(Partial(Evaluation(pruned.recipe, pruned.report)))
+    for pruned in context.workbench.iter_evaluate(recipe, context.visitor, context.emit):
+        context.emit(Partial(Evaluation(pruned.recipe, pruned.report)))
     return pruned
 
 
@@ -158,6 +196,7 @@ def _evaluate(recipe: Recipe, context: TaskContext) -> Pruned:
 class SearchTask(Task):
     """Search a base for the best combination of cuts within a budget."""
 
+    kind = LONG
     model: str
     budget: str
     calibration: Calibration
@@ -166,16 +205,14 @@ class SearchTask(Task):
     def perform(self, context: TaskContext) -> SearchResult:
         """Emit each trial, and return the result."""
         result: SearchResult | None = None
-        with closing(
-            context.workbench.iter_search(
-                self.model, self.budget, self.calibration, self.seed, context.visitor, context.emit
-            )
-        ) as found:
-            for item in found:
-                if isinstance(item, SearchResult):
-                    result = item
-                else:
-                    context.emit(Partial(item))
+        found = context.workbench.iter_search(
+            self.model, self.budget, self.calibration, self.seed, context.visitor, context.emit
+        )
+        for item in found:
+            if isinstance(item, SearchResult):
+                result = item
+            else:
+                context.emit(Partial(item))
         assert result is not None, "a search ends with its result"
         return result
 
@@ -184,6 +221,7 @@ class SearchTask(Task):
 class DistillTask(Task):
     """Distill a pruned model from its base; `prompt` is continued at each evaluation."""
 
+    kind = LONG
     recipe: Recipe
     step: Distillation
     prompt: str
@@ -280,6 +318,7 @@ class InfluenceTask(Task):
 class SweepTask(Task):
     """Measure quality against size for several criteria."""
 
+    kind = LONG
     model: str
     criteria: tuple[str, ...]
     calibration: Calibration
@@ -287,42 +326,55 @@ class SweepTask(Task):
 
     def perform(self, context: TaskContext) -> None:
         """Emit each point."""
-        with closing(
-            context.workbench.iter_sweep(
-                self.model, self.criteria, self.calibration, self.seed, context.visitor, context.emit
-            )
-        ) as points:
-            for point in points:
-                context.emit(Partial(point))
+        points = context.workbench.iter_sweep(
+            self.model, self.criteria, self.calibration, self.seed, context.visitor, context.emit
+        )
+        for point in points:
+            context.emit(Partial(point))
 
 
 @dataclass(frozen=True)
 class ExportTask(Task):
-    """Save a measured model as one file below a folder.
+    """Save a measured model as one file, or find the file of an earlier export.
 
     Attributes:
         recipe: The recipe of the model.
         form: `ZIP`, or a GGUF type.
-        folder: The folder to create beside the file; the file is named after it.
+        name: The name of the file, without its extension.
     """
 
+    kind = LONG
     recipe: Recipe
     form: str
-    folder: Path
+    name: str
 
     def perform(self, context: TaskContext) -> Path:
         """Return the file."""
-        pruned, folder = _evaluate(self.recipe, context), self.folder
-        if self.form not in (ZIP, *GGUF_TYPES):
+        if self.form not in FORMS:
             raise RecipeError(f"There is no format {self.form[:40]!r}. Choose one from the list.")
+        storage, key = context.workbench.storage, f"{self.recipe.sha256} {self.form}"
+        assert storage is not None, "exports need a folder"
+        if (found := storage.find(key, context.visitor.owner)) is not None:
+            return next(found.iterdir())
+        pruned = _evaluate(self.recipe, context)
         if self.form in GGUF_TYPES and (obstacle := gguf_types(pruned.shape, pruned.recipe.steps)[self.form]):
             raise RecipeError(f"{obstacle} Choose a width that fits under How to choose what to cut.")
+        size = pruned.report.after.bytes
+        storage.make_room(COPIES * size)
+        owner = context.workbench.owner_of(pruned, context.visitor)
+        with storage.new(key, owner) as entry, temporary_folder(entry.parent) as work:
+            self._write(pruned, work / self.name, entry, context)
+        found = storage.find(key, owner)
+        assert found is not None, "the newest entry stays"
+        return next(found.iterdir())
+
+    def _write(self, pruned: Pruned, folder: Path, entry: Path, context: TaskContext) -> None:
         pruned.save(folder, progress=context.emit)
         if self.form == ZIP:
             context.emit(Progress("Packing"))
-            return Path(shutil.make_archive(str(folder), "zip", folder.parent, folder.name))
-        file = folder.with_name(f"{folder.name}-{self.form}.gguf")
-        return Path(export(folder, file, self.form, progress=context.emit))
+            shutil.make_archive(str(entry / self.name), "zip", folder.parent, folder.name)
+        else:
+            export(folder, entry / f"{self.name}-{self.form}.gguf", self.form, progress=context.emit)
 
 
 @dataclass(frozen=True)
@@ -336,6 +388,7 @@ class PublishTask(Task):
         token: The token of the user who publishes.
     """
 
+    kind = LONG
     recipe: Recipe
     repository: str
     private: bool

@@ -1,42 +1,43 @@
-"""The models that visitors work on, built once and shared: a cache bounded in bytes.
+"""The models of a worker process, built once and shared: a cache bounded in bytes.
 
 A session holds a recipe. The model of a recipe is looked up here, and rebuilt if it was evicted.
 """
 
-import threading
 import time
 import weakref
 from collections import OrderedDict
-from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from page.workers.memory import machine_memory, memory_share, release_memory
+from page.workers.storage import Storage
 from pruning import pipeline
 from pruning.architectures.shape import Shape
 from pruning.calibration import cache
 from pruning.calibration.calibrate import StatisticsKey, statistics_of
-from pruning.errors import ModelError
+from pruning.errors import ModelError, PruningError
 from pruning.evaluation import inspection
 from pruning.evaluation.base_quality import base_quality
 from pruning.loading import load as loading
 from pruning.loading.load import LoadedModel
-from pruning.loading.source import Access, Source
+from pruning.loading.source import Access
+from pruning.memory import release_memory
 from pruning.pipeline import Pruned
-from pruning.progress import Progress, Reporter, silent
+from pruning.progress import Reporter, silent
 from pruning.recipe import Recipe
 from pruning.shape_search.search import Budget, SearchResult, Trial, iter_search
 from pruning.shape_search.sweep import SweepPoint, iter_sweep
-from pruning.steps import Distillation
+from pruning.snapshot import read_snapshot, snapshot_bytes, write_snapshot
+from pruning.steps import Distillation, Reconstruction
 from pruning.text.choice import Calibration, TextChoice
 from pruning.text.passages import CUSTOM
 
 IDLE_SECONDS = 1800.0
 """After this long without use, what belongs to one visitor is dropped, in case their leaving was missed."""
 
-MAX_FOUND = 256
-"""The most bases of which the shape is remembered."""
+MAX_NAME = 200
+"""The longest name of a model, in characters."""
 
 Model = TypeVar("Model", LoadedModel, Pruned)
 
@@ -73,91 +74,47 @@ class CachedModel:
     owner: str
     used_at: float
 
-    @property
-    def is_distilled(self) -> bool:
-        """Whether it would take minutes to rebuild."""
-        recipe = getattr(self.value, "recipe", None)
-        return recipe is not None and any(isinstance(step, Distillation) for step in recipe.steps)
-
 
 class Workbench:
     """A cache of base models and pruned models; the least recently used are dropped first.
 
-    One job at a time works on models: callers hold `exclusive` while they prune or measure. The bound is on
-    what the cache keeps: dropping a model that is in use would free nothing, so it remains until it is not.
+    One task at a time works on it. The bound is on what the cache keeps: dropping a model that is in use would
+    free nothing, so it remains until it is not.
     """
 
-    def __init__(self, max_bytes: int | None = None) -> None:
-        """Create an empty workbench that keeps at most `max_bytes`, by default a share of memory."""
-        self.max_bytes = max_bytes or int(machine_memory() * memory_share())
-        self._exclusive = threading.RLock()
-        self._loading: weakref.WeakValueDictionary[tuple[str, str], threading.Lock] = (
-            weakref.WeakValueDictionary()
-        )
-        self._lock = threading.RLock()
+    def __init__(self, max_bytes: int, storage: Storage | None = None) -> None:
+        """Create an empty workbench.
+
+        Args:
+            max_bytes: The most bytes of models and statistics that it keeps.
+            storage: Where models that took minutes to make are kept too, for other workers and after this one.
+        """
+        self.max_bytes, self.storage = max_bytes, storage
         self._entries: OrderedDict[tuple[str | None, ...], CachedModel] = OrderedDict()
-        self._found: OrderedDict[tuple[str, str], tuple[Shape, Source]] = OrderedDict()
         self._texts: dict[str, set[str]] = {}
-
-    @contextmanager
-    def exclusive(self, progress: Reporter = silent) -> Iterator[None]:
-        """Be the only one that works on models. `progress` may raise `Cancelled` during the wait."""
-        with _hold(self._exclusive, progress, "Waiting for the models"):
-            yield
-
-    def find(self, name: str, visitor: Visitor) -> tuple[Shape, Source]:
-        """Return the shape of a base and where it comes from, without its weights."""
-        _check_name(name)
-        keys = [(name, ""), (name, visitor.owner)]
-        with self._lock:
-            for key in keys:
-                if key in self._found:
-                    self._found.move_to_end(key)
-                    return self._found[key]
-        source = loading.find(name, access=visitor.access)
-        found = Shape.of(source.config), source
-        with self._lock:
-            if source.public or visitor.owner:
-                self._found[keys[not source.public]] = found
-            while len(self._found) > MAX_FOUND:
-                self._found.popitem(last=False)
-        return found
 
     def load(
         self, name: str, visitor: Visitor, revision: str | None = None, progress: Reporter = silent
     ) -> LoadedModel:
         """Return a base model, loaded if it is not in the cache."""
-        _check_name(name)
-        if (found := self._find_loaded(name, visitor, revision)) is not None:
-            return found
-        with self._lock:
-            lock = self._loading.setdefault((name, visitor.owner), threading.Lock())
-        with _hold(lock, progress, f"Waiting until {name} is loaded"):
-            if (found := self._find_loaded(name, visitor, revision)) is not None:
-                return found
-            base = loading.load(
-                name,
-                revision=revision,
-                access=visitor.access,
-                progress=progress,
-            )
-            return self._store(("base", name, revision), base, base.source.public, visitor)
-
-    def _find_loaded(self, name: str, visitor: Visitor, revision: str | None) -> LoadedModel | None:
+        check_name(name)
         for cached in (revision, None):
             found = self._get(("base", name, cached), visitor, LoadedModel)
             if found is not None and revision in (None, found.source.revision):
                 return found
-        return None
+        base = loading.load(name, revision=revision, access=visitor.access, progress=progress)
+        return self._store(("base", name, revision), base, base.source.public, visitor)
 
     def prune(self, recipe: Recipe, visitor: Visitor, progress: Reporter = silent) -> Pruned:
-        """Return the model of a recipe, pruned if it is not in the cache."""
+        """Return the model of a recipe, pruned if it was not before."""
         self._note_texts(visitor, recipe.texts)
+        if (found := self._get(("pruned", recipe.sha256), visitor, Pruned)) is not None:
+            return found
         base = self.load(recipe.base, visitor, recipe.revision, progress)
-        with self.exclusive(progress):
-            if (found := self._get(("pruned", recipe.digest), visitor, Pruned)) is not None:
-                return found
-            return self._store_pruned(recipe, pipeline.prune(recipe, base, progress=progress), visitor)
+        stored = self.storage.find(recipe.sha256, visitor.owner) if self.storage else None
+        if stored is not None and (kept := read_snapshot(stored, base)) is not None:
+            return self._keep(recipe, kept, visitor)
+        return self._store_pruned(recipe, pipeline.prune(recipe, base, progress=progress), visitor)
 
     def load_pair(
         self, recipe: Recipe, visitor: Visitor, progress: Reporter = silent
@@ -169,30 +126,28 @@ class Workbench:
     def distill(
         self, recipe: Recipe, step: Distillation, visitor: Visitor, progress: Reporter = silent
     ) -> Pruned:
-        """Return the model of a recipe after a distillation. Other jobs may work on models meanwhile."""
+        """Return the model of a recipe after a distillation."""
         base, pruned = self.load_pair(recipe, visitor, progress)
-        distilled = pipeline.apply_step(pruned, base, step, progress=progress)
-        return self._store_pruned(distilled.recipe, distilled, visitor)
+        result = pipeline.apply_step(pruned, base, step, progress=progress)
+        return self._store_pruned(result.recipe, result, visitor)
 
     def evaluate(self, recipe: Recipe, visitor: Visitor, tokens: int, progress: Reporter = silent) -> Pruned:
         """Return the model of a recipe with its quality before and after, measured on this many tokens."""
-        with self.exclusive(progress):
-            base, pruned = self.load_pair(recipe, visitor, progress)
-            return pipeline.evaluate_pruned(pruned, base, tokens=tokens, progress=progress)
+        base, pruned = self.load_pair(recipe, visitor, progress)
+        return pipeline.evaluate_pruned(pruned, base, tokens=tokens, progress=progress)
 
     def iter_evaluate(
         self, recipe: Recipe, visitor: Visitor, progress: Reporter = silent
-    ) -> Generator[Pruned, None, None]:
+    ) -> Iterator[Pruned]:
         """Yield the model of a recipe as its report fills; once if it was measured before."""
-        with self.exclusive(progress):
-            pruned = self.prune(recipe, visitor, progress)
-            if pruned.report.after.tokens_per_second is not None:
-                yield pruned
-                return
-            base = self.load(recipe.base, visitor, recipe.revision, progress)
-            for measured in pipeline.iter_evaluate_pruned(pruned, base, progress=progress):
-                yield measured
-            self._store_pruned(recipe, measured, visitor)
+        pruned = self.prune(recipe, visitor, progress)
+        if pruned.report.after.tokens_per_second is not None:
+            yield pruned
+            return
+        base = self.load(recipe.base, visitor, recipe.revision, progress)
+        for measured in pipeline.iter_evaluate_pruned(pruned, base, progress=progress):
+            yield measured
+        self._keep(recipe, measured, visitor)
 
     def iter_search(
         self,
@@ -202,20 +157,17 @@ class Workbench:
         seed: int,
         visitor: Visitor,
         progress: Reporter = silent,
-    ) -> Generator[Trial | SearchResult, None, None]:
+    ) -> Iterator[Trial | SearchResult]:
         """Search a base for the best combination of cuts within a budget; yield each trial, then the result.
 
         The search is not the thorough one, since a visitor waits for it.
         """
-        shape, _ = self.find(name, visitor)
-        Budget.parse(budget, shape, 2)
         self._note_texts(visitor, [calibration])
         base = self.load(name, visitor, progress=progress)
-        with self.exclusive(progress):
-            target = Budget.parse(budget, shape, base.storage_dtype.itemsize)
-            yield from iter_search(
-                base, target, calibration=calibration, seed=seed, thorough=False, progress=progress
-            )
+        target = Budget.parse(budget, Shape.of(base.model.config), base.storage_dtype.itemsize)
+        yield from iter_search(
+            base, target, calibration=calibration, seed=seed, thorough=False, progress=progress
+        )
 
     def compare_importance(
         self,
@@ -235,11 +187,10 @@ class Workbench:
         """
         self._note_texts(visitor, [calibration])
         base = self.load(name, visitor, progress=progress)
-        with self.exclusive(progress):
-            one, other = (
-                inspection.neuron_scores(base, criterion, calibration, seed, progress=progress)
-                for criterion in criteria
-            )
+        one, other = (
+            inspection.neuron_scores(base, criterion, calibration, seed, progress=progress)
+            for criterion in criteria
+        )
         return inspection.importance_map(one), inspection.overlaps(one, other, fraction)
 
     def layer_influences(
@@ -248,8 +199,7 @@ class Workbench:
         """Return the block influence of every layer of a base."""
         self._note_texts(visitor, [calibration])
         base = self.load(name, visitor, progress=progress)
-        with self.exclusive(progress):
-            return inspection.layer_influences(base, calibration, seed, progress=progress)
+        return inspection.layer_influences(base, calibration, seed, progress=progress)
 
     def iter_sweep(
         self,
@@ -259,23 +209,20 @@ class Workbench:
         seed: int,
         visitor: Visitor,
         progress: Reporter = silent,
-    ) -> Generator[SweepPoint, None, None]:
+    ) -> Iterator[SweepPoint]:
         """Yield quality against size of a base for several criteria, point by point."""
         self._note_texts(visitor, [calibration])
         base = self.load(name, visitor, progress=progress)
-        with self.exclusive(progress):
-            yield from iter_sweep(base, criteria, calibration=calibration, seed=seed, progress=progress)
+        yield from iter_sweep(base, criteria, calibration=calibration, seed=seed, progress=progress)
 
     def warm_up(self, recipe: Recipe, visitor: Visitor, progress: Reporter = silent) -> None:
         """Do ahead what the first visitor would wait for: load, calibrate, and measure the base."""
         base = self.load(recipe.base, visitor, progress=progress)
         shape = Shape.of(base.model.config)
         for step in recipe.steps:
-            with self.exclusive(progress):
-                modules = step.hooked_modules(shape)
-                statistics_of(base, recipe.calibration, modules, recipe.seed, progress=progress)
-        with self.exclusive(progress):
-            base_quality(base, progress=progress)
+            modules = step.hooked_modules(shape)
+            statistics_of(base, recipe.calibration, modules, recipe.seed, progress=progress)
+        base_quality(base, progress=progress)
 
     def forget(self, owner: str) -> None:
         """Drop what belongs to an owner alone, and what models computed from the owner's own texts.
@@ -287,56 +234,63 @@ class Workbench:
         def is_theirs(name: str) -> bool:
             return bool(name) and (name == owner or name.startswith(f"{owner}:"))
 
-        with self._lock:
-            keys = [key for key, entry in self._entries.items() if is_theirs(entry.owner)]
-            for key in keys:
-                del self._entries[key]
-            for found in [found for found in self._found if is_theirs(found[1])]:
-                del self._found[found]
-            owners = [name for name in self._texts if is_theirs(name) or not name]
-            digests = {digest for name in owners for digest in self._texts.pop(name)}
-        for digest in digests:
+        keys = [key for key, entry in self._entries.items() if is_theirs(entry.owner)]
+        for key in keys:
+            del self._entries[key]
+        owners = [name for name in self._texts if is_theirs(name) or not name]
+        digests = {digest for name in owners for digest in self._texts.pop(name)}
+        for digest in digests.difference(*self._texts.values()):
             cache.forget_text(digest)
-        if keys:
+        if keys or digests:
             release_memory()
 
     def _note_texts(self, visitor: Visitor, texts: Iterable[TextChoice]) -> None:
         """Remember whose own texts models read, so that `forget` can drop what they computed from them."""
-        with self._lock:
-            for choice in texts:
-                if choice.sha256 is not None:
-                    self._texts.setdefault(visitor.owner, set()).add(choice.sha256)
+        for choice in texts:
+            if choice.sha256 is not None:
+                self._texts.setdefault(visitor.owner, set()).add(choice.sha256)
 
     @property
     def bytes(self) -> int:
         """What the models and their calibration statistics take; a tensor shared by several counts once."""
-        with self._lock:
-            tensors: dict[int, int] = {}
-            for entry in self._entries.values():
-                tensors |= entry.tensors
-            return sum(tensors.values()) + cache.total_bytes()
+        tensors: dict[int, int] = {}
+        for entry in self._entries.values():
+            tensors |= entry.tensors
+        return sum(tensors.values()) + cache.total_bytes()
 
     def _store_pruned(self, recipe: Recipe, pruned: Pruned, visitor: Visitor) -> Pruned:
-        public = pruned.source.public and all(choice.text != CUSTOM for choice in recipe.texts)
-        return self._store(("pruned", recipe.digest), pruned, public, visitor)
+        """Keep a model that was just made, on disk too if that took minutes."""
+        owner = self.owner_of(pruned, visitor)
+        if self.storage is not None and _took_minutes(recipe) and (owner or _is_public(pruned)):
+            # A full disk costs other workers the time to make it again.
+            with suppress(PruningError, OSError):
+                self.storage.make_room(snapshot_bytes(pruned))
+                with self.storage.new(recipe.sha256, owner) as folder:
+                    write_snapshot(pruned, folder)
+        return self._keep(recipe, pruned, visitor)
+
+    def owner_of(self, pruned: Pruned, visitor: Visitor) -> str:
+        """Return whose a model is that a visitor asked for; empty for everyone's."""
+        return "" if _is_public(pruned) else visitor.owner
+
+    def _keep(self, recipe: Recipe, pruned: Pruned, visitor: Visitor) -> Pruned:
+        return self._store(("pruned", recipe.sha256), pruned, _is_public(pruned), visitor)
 
     def _get(self, key: tuple[str | None, ...], visitor: Visitor, kind: type[Model]) -> Model | None:
-        with self._lock:
-            self._drop_idle()
-            for owner in ("", visitor.owner):
-                if (entry := self._entries.get((*key, owner))) is not None:
-                    self._entries.move_to_end((*key, owner))
-                    entry.used_at = time.monotonic()
-                    return entry.value if isinstance(entry.value, kind) else None
+        self._drop_idle()
+        for owner in ("", visitor.owner):
+            if (entry := self._entries.get((*key, owner))) is not None:
+                self._entries.move_to_end((*key, owner))
+                entry.used_at = time.monotonic()
+                return entry.value if isinstance(entry.value, kind) else None
         return None
 
     def _store(self, key: tuple[str | None, ...], value: Model, public: bool, visitor: Visitor) -> Model:
         owner = "" if public else visitor.owner
         if public or owner:  # What is not public and has no owner could not be found again by the right one.
-            with self._lock:
-                self._entries.pop((*key, owner), None)
-                self._entries[*key, owner] = CachedModel(value, _tensors(value), owner, time.monotonic())
-                self._make_room()
+            self._entries.pop((*key, owner), None)
+            self._entries[*key, owner] = CachedModel(value, _tensors(value), owner, time.monotonic())
+            self._make_room()
         return value
 
     def _drop_idle(self) -> None:
@@ -346,10 +300,10 @@ class Workbench:
                 del self._entries[key]
 
     def _make_room(self) -> None:
-        """Drop the least recently used models that are not in use, distilled ones last; never the newest."""
+        """Drop the least recently used models that are not in use; never the newest."""
         if self.bytes <= self.max_bytes:
             return
-        for key in sorted(list(self._entries)[:-1], key=lambda key: self._entries[key].is_distilled):
+        for key in list(self._entries)[:-1]:
             self._evict(key)
             if self.bytes <= self.max_bytes:
                 break
@@ -363,24 +317,23 @@ class Workbench:
             return
         reference, entry.value = weakref.ref(entry.value), None
         entry.value = reference()
-        if entry.value is None:  # Otherwise a job holds it too.
+        if entry.value is None:  # Otherwise the task under way holds it too.
             del self._entries[key]
 
 
-@contextmanager
-def _hold(lock: "threading.Lock | threading.RLock", progress: Reporter, reason: str) -> Iterator[None]:
-    """Hold a lock; while others hold it, report the reason now and then."""
-    while not lock.acquire(timeout=0.2):
-        progress(Progress(reason))
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _check_name(name: object) -> None:
-    if not isinstance(name, str) or not name:
+def check_name(name: object) -> None:
+    """Refuse what cannot be the name of a model. Raises `ModelError`."""
+    if not isinstance(name, str) or not name or len(name) > MAX_NAME:
         raise ModelError(f"{str(name)[:40]!r} is not a model. Choose one from the list, or enter a Hub id.")
+
+
+def _is_public(pruned: Pruned) -> bool:
+    """Return whether everyone may have a model: its base is public, and no own text went into it."""
+    return pruned.source.public and all(choice.text != CUSTOM for choice in pruned.recipe.texts)
+
+
+def _took_minutes(recipe: Recipe) -> bool:
+    return any(isinstance(step, Distillation | Reconstruction) for step in recipe.steps)
 
 
 def _tensors(loaded: LoadedModel | Pruned) -> dict[int, int]:

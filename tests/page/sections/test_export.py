@@ -5,7 +5,9 @@ import pytest
 from page.server.session import jobs
 from page.workers.messages import Progress
 from page.workers.tasks import ExportTask, PublishTask
-from pruning import Neurons, Recipe, SavingError
+from pruning import Calibration, Neurons, Recipe, SavingError
+
+pytestmark = pytest.mark.usefixtures("pools")
 
 RECIPE = Recipe(base="smollm2-135m", steps=(Neurons(fraction=0.2),))
 DOWNLOAD, PUSH = "download", "push"
@@ -19,7 +21,7 @@ def start(handler, request_of):
         request = request_of()
         arguments = ("zip",) if kind == DOWNLOAD else ("smaller", True)
         name = {DOWNLOAD: "prepare", PUSH: "push"}[kind]
-        updates = handler(name)(request, None, RECIPE, *arguments)
+        updates = handler(name)(request, None, RECIPE, "", *arguments)
         return f"{request.session_hash} {kind}", (update[f"{name}-status"] for update in updates)
 
     return run
@@ -56,24 +58,39 @@ def test_a_failed_export_shows_the_reason(kind, start, monkeypatch):
     assert "The disk is full." in last
 
 
-def test_a_download_is_offered_under_the_name_of_its_file(handler, request_of, monkeypatch):
+def test_a_download_is_offered_under_the_name_of_its_file(handler, request_of, monkeypatch, tmp_path):
     def write(task, context):
-        file = task.folder.with_suffix(".zip")
+        file = tmp_path / f"{task.name}.zip"
         file.write_bytes(b"zip")
         return file
 
     monkeypatch.setattr(ExportTask, "perform", write)
-    (update,) = handler("prepare")(request_of(), None, RECIPE, "zip")
+    (update,) = handler("prepare")(request_of(), None, RECIPE, "", "zip")
     assert update["download"].value["orig_name"] == f"smollm2-135m-pruned-{RECIPE.digest[:6]}.zip"
     assert "Ready: press Download." in update["prepare-status"]
 
 
 @pytest.mark.parametrize("name", ["", "  ", None, 5])
 def test_a_push_needs_a_name(name, handler, request_of):
-    (update,) = handler("push")(request_of(), None, RECIPE, name, True)
+    (update,) = handler("push")(request_of(), None, RECIPE, "", name, True)
     assert "Enter a name for the repository." in update["push-status"]
 
 
 def test_there_is_nothing_to_export_before_the_first_result(handler, request_of):
-    (update,) = handler("prepare")(request_of(), None, None, "zip")
+    (update,) = handler("prepare")(request_of(), None, None, "", "zip")
     assert "press Prune first" in update["prepare-status"]
+
+
+def test_an_export_that_needs_the_visitors_own_text_asks_for_it(handler, request_of):
+    own = RECIPE.model_copy(update={"calibration": Calibration.custom("text " * 300)}).without_custom_text()
+    (update,) = handler("prepare")(request_of(), None, own, "", "zip")
+    assert "paste it again" in update["prepare-status"]
+
+
+@pytest.mark.parametrize("private", [None, True, "no"])
+def test_a_push_is_private_unless_the_visitor_says_no(private, handler, request_of, monkeypatch):
+    asked = []
+    work(monkeypatch, lambda task, context: asked.append(task.private))
+    list(handler("push")(request_of(), None, RECIPE, "", "smaller", private))
+    list(handler("push")(request_of(), None, RECIPE, "", "smaller", False))
+    assert asked == [True, False]

@@ -76,7 +76,7 @@ def test_the_texts_after_a_distillation_follow_the_visitors_settings(handler, re
     )
     distilled = summary((note,))
     tasks = run([Done(distilled)], [])
-    list(handler("distill")(request_of(), None, RECIPE, 2, "Once", 60, 0.7, 3))
+    list(handler("distill")(request_of(), None, RECIPE, 2, "", "Once", 60, 0.7, 3))
     (distill,), (prune, compare, _) = tasks
     sampling = Sampling(60, 0.7, 3)
     assert distill == DistillTask(RECIPE, Distillation(minutes=2), "Once", sampling)
@@ -86,13 +86,13 @@ def test_the_texts_after_a_distillation_follow_the_visitors_settings(handler, re
 
 @pytest.mark.parametrize("minutes", [0, -1, 61, "2", None, True, float("nan")])
 def test_the_training_time_is_bounded(minutes, handler, request_of):
-    updates = list(handler("distill")(request_of(), None, RECIPE, minutes, "Once", 60, 0.7, 3))
+    updates = list(handler("distill")(request_of(), None, RECIPE, minutes, "", "Once", 60, 0.7, 3))
     assert "Choose 1 to 60 minutes." in updates[1]["distill-status"]
 
 
 @pytest.mark.parametrize("values", [("a", 0.7, 3), (60, None, 3), (60, 3.0, 3), (60, 0.7, -1), (0, 0.7, 3)])
 def test_bad_settings_of_the_texts_are_refused(values, handler, request_of):
-    updates = list(handler("distill")(request_of(), None, RECIPE, 2, "Once", *values))
+    updates = list(handler("distill")(request_of(), None, RECIPE, 2, "", "Once", *values))
     assert 'class="status failed"' in updates[1]["distill-status"]
 
 

@@ -2,9 +2,9 @@
 
 import math
 import pickle
+import zipfile
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 
@@ -27,6 +27,7 @@ from page.workers.messages import (
     Texts,
     TrainingUpdate,
 )
+from page.workers.storage import Storage
 from page.workers.tasks import (
     ZIP,
     CompareTask,
@@ -70,7 +71,7 @@ TASKS = [
     ImportanceTask("public", ("l1", "l2"), 0.2, CALIBRATION, 0),
     InfluenceTask("public", CALIBRATION, 0),
     SweepTask("public", ("l1", "l2"), CALIBRATION, 0),
-    ExportTask(RECIPE, ZIP, Path("folder")),
+    ExportTask(RECIPE, ZIP, "smaller"),
     PublishTask(RECIPE, "smaller", True, "token"),
     LessonTask("02-the-simplest-cut"),
 ]
@@ -144,16 +145,17 @@ class Job:
 
 
 @pytest.fixture
-def perform(monkeypatch):
+def perform(monkeypatch, tmp_path):
     """`perform(task)` returns what a task emits and its result, on a small random model."""
 
+    loaded = models.loaded("llama")
+
     def load(name, **settings):
-        loaded = models.loaded("llama")
         return replace(loaded, source=replace(loaded.source, name=name, public=True))
 
     monkeypatch.setattr("pruning.loading.load.load", load)
     monkeypatch.setattr("pruning.loading.load.find", lambda name, **settings: load(name).source)
-    bench, job = Workbench(max_bytes=10**9), Job()
+    bench, job = Workbench(10**9, Storage(tmp_path / "kept", 10**9)), Job()
 
     def run(task):
         emitted = []
@@ -178,7 +180,7 @@ def test_an_empty_prompt_is_refused_before_a_result_is_shown(perform):
 
 def test_comparing_emits_growing_texts_and_returns_the_last(perform):
     emitted, texts = perform(CompareTask(RECIPE, models.PROMPT, Sampling(6)))
-    grown = [event.value for event in emitted]
+    grown = [event.value for event in emitted if isinstance(event, Partial)]
     assert grown[-1] == texts
     assert all(len(a.before) <= len(b.before) for a, b in pairwise(grown))
     assert texts.before
@@ -219,10 +221,18 @@ def test_a_sweep_emits_points_of_every_criterion(perform):
     assert {point.criterion for point in points} == {"l1", "l2"}
 
 
-def test_an_unknown_format_is_refused(perform, tmp_path, monkeypatch):
-    monkeypatch.setattr("page.workers.tasks._evaluate", lambda recipe, context: cut(models.loaded("llama")))
+def test_an_unknown_format_is_refused(perform):
     with pytest.raises(Exception, match="There is no format 'exe'"):
-        perform(ExportTask(RECIPE, "exe", tmp_path / "model"))
+        perform(ExportTask(RECIPE, "exe", "smaller"))
+
+
+def test_the_same_export_is_made_once(perform):
+    _, first = perform(ExportTask(RECIPE, ZIP, "smaller"))
+    emitted, second = perform(ExportTask(RECIPE, ZIP, "smaller"))
+    assert (second, emitted) == (first, [])
+    assert first.name == "smaller.zip"
+    with zipfile.ZipFile(first) as archive:
+        assert "smaller/model.safetensors" in archive.namelist()
 
 
 def test_a_lesson_without_runs_shows_the_base_alone(perform):

@@ -1,18 +1,16 @@
 """The models that visitors share: bounded, rebuilt from their recipe, private ones for their owner only."""
 
 import gc
-import threading
 import time
 import weakref
 from dataclasses import replace
 
 import pytest
 
-from page.workers.memory import machine_memory, memory_share
+from page.workers.storage import Storage
 from page.workers.workbench import Visitor, Workbench
-from pruning import Calibration, Neurons, PruningError, Recipe
+from pruning import Calibration, Distillation, ModelError, Neurons, Recipe
 from pruning.calibration import cache
-from pruning.errors import Cancelled
 from tests.helpers import models
 
 ADA, BOB = Visitor("ada:1"), Visitor("bob:2")
@@ -24,8 +22,9 @@ def bench(monkeypatch):
     """A workbench with room for everything. Its bases are small random models, public unless their name
     says otherwise."""
 
+    loaded = models.loaded("llama")
+
     def load(name, **settings):
-        loaded = models.loaded("llama")
         source = replace(loaded.source, name=name, public="private" not in name)
         return replace(loaded, model=models.tiny("llama"), source=source)
 
@@ -134,36 +133,57 @@ def test_a_private_model_is_dropped_after_long_without_use(bench, monkeypatch):
     assert bench.load("private", ADA) is not made
 
 
-def test_waiting_for_the_models_can_be_stopped(bench):
-    entered, leave = threading.Event(), threading.Event()
-
-    def other():
-        with bench.exclusive():
-            entered.set()
-            leave.wait(20)
-
-    thread = threading.Thread(target=other)
-    thread.start()
-    entered.wait(20)
-
-    def stop(progress):
-        raise Cancelled("Stopped.")
-
-    try:
-        with pytest.raises(Cancelled), bench.exclusive(stop):
-            pass
-    finally:
-        leave.set()
-        thread.join()
+def test_one_owners_text_stays_while_another_owner_has_the_same(bench):
+    own = recipe(0.25, calibration=Calibration.custom(CUSTOM_TEXT, tokens=256))
+    own = own.model_copy(update={"steps": (Neurons(fraction=0.25, criterion="activation"),)})
+    for visitor in (ADA, BOB):
+        bench.prune(own, visitor)
+    kept = cache.total_bytes()
+    bench.forget("ada")
+    assert cache.total_bytes() == kept
+    bench.forget("bob")
+    assert cache.total_bytes() < kept
 
 
-@pytest.mark.parametrize("text", ["0", "-1", "2", "nan", "much"])
-def test_a_bad_share_of_memory_is_refused(monkeypatch, text):
-    monkeypatch.setenv("SECATEUR_MEMORY_SHARE", text)
-    with pytest.raises(PruningError, match="SECATEUR_MEMORY_SHARE"):
-        memory_share()
+@pytest.fixture
+def other_bench(bench, tmp_path):
+    """Two workbenches of two workers, which keep in the same folder what took minutes."""
+    bench.storage = Storage(tmp_path / "kept", 10**9)
+    return Workbench(10**9, bench.storage)
 
 
-def test_the_share_of_memory_can_be_set(monkeypatch):
-    monkeypatch.setenv("SECATEUR_MEMORY_SHARE", "0.25")
-    assert Workbench().max_bytes == int(machine_memory() * 0.25)
+def test_a_distilled_model_outlives_its_worker(bench, other_bench):
+    made = bench.distill(recipe(0.25), Distillation(steps=1), ADA)
+    told = []
+    found = other_bench.prune(made.recipe, BOB, told.append)
+    assert not [event for event in told if "Distilling" in str(event)]
+    assert found.report == made.report
+    values = made.model.state_dict()
+    assert all((value == values[name]).all() for name, value in found.model.state_dict().items())
+
+
+def test_a_distilled_private_model_is_its_owners_alone_and_leaves_with_them(bench, other_bench):
+    made = bench.distill(recipe(0.25, base="private"), Distillation(steps=1), ADA)
+
+    def trains(visitor):
+        told = []
+        Workbench(10**9, bench.storage).prune(made.recipe, visitor, told.append)
+        return any("Distilling" in str(event) for event in told)
+
+    assert not trains(ADA)
+    assert trains(BOB)
+    bench.storage.forget("ada")
+    assert trains(ADA)
+
+
+def test_a_full_disk_costs_the_next_worker_time_and_nothing_else(bench, other_bench):
+    bench.storage.max_bytes = 1
+    made = bench.distill(recipe(0.25), Distillation(steps=1), ADA)
+    assert bench.storage.bytes == 0
+    assert bench.prune(made.recipe, BOB) is made
+
+
+@pytest.mark.parametrize("name", ["", None, 5, "x" * 300])
+def test_what_cannot_be_a_name_is_refused(bench, name):
+    with pytest.raises(ModelError, match="is not a model"):
+        bench.load(name, ADA)

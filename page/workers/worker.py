@@ -1,0 +1,222 @@
+"""A worker process: it holds models and performs one task at a time. The page may kill it at any moment."""
+
+import ctypes
+import logging
+import os
+import resource
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from queue import SimpleQueue
+
+from page.workers.messages import Done, Failed, Progress, Stopped, TaskEvent
+from page.workers.protocol import Alive, Answer, Command, Ending, Event, Finish, Forget, Perform, Quit, Stop
+from page.workers.storage import Storage
+from page.workers.tasks import TaskContext
+from page.workers.workbench import Workbench
+from pruning import memory
+from pruning.errors import Cancelled, PruningError
+from pruning.runtime import configure
+
+PROGRESS_INTERVAL = 0.15
+"""Seconds between two events of progress: each costs the page time that the work could use."""
+HEARTBEAT_SECONDS = 1.0
+MAPPED_BYTES = 32 * 1024**3
+"""Address space for the files that a worker maps, which take no memory of their own."""
+CACHE_SHARE = 0.5
+"""The share of a worker's memory in which its models are kept; the rest is for its work."""
+BUG = "Something went wrong on our side. It has been logged; please try again."
+PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    """How a worker process runs.
+
+    Attributes:
+        memory: The bytes that it may take for itself, besides the files that it maps.
+        niceness: How far it stands back when others need the processor.
+        folder: Where it keeps what takes minutes to make; None for nowhere.
+        folder_bytes: The most bytes kept there.
+        environment: Its environment variables.
+    """
+
+    memory: int
+    niceness: int = 0
+    folder: Path | None = None
+    folder_bytes: int = 0
+    environment: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+
+def main(connection: Connection, settings: WorkerSettings) -> None:
+    """Serve the page at the other end of a connection, until it hangs up."""
+    isolate(settings)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    configure()
+    # A task that is under way cannot be ended in any other way.
+    Worker(connection, make_workbench(settings), lambda: os.killpg(0, signal.SIGKILL)).serve()
+
+
+def isolate(settings: WorkerSettings) -> None:
+    """Limit this process, and make it the leader of its own group, with which its children can be killed."""
+    os.setsid()
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    os.environ.clear()
+    os.environ.update(settings.environment)
+    os.nice(settings.niceness)
+    with suppress(OSError):
+        # If memory runs out all the same, a worker is killed and not the page.
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    # The page's watch is more exact; this holds between its looks. RLIMIT_DATA would count what is mapped.
+    space = memory.address_space() + settings.memory + MAPPED_BYTES
+    resource.setrlimit(resource.RLIMIT_AS, (space, space))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    memory.restrict(settings.memory)
+
+
+def make_workbench(settings: WorkerSettings) -> Workbench:
+    """Return an empty workbench within a worker's limits."""
+    storage = Storage(settings.folder, settings.folder_bytes) if settings.folder else None
+    return Workbench(int(CACHE_SHARE * settings.memory), storage)
+
+
+class TaskControl:
+    """The state of the task under way, set from the thread that listens to the page."""
+
+    def __init__(self) -> None:
+        self._stop, self._finish = threading.Event(), threading.Event()
+
+    def stop(self) -> None:
+        """Stop the task at its next event."""
+        self._stop.set()
+
+    def request_finish(self) -> None:
+        """Ask the task to end with what it has."""
+        self._finish.set()
+
+    @property
+    def stopped(self) -> bool:
+        return self._stop.is_set()
+
+    @property
+    def finish_requested(self) -> bool:
+        return self._finish.is_set() or self.stopped
+
+
+class Worker:
+    """Performs tasks in the order in which they come."""
+
+    def __init__(self, connection: Connection, workbench: Workbench, on_hangup: Callable[[], None]) -> None:
+        """Create a worker.
+
+        Args:
+            connection: The page.
+            workbench: Its models.
+            on_hangup: Called when the page has hung up, from another thread than the one that works.
+        """
+        self._connection, self._workbench, self._on_hangup = connection, workbench, on_hangup
+        self._commands: SimpleQueue[Perform | Forget | None] = SimpleQueue()
+        self._controls: dict[int, TaskControl] = {}
+        self._sending = threading.Lock()
+        self._pending: Event | None = None
+        self._sent_at = 0.0
+
+    def serve(self) -> None:
+        """Work until the page hangs up."""
+        self._send(Alive())
+        for work in (self._listen, self._pulse):
+            threading.Thread(target=work, daemon=True).start()
+        while (command := self._commands.get()) is not None:
+            if isinstance(command, Forget):
+                # In its turn, so that a task of the same owner cannot store anything afterwards.
+                self._workbench.forget(command.owner)
+            else:
+                self._send(Event(command.number, self._perform(command)))
+                del self._controls[command.number]
+
+    def _listen(self) -> None:
+        with suppress(EOFError, OSError):
+            while True:
+                command: Command = self._connection.recv()
+                match command:
+                    case Perform(number):
+                        self._controls[number] = TaskControl()
+                        self._commands.put(command)
+                    case Forget():
+                        self._commands.put(command)
+                    case Quit():
+                        break
+                    case Stop(number) if number in self._controls:
+                        self._controls[number].stop()
+                    case Finish(number) if number in self._controls:
+                        self._controls[number].request_finish()
+        self._commands.put(None)
+        self._on_hangup()
+
+    def _pulse(self) -> None:
+        """Send heartbeats, and the newest progress if nothing came after it."""
+        with suppress(OSError):
+            while True:
+                for _ in range(round(HEARTBEAT_SECONDS / PROGRESS_INTERVAL)):
+                    time.sleep(PROGRESS_INTERVAL)
+                    with self._sending:
+                        if self._pending is not None:
+                            self._write(self._pending)
+                self._send(Alive())
+
+    def _perform(self, command: Perform) -> Ending:
+        control = self._controls[command.number]
+
+        def emit(event: TaskEvent) -> None:
+            if control.stopped:
+                raise Cancelled("Stopped.")
+            self._emit(Event(command.number, event))
+
+        context = TaskContext(self._workbench, command.visitor, emit, control)
+        try:
+            if control.stopped:
+                raise Cancelled("Stopped.")
+            return Done(command.task.perform(context))
+        except Cancelled as cancelled:
+            return Stopped(str(cancelled))
+        except PruningError as error:
+            return Failed(str(error))
+        except MemoryError:
+            return Failed(memory_message(memory.restriction()))
+        except BaseException:
+            # A panic of a library in Rust is no Exception. Nothing may end the worker but the page.
+            return Failed(BUG, traceback.format_exc())
+
+    def _emit(self, event: Event) -> None:
+        """Send an event of a task; of progress that comes faster than `PROGRESS_INTERVAL`, only the newest."""
+        with self._sending:
+            recent = time.monotonic() - self._sent_at < PROGRESS_INTERVAL
+            if isinstance(event.value, Progress) and recent:
+                self._pending = event
+            else:
+                self._write(event)
+
+    def _send(self, answer: Answer) -> None:
+        with self._sending:
+            self._write(answer)
+
+    def _write(self, answer: Answer) -> None:
+        if isinstance(answer, Event):
+            self._pending, self._sent_at = None, time.monotonic()
+        with suppress(BrokenPipeError):
+            self._connection.send(answer)
+
+
+def memory_message(limit: int) -> str:
+    """Return what a user is told whose task needed more memory than a worker may take."""
+    return (
+        f"This needed more than the {limit / 1e9:.1f} GB of memory that one job may take here, and was stopped. "
+        "Choose a smaller model or a smaller text, or run Secateur on your own machine."
+    )
