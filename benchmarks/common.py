@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 
 import pruning
-from page.workers.memory import release_memory
+from pruning.memory import release_memory
 
 WIKITEXT = Path(__file__).parents[2] / "shared" / "data" / "wikitext-2" / "valid.txt"
 ROUNDS = 5

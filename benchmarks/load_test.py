@@ -25,7 +25,7 @@ import httpx
 import psutil
 
 from benchmarks.common import table
-from page.workers.memory import machine_memory
+from pruning.memory import total_memory
 from tests.helpers.serving import serve
 
 TOKEN = "hf_a-token-that-no-visitor-may-see"
@@ -272,7 +272,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def main(visitors: int, minutes: float, memory: float) -> None:
     """Serve the page, simulate the visitors, and print what happened; exit with 1 if a check fails."""
-    share = min(1.0, memory / machine_memory())
+    share = min(1.0, memory / total_memory())
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log.txt"
         settings = {
