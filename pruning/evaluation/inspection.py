@@ -73,9 +73,7 @@ class TokenLoss:
     losses: tuple[float | None, ...]
 
 
-def losses_by_token(
-    models: Sequence[CausalLM], text: str, *, progress: Reporter = silent
-) -> list[TokenLoss]:
+def losses_by_token(models: Sequence[CausalLM], text: str, *, progress: Reporter = silent) -> list[TokenLoss]:
     """Compute the negative log-likelihood of every token of a text under several models.
 
     Args:

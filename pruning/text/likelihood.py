@@ -43,9 +43,7 @@ def logits_of(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
     return logits.float()
 
 
-def mean_loss(
-    model: PreTrainedModel, windows: Sequence[torch.Tensor], progress: Reporter = silent
-) -> float:
+def mean_loss(model: PreTrainedModel, windows: Sequence[torch.Tensor], progress: Reporter = silent) -> float:
     """Return the mean negative log-likelihood in nats per token, every token weighing the same.
 
     Args:
