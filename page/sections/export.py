@@ -1,6 +1,5 @@
 """Export: download, publish on the Hub, the recipe, its link, and the Python that does the same."""
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from page.workers.messages import Done, Partial, PrunedSummary
 from page.workers.tasks import UPLOAD_SECONDS, ZIP, ExportTask, PublishTask, Task
 from pruning import Recipe
 from pruning.errors import RecipeError
+from pruning.files import temporary_folder
 from pruning.sharing.gguf import GGUF_TYPES
 
 FORMATS: list[tuple[str, str | int | float]] = [
@@ -116,11 +116,11 @@ class ExportSection:
                 part.status: render.status("Ready: press Download.", kind="done"),
             }
 
-        with tempfile.TemporaryDirectory(prefix="secateur-") as folder:
+        with temporary_folder() as folder:
 
             def tasks() -> list[Task]:
                 pruned = _check_pruned(recipe)
-                return [ExportTask(pruned, str(form), Path(folder) / _name(pruned))]
+                return [ExportTask(pruned, str(form), folder / _name(pruned))]
 
             events = run_job(tasks, visitor_of(request, token), job_name(request, "download"))
             yield from JobPanel(part.status).follow(events, show)
@@ -144,7 +144,9 @@ class ExportSection:
             if not isinstance(repository, str) or not repository.strip():
                 raise RecipeError("Enter a name for the repository.")
             return [
-                PublishTask(_check_pruned(recipe), repository.strip(), bool(private), visitor.access.token)
+                PublishTask(
+                    _check_pruned(recipe), repository.strip(), private is not False, visitor.access.token
+                )
             ]
 
         def show(event: Partial | Done) -> Updates:

@@ -22,7 +22,7 @@ from pruning.distillation.checkpoint import (
 from pruning.distillation.data import TrainingTokens
 from pruning.distillation.hardware import hardware_name, multiplies_in_bfloat16
 from pruning.distillation.loss import DistillationLoss
-from pruning.distillation.progress import Clock, EvalPoint, RunningTraining, TrainingProgress
+from pruning.distillation.progress import Clock, EvalPoint, RunningTraining, TrainingProgress, TrainingPulse
 from pruning.distillation.result import DistillationNote, DistillationResult
 from pruning.distillation.settings import Training
 from pruning.errors import RecipeError
@@ -65,8 +65,8 @@ def distill(
         origins: For each layer of the student, its number in the teacher, if known.
         storage_dtype: The precision that the result is rounded to.
         seed: Seed of the order in which windows are read.
-        progress: Called before every micro-batch and every held-out window, in the main process alone; while
-            the training runs, with a `TrainingProgress`.
+        progress: Called after every step with a `TrainingProgress`, and before every micro-batch and every
+            held-out window with a `TrainingPulse`; in the main process alone.
         checkpoint: A file to write the training to; if it exists, the training resumes from it.
 
     Returns:
@@ -164,7 +164,8 @@ class _Trainer:
                 ):
                     self._save(checkpoint)
                     saved_at = state.seconds
-                self._report(share, evaluated or not state.step)
+                with self.clock.paused():
+                    self.progress(self._event(share, evaluated or not state.step))
             _, stopped = self._broadcast_from_main(share, running.stopped)
             if not (state.ended or stopped):
                 self._step(share)
@@ -178,7 +179,7 @@ class _Trainer:
             tensors = {name: self.best.get(name, p.detach()).to(p.dtype) for name, p in named}
             rounded = assemble(self.student, self.student.config, tensors)
             # The weights are evaluated as they will be saved: after rounding.
-            rounded_loss = self._heldout_loss(rounded, lambda: self._report(1.0))
+            rounded_loss = self._heldout_loss(rounded, lambda: self._pulse(1.0))
             if rounded_loss < self.state.initial_loss:
                 result, loss = rounded, rounded_loss
         self.accelerator.free_memory()
@@ -191,11 +192,11 @@ class _Trainer:
         assert self.training.minutes is not None  # One of the two is given.
         return self.state.seconds / (60 * self.training.minutes)
 
-    def _report(self, share: float, evaluated: bool = False) -> None:
-        """Report the state of the training, in the main process alone. The reporter's time is not counted."""
+    def _pulse(self, share: float) -> None:
+        """Report between two steps, in the main process alone. The time that the reporter takes is not counted."""
         if self.accelerator.is_main_process:
             with self.clock.paused():
-                self.progress(self._event(share, evaluated))
+                self.progress(TrainingPulse("Distilling", int(1000 * min(share, 1.0)), 1000))
 
     def _evaluate_if_due(self, share: float, stopped: bool) -> bool:
         """Evaluate the student if it is time, and end the training if it is over. Return if it did evaluate.
@@ -207,7 +208,7 @@ class _Trainer:
         due = over or int(share * state.num_evals) > int(state.evaluated_at * state.num_evals)
         evaluate = due and state.step > state.curve[-1][1]
         if evaluate:
-            state.heldout_loss = self._heldout_loss(self.model, lambda: self._report(share))
+            state.heldout_loss = self._heldout_loss(self.model, lambda: self._pulse(share))
             state.evaluated_at = share
             if state.heldout_loss < state.best_loss:
                 state.best_loss, state.best_step, state.evals_without_gain = state.heldout_loss, state.step, 0
@@ -232,7 +233,7 @@ class _Trainer:
         micro_batches, total = ids.split(training.micro_batch_size), 0.0
         for number, micro_batch in enumerate(micro_batches, 1):
             if number > 1:
-                self._report(share)
+                self._pulse(share)
             with self._gradients_shared(number == len(micro_batches)):
                 loss = self.loss(micro_batch) * (len(micro_batch) / len(ids))
                 accelerator.backward(loss)
