@@ -89,12 +89,6 @@ def _write_model(model: PreTrainedModel, folder: Path, max_shard_size: int | str
     written = copy.copy(model)
     written.config, generation = copy.deepcopy(model.config), copy.deepcopy(model.generation_config)
     written.generation_config = GenerationConfig()
-    settings = written.config._get_generation_parameters()
-    for key, value in settings.items():
-        # Settings of old configs belong in the generation config; its own take precedence.
-        delattr(written.config, key)
-        if generation is not None and getattr(generation, key, None) is None:
-            setattr(generation, key, value)
     tensors = _ReportedTensors(model.state_dict(), progress)
     written.save_pretrained(folder, max_shard_size=max_shard_size, state_dict=tensors)
     if generation is not None:

@@ -187,7 +187,8 @@ def _check_ours(repo: ModelInfo, private: bool, overwrite: bool) -> None:
 
 def _is_ours(repo: ModelInfo) -> bool:
     """Return whether Secateur published the model in a repository."""
-    return RECIPE_FILE in _files(repo) and TAG in (repo.tags or [])
+    files = _files(repo)
+    return MANIFEST in files or (RECIPE_FILE in files and TAG in (repo.tags or []))
 
 
 def _check_conflicts(repo: ModelInfo, folder: Path, ours: set[str], overwrite: bool) -> None:
