@@ -123,16 +123,26 @@ BOMB = ["license: other", "a0: &a0 [x, x, x, x, x, x, x, x, x, x]"] + [
         ["license: other", "license_name: {", "x"],
     ],
 )
-def test_only_short_single_lines_of_another_card_are_taken_over(card_of, lines):
-    front, _ = card_of(*lines)
-    assert "license_name" not in front
-    assert "license_link" not in front
-    assert len(front) < 5_000
+def test_only_short_single_lines_of_another_card_are_taken_over(tmp_path, lines):
+    front = front_of_pruned(tmp_path, lines)
+    assert front["license"] == "other"
+    assert not front.keys() & {"license_name", "license_link"}
 
 
-def test_a_license_name_cannot_add_a_line_or_a_key(card_of):
-    front, _ = card_of("license: other", "license_name: \"tiny: yes # [x] 'y'\"", "license_link: LICENSE")
-    assert yaml.safe_load(front)["license_name"] == "tiny: yes # [x] 'y'"
+def test_a_license_name_cannot_add_a_line_or_a_key(tmp_path):
+    name = "tiny: yes # [x] 'y'"
+    front = front_of_pruned(tmp_path, [f'license_name: "{name}"', "license_link: LICENSE"])
+    assert (front["license_name"], front["license_link"]) == (name, "LICENSE")
+
+
+def front_of_pruned(folder, lines):
+    """The front matter of a model whose base lies in a folder and has a card that begins with these lines."""
+    (folder / "README.md").write_text("\n".join(["---", *lines, "---", ""]))
+    pruned = cut(pruning.load(str(folder_of("qwen2"))))
+    source = replace(pruned.source, license="other", folder=folder)
+    text = str(model_card("cut", source=source, recipe=pruned.recipe, report=pruned.report))
+    assert len(text) < 20_000
+    return yaml.safe_load(text.split("---\n")[1])
 
 
 @pytest.mark.parametrize(
