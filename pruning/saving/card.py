@@ -71,12 +71,13 @@ def model_card(name: str, *, source: Source, recipe: Recipe, report: Report) -> 
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{_body(name, source, recipe, report)}")
 
 
-def _license(source: Source) -> dict[str, str]:
+def _license(source: Source) -> dict[str, Any]:
     """Return the base's license; one that the Hub does not know comes with its name and the link to its text."""
     name = short_text(source.license)
     if name is None or name in LICENSES_NOT_INHERITED:
         return {}
-    license, data = {"license": name}, _base_card_data(source) if name == "other" else {}
+    license: dict[str, Any] = {"license": name}
+    data = _base_card_data(source) if name == "other" else {}
     if own_name := short_text(data.get("license_name")):
         license["license_name"] = own_name
     if link := _absolute_link(short_text(data.get("license_link")), source):
