@@ -139,7 +139,7 @@ def shell(monkeypatch, capsys):
 def test_the_shell_prints_every_check(copy, shell):
     status, out, _ = shell("verify", copy)
     assert status == 0
-    assert len(out.splitlines()) == 9
+    assert len(out.splitlines()) == 10
     status, out, _ = shell("verify", copy, "--json")
     assert status == 0
     assert [check["name"] for check in json.loads(out)["checks"]][:5] == NAMES
