@@ -257,7 +257,10 @@ class NextTokensTask(Task):
     def perform(self, context: TaskContext) -> NextTokens:
         """Return the tokens with their probabilities."""
         base, pruned = context.workbench.load_pair(self.recipe, context.visitor, context.emit)
-        return NextTokens(next_tokens(base, self.prompt), next_tokens(pruned, self.prompt))
+        return NextTokens(
+            next_tokens(base, self.prompt, progress=context.emit),
+            next_tokens(pruned, self.prompt, progress=context.emit),
+        )
 
 
 @dataclass(frozen=True)
@@ -270,7 +273,7 @@ class TokenLossTask(Task):
     def perform(self, context: TaskContext) -> list[TokenLoss]:
         """Return the losses, token by token."""
         pair = context.workbench.load_pair(self.recipe, context.visitor, context.emit)
-        return losses_by_token(pair, self.text)
+        return losses_by_token(pair, self.text, progress=context.emit)
 
 
 @dataclass(frozen=True)

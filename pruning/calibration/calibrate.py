@@ -69,7 +69,7 @@ def windows_of(
         base: The model that reads the text, and writes it if the text is its own.
         calibration: The text, and how much of it to read.
         seed: Seed of a self-generated text.
-        progress: Called with the progress of downloading or generating the text.
+        progress: Called with the progress of downloading or generating the text, and of tokenizing it.
 
     Raises:
         RecipeError: There is too little text, or the user's own text is missing.
@@ -80,7 +80,9 @@ def windows_of(
     fitting, heldout = [], []
     for text in texts:
         tokens = sample_evenly(
-            token_ids(base.model, base.tokenizer, text), share, window - len(bos_ids(base.tokenizer))
+            token_ids(base.model, base.tokenizer, text, progress),
+            share,
+            window - len(bos_ids(base.tokenizer)),
         )
         if len(tokens) < min(share, LEAST_TOKENS // len(texts)):
             raise RecipeError(
@@ -160,7 +162,7 @@ def statistics_of(
             return saved
     statistics = Statistics(base.model, modules, windows.fitting, windows.heldout, progress=progress)
     if file is not None:
-        _save(statistics, file)
+        _save(statistics, file, progress)
     elif statistics.complete:
         store_newest(base.model, key, statistics)
     return statistics
@@ -173,8 +175,8 @@ def _disk_cache_file(base: LoadedModel, windows: Windows, hooked_modules: Sequen
     return cache_folder() / "statistics" / f"{name}.safetensors"
 
 
-def _save(statistics: Statistics, file: Path) -> None:
+def _save(statistics: Statistics, file: Path, progress: Reporter) -> None:
     # A full disk costs the next run some seconds, nothing else.
     with suppress(OSError, SafetensorError):
-        statistics.save(file)
+        statistics.save(file, progress)
         trim_folder(file.parent, MOST_ON_DISK)

@@ -202,7 +202,7 @@ class Cut(Step):
         context.progress(Progress("Cutting"))
         # What is seen is what is saved: repaired weights are rounded to the stored precision.
         tensors = {name: value.to(context.base.storage_dtype) for name, value in refit.tensors.items()}
-        model = cut(context.model, self.reshape(context.shape), kept, tensors)
+        model = cut(context.model, self.reshape(context.shape), kept, tensors, context.progress)
         layers = tuple(kept[LAYER][0].tolist()) if LAYER in kept else None
         return StepResult(model, context.tokenizer, refit.notes, layers)
 

@@ -35,7 +35,7 @@ from pruning.steps.settings import Setting, whole
 from pruning.text.choice import MAX_TOKENS, TextChoice, read_texts
 from pruning.text.generation import sample_text
 from pruning.text.passages import SELF_GENERATED
-from pruning.text.tokens import split_into_windows, token_ids, usable_window
+from pruning.text.tokens import bos_ids, split_into_windows, token_ids, tokenize, usable_window
 
 DEFAULT_SAMPLES = 16_384
 """Tokens that the teacher writes if its own samples are the whole text and no number is given."""
@@ -230,7 +230,8 @@ class Distillation(Training, Step):
     def _training_tokens(self, context: StepContext, teacher: LoadedModel) -> TrainingTokens:
         """Read the texts as token ids, and hold out the end of each."""
         model, tokenizer = context.model, context.tokenizer
-        streams = [token_ids(model, tokenizer, text) for text in self._texts(context, teacher)]
+        texts = self._texts(context, teacher)
+        streams = [token_ids(model, tokenizer, text, context.progress) for text in texts]
         if self.dataset is not None:
             streams = [streams[0][: self.dataset.tokens]]
         window = usable_window(model, HELDOUT_WINDOW)
@@ -241,7 +242,7 @@ class Distillation(Training, Step):
             # From the end: what follows the border may still be the article that is trained on.
             share = MAX_HELDOUT_TOKENS // len(streams)
             heldout += split_into_windows(tokenizer, tokens[border:][-share:], window)
-        prefix = torch.tensor(tokenizer("", verbose=False).input_ids, dtype=torch.long)
+        prefix = bos_ids(tokenizer)
         needed = max(LEAST_TOKENS, self.window)
         if (count := sum(map(len, fitting))) < needed:
             raise RecipeError(
@@ -279,13 +280,13 @@ def _layer_origins(context: StepContext, teacher: LoadedModel) -> tuple[int, ...
 
 def _read_dataset(dataset: HubDataset, context: StepContext) -> str:
     """Read rows of a dataset until they hold the tokens asked for."""
-    texts, tokens = [], 0
+    texts, tokens, added = [], 0, len(bos_ids(context.tokenizer))
     rows = datasets.dataset_texts(
         dataset.name, dataset.column, dataset.subset, dataset.split, dataset.revision
     )
     for text in rows:
         texts.append(text)
-        tokens += len(context.tokenizer(text, verbose=False).input_ids)
+        tokens += added + len(tokenize(context.tokenizer, text, context.progress).ids)
         context.progress(
             Progress(f"Reading {dataset.name}, tokens", min(tokens, dataset.tokens), dataset.tokens)
         )

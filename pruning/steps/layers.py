@@ -265,7 +265,12 @@ def _losses_without(step: Layers, context: StepContext, removed: list[int]) -> d
         repairs = repair_gaps(context.model, anatomy, windows, all_runs, context.progress)
     losses = {}
     for done, layer in enumerate(candidates):
-        context.progress(Progress("Trying without each layer", done, len(candidates)))
+        place = Progress("Trying without each layer", done, len(candidates))
+
+        def report(_progress: Progress, place: Progress = place) -> None:
+            context.progress(place)
+
+        report(place)
         remaining = [number for number in range(anatomy.layers) if number not in (layer, *removed)]
         refitted = [repairs[run].tensors for run in runs[layer] if run in repairs]
         without = cut(
@@ -273,8 +278,9 @@ def _losses_without(step: Layers, context: StepContext, removed: list[int]) -> d
             context.shape.resized(LAYER, len(remaining)),
             {LAYER: [torch.tensor(remaining)]},
             {name: tensor for tensors in refitted for name, tensor in tensors.items()},
+            report,
         )
-        losses[layer] = mean_loss(without, windows.heldout)
+        losses[layer] = mean_loss(without, windows.heldout, report)
     return losses
 
 

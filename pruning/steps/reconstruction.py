@@ -78,7 +78,7 @@ class Reconstruction(Step):
         )
         # What is seen is what is saved: new weights are rounded to the stored precision.
         tensors = {name: value.to(context.base.storage_dtype) for name, value in result.tensors.items()}
-        model = cut(context.model, context.shape, {}, tensors)
+        model = cut(context.model, context.shape, {}, tensors, context.progress)
         return StepResult(model, context.tokenizer, result.layers)
 
     def describe(self) -> str:

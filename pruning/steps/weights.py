@@ -13,7 +13,7 @@ from pruning.architectures.placement import parameter
 from pruning.architectures.shape import Shape
 from pruning.calibration.statistics import moments_of
 from pruning.errors import RecipeError
-from pruning.progress import Progress
+from pruning.progress import Progress, Reporter
 from pruning.steps.base import Step, StepContext, StepResult
 from pruning.steps.settings import Choices, Setting, Slider, share, word
 from pruning.steps.sizes import fraction_of, one_number
@@ -176,8 +176,8 @@ class Weights(Step):
                 )
             zeros = self._lowest(scores)
             sparse[spec.name] = weight.masked_fill(zeros if turned is weight else zeros.T, 0)
-        model = cut(context.model, context.shape, {}, sparse)
-        return StepResult(model, context.tokenizer, _sparsity(model, anatomy))
+        model = cut(context.model, context.shape, {}, sparse, context.progress)
+        return StepResult(model, context.tokenizer, _sparsity(model, anatomy, context.progress))
 
     def _input_norms(self, context: StepContext) -> dict[str, torch.Tensor]:
         """Return √E[x²] of each projection's inputs, `[inputs]`, by its name; empty if no text is needed."""
@@ -215,11 +215,12 @@ def projections(anatomy: Anatomy) -> list[TensorSpec]:
     ]
 
 
-def _sparsity(model: PreTrainedModel, anatomy: Anatomy) -> tuple[SparsityNote, ...]:
+def _sparsity(model: PreTrainedModel, anatomy: Anatomy, progress: Reporter) -> tuple[SparsityNote, ...]:
     """Count the zeros of each component."""
     parameters: dict[str, int] = {}
     zeros: dict[str, int] = {}
-    for spec in anatomy.tensors:
+    for number, spec in enumerate(anatomy.tensors):
+        progress(Progress("Counting zeros, tensors", number, len(anatomy.tensors)))
         values = parameter(model, spec.name)
         size = values.numel()
         parameters[spec.component] = parameters.get(spec.component, 0) + size
