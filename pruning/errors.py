@@ -4,6 +4,9 @@ Every message says what is wrong, with which value, and what to do. The page sho
 prints it on one line and exits with status 2. Any other exception is a bug.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class PruningError(Exception):
     """The base of every error that is meant for the user."""
@@ -31,3 +34,21 @@ class SavingError(PruningError):
 
 class Cancelled(PruningError):
     """The user stopped the work; none of it was kept."""
+
+
+@contextmanager
+def panics_as(error: Exception) -> Iterator[None]:
+    """Raise `error` if a library written in Rust panics in the block.
+
+    A panic reaches Python as a `PanicException`, which derives from `BaseException`: no handler of exceptions
+    sees it. Other exceptions pass.
+
+    Args:
+        error: What to raise instead, such as `ModelError("The tokenizer of … is damaged …")`.
+    """
+    try:
+        yield
+    except BaseException as panic:
+        if type(panic).__name__ != "PanicException":
+            raise
+        raise error from None
