@@ -100,28 +100,37 @@ def _existing(folder: Path) -> Path:
 
 
 def fetch_weights(source: Source, access: Access, progress: Reporter) -> Source:
-    """Download the files of a model that was looked up, after comparing their headers with its config.
+    """Download the weights of a model that was looked up, after comparing their headers with its config.
 
     Raises:
-        ModelError: The weights do not fit the config, or the disk.
+        ModelError: The weights do not fit the config, or cannot be written.
         Unreachable: The Hub does not answer.
     """
     hub_id, remote, token = str(source.hub_id), source.remote, access.hub_token
     assert remote is not None, "there is nothing to download"
-    missing = [name for name in remote.sizes if not _is_cached(hub_id, name, remote.commit)]
-    size = sum(remote.sizes[name] for name in missing)
-    check_disk(hub_id, size, access)
     with hub_errors(hub_id, remote.commit, access.local):
         shards = _shards(hub_id, remote, token)
+        missing = [name for name in shards if not _is_cached(hub_id, name, remote.commit)]
         # Files that are already here are compared once they are opened.
-        _check_headers(hub_id, source.config, set(shards) & set(missing), remote.commit, token)
-    wanted = [name for name in remote.sizes if name not in remote.weights] + shards
+        _check_headers(hub_id, source.config, missing, remote.commit, token)
+    size = format_bytes(sum(remote.sizes[name] for name in missing))
     folder = source.folder
-    for number, name in enumerate(wanted):
-        progress(Progress(f"Downloading {hub_id}, {format_bytes(size)}", number, len(wanted)))
+    for number, name in enumerate(shards):
+        progress(Progress(f"Downloading {hub_id}, {size}", number, len(shards)))
         with hub_errors(hub_id, remote.commit, access.local):
             folder = download_file(hub_id, name, remote.sizes[name], remote.commit, token).parent
     return replace(source, folder=folder, remote=None, kept_layers=kept_layers_in(folder))
+
+
+def require_disk(source: Source, access: Access) -> None:
+    """Refuse a model whose files do not fit on the disk, before any of them is downloaded. Raises `ModelError`."""
+    hub_id, remote = str(source.hub_id), source.remote
+    assert remote is not None, "there is nothing to download"
+    check_disk(
+        hub_id,
+        sum(size for name, size in remote.sizes.items() if not _is_cached(hub_id, name, remote.commit)),
+        access,
+    )
 
 
 def fetch_text_files(source: Source, access: Access, progress: Reporter) -> Source:

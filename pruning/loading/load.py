@@ -22,7 +22,7 @@ from pruning.loading.checks import (
     check_tokenizer,
     suggest_default,
 )
-from pruning.loading.download import fetch_text_files, fetch_weights
+from pruning.loading.download import fetch_text_files, fetch_weights, require_disk
 from pruning.loading.files import digest_of, first_line, is_complete, main_dtype, read_headers
 from pruning.loading.hub import check_id, check_revision, fetch_text_file, find_cached, look_up
 from pruning.loading.hub_cache import mark_used
@@ -170,14 +170,20 @@ def load(
         # It was found by its config alone.
         revision = revision or source.revision
         source = find(source.name, revision=revision, access=access, weights=True, progress=progress)
+    tokenizer = None
     if source.remote is not None:
         try:
+            require_disk(source, access)
+            # Before the download; the precision of the files is not known yet.
+            choose_placement(source.name, source.config, torch.bfloat16, on_disk, access.local)
+            source = fetch_text_files(source, access, progress)
+            tokenizer = read_tokenizer(source, access)
             source = fetch_weights(source, access, progress)
         except Unreachable:
-            source = _find_without_hub(source.name, revision, access, True, progress)
+            source, tokenizer = _find_without_hub(source.name, revision, access, True, progress), None
     if source.kept_layers is None:
         source = replace(source, kept_layers=kept_layers_in(source.folder))
-    stored = _check_files(source)
+    stored = _check_files(source, tokenizer)
     placement = choose_placement(source.name, source.config, stored.dtype, on_disk, access.local)
     folder = _mapped_copy(stored, placement, progress) if mapped else None
     progress(Progress("Reading the weights"))
@@ -256,17 +262,16 @@ def _find_folder(name: str, revision: str | None, weights: bool) -> Source:
     )
 
 
-def _check_files(source: Source) -> StoredModel:
+def _check_files(source: Source, tokenizer: PreTrainedTokenizerBase | None) -> StoredModel:
     """Compare the files of a model with its config, before memory is taken for its weights."""
     files = weight_files(source.folder)
     if not files:
         raise ModelError(f"{source.name} has no complete safetensors weights. Save the model again.")
     mark_used(source.folder / CONFIG_FILE)
-    check_settings_files(source.folder, source.name)
     tensors = read_headers(files)
     check_room(source.name, source.config, sum(prod(shape) for _, shape in tensors.values()))
     check_tensors(source.name, source.config, tensors)
-    tokenizer = read_tokenizer(source)
+    tokenizer = tokenizer or read_tokenizer(source)
     check_tokenizer(source.name, tokenizer, source.config.vocab_size)
     return StoredModel(source, tokenizer, main_dtype(tensors))
 
@@ -282,7 +287,7 @@ def read_tokenizer(
         progress: Is called before a download.
 
     Raises:
-        ModelError: There is no tokenizer, or it cannot be read.
+        ModelError: There is no tokenizer, it is refused, or it cannot be read.
     """
     if source.hub_id and not has_tokenizer(os.listdir(source.folder)):
         source = _fetch_text_files(source, access or Access(), progress)
@@ -291,6 +296,7 @@ def read_tokenizer(
             f"{source.name} has no tokenizer, so it cannot read text. "
             "Save one beside the model with save_pretrained."
         )
+    check_settings_files(source.folder, source.name)
     return read_checked(source.folder, source.name, trusted=_is_installed_package(source))
 
 

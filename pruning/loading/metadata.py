@@ -89,7 +89,7 @@ def _value(events: Iterator[Any]) -> str | list[str] | None:
         return event.value if _is_string(event) else None
     if not isinstance(event, yaml.SequenceStartEvent):
         return None
-    values = []
+    values: list[str] = []
     while isinstance(event := next(events), yaml.ScalarEvent) and len(values) < MAX_LAYER_NUMBERS:
         values.append(event.value)
     return values if isinstance(event, yaml.SequenceEndEvent) else None

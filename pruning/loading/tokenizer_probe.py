@@ -200,8 +200,11 @@ def check_structure(values: dict[str, Any]) -> set[str]:
     )
     check_added([token.get("content") for token in added])
     check_ids(token.get("id", 0) for token in added)
-    for part in ("truncation", "padding"):
-        require(all(0 <= value <= 1e7 for value in numbers_in(values.get(part))), f"its {part} is not usable")
+    for setting in ("truncation", "padding"):
+        require(
+            all(0 <= value <= 1e7 for value in numbers_in(values.get(setting))),
+            f"its {setting} is not usable",
+        )
     parts = {kind: list(parts_of(values.get(kind))) for kind in KINDS}
     patterns: list[str] = []
     for kind, allowed in KINDS.items():
@@ -285,9 +288,8 @@ def check_part(part: dict[str, Any]) -> list[str]:
     if not isinstance(pattern, dict):
         return []
     text = next(iter(pattern.values()), None)
-    require(
-        isinstance(text, str) and 0 < len(text) <= MAX_PATTERN, f"the pattern of {part['type']} is not usable"
-    )
+    if not isinstance(text, str) or not 0 < len(text) <= MAX_PATTERN:
+        raise Refused(f"the pattern of {part['type']} is not usable")
     if "Regex" not in pattern:
         return []
     check_pattern(text)
