@@ -176,12 +176,23 @@ def _column_bytes(group: Any, column: str) -> int:
 
 
 @contextmanager
+def _file_errors() -> Iterator[None]:
+    """Tell an `OSError` about the content of a file, as pyarrow and fsspec raise them, from one about the disk."""
+    try:
+        yield
+    except OSError as error:
+        if type(error) is FileNotFoundError or (type(error) is OSError and error.errno is None):
+            raise ValueError(first_line(error)) from None
+        raise
+
+
+@contextmanager
 def _dataset_errors(name: str, revision: str | None) -> Iterator[None]:
     """Turn what the Hub's client, fsspec and pyarrow raise into one sentence."""
     try:
-        with hub_errors(name, revision):
+        with hub_errors(name, revision), _file_errors():
             yield
-    except (PruningError, Unreachable, GeneratorExit):
+    except (PruningError, Unreachable):
         raise
     except Exception as error:
         raise ModelError(f"{name} cannot be read: {first_line(error)}. Choose another dataset.") from None

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 MEMORY_BYTES = 2_000_000_000
-CPU_SECONDS = 30
+CPU_SECONDS = 20
 
 MAX_DEPTH = 16
 MAX_PARTS = 24
@@ -40,13 +40,15 @@ MAX_TOKENS_PER_CHARACTER = 24
 MAX_SPECIAL_TOKENS = 64
 MAX_CHARACTERS_PER_TOKEN = 1_000
 
-LENGTHS = (1_000, 4_000, 16_000, 64_000)
-"""Each text is encoded at the first two lengths, and at the next ones while time grows faster than length."""
+LENGTHS = (60, 250, 1_000, 4_000, 16_000, 64_000)
+"""Each text is encoded at the first four lengths, and at the next ones while time grows faster than length."""
 SUSPICIOUS_GROWTH = 1.4
 SUSPICIOUS_SECONDS = 0.003
 FAST_SECONDS = 0.05
 """A time that is this short says nothing about how the time grows."""
 SLOW_SECONDS = 0.4
+SHORT, SHORT_SECONDS = 250, 0.05
+"""How long a short text may take: before one that is longer takes hours."""
 MAX_GROWTH_OF_TIME = 9
 """Texts that are four times as long may take this many times as long, once they take `SLOW_SECONDS`."""
 SECONDS_PER_CHARACTER = 1e-4
@@ -354,12 +356,12 @@ def probe(text: str, characters: set[str]) -> None:
     for character in CHARACTERS + "".join(sorted(characters)):
         encode(tokenizer, 4 * character)
     for unit in TEXTS:
-        grow(tokenizer, unit, at_least=3)
+        grow(tokenizer, unit, at_least=5)
     for unit in (*CHARACTERS, *PAIRS, *sorted(characters)[:200]):
         grow(tokenizer, unit)
 
 
-def grow(tokenizer: Any, unit: str, at_least: int = 2) -> None:
+def grow(tokenizer: Any, unit: str, at_least: int = 4) -> None:
     """Encode texts of growing length, and refuse a tokenizer that takes much longer for each character."""
     before = rate = 0.0
     for number, length in enumerate(LENGTHS):
@@ -368,8 +370,9 @@ def grow(tokenizer: Any, unit: str, at_least: int = 2) -> None:
         encode(tokenizer, text)
         seconds = time.process_time() - started
         slow = before and seconds > SLOW_SECONDS and seconds > MAX_GROWTH_OF_TIME * max(before, FAST_SECONDS)
-        if slow or seconds > SLOW_SECONDS + SECONDS_PER_CHARACTER * length:
-            raise Refused(f"encoding {length:,} characters takes it {seconds:.1f} seconds")
+        allowed = SHORT_SECONDS if length <= SHORT else SLOW_SECONDS + SECONDS_PER_CHARACTER * length
+        if slow or seconds > allowed:
+            raise Refused(f"encoding {length:,} characters takes it {seconds:.2f} seconds")
         suspicious = seconds > SUSPICIOUS_SECONDS and seconds / length > SUSPICIOUS_GROWTH * rate
         if number + 1 >= at_least and not suspicious:
             return
