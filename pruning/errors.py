@@ -36,9 +36,12 @@ class Cancelled(PruningError):
     """The user stopped the work; none of it was kept."""
 
 
+PANIC = "The model's tokenizer failed on this text. Use another text, or choose another model."
+
+
 @contextmanager
-def panics_as_errors() -> Iterator[None]:
-    """Turn a panic of a library in Rust, such as `tokenizers`, into a `ModelError`.
+def panics_as_errors(message: str = PANIC) -> Iterator[None]:
+    """Turn a panic of a library in Rust, such as `tokenizers`, into a `ModelError` with a message.
 
     pyo3 raises panics as a `PanicException`, which is not an `Exception`: nothing else would catch it, and a
     thread that waits for an answer would wait indefinitely.
@@ -51,6 +54,4 @@ def panics_as_errors() -> Iterator[None]:
     except BaseException as error:
         if type(error).__name__ != "PanicException":
             raise
-        raise ModelError(
-            "The model's tokenizer failed on this text. Use another text, or choose another model."
-        ) from None
+        raise ModelError(message) from None

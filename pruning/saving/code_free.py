@@ -7,11 +7,7 @@ from typing import Any
 
 from pruning.errors import ModelError
 from pruning.files import replacing
-
-CODE_KEYS = frozenset(
-    {"auto_map", "auto_mapping", "custom_pipelines", "custom_generate", "trust_remote_code", "kernel_config"}
-)
-"""Keys by which transformers, its pipelines or peft would find code to load, at any depth of a JSON file."""
+from pruning.loading.repo_files import CODE_KEYS
 
 KERNEL_KEY = "attn_implementation"
 """The end of the keys that may name an attention kernel on the Hub, as OWNER/NAME."""

@@ -282,7 +282,12 @@ def _read_dataset(dataset: HubDataset, context: StepContext) -> str:
     """Read rows of a dataset until they hold the tokens asked for."""
     texts, tokens, added = [], 0, len(bos_ids(context.tokenizer))
     rows = datasets.dataset_texts(
-        dataset.name, dataset.column, dataset.subset, dataset.split, dataset.revision
+        dataset.name,
+        dataset.column,
+        dataset.subset,
+        dataset.split,
+        dataset.revision,
+        progress=context.progress,
     )
     for text in rows:
         texts.append(text)
