@@ -12,7 +12,7 @@ from page.sections.events import JobPanel, Part, Updates, on_event, on_start
 from page.sections.section import Page
 from page.server import links
 from page.server.jobs import run_job
-from page.server.session import ON_SPACE, job_name, visitor_of
+from page.server.session import ON_SPACE, job_name, publishing_token, visitor_of
 from page.workers.messages import Done, Partial, PrunedSummary
 from page.workers.tasks import UPLOAD_SECONDS, ZIP, ExportTask, PublishTask, Task
 from pruning import Recipe
@@ -143,9 +143,8 @@ class ExportSection:
         def tasks() -> list[Task]:
             if not isinstance(repository, str) or not repository.strip():
                 raise RecipeError("Enter a name for the repository.")
-            return [
-                PublishTask(_check_pruned(recipe), repository.strip(), bool(private), visitor.access.token)
-            ]
+            token = publishing_token(visitor)
+            return [PublishTask(_check_pruned(recipe), repository.strip(), bool(private), token)]
 
         def show(event: Partial | Done) -> Updates:
             if not isinstance(event, Done):

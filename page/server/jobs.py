@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
-from page.server.queue import Job, Queue
+from page.server.queue import Job, JobKey, Queue
 from page.server.session import JOB_SECONDS, jobs, model_queue, user_message, workbench
 from page.workers.messages import Done, Event, Failed, Partial, Progress, Released, Stopped, TaskEvent
 from page.workers.tasks import Task, TaskContext
@@ -27,7 +27,7 @@ class _Raised:
 def run_job(
     plan: Callable[[], Sequence[Task]],
     visitor: Visitor,
-    name: str,
+    name: JobKey,
     *,
     queue: Queue | None = model_queue,
     seconds: float | None = JOB_SECONDS,
@@ -41,7 +41,7 @@ def run_job(
     Args:
         plan: Returns the tasks; it may raise what the visitor is then told.
         visitor: Who asks.
-        name: The job's name among all jobs, as `job_name` returns it.
+        name: Which job it is, as `job_name` returns it.
         queue: Where it waits for its turn.
         seconds: How long it may take.
         detached: Whether it continues without its visitor.

@@ -9,14 +9,14 @@ from itertools import count
 import pytest
 
 from page.server.jobs import PROGRESS_INTERVAL, run_job
-from page.server.queue import Queue
+from page.server.queue import JobKey, Queue
 from page.server.session import jobs
 from page.workers.messages import Done, Failed, Partial, Progress, Queued, Released, Stopped
 from page.workers.tasks import Task, TaskContext
 from page.workers.workbench import Visitor
 from pruning import RecipeError
 
-names = (f"session{number}" for number in count())
+names = (JobKey(f"session{number}") for number in count())
 
 
 @dataclass(frozen=True)
@@ -141,9 +141,9 @@ def test_a_detached_job_continues_without_its_visitor():
             time.sleep(0.01)
         over.set()
 
-    events = run(Work(work), name=f"{name} push", detached=True)
+    events = run(Work(work), name=JobKey(name.session, "push"), detached=True)
     next(events)
-    jobs.stop_session(name)
+    jobs.stop_session(name.session)
     events.close()
     assert over.wait(5)
 
