@@ -19,12 +19,9 @@ BROWSER_ARGUMENTS = ["--host-resolver-rules=MAP * 127.0.0.1", "--ignore-certific
 def make_certificate(folder: Path) -> tuple[Path, Path]:
     """Return the files of a new key and of its certificate."""
     key, certificate = folder / "key.pem", folder / "certificate.pem"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=test"]
-        + ["-keyout", str(key), "-out", str(certificate)],
-        check=True,
-        capture_output=True,
-    )
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=test"]
+    outputs = ["-keyout", str(key), "-out", str(certificate)]
+    subprocess.run([*command, *outputs], check=True, capture_output=True)
     return key, certificate
 
 
@@ -92,11 +89,13 @@ class Identity(Quiet):
                 "jwks_uri": f"{program}/keys",
             }
             self.answer(json.dumps(found).encode(), "application/json")
-        else:
+        elif self.path.startswith("/authorize"):
             query = parse_qs(urlsplit(self.path).query)
             action = urlencode({"to": query["redirect_uri"][0], "state": query["state"][0]})
             form = f"<form method=post action='/allow?{action}'><button id=allow>Allow</button></form>"
             self.answer(form.encode())
+        else:
+            self.answer(b"", status=404)
 
     def do_POST(self):
         """Send the browser back with a code, or give a program the token."""

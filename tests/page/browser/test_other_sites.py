@@ -51,15 +51,24 @@ def certificate(tmp_path_factory, need):
 
 @pytest.fixture(scope="module")
 def chromium(need):
+    """`chromium(profile)` starts a browser that keeps what it knows in a folder."""
     path = shutil.which("chromium")
     need(path, "Debian's chromium is not installed")
     need(importlib.util.find_spec("authlib"), "gradio[oauth] is not installed")
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS + BROWSER_ARGUMENTS)
-        yield browser
-        browser.close()
+
+        def start(profile):
+            # A browser without a profile of its own sends no cookies to frames of other sites.
+            return playwright.chromium.launch_persistent_context(
+                profile,
+                executable_path=path,
+                args=ARGUMENTS + BROWSER_ARGUMENTS,
+                ignore_https_errors=True,
+            )
+
+        yield start
 
 
 @pytest.fixture(scope="module", params=["gate", "no"], ids=["with the gate", "without it"])
@@ -92,7 +101,7 @@ def space(request, certificate, tmp_path_factory, chromium):
             )
         try:
             wait_for(f"https://127.0.0.1:{port}", process, folder / "log.txt")
-            context = chromium.new_context(ignore_https_errors=True)
+            context = chromium(folder / "profile")
             context.set_default_timeout(200_000)
             yield Space(f"https://ada-page.test:{port}", acted, context, request.param == "gate")
             context.close()
