@@ -60,7 +60,11 @@ def chromium(need):
     with sync_playwright() as playwright:
 
         def start(profile):
-            # A browser without a profile of its own sends no cookies to frames of other sites.
+            # Only a browser that sends cookies to frames of other sites shows what the gate is for.
+            preferences = profile / "Default" / "Preferences"
+            preferences.parent.mkdir(parents=True)
+            cookies = {"cookie_controls_mode": 0, "block_third_party_cookies": False}
+            preferences.write_text(json.dumps({"profile": cookies}))
             return playwright.chromium.launch_persistent_context(
                 profile,
                 executable_path=path,
