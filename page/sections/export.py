@@ -12,7 +12,7 @@ from page.sections.section import Page
 from page.server import links
 from page.server.form import with_text
 from page.server.jobs import run_job
-from page.server.session import ON_SPACE, job_name, visitor_of
+from page.server.session import ON_SPACE, job_name, publishing_token, visitor_of
 from page.workers.messages import Done, Partial, PrunedSummary
 from page.workers.tasks import UPLOAD_SECONDS, ZIP, ExportTask, PublishTask, Task
 from pruning import Recipe
@@ -147,8 +147,9 @@ class ExportSection:
             if not isinstance(repository, str) or not repository.strip():
                 raise RecipeError("Enter a name for the repository.")
             pruned = _check_pruned(recipe, custom_text)
+            token = publishing_token(visitor)
             # What is left open means private.
-            return [PublishTask(pruned, repository.strip(), private is not False, visitor.access.token)]
+            return [PublishTask(pruned, repository.strip(), private is not False, token)]
 
         def show(event: Partial | Done) -> Updates:
             if not isinstance(event, Done):
