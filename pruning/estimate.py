@@ -37,6 +37,9 @@ TOKENIZER_BYTES = 16_000_000
 CONVERTER_BYTES = 600_000_000
 """Memory of the converter to GGUF, a process of its own that imports torch, without the tensors."""
 
+PROMPT_TOKENS = 6
+"""Tokens of the short prompts that models are measured with, about."""
+
 CHECKED_TOKENS = 16
 """Tokens that a saved model and the one in memory are compared on."""
 
@@ -155,7 +158,10 @@ def perplexities(shape: Shape, tokens: int | None = None) -> Cost:
 def speed(shapes: Iterable[Shape], new_tokens: int = 24, rounds: int = 3) -> Cost:
     """Estimate measuring how fast models generate."""
     return in_sequence(
-        *(generation(Sizes(shape), 4, new_tokens).times(rounds + 2 / new_tokens) for shape in shapes)
+        *(
+            generation(Sizes(shape), PROMPT_TOKENS, new_tokens).times(rounds + 2 / new_tokens)
+            for shape in shapes
+        )
     )
 
 
@@ -173,7 +179,9 @@ def generating(shapes: Iterable[Shape], prompt: int, new_tokens: int) -> Cost:
 
 def evaluation(before: Shape, after: Shape) -> Cost:
     """Estimate the full evaluation of a pruned model and its base: quality, speed and samples."""
-    samples = in_sequence(*(generation(Sizes(shape), 6, 24).times(3) for shape in (before, after)))
+    samples = in_sequence(
+        *(generation(Sizes(shape), PROMPT_TOKENS, 24).times(3) for shape in (before, after))
+    )
     return in_sequence(perplexities(before), perplexities(after), speed((before, after)), samples)
 
 

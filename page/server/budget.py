@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from page.server.session import JOB_SECONDS
 from pruning.architectures.shape import Shape
-from pruning.cost.allowance import Allowance, change_to_fit, check, largest, machine_speed, model_to_fit
+from pruning.cost.allowance import Allowance, changes_to_fit, check, largest, machine_speed, model_to_fit
 from pruning.cost.cost import Cost
 from pruning.errors import RecipeError
 from pruning.estimate import estimate
@@ -16,6 +16,12 @@ from pruning.steps import Distillation
 
 MAX_STEPS = 20
 """The most steps of a visitor's recipe."""
+
+ELSEWHERE = "Or run Secateur on your own machine."
+
+SPEED_MARGIN = 4
+"""How much faster than measured the machine may turn out to be: it may have been busy, and what is refused wrongly
+cannot be done at all, while what is let in wrongly is stopped when its time is over."""
 
 DISK_SHARE = 0.5
 """The share of the free disk that one job may fill."""
@@ -28,7 +34,7 @@ def allowance(seconds: float = JOB_SECONDS) -> Allowance:
         seconds: How long it may work.
     """
     disk = shutil.disk_usage(tempfile.gettempdir()).free
-    return Allowance(seconds, machine_speed(), available_memory(), int(DISK_SHARE * disk))
+    return Allowance(seconds, SPEED_MARGIN * machine_speed(), available_memory(), int(DISK_SHARE * disk))
 
 
 def check_budget(
@@ -43,8 +49,8 @@ def check_budget(
 ) -> Cost:
     """Refuse a visitor's recipe that takes more than this machine can give, and say what would fit.
 
-    Operations are counted at the speed of large matrix products, which nothing exceeds: what passes may still take
-    longer than it may, and is then stopped; what is refused could not have ended.
+    What is refused could not have ended: operations are counted at more than the speed of large matrix products.
+    What passes may still take longer than it may, and is then stopped.
 
     Args:
         recipe: The recipe; it was checked against the shape.
@@ -64,14 +70,14 @@ def check_budget(
     if len(recipe.steps) > MAX_STEPS:
         raise RecipeError(
             f"The recipe has {len(recipe.steps)} steps; at most {MAX_STEPS} are carried out here. "
-            "Leave some out, or run Secateur on your own machine."
+            f"Leave some out. {ELSEWHERE}"
         )
     known = teachers or {}
     for number, step in enumerate(recipe.steps):
         if isinstance(step, Distillation) and step.teacher is not None and step.teacher not in known:
             raise RecipeError(
                 f"Another teacher than the base cannot be used here: {step.teacher}. "
-                "Leave it out, or run Secateur on your own machine.",
+                f"Leave it out. {ELSEWHERE}",
                 ("steps", number, "teacher"),
             )
     allowed = allowed or allowance(seconds)
@@ -88,11 +94,11 @@ def check_budget(
 
     cost = cost_of(recipe)
     if allowed.excess(cost) > 1:
-        change = change_to_fit(recipe, cost_of, allowed)
-        if change is not None:
-            check(cost, allowed, f"{change} Or run Secateur on your own machine.", change.place)
-        parameters = model_to_fit(shape, lambda smaller: cost_of(recipe, smaller), allowed)
-        check(cost, allowed, f"{parameters} Or run Secateur on your own machine.")
+        if changes := changes_to_fit(recipe, cost_of, allowed):
+            advice = ", and ".join(map(str, changes))
+            check(cost, allowed, f"{advice[:1].upper()}{advice[1:]}. {ELSEWHERE}", changes[0].place)
+        fitting = model_to_fit(shape, lambda smaller: cost_of(recipe, smaller), allowed)
+        check(cost, allowed, f"{fitting} {ELSEWHERE}")
     return cost
 
 

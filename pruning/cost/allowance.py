@@ -3,8 +3,9 @@
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import TypeVar
 
 import torch
@@ -27,7 +28,7 @@ class Allowance:
 
     Attributes:
         seconds: How long it may take.
-        speed: Floating-point operations in a second.
+        speed: The most floating-point operations that this machine may do in a second.
         memory: Private memory, in bytes.
         disk: Bytes that it may leave on disk.
     """
@@ -50,10 +51,9 @@ class Allowance:
             return f"This needs about {size(cost.memory)} of memory, and {size(self.memory)} are free for it"
         if name == "disk":
             return f"This needs about {size(cost.disk)} of disk, and {size(self.disk)} are free for it"
-        operations = f" ({format_operations(cost.flop)} floating-point operations)" if cost.flop else ""
         return (
-            f"This needs about {duration(self.duration(cost))}{operations}, and it may take "
-            f"{duration(self.seconds)} here"
+            f"This takes at least about {duration(self.duration(cost))} here "
+            f"({cost.flop:.1e} floating-point operations), and it may take {duration(self.seconds)}"
         )
 
     def duration(self, cost: Cost) -> float:
@@ -96,32 +96,38 @@ def largest(least: int, most: int, fits: Callable[[int], bool]) -> int | None:
 class Change:
     """One field of a value, changed so that the work fits.
 
-    `value` is the largest that fits of a number, and what the field is without being set otherwise.
+    `value` is the largest that fits of a number, and the default of any other field.
     """
 
     place: Place
-    before: object
     value: object
 
     def __str__(self) -> str:
-        name = ".".join(str(part) for part in self.place if isinstance(part, str) and part != "steps") or "it"
-        step = next((f" in step {part + 1}" for part in self.place if isinstance(part, int)), "")
-        if isinstance(self.value, int) and not isinstance(self.value, bool):
-            return f"Set {name}{step} to at most {self.value:,}."
-        if isinstance(self.value, float):
-            return f"Set {name}{step} to at most {self.value:.3g}."
-        if self.value is None:
-            return f"Leave out {name}{step}."
-        return (
-            f"Set {name}{step} to {str(self.value).lower() if isinstance(self.value, bool) else self.value}."
-        )
+        """Return what to do with the field, as part of a sentence."""
+        of_step = len(self.place) > 2 and isinstance(self.place[1], int)
+        names = self.place[2:] if of_step else self.place
+        name = ".".join(map(str, names)) + (f" of step {int(self.place[1]) + 1}" if of_step else "")
+        match self.value:
+            case bool():
+                return f"set {name} to {str(self.value).lower()}"
+            case int() | float():
+                return f"set {name} to at most {self.value:,}"
+            case None:
+                return f"leave out {name}"
+        return f"set {name} to {self.value}"
 
 
-def change_to_fit(value: Value, cost_of: Callable[[Value], Cost], allowance: Allowance) -> Change | None:
-    """Find the one field whose change makes the work fit: the one that matters most.
+MOST_CHANGES = 3
 
-    Every field is tried at its least value, or if it is not a number at its default. Of those that make the work
-    fit, the one that lowers it most is bisected.
+
+def changes_to_fit(
+    value: Value, cost_of: Callable[[Value], Cost], allowance: Allowance
+) -> tuple[Change, ...]:
+    """Find the fields whose change makes the work fit: one if that is enough, and those that matter most.
+
+    Every field is tried at its least value, or at its default if it is not a number. Of those that make the work
+    fit alone, the one that lowers it most is bisected for the largest value that fits. If none does, the one that
+    lowers it most is set to its default, and the others are tried again.
 
     Args:
         value: A recipe, or another value with fields, which may hold values with fields themselves.
@@ -129,26 +135,57 @@ def change_to_fit(value: Value, cost_of: Callable[[Value], Cost], allowance: All
         allowance: What is allowed.
 
     Returns:
-        The change, or None if no single field is enough.
+        The changes, or none if a few of them are not enough.
     """
+    changes: list[Change] = []
+    for _ in range(MOST_CHANGES):
 
-    def excess(place: Place, new: object) -> float:
-        try:
-            return allowance.excess(cost_of(replaced(value, place, new)))
-        except RecipeError:
+        def excess(place: Place, new: object, value: Value = value) -> float:
+            with suppress(RecipeError):
+                return allowance.excess(cost_of(replaced(value, place, new)))
             return math.inf
 
-    fields = [(excess(place, least), place, before, least) for place, before, least in _fields(value)]
-    fitting = [field for field in fields if field[0] <= 1]
-    if not fitting:
-        return None
-    _, place, before, least = min(fitting, key=lambda field: field[0])
-    if isinstance(before, int) and isinstance(least, int) and not isinstance(before, bool):
-        return Change(place, before, largest(least, before, lambda new: excess(place, new) <= 1))
-    if isinstance(before, float) and isinstance(least, float):
-        parts = largest(0, 1000, lambda part: excess(place, least + (before - least) * part / 1000) <= 1)
-        return Change(place, before, least + (before - least) * (parts or 0) / 1000)
-    return Change(place, before, least)
+        fields = [
+            field for field in _fields(value) if field.place not in {change.place for change in changes}
+        ]
+        if not fields:
+            break
+        best = min(fields, key=lambda field: excess(field.place, field.least))
+        if excess(best.place, best.least) <= 1:
+            return (*changes, Change(best.place, _largest_value(best, partial(excess, best.place))))
+        best = min(fields, key=lambda field: excess(field.place, field.usual))
+        if excess(best.place, best.usual) == math.inf:
+            break
+        changes.append(Change(best.place, best.usual))
+        value = replaced(value, best.place, best.usual)
+    return ()
+
+
+@dataclass(frozen=True)
+class _Field:
+    """A field that can be lowered: its value now, the least that it can have, and its default if that is less."""
+
+    place: Place
+    now: object
+    least: object
+    usual: object
+
+
+def _largest_value(field: _Field, excess: Callable[[object], float]) -> object:
+    """Return the largest value of a field that fits, in round numbers; its least if it is not a number."""
+    if isinstance(field.now, bool) or not isinstance(field.now, int | float):
+        return field.least
+    assert isinstance(field.least, int | float)
+    scale = 1 if isinstance(field.now, int) else 1000
+    number_type = type(field.now)
+    found = largest(
+        int(field.least * scale), int(field.now * scale), lambda new: excess(number_type(new / scale)) <= 1
+    )
+    number = found or int(field.least * scale)
+    # Two digits are easier to read, and what is less fits too.
+    step = 10 ** max(0, len(str(number)) - 2)
+    rounded = max(number // step * step, field.least * scale) / scale
+    return number_type(rounded)
 
 
 def model_to_fit(shape: Shape, cost_of: Callable[[Shape], Cost], allowance: Allowance) -> str:
@@ -173,33 +210,36 @@ def model_to_fit(shape: Shape, cost_of: Callable[[Shape], Cost], allowance: Allo
     return f"A model of at most about {parameters} parameters fits."
 
 
-def _fields(value: BaseModel, outer: Place = ()) -> Iterator[tuple[Place, object, object]]:
-    """Yield each field that can be lowered: its place, its value, and its least value or its default."""
+def _fields(value: BaseModel, outer: Place = ()) -> Iterator[_Field]:
+    """Yield each field that can be lowered, at any depth."""
     for name, field in type(value).model_fields.items():
-        before, place = getattr(value, name), (*outer, name)
-        if isinstance(before, BaseModel):
-            yield from _fields(before, place)
-        elif isinstance(before, tuple):
-            for number, part in enumerate(before):
+        now, place = getattr(value, name), (*outer, name)
+        default = None if field.is_required() else field.get_default()
+        if isinstance(now, BaseModel):
+            yield from _fields(now, place)
+            if now != default and not field.is_required():
+                yield _Field(place, now, default, default)
+        elif isinstance(now, tuple):
+            for number, part in enumerate(now):
                 if isinstance(part, BaseModel):
                     yield from _fields(part, (*place, number))
-        elif isinstance(before, int | float) and not isinstance(before, bool):
-            least = next(
-                (bound for part in field.metadata if (bound := getattr(part, "ge", None)) is not None), None
-            )
-            if least is None:
-                above = next(
-                    (getattr(part, "gt", None) for part in field.metadata if hasattr(part, "gt")), None
-                )
-                least = None if above is None else type(before)(above + before / 1000)
-            if least is not None and least < before:
-                yield place, before, type(before)(least)
-        elif not field.is_required() and before != field.get_default():
-            yield place, before, field.get_default()
+        elif isinstance(now, int | float) and not isinstance(now, bool):
+            bounds = [
+                bound
+                for part in field.metadata
+                if (bound := getattr(part, "ge", None) or getattr(part, "gt", None)) is not None
+            ]
+            least = type(now)(max([0, *bounds]))
+            least = least or (0.001 if isinstance(now, float) else 0)
+            if least < now:
+                lower = isinstance(default, int | float) and least <= default < now
+                yield _Field(place, now, least, default if lower else least)
+        elif now != default and not field.is_required():
+            yield _Field(place, now, default, default)
 
 
 def replaced(value: Value, place: Place, new: object) -> Value:
-    """Return a value with one field changed, at any depth."""
+    """Return a value with one field changed, at any depth; raise `RecipeError` if there is no such value."""
     name, *rest = place
     assert isinstance(name, str)
     inner = getattr(value, name)
@@ -210,7 +250,7 @@ def replaced(value: Value, place: Place, new: object) -> Value:
         changed: object = (*inner[:number], part, *inner[number + 1 :])
     else:
         changed = replaced(inner, tuple(rest), new) if rest else new
-    return value.model_copy(update={name: changed})
+    return type(value)(**dict(value) | {name: changed})  # Validated again: other fields may follow from it.
 
 
 @cache
@@ -226,11 +266,6 @@ def machine_speed() -> float:
 
 
 MEASURED_WIDTH, MEASUREMENTS = 512, 8
-
-
-def format_operations(count: float) -> str:
-    """Return a number of operations for people, which soon has no word."""
-    return format_number(count) if count < 1e18 else f"{count:.0e}"
 
 
 def size(count: float) -> str:

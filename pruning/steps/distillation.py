@@ -196,9 +196,10 @@ class Distillation(Training, Step):
         samples = self.samples or (DEFAULT_SAMPLES if self.text.text == SELF_GENERATED else 0)
         writing = self_generated(teacher, samples) if samples else Cost()
         splitting = tokenizing(self.text.text, self.dataset.tokens if self.dataset else samples)
-        window = HELDOUT_WINDOW
-        evaluation = losses(student, MAX_HELDOUT_TOKENS, student.limit(window))
-        first = losses(teacher, MAX_HELDOUT_TOKENS, teacher.limit(window))
+        read = self.dataset.tokens if self.dataset else samples if self.text.text == SELF_GENERATED else None
+        heldout = MAX_HELDOUT_TOKENS if read is None else min(MAX_HELDOUT_TOKENS, read // HELD_OUT)
+        evaluation = losses(student, heldout, student.limit(HELDOUT_WINDOW))
+        first = losses(teacher, heldout, teacher.limit(HELDOUT_WINDOW))
         evaluations = 2 + (0 if self.steps is None else min(self.num_evals, self.steps))
         flop = evaluations * evaluation.flop + first.flop
         if self.steps is not None:
