@@ -223,13 +223,13 @@ def search(
     if not thorough:
         calibration = calibration.model_copy(update={"tokens": min(calibration.tokens, QUICK_TOKENS)})
     probes = [
-        tuple(steps)
+        tuple(found)
         for kind in PRUNABLE_UNITS
         for share in PROBED_SHARES
-        if (steps := _alone(shape, kind, share))
+        if (found := _alone(shape, kind, share))
     ]
     combined = tuple(step for kind in PRUNABLE_UNITS for step in _alone(shape, kind, PROBED_SHARES[1]))
-    alone = [tuple(steps) for kind in PRUNABLE_UNITS if (steps := _alone(shape, kind, PROBED_SHARES[2]))]
+    alone = [tuple(found) for kind in PRUNABLE_UNITS if (found := _alone(shape, kind, PROBED_SHARES[2]))]
     trials: list[tuple[Step, ...]] = [*probes, *[combined] * (FINALISTS + 1), *alone]
     if thorough:
         followed = tuple(step for step in combined if not isinstance(step, Channels))
