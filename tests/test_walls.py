@@ -16,7 +16,7 @@ FLOORS = (
     {"architectures"},
     {"loading"},
     {"text"},
-    {"runtime", "surgery", "calibration"},
+    {"runtime", "surgery", "calibration", "cost"},
     {"criteria", "repair", "distillation"},
     {"steps"},
     {"recipe"},
@@ -24,7 +24,7 @@ FLOORS = (
     {"report"},
     {"saving"},
     {"pipeline"},
-    {"streaming", "snapshot", "shape_search", "sharing", "lessons"},
+    {"streaming", "snapshot", "shape_search", "sharing", "lessons", "estimate"},
     {"__init__", "cli", "__main__"},
 )
 PAGE_FLOORS = (

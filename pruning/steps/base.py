@@ -12,6 +12,8 @@ from pruning.architectures.families import LAYER
 from pruning.architectures.placement import parameter
 from pruning.architectures.shape import Shape
 from pruning.calibration.statistics import SavedStatistics, Statistics
+from pruning.cost.cost import Cost
+from pruning.cost.plan import Plan
 from pruning.loading.load import LoadedModel
 from pruning.progress import Progress, Reporter, silent
 from pruning.repair.projection import repair_projection
@@ -164,6 +166,14 @@ class Step(Frozen, ABC):
 
         Raises:
             RecipeError: If the step is impossible on a model of this shape.
+        """
+
+    @abstractmethod
+    def cost(self, plan: Plan) -> Cost:
+        """Estimate what `apply` takes, from shapes alone; a page refuses what is too much before it begins.
+
+        What the model is made to read first, for `hooked_modules`, is counted by `pruning.estimate`. The result
+        holds the tensors that the new model does not share with the one before.
         """
 
     @abstractmethod

@@ -14,6 +14,10 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from pruning.architectures.config import config_from_dict
 from pruning.architectures.families import TOKEN
 from pruning.architectures.shape import Shape
+from pruning.cost.cost import Cost, in_sequence
+from pruning.cost.passes import copied
+from pruning.cost.plan import Plan
+from pruning.cost.reading import tokenizing
 from pruning.errors import ModelError, RecipeError
 from pruning.loading import load as loading
 from pruning.progress import Progress, Reporter, silent
@@ -28,6 +32,9 @@ from pruning.text.tokens import tokenize
 
 _LISTS_OF_IDS = ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids")
 """Keys of configs that hold ids of tokens, beside those that end in `_token_id`."""
+
+BYTES_PER_ENTRY = 1_500
+"""Memory of a token of the vocabulary while its tokenizer is taken apart and rebuilt."""
 
 
 @dataclass(frozen=True)
@@ -173,6 +180,12 @@ class Vocabulary(Step):
                 "Ask for a larger fraction, a smaller vocab_size or a smaller multiple."
             )
         return shape.resized(TOKEN, kept)
+
+    def cost(self, plan: Plan) -> Cost:
+        """Estimate the tokenizer's tables, the text's tokens and the copies of the rows kept."""
+        tables = Cost(memory=BYTES_PER_ENTRY * plan.sizes.vocabulary)
+        copies = Cost.holding(copied(plan.shape, self.reshape(plan.shape)))
+        return in_sequence(tokenizing(self.text.text, 0), copies + tables)
 
     def apply(self, context: StepContext) -> StepResult:
         """Choose the tokens, rebuild the tokenizer and cut the rows of the embeddings and the head."""

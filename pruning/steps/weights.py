@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Annotated, ClassVar, Literal, Self
 
 import torch
@@ -12,6 +13,9 @@ from pruning.architectures.anatomy import Anatomy, TensorSpec
 from pruning.architectures.placement import parameter
 from pruning.architectures.shape import Shape
 from pruning.calibration.statistics import moments_of
+from pruning.cost.cost import Cost, in_sequence
+from pruning.cost.passes import FLOAT
+from pruning.cost.plan import Plan
 from pruning.errors import RecipeError
 from pruning.progress import Progress, Reporter
 from pruning.steps.base import Step, StepContext, StepResult
@@ -154,6 +158,24 @@ class Weights(Step):
                     "Ask for a larger fraction."
                 )
         return shape
+
+    def cost(self, plan: Plan) -> Cost:
+        """Estimate a pass for the inputs' norms, sorting one matrix at a time, and the copies of all projections.
+
+        A sort of n scores holds them twice, their order in 8-byte numbers and the mask, beside the result.
+        """
+        sizes, anatomy = plan.sizes, plan.shape.anatomy
+        moments = plan.reading.forward(sizes) if self.needs_calibration_text else Cost()
+        largest = max(
+            prod(map(plan.shape.length, spec.labels, spec.shape))
+            for spec in projections(anatomy)
+            if spec.layer == 0
+        )
+        return in_sequence(
+            moments,
+            Cost.holding(FLOAT * (sizes.projections - largest)),
+            Cost(memory=8 * FLOAT * largest, held=FLOAT * largest),
+        )
 
     def apply(self, context: StepContext) -> StepResult:
         """Set the weights with the lowest scores to zero."""
