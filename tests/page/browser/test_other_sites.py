@@ -120,8 +120,8 @@ class Space:
 
     def sign_in(self):
         page = self.context.new_page()
-        page.goto(self.url)
-        page.locator("#sign-in").click()
+        # The address to which the button leads; a page that is still loading would lose the click.
+        page.goto(f"{self.url}/login/huggingface?_target_url=/")
         page.locator("#allow").click()
         page.wait_for_url(f"{self.url}/**")
         return page
