@@ -13,11 +13,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from pruning.errors import ModelError
 from pruning.files import cache_folder, discard, new_folder, touch
-from pruning.loading.files import FLOATS, Tensors, read_headers, reading_weights
+from pruning.loading.files import FLOATS, Tensors, read_headers
 from pruning.loading.hub_cache import cache_limit
 from pruning.loading.repo_files import SINGLE_WEIGHTS_FILE, format_bytes
 from pruning.loading.source import Source
@@ -79,6 +79,8 @@ def float32_copy(
                     shutil.copyfile(source.folder / name, temporary / name)
     except FileExistsError:
         pass  # Another process was faster.
+    except SafetensorError:
+        raise ModelError(f"The weights of {source.name} are damaged. Download the model again.") from None
     except OSError as error:
         raise ModelError(
             f"The weights of {source.name} could not be converted to float32: {error.strerror}. Make room on "
@@ -133,7 +135,7 @@ def _write(
         stream.write(header)
         done = 0
         for file in files:
-            with reading_weights(file), safe_open(file, framework="pt") as tensors:
+            with safe_open(file, framework="pt") as tensors:
                 for name in tensors.keys():  # noqa: SIM118 - not a dict
                     progress(Progress("Converting the weights to float32, once", done, len(entries)))
                     start, end = entries[name]["data_offsets"]

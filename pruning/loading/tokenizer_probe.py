@@ -36,7 +36,9 @@ MAX_ADDED_CHARACTERS = 2_000_000
 MAX_ID = 10_000_000
 MAX_REPLACEMENT_BYTES = 200
 
-MAX_TOKENS_PER_CHARACTER = 24
+MAX_TOKENS_PER_CHARACTER = 40
+"""One Arabic ligature is 33 bytes long once it is normalized, and a byte may be a token."""
+
 MAX_SPECIAL_TOKENS = 64
 MAX_CHARACTERS_PER_TOKEN = 1_000
 

@@ -366,7 +366,7 @@ def test_only_files_of_known_names_are_downloaded(hub):
         "extra.jinja": b"x",
         "code.py": b"x",
         "model-old.safetensors": b"x",
-        "onnx/config.json": b"{}",
+        "onnx/spare.json": b"{}",
     }
     hub.add_model("ada/tiny", tiny_llama() | spare)
     folder = pruning.load("ada/tiny").source.folder
