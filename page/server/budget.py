@@ -1,18 +1,36 @@
 """What a visitor may ask of this machine: the estimate of a recipe or a request, compared before it is queued."""
 
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 
-from page.server.session import JOB_SECONDS
+from page.server.look_ups import look_up
+from page.server.session import JOB_SECONDS, pools
+from page.workers.pool import worker_memory
+from page.workers.tasks import (
+    CompareTask,
+    DistillTask,
+    EvaluateTask,
+    ExportTask,
+    ImportanceTask,
+    InfluenceTask,
+    NextTokensTask,
+    PruneTask,
+    PublishTask,
+    SearchTask,
+    SweepTask,
+    Task,
+    TokenLossTask,
+)
+from page.workers.workbench import Visitor
 from pruning.architectures.shape import Shape
 from pruning.cost.allowance import Allowance, changes_to_fit, check, largest, machine_speed, model_to_fit
 from pruning.cost.cost import Cost
 from pruning.errors import RecipeError
-from pruning.estimate import estimate
-from pruning.memory import available_memory
+from pruning.estimate import estimate, generating, search, sweep
+from pruning.files import cache_folder
 from pruning.recipe import Recipe
-from pruning.steps import Distillation
+from pruning.steps import Distillation, Neurons
+from pruning.text.generation import MAX_PROMPT_TOKENS
 
 MAX_STEPS = 20
 """The most steps of a visitor's recipe."""
@@ -33,8 +51,59 @@ def allowance(seconds: float = JOB_SECONDS) -> Allowance:
     Args:
         seconds: How long it may work.
     """
-    disk = shutil.disk_usage(tempfile.gettempdir()).free
-    return Allowance(seconds, SPEED_MARGIN * machine_speed(), available_memory(), int(DISK_SHARE * disk))
+    cache_folder().mkdir(parents=True, exist_ok=True)
+    disk = shutil.disk_usage(cache_folder()).free
+    return Allowance(seconds, SPEED_MARGIN * machine_speed(), worker_memory(), int(DISK_SHARE * disk))
+
+
+def check_task(task: Task, visitor: Visitor, seconds: float) -> None:
+    """Refuse a visitor's task that takes more than this machine can give, before it is queued.
+
+    Args:
+        task: The task.
+        visitor: Who asks.
+        seconds: How long their job may work.
+
+    Raises:
+        PruningError: It is too much, with the number, the limit and what would fit; or its model cannot be used.
+    """
+    match task:
+        case DistillTask(recipe, step):
+            steps = [step] if _is_kept(recipe, visitor) else [*recipe.steps, step]
+            _check_recipe(recipe.model_copy(update={"steps": tuple(steps)}), visitor, seconds, evaluate=False)
+        case EvaluateTask(recipe) | ExportTask(recipe) | PublishTask(recipe):
+            _check_recipe(recipe, visitor, seconds, evaluate=True)
+        case PruneTask(recipe) | NextTokensTask(recipe) | TokenLossTask(recipe):
+            _check_recipe(recipe, visitor, seconds, evaluate=False)
+        case CompareTask(recipe, prompt, sampling):
+            shape = look_up(recipe.base, visitor).shape
+            tokens = min(len(prompt), MAX_PROMPT_TOKENS)
+            _check_cost(generating((shape, shape), tokens, sampling.max_new_tokens), seconds)
+        case SearchTask(model, _, calibration):
+            _check_cost(search(look_up(model, visitor).shape, calibration, thorough=False), seconds)
+        case SweepTask(model, criteria, calibration):
+            _check_cost(sweep(look_up(model, visitor).shape, criteria, calibration), seconds)
+        case ImportanceTask(model, _, _, calibration) | InfluenceTask(model, calibration):
+            reading = Recipe(base=model, calibration=calibration, steps=(Neurons(fraction=0.2),))
+            _check_recipe(reading, visitor, seconds, evaluate=False)
+
+
+def _is_kept(recipe: Recipe, visitor: Visitor) -> bool:
+    """Return whether the model of a recipe is on disk, so that its steps are not carried out again."""
+    storage = pools.storage
+    return storage is not None and storage.find(recipe.sha256, visitor.owner) is not None
+
+
+def _check_recipe(recipe: Recipe, visitor: Visitor, seconds: float, evaluate: bool) -> None:
+    if not _is_kept(recipe, visitor):
+        found = look_up(recipe.base, visitor)
+        recipe.check(found.shape)
+        is_mapped = found.source.public
+        check_budget(recipe, found.shape, seconds=seconds, base_is_mapped=is_mapped, evaluate=evaluate)
+
+
+def _check_cost(cost: Cost, seconds: float) -> None:
+    check(cost, allowance(seconds), f"Ask for less, or choose a smaller model. {ELSEWHERE}")
 
 
 def check_budget(

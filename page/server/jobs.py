@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 
+from page.server.budget import check_task
 from page.server.queue import Job, JobKey
 from page.server.session import JOB_SECONDS, jobs, pools, queues, user_message
 from page.workers.messages import Done, Event, Failed, Partial, Progress, Released, Stopped
@@ -37,6 +38,8 @@ def run_job(
     """
     try:
         tasks = plan()
+        for task in tasks:
+            check_task(task, visitor, seconds)
     except Exception as error:
         yield Failed(user_message(error))
         return
