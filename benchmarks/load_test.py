@@ -39,7 +39,7 @@ PATIENCE = (20, 120)
 
 MARK = re.compile(r"mark-[0-9a-f]{10}")
 STATUS = re.compile(r'class=\\"status (failed|stopped|done)\\"[^>]*><span>(.*?)</span>')
-REFUSALS = ("queue is full", "calls are already running", "longer than the", "Queue is full")
+REFUSALS = ("queue is full", "already waiting", "went to someone else", "longer than the", "Queue is full")
 
 
 class LoadReport:

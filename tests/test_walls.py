@@ -128,7 +128,7 @@ def test_memory_is_measured_in_one_place():
     assert [file.name for file in LIBRARY if "psutil" in imported_packages(file)] == ["memory.py"]
     measures = {"virtual_memory", "SC_PHYS_PAGES", "get_max_memory"}
     readers = [file for file in LIBRARY if any(name in file.read_text(encoding="utf-8") for name in measures)]
-    assert {module_of(file) for file in readers} <= {"pruning.memory", "pruning.loading.load"}
+    assert {module_of(file) for file in readers} <= {"pruning.memory", "pruning.loading.placement"}
 
 
 def test_child_processes_and_temporary_folders_have_one_way():

@@ -5,7 +5,6 @@ publishing takes the caller's own token, never that of the machine.
 """
 
 import json
-import threading
 import uuid
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,20 +15,16 @@ from page.server import links
 from page.server.form import CONTROLS, steps_from
 from page.server.jobs import run_job
 from page.server.look_ups import look_up
-from page.server.session import QUEUE_SIZE, job_name, user_message
+from page.server.session import job_name, user_message
 from page.workers.messages import Done, Evaluation, Failed, PrunedSummary, Stopped, Texts
 from page.workers.tasks import CompareTask, EvaluateTask, PruneTask, PublishTask, Task
 from page.workers.workbench import Visitor
 from pruning import Preview, Recipe, Sampling, catalog
 from pruning.errors import RecipeError
 
-MAX_CALLS = max(1, QUEUE_SIZE // 2)
-"""How many calls may wait or work at the same time, so that programs leave room for people."""
 MAX_NEW_TOKENS = 200
 
 Answer = dict[str, Any]
-
-_places = threading.BoundedSemaphore(MAX_CALLS)
 
 
 def preview(
@@ -258,23 +253,15 @@ def _run(
     answer: Callable[[Sequence[object]], Answer],
 ) -> Answer:
     """Run tasks when their turn comes, and return the answer made of their results."""
-    if not _places.acquire(blocking=False):
-        raise gr.Error(
-            f"{MAX_CALLS} calls are already running. Please try again in a few minutes.",
-            print_exception=False,
-        )
-    try:
-        results = []
-        # Callers of MCP share a session, so each call is a job of its own.
-        for event in run_job(plan, PUBLIC, job_name(request, f"call-{uuid.uuid4().hex}")):
-            match event:
-                case Done(value):
-                    results.append(value)
-                case Stopped(message) | Failed(message):
-                    raise gr.Error(message, print_exception=False)
-        return _answer(lambda: answer(results))
-    finally:
-        _places.release()
+    results = []
+    # Callers of MCP share a session, so each call is a job of its own.
+    for event in run_job(plan, PUBLIC, job_name(request, f"call-{uuid.uuid4().hex}")):
+        match event:
+            case Done(value):
+                results.append(value)
+            case Stopped(message) | Failed(message):
+                raise gr.Error(message, print_exception=False)
+    return _answer(lambda: answer(results))
 
 
 def _answer(make: Callable[[], Answer]) -> Answer:

@@ -2,19 +2,20 @@
 
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 
 from page.server.look_ups import look_up
 from page.server.session import log, pools, queues, user_message, visitor_of
 from page.workers.messages import Failed
-from page.workers.tasks import INTERACTIVE, LoadTask, Task, WarmUpTask
+from page.workers.tasks import INTERACTIVE, LONG, LoadTask, Task, WarmUpTask
 from page.workers.workbench import Visitor
 from pruning import Neurons, Recipe, catalog
 from pruning.errors import Cancelled
 from pruning.progress import Progress
 
-PREPARE = LoadTask(catalog.DEFAULT_MODEL)
-"""What each worker does before its first task."""
+LOAD = LoadTask(catalog.DEFAULT_MODEL)
+WARM_UP = WarmUpTask(Recipe(base=catalog.DEFAULT_MODEL, steps=(Neurons(fraction=0.2),)))
 
 
 class WarmUp:
@@ -31,26 +32,29 @@ class WarmUp:
 
     def start(self) -> None:
         """Start the workers and the thread."""
-        pools.open(PREPARE)
+        pools.open()
         threading.Thread(target=self._run, daemon=True).start()
 
     def _run(self) -> None:
         visitor = visitor_of(None, None)
         try:
+            # One worker converts the model if that was not done yet; then the others find it in the cache.
+            self._perform(LOAD, visitor)
             look_up(catalog.DEFAULT_MODEL, visitor)
             self.shape_known.set()
-            task = WarmUpTask(Recipe(base=catalog.DEFAULT_MODEL, steps=(Neurons(fraction=0.2),)))
-            while not self._perform(task, visitor):
+            for kind in (INTERACTIVE, LONG):
+                pools[kind].prepare(LOAD)
+            while not self._perform(WARM_UP, visitor, give_way):
                 time.sleep(1)
         except Exception as error:
             log.warning("the default model is not ready: %s", user_message(error))
         finally:
             self.shape_known.set()
 
-    def _perform(self, task: Task, visitor: Visitor) -> bool:
-        """Perform a task, and return whether it has ended. It gives way to visitors, and must begin again."""
+    def _perform(self, task: Task, visitor: Visitor, check: Callable[[], None] = lambda: None) -> bool:
+        """Perform a task, and return whether it has ended; if not, it must begin again."""
         with suppress(Cancelled):
-            for event in pools[task.kind].perform(task, visitor, _give_way):
+            for event in pools[task.kind].perform(task, visitor, check):
                 match event:
                     case Progress():
                         self.progress = event
@@ -60,6 +64,7 @@ class WarmUp:
         return False
 
 
-def _give_way() -> None:
+def give_way() -> None:
+    """Raise `Cancelled` if a visitor waits."""
     if len(queues[INTERACTIVE]):
         raise Cancelled("A visitor goes first.")

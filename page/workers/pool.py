@@ -65,7 +65,6 @@ class Pool:
         self,
         settings: WorkerSettings,
         size: int = 1,
-        prepare: Task | None = None,
         start: Callable[[WorkerSettings, Callable[[WorkerProcess], None]], WorkerProcess] = WorkerProcess,
     ) -> None:
         """Create a pool, whose workers start when it is opened.
@@ -73,10 +72,10 @@ class Pool:
         Args:
             settings: How each worker runs.
             size: How many work at the same time.
-            prepare: A task that each performs before its first one.
             start: Starts a worker.
         """
-        self.settings, self.size, self._prepare, self._start = settings, size, prepare, start
+        self.settings, self.size, self._start = settings, size, start
+        self._preparation: Task | None = None
         self._workers: list[WorkerProcess] = []
         self._standby: WorkerProcess | None = None
         self._released: list[WorkerProcess] = []
@@ -98,6 +97,13 @@ class Pool:
                 worker.close()
                 worker.kill()
             self._workers, self._standby, self._released = [], None, []
+
+    def prepare(self, task: Task) -> None:
+        """Have each worker perform a task before any other, those that come later too."""
+        with self._changed:
+            self._preparation = task
+            for worker in self._all:
+                worker.prepare(task)
 
     def perform(
         self,
@@ -217,8 +223,8 @@ class Pool:
 
     def _new(self) -> WorkerProcess:
         worker = self._start(self.settings, self._on_released)
-        if self._prepare is not None:
-            worker.prepare(self._prepare)
+        if self._preparation is not None:
+            worker.prepare(self._preparation)
         return worker
 
     def _on_released(self, worker: WorkerProcess) -> None:
@@ -248,12 +254,8 @@ class Pools:
         self.storage: Storage | None = None
         self._closed = threading.Event()
 
-    def open(self, prepare: Task | None = None) -> None:
-        """Start the workers, and a thread that watches them.
-
-        Args:
-            prepare: The task that workers with models perform before their first one.
-        """
+    def open(self) -> None:
+        """Start the workers, and a thread that watches them."""
         fork_server.start()
         memory = worker_memory()
         folder = run_folder(cache_folder() / "page")
@@ -263,8 +265,8 @@ class Pools:
         )
         look_ups = replace(settings, memory=max(LOOK_UP_BYTES, memory // 10), folder=None)
         self._pools = {
-            INTERACTIVE: Pool(replace(settings, niceness=INTERACTIVE_NICENESS), prepare=prepare),
-            LONG: Pool(replace(settings, niceness=LONG_NICENESS), prepare=prepare),
+            INTERACTIVE: Pool(replace(settings, niceness=INTERACTIVE_NICENESS)),
+            LONG: Pool(replace(settings, niceness=LONG_NICENESS)),
             LOOK_UP: Pool(look_ups, size=LOOK_UPS),
         }
         for pool in self._pools.values():

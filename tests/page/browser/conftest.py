@@ -5,6 +5,7 @@ import subprocess
 
 import pytest
 
+from tests.helpers.browser import PAGE, WORK
 from tests.helpers.hub import CLIENT_ENV, LoopbackHub
 from tests.helpers.serving import ARGUMENTS, serve
 
@@ -60,9 +61,9 @@ def visit(browser, page_url):
         context = browser.new_context(viewport={"width": width, "height": height}, **settings)
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(400_000)
+        page.set_default_timeout(PAGE)
         page.goto(address)
-        page.wait_for_selector("#parameters-after", state="attached")
+        page.wait_for_selector("#parameters-after", state="attached", timeout=WORK)
         return page
 
     yield open_page

@@ -3,6 +3,7 @@
 import pytest
 
 from pruning.lessons import LESSONS
+from tests.helpers.browser import WORK
 
 pytestmark = [pytest.mark.browser, pytest.mark.real]
 
@@ -47,7 +48,7 @@ def test_a_lesson_opens_on_the_workbench_and_can_stand_alone(lesson_page):
     page = lesson_page(4, "&only=1")
     page.wait_for_selector("#lesson-list", state="hidden")
     page.click("#lesson-run")
-    page.wait_for_selector("#open-result:visible")
+    page.wait_for_selector("#open-result:visible", timeout=WORK)
     page.click("#open-result")
     page.wait_for_selector("#prune:visible")
     assert page.input_value("#neurons-fraction input[type=number]") == "20"
@@ -58,5 +59,5 @@ def test_a_lesson_fits_the_screen(visit, page_url, width, height):
     page = visit(width, height, address=f"{page_url}/?lesson=1")
     page.wait_for_selector("#lesson-see:visible")
     page.click("#lesson-run")
-    page.wait_for_selector("#lesson-status .done")
+    page.wait_for_selector("#lesson-status .done", timeout=WORK)
     assert page.evaluate("document.documentElement.scrollWidth") <= width

@@ -14,6 +14,7 @@ from functools import partial
 
 import pytest
 
+from tests.helpers.browser import PAGE
 from tests.helpers.serving import ARGUMENTS, ROOT, START_SECONDS
 from tests.helpers.websites import BROWSER_ARGUMENTS, Pages, identity_provider, make_certificate, serve
 
@@ -106,7 +107,7 @@ def space(request, certificate, tmp_path_factory, chromium):
         try:
             wait_for(f"https://127.0.0.1:{port}", process, folder / "log.txt")
             context = chromium(folder / "profile")
-            context.set_default_timeout(200_000)
+            context.set_default_timeout(PAGE)
             yield Space(f"https://ada-page.test:{port}", acted, context, request.param == "gate")
             context.close()
         finally:

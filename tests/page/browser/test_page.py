@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import pruning
 from pruning import Heads, Layers, Neurons
+from tests.helpers.browser import WORK
 
 pytestmark = [pytest.mark.browser, pytest.mark.real]
 
@@ -56,7 +57,7 @@ def prune(page, percent):
     """Press Prune, wait for the end, and return the status line."""
     set_percent(page, percent)
     page.click("#prune")
-    page.wait_for_selector("#status .done, #status .failed")
+    page.wait_for_selector("#status .done, #status .failed", timeout=WORK)
     return page.inner_text("#status")
 
 
@@ -80,7 +81,7 @@ def test_prune_read_download_and_push(visit, served_hub, tmp_path):
     assert page.locator("#genres .plot i").count() == 10
 
     page.click("#prepare")
-    page.wait_for_selector("#download:visible")
+    page.wait_for_selector("#download:visible", timeout=WORK)
     with page.expect_download() as event:
         page.click("#download")
     with zipfile.ZipFile(event.value.path()) as packed:
@@ -99,7 +100,7 @@ def test_prune_read_download_and_push(visit, served_hub, tmp_path):
     page.get_by_role("tab", name="Push to the Hub").click()
     page.fill("#repository input, #repository textarea", "smaller")
     page.click("#push")
-    page.wait_for_selector("#push-status .done")
+    page.wait_for_selector("#push-status .done", timeout=WORK)
     assert f"{served_hub.url}/ada/smaller" in page.inner_text("#push-status")
     repository = served_hub.repos["ada/smaller"]
     assert repository.private
@@ -117,7 +118,7 @@ def test_every_part_can_be_cut_and_a_link_opens_the_same(visit):
     expected = parameters_after(Neurons(fraction=0.25), Heads(groups=1), Layers(count=2))
     wait_for_count(page, expected)
     page.click("#prune")
-    page.wait_for_selector("#export:visible, #status .failed")
+    page.wait_for_selector("#export:visible, #status .failed", timeout=WORK)
     assert count(page) == expected
     page.get_by_role("tab", name="Recipe").click()
     address = page.input_value("#link input, #link textarea")
@@ -137,7 +138,7 @@ def test_a_recipe_that_holds_more_than_the_controls_is_followed(visit):
     page.wait_for_selector("#opened-recipe:has-text('layers 4, 5')")
     wait_for_count(page, parameters_after(Layers(layers=(4, 5))))
     page.click("#prune")
-    page.wait_for_selector("#export:visible, #status .failed")
+    page.wait_for_selector("#export:visible, #status .failed", timeout=WORK)
     assert page.is_visible("#export")
     assert count(page) == parameters_after(Layers(layers=(4, 5)))
     page.click("#stop")
@@ -159,7 +160,7 @@ def test_a_search_shows_its_trials_and_can_be_stopped(visit):
     page.click("#target button")
     page.fill("#budget input, #budget textarea", "12%")
     page.click("#search")
-    page.wait_for_function("document.querySelector('#points')?.innerText.includes('layers')")
+    page.wait_for_function("document.querySelector('#points')?.innerText.includes('layers')", timeout=WORK)
     page.click("#stop")
     page.wait_for_selector("#status .stopped")
     page.wait_for_selector("#prune:visible")
@@ -172,17 +173,17 @@ def test_inspect_and_distill(visit):
     page = visit()
     assert prune(page, 30).startswith("Done")
     page.click("#next")
-    page.wait_for_selector("#next-words tbody tr")
+    page.wait_for_selector("#next-words tbody tr", timeout=WORK)
     assert page.locator("#next-words tbody tr").count() == 20
     page.get_by_role("tab", name="Word by word").click()
     page.fill("#loss-text textarea", "The <b>cat</b> sat on the mat.")
     page.click("#losses")
-    page.wait_for_selector("#loss-words article")
+    page.wait_for_selector("#loss-words article", timeout=WORK)
     assert page.locator("#loss-words b").count() == 0
     assert "The <b>cat</b> sat on the mat." in page.inner_text("#loss-words article p >> nth=0")
     page.get_by_role("tab", name="Importance").click()
     page.click("#importance")
-    page.wait_for_selector("#importance-map tbody tr")
+    page.wait_for_selector("#importance-map tbody tr", timeout=WORK)
     assert page.locator("#importance-map tbody tr").count() == 30
 
 
@@ -193,12 +194,14 @@ def test_distill_stops_with_the_best_and_continues_as_the_visitor_asks(visit, sm
     page.click("#generation button")
     set_slider(page, "length", 5)
     page.click("#distill-start")
-    page.wait_for_selector("#distill-curve:visible")
-    page.wait_for_function(IMPROVED)
+    page.wait_for_selector("#distill-curve:visible", timeout=WORK)
+    page.wait_for_function(IMPROVED, timeout=WORK)
     page.click("#distill-stop")
-    page.wait_for_selector("#distill-status .done, #distill-status .stopped, #distill-status .failed")
+    page.wait_for_selector(
+        "#distill-status .done, #distill-status .stopped, #distill-status .failed", timeout=WORK
+    )
     assert page.inner_text("#distill-status").startswith("Distilled on")
-    page.wait_for_function("document.querySelector('#status').innerText.includes('Measuring')")
+    page.wait_for_function("document.querySelector('#status').innerText.includes('Measuring')", timeout=WORK)
     prompt, text = "Paris is the capital of", page.inner_text("#text-after")
     assert text.startswith(prompt)
     assert len(smollm2.tokenizer(text).input_ids) <= len(smollm2.tokenizer(prompt).input_ids) + 5
@@ -219,12 +222,12 @@ def test_stop_while_measuring_frees_the_model(visit):
     page = visit()
     set_percent(page, 44)
     page.click("#prune")
-    page.wait_for_selector("#status:has-text('Measuring perplexity')")
+    page.wait_for_selector("#status:has-text('Measuring perplexity')", timeout=WORK)
     page.click("#stop")
     page.wait_for_selector("#status .stopped")
     page.wait_for_selector("#prune:visible")
     page.click("#prune")
-    page.wait_for_selector("#status .done")
+    page.wait_for_selector("#status .done", timeout=WORK)
 
 
 @pytest.mark.parametrize(

@@ -14,13 +14,19 @@ RECIPE = Recipe(base="smollm2-135m", steps=(Neurons(fraction=0.2),))
 DOWNLOAD, PUSH = "download", "push"
 
 
+@pytest.fixture(autouse=True)
+def any_cost(monkeypatch):
+    """The model is never loaded here, so what it costs is not known."""
+    monkeypatch.setattr("page.server.jobs.check_task", lambda task, visitor, seconds: None)
+
+
 @pytest.fixture
 def start(handler, request_of):
     """`start(kind)` returns the name of the job and the updates of its status line."""
 
     def run(kind):
         request = request_of()
-        arguments = ("zip",) if kind == DOWNLOAD else ("smaller", True)
+        arguments = ("zip",) if kind == DOWNLOAD else ("smaller", True, "")
         name = {DOWNLOAD: "prepare", PUSH: "push"}[kind]
         updates = handler(name)(request, None, RECIPE, "", *arguments)
         return JobKey(request.session_hash, kind), (update[f"{name}-status"] for update in updates)
@@ -73,7 +79,7 @@ def test_a_download_is_offered_under_the_name_of_its_file(handler, request_of, m
 
 @pytest.mark.parametrize("name", ["", "  ", None, 5])
 def test_a_push_needs_a_name(name, handler, request_of):
-    (update,) = handler("push")(request_of(), None, RECIPE, "", name, True)
+    (update,) = handler("push")(request_of(), None, RECIPE, "", name, True, "")
     assert "Enter a name for the repository." in update["push-status"]
 
 
@@ -92,6 +98,6 @@ def test_an_export_that_needs_the_visitors_own_text_asks_for_it(handler, request
 def test_a_push_is_private_unless_the_visitor_says_no(private, handler, request_of, monkeypatch):
     asked = []
     work(monkeypatch, lambda task, context: asked.append(task.private))
-    list(handler("push")(request_of(), None, RECIPE, "", "smaller", private))
-    list(handler("push")(request_of(), None, RECIPE, "", "smaller", False))
+    list(handler("push")(request_of(), None, RECIPE, "", "smaller", private, ""))
+    list(handler("push")(request_of(), None, RECIPE, "", "smaller", False, ""))
     assert asked == [True, False]

@@ -97,7 +97,7 @@ def test_work_that_is_no_longer_watched_ends(tmp_path):
 
 def test_a_detached_job_continues_without_its_visitor():
     name = next(names)
-    events = run(Count(20, seconds=0.02), name=JobKey(name.session, "push"), detached=True)
+    events = run(Count(100, seconds=0.02), name=JobKey(name.session, "push"), detached=True)
     next(events)
     jobs.stop_session(name.session)
     events.close()
@@ -105,7 +105,7 @@ def test_a_detached_job_continues_without_its_visitor():
     ending = None
     while not isinstance(ending, Done | Failed | Stopped):
         ending = worker.running.events.get(timeout=20)
-    assert ending == Done(20)
+    assert ending == Done(100)
 
 
 def test_a_job_can_be_asked_to_end_with_what_it_has():
