@@ -1,11 +1,13 @@
 """What a visitor's settings become: tasks, for Prune and for the texts after a distillation."""
 
+from dataclasses import replace
+
 import pytest
 
 from page.server.form import CONTROLS
 from page.workers.messages import Done, Failed, Partial, Progress, PrunedSummary, Queued, Stopped, Texts
 from page.workers.tasks import CompareTask, DistillTask, EvaluateTask, PruneTask
-from pruning import Distillation, Neurons, Recipe, Sampling
+from pruning import Calibration, Distillation, Neurons, Recipe, Sampling
 from pruning.architectures.shape import Shape
 from pruning.distillation.progress import EvalPoint
 from pruning.distillation.result import DistillationNote
@@ -129,3 +131,28 @@ def test_a_job_that_ends_early_says_so_and_brings_the_buttons_back(
     assert f'class="status {kind}"' in shown["status"]
     assert text in shown["status"]
     assert idle["prune"].visible
+
+
+def test_the_page_keeps_the_digest_of_a_visitors_own_text_and_not_the_text(handler, request_of, run):
+    text = "The keeper climbed the stairs and lit the lamp at dusk. " * 60
+    own = RECIPE.model_copy(update={"calibration": Calibration.custom(text, tokens=512)})
+    pruned = summary()
+    tasks = run([Done(replace(pruned, recipe=own))])
+    given = ["Once", 60, 0.7, None, "smollm2-135m", "custom", text, 512, 3, *VALUES]
+    updates = list(handler("prune")(request_of(), None, *given))
+    assert tasks[0][0].recipe.calibration.content == text
+    kept = next(update["state"] for update in updates if "state" in update)
+    assert kept.calibration.sha256 == own.calibration.sha256
+    assert all(text[:50] not in repr(update) for update in updates)
+    assert kept.calibration.content is None
+
+
+def test_a_distillation_takes_the_visitors_own_text_along(handler, request_of, run):
+    own = RECIPE.model_copy(update={"calibration": Calibration.custom("text " * 300)})
+    tasks = run([])
+    list(
+        handler("distill")(
+            request_of(), None, own.without_custom_text(), 2, "text " * 300, "Once", 60, 0.7, 3
+        )
+    )
+    assert tasks[0][0].recipe.calibration.content == "text " * 300
