@@ -68,6 +68,11 @@ class Report:
     seconds: Mapping[str, float] = field(default_factory=dict)
 
     @property
+    def is_complete(self) -> bool:
+        """Whether quality, speed and samples were measured; the speed comes last."""
+        return self.after.tokens_per_second is not None
+
+    @property
     def parameters(self) -> dict[str, Any]:
         """Parameters before and after, in total and by component, as plain values."""
         return compare_components(self.before.components, self.after.components)

@@ -42,10 +42,10 @@ class WarmUp:
             self._perform(LOAD, visitor)
             look_up(catalog.DEFAULT_MODEL, visitor)
             self.shape_known.set()
-            for kind in (INTERACTIVE, LONG):
-                pools[kind].prepare(LOAD)
             while not self._perform(WARM_UP, visitor, give_way):
                 time.sleep(1)
+            for kind in (INTERACTIVE, LONG):
+                pools[kind].prepare(LOAD)
         except Exception as error:
             log.warning("the default model is not ready: %s", user_message(error))
         finally:

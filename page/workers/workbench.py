@@ -3,13 +3,14 @@
 A session holds a recipe. The model of a recipe is looked up here, and rebuilt if it was evicted.
 """
 
+import pickle
 import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import TypeVar
+from dataclasses import dataclass, field, replace
+from typing import TypeVar, cast
 
 from page.workers.storage import Storage
 from pruning import pipeline
@@ -26,6 +27,7 @@ from pruning.memory import release_memory
 from pruning.pipeline import Pruned
 from pruning.progress import Reporter, silent
 from pruning.recipe import Recipe
+from pruning.report import Report
 from pruning.shape_search.search import Budget, SearchResult, Trial, iter_search
 from pruning.shape_search.sweep import SweepPoint, iter_sweep
 from pruning.snapshot import read_snapshot, snapshot_bytes, write_snapshot
@@ -35,6 +37,8 @@ from pruning.text.passages import CUSTOM
 
 IDLE_SECONDS = 1800.0
 """After this long without use, what belongs to one visitor is dropped, in case their leaving was missed."""
+
+REPORT = "report.pickle"
 
 MAX_NAME = 200
 """The longest name of a model, in characters."""
@@ -141,13 +145,16 @@ class Workbench:
     ) -> Iterator[Pruned]:
         """Yield the model of a recipe as its report fills; once if it was measured before."""
         pruned = self.prune(recipe, visitor, progress)
-        if pruned.report.after.tokens_per_second is not None:
+        if not pruned.report.is_complete and (report := self._stored_report(recipe, visitor)) is not None:
+            pruned = self._keep(recipe, replace(pruned, report=report), visitor)
+        if pruned.report.is_complete:
             yield pruned
             return
         base = self.load(recipe.base, visitor, recipe.revision, progress)
         for measured in pipeline.iter_evaluate_pruned(pruned, base, progress=progress):
             yield measured
         self._keep(recipe, measured, visitor)
+        self._store_report(recipe, measured, visitor)
 
     def iter_search(
         self,
@@ -268,6 +275,22 @@ class Workbench:
                 with self.storage.new(recipe.sha256, owner) as folder:
                     write_snapshot(pruned, folder)
         return self._keep(recipe, pruned, visitor)
+
+    def _store_report(self, recipe: Recipe, measured: Pruned, visitor: Visitor) -> None:
+        """Keep a complete report on disk, so that another worker need not measure the same model again."""
+        owner = self.owner_of(measured, visitor)
+        if self.storage is not None and (owner or _is_public(measured)):
+            with suppress(OSError), self.storage.new(f"{recipe.sha256} report", owner) as folder:
+                (folder / REPORT).write_bytes(pickle.dumps(measured.report))
+
+    def _stored_report(self, recipe: Recipe, visitor: Visitor) -> Report | None:
+        if self.storage is None:
+            return None
+        folder = self.storage.find(f"{recipe.sha256} report", visitor.owner)
+        with suppress(OSError):
+            # Only this page's own workers write to its folder.
+            return None if folder is None else cast("Report", pickle.loads((folder / REPORT).read_bytes()))
+        return None
 
     def owner_of(self, pruned: Pruned, visitor: Visitor) -> str:
         """Return whose a model is that a visitor asked for; empty for everyone's."""

@@ -176,6 +176,20 @@ def test_a_distilled_private_model_is_its_owners_alone_and_leaves_with_them(benc
     assert trains(ADA)
 
 
+def test_a_model_that_one_worker_measured_is_not_measured_again_by_another(bench, other_bench):
+    *_, measured = bench.iter_evaluate(recipe(0.25), ADA)
+    (found,) = other_bench.iter_evaluate(recipe(0.25), BOB)
+    assert found.report == measured.report
+    assert found.report.is_complete
+
+
+def test_a_report_on_a_private_model_is_its_owners_alone(bench, other_bench):
+    private = recipe(0.25, base="private")
+    list(bench.iter_evaluate(private, ADA))
+    assert len(list(other_bench.iter_evaluate(private, ADA))) == 1
+    assert len(list(Workbench(10**9, bench.storage).iter_evaluate(private, BOB))) > 1
+
+
 def test_a_full_disk_costs_the_next_worker_time_and_nothing_else(bench, other_bench):
     bench.storage.max_bytes = 1
     made = bench.distill(recipe(0.25), Distillation(steps=1), ADA)
