@@ -90,7 +90,7 @@ def check_task(task: Task, visitor: Visitor, seconds: float) -> None:
 
 def _is_kept(recipe: Recipe, visitor: Visitor) -> bool:
     """Return whether the model of a recipe is on disk, so that its steps are not carried out again."""
-    storage = pools.storage
+    storage = pools.models
     return storage is not None and storage.find(recipe.sha256, visitor.owner) is not None
 
 

@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
+import gradio as gr
+
 from page.server.look_ups import look_up
 from page.server.session import log, pools, queues, user_message, visitor_of
 from page.workers.messages import Failed
@@ -33,6 +35,9 @@ class WarmUp:
     def start(self) -> None:
         """Start the workers and the thread."""
         pools.open()
+        assert pools.downloads is not None
+        # Served from where they are: Gradio's copies would be bounded by nothing.
+        gr.set_static_paths([pools.downloads.folder])
         threading.Thread(target=self._run, daemon=True).start()
 
     def _run(self) -> None:

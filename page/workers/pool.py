@@ -7,20 +7,20 @@ only the task that it performed fails.
 import os
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from queue import Empty
 
 from page.workers import fork_server
 from page.workers.process import Running, WorkerProcess
 from page.workers.protocol import Ending
-from page.workers.storage import Storage, run_folder
+from page.workers.storage import Storage
 from page.workers.tasks import INTERACTIVE, LONG, LOOK_UP, Kind, Task
 from page.workers.workbench import Visitor
 from page.workers.worker import WorkerSettings
 from pruning.child_environment import child_environment
 from pruning.errors import PruningError
-from pruning.files import cache_folder
+from pruning.files import cache_folder, temporary_folder
 from pruning.memory import total_memory
 
 MEMORY_SHARE = 0.8
@@ -31,8 +31,8 @@ LOOK_UP_BYTES = 500_000_000
 """What each may take at least."""
 INTERACTIVE_NICENESS, LONG_NICENESS = 2, 10
 """How far work stands back for the page itself, and long work for what visitors wait for."""
-STORAGE_BYTES = 6_000_000_000
-"""The most bytes of distilled models and downloads that are kept."""
+STORAGE_BYTES = 3_000_000_000
+"""The most bytes of distilled models that are kept, and of downloads."""
 INTERVAL = 0.1
 """Seconds between two looks at the workers, and at the job while its task is under way."""
 ANSWER_SECONDS = 15.0
@@ -245,25 +245,31 @@ class Pools:
     models and read their configs, for previews.
 
     Attributes:
-        storage: Distilled models and downloads.
+        models: Models that took minutes to make, and reports, for all workers.
+        downloads: Files that visitors download.
     """
 
     def __init__(self) -> None:
         """Create closed pools."""
         self._pools: dict[Kind, Pool] = {}
-        self.storage: Storage | None = None
+        self.models: Storage | None = None
+        self.downloads: Storage | None = None
+        self._stack = ExitStack()
         self._closed = threading.Event()
 
     def open(self) -> None:
         """Start the workers, and a thread that watches them."""
         fork_server.start()
         memory = worker_memory()
-        folder = run_folder(cache_folder() / "page")
-        self.storage = Storage(folder, STORAGE_BYTES)
+        # Nobody else reads it. It is removed at the end, or by the next run if this one is killed.
+        folder = self._stack.enter_context(temporary_folder(cache_folder() / "page"))
+        self.models = Storage(folder / "models", STORAGE_BYTES)
+        self.downloads = Storage(folder / "downloads", STORAGE_BYTES)
+        environment = child_environment()
         settings = WorkerSettings(
-            memory, folder=folder, folder_bytes=STORAGE_BYTES, environment=child_environment()
+            memory, models=self.models, downloads=self.downloads, environment=environment
         )
-        look_ups = replace(settings, memory=max(LOOK_UP_BYTES, memory // 10), folder=None)
+        look_ups = WorkerSettings(max(LOOK_UP_BYTES, memory // 10), environment=environment)
         self._pools = {
             INTERACTIVE: Pool(replace(settings, niceness=INTERACTIVE_NICENESS)),
             LONG: Pool(replace(settings, niceness=LONG_NICENESS)),
@@ -278,6 +284,7 @@ class Pools:
         self._closed.set()
         for pool in self._pools.values():
             pool.close()
+        self._stack.close()
 
     def __getitem__(self, kind: Kind) -> Pool:
         return self._pools[kind]
@@ -286,8 +293,9 @@ class Pools:
         """Drop what belongs to an owner, in all workers and on disk."""
         for pool in self._pools.values():
             pool.forget(owner)
-        if self.storage is not None:
-            self.storage.forget(owner)
+        for storage in (self.models, self.downloads):
+            if storage is not None:
+                storage.forget(owner)
 
     @property
     def memory(self) -> int:

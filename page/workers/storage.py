@@ -10,6 +10,7 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pruning.errors import PruningError
@@ -20,12 +21,21 @@ MARGIN = 1.1
 """What must be free for each byte that is going to be written."""
 
 
+@dataclass
 class Storage:
-    """Entries by key and owner, each in a folder of its own. What is nobody's is everyone's."""
+    """Entries by key and owner, each in a folder of its own. What is nobody's is everyone's.
 
-    def __init__(self, folder: Path, max_bytes: int) -> None:
-        """Use a folder, which is created when the first entry is written."""
-        self.folder, self.max_bytes = folder, max_bytes
+    The names of the folders can be guessed from nothing that a visitor knows, since files in them may be served.
+
+    Attributes:
+        folder: Where the entries are; created when the first one is written.
+        max_bytes: The most bytes that they take.
+        secret: What makes the names of this run.
+    """
+
+    folder: Path
+    max_bytes: int
+    secret: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
 
     def find(self, key: str, owner: str) -> Path | None:
         """Return the folder of a public entry or of one of this owner's; None if there is none."""
@@ -65,7 +75,7 @@ class Storage:
     def forget(self, owner: str) -> None:
         """Remove what belongs to an owner, given by name or by all of it up to a colon."""
         with suppress(FileNotFoundError):
-            discard(self.folder.joinpath(*_parts(owner)))
+            discard(self.folder.joinpath(*self._parts(owner)))
 
     def trim(self, max_bytes: int | None = None, keep: Path | None = None) -> None:
         """Remove the least recently used entries until the rest fit into `max_bytes`, by default the bound."""
@@ -86,7 +96,14 @@ class Storage:
         return sum(size for _, _, size in self._entries())
 
     def _path(self, key: str, owner: str) -> Path:
-        return self.folder.joinpath(*_parts(owner), _name(key))
+        return self.folder.joinpath(*self._parts(owner), self._name(key))
+
+    def _parts(self, owner: str) -> list[str]:
+        """Return the folders of an owner: one for the session, and one in it for the account."""
+        return [self._name(part) for part in owner.split(":")] if owner else [PUBLIC]
+
+    def _name(self, text: str) -> str:
+        return hashlib.blake2b(text.encode(), key=self.secret, digest_size=20).hexdigest()
 
     def _entries(self) -> Iterator[tuple[Path, float, int]]:
         """Yield each entry with the time of its last use and its bytes."""
@@ -96,33 +113,3 @@ class Storage:
                 with suppress(OSError):
                     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
                     yield folder, folder.stat().st_mtime, size
-
-
-def _name(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-def _parts(owner: str) -> list[str]:
-    """Return the folders of an owner: one for the session, and one in it for the account."""
-    return [_name(part) for part in owner.split(":")] if owner else [PUBLIC]
-
-
-def run_folder(parent: Path) -> Path:
-    """Return a new private folder for this run, after removing those of runs that have ended."""
-    parent.mkdir(parents=True, exist_ok=True)
-    for old in parent.glob("run-*"):
-        if not _runs(int(old.name.rpartition("-")[2])):
-            shutil.rmtree(old, ignore_errors=True)
-    folder = parent / f"run-{secrets.token_hex(8)}-{os.getpid()}"
-    folder.mkdir(mode=0o700)
-    return folder
-
-
-def _runs(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True

@@ -363,7 +363,7 @@ class ExportTask(Task):
         """Return the file."""
         if self.form not in FORMS:
             raise RecipeError(f"There is no format {self.form[:40]!r}. Choose one from the list.")
-        storage, key = context.workbench.storage, f"{self.recipe.sha256} {self.form}"
+        storage, key = context.workbench.downloads, f"{self.recipe.sha256} {self.form}"
         assert storage is not None, "exports need a folder"
         if (found := storage.find(key, context.visitor.owner)) is not None:
             return next(found.iterdir())

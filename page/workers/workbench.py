@@ -86,14 +86,17 @@ class Workbench:
     free nothing, so it remains until it is not.
     """
 
-    def __init__(self, max_bytes: int, storage: Storage | None = None) -> None:
+    def __init__(
+        self, max_bytes: int, models: Storage | None = None, downloads: Storage | None = None
+    ) -> None:
         """Create an empty workbench.
 
         Args:
             max_bytes: The most bytes of models and statistics that it keeps.
-            storage: Where models that took minutes to make are kept too, for other workers and after this one.
+            models: Where models that took minutes to make, and reports, are kept for other workers too.
+            downloads: Where files to download are kept.
         """
-        self.max_bytes, self.storage = max_bytes, storage
+        self.max_bytes, self.models, self.downloads = max_bytes, models, downloads
         self._entries: OrderedDict[tuple[str | None, ...], CachedModel] = OrderedDict()
         self._texts: dict[str, set[str]] = {}
 
@@ -115,7 +118,7 @@ class Workbench:
         if (found := self._get(("pruned", recipe.sha256), visitor, Pruned)) is not None:
             return found
         base = self.load(recipe.base, visitor, recipe.revision, progress)
-        stored = self.storage.find(recipe.sha256, visitor.owner) if self.storage else None
+        stored = self.models.find(recipe.sha256, visitor.owner) if self.models else None
         if stored is not None and (kept := read_snapshot(stored, base)) is not None:
             return self._keep(recipe, kept, visitor)
         return self._store_pruned(recipe, pipeline.prune(recipe, base, progress=progress), visitor)
@@ -268,25 +271,25 @@ class Workbench:
     def _store_pruned(self, recipe: Recipe, pruned: Pruned, visitor: Visitor) -> Pruned:
         """Keep a model that was just made, on disk too if that took minutes."""
         owner = self.owner_of(pruned, visitor)
-        if self.storage is not None and _took_minutes(recipe) and (owner or _is_public(pruned)):
+        if self.models is not None and _took_minutes(recipe) and (owner or _is_public(pruned)):
             # A full disk costs other workers the time to make it again.
             with suppress(PruningError, OSError):
-                self.storage.make_room(snapshot_bytes(pruned))
-                with self.storage.new(recipe.sha256, owner) as folder:
+                self.models.make_room(snapshot_bytes(pruned))
+                with self.models.new(recipe.sha256, owner) as folder:
                     write_snapshot(pruned, folder)
         return self._keep(recipe, pruned, visitor)
 
     def _store_report(self, recipe: Recipe, measured: Pruned, visitor: Visitor) -> None:
         """Keep a complete report on disk, so that another worker need not measure the same model again."""
         owner = self.owner_of(measured, visitor)
-        if self.storage is not None and (owner or _is_public(measured)):
-            with suppress(OSError), self.storage.new(f"{recipe.sha256} report", owner) as folder:
+        if self.models is not None and (owner or _is_public(measured)):
+            with suppress(OSError), self.models.new(f"{recipe.sha256} report", owner) as folder:
                 (folder / REPORT).write_bytes(pickle.dumps(measured.report))
 
     def _stored_report(self, recipe: Recipe, visitor: Visitor) -> Report | None:
-        if self.storage is None:
+        if self.models is None:
             return None
-        folder = self.storage.find(f"{recipe.sha256} report", visitor.owner)
+        folder = self.models.find(f"{recipe.sha256} report", visitor.owner)
         with suppress(OSError):
             # Only this page's own workers write to its folder.
             return None if folder is None else cast("Report", pickle.loads((folder / REPORT).read_bytes()))

@@ -3,6 +3,7 @@
 import ctypes
 import logging
 import os
+import re
 import resource
 import signal
 import threading
@@ -42,15 +43,15 @@ class WorkerSettings:
     Attributes:
         memory: The bytes that it may take for itself, besides the files that it maps.
         niceness: How far it stands back when others need the processor.
-        folder: Where it keeps what takes minutes to make; None for nowhere.
-        folder_bytes: The most bytes kept there.
+        models: Where it keeps models that take minutes to make, and reports; None for nowhere.
+        downloads: Where it writes what visitors download.
         environment: Its environment variables.
     """
 
     memory: int
     niceness: int = 0
-    folder: Path | None = None
-    folder_bytes: int = 0
+    models: Storage | None = None
+    downloads: Storage | None = None
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
@@ -75,16 +76,16 @@ def isolate(settings: WorkerSettings) -> None:
         # If memory runs out all the same, a worker is killed and not the page.
         Path("/proc/self/oom_score_adj").write_text("1000")
     # The page's watch is more exact; this holds between its looks. RLIMIT_DATA would count what is mapped.
-    space = memory.address_space() + settings.memory + MAPPED_BYTES
-    resource.setrlimit(resource.RLIMIT_AS, (space, space))
+    if not Path("/dev/nvidiactl").exists():  # A GPU's driver reserves address space without measure.
+        space = memory.address_space() + settings.memory + MAPPED_BYTES
+        resource.setrlimit(resource.RLIMIT_AS, (space, space))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     memory.restrict(settings.memory)
 
 
 def make_workbench(settings: WorkerSettings) -> Workbench:
     """Return an empty workbench within a worker's limits."""
-    storage = Storage(settings.folder, settings.folder_bytes) if settings.folder else None
-    return Workbench(int(CACHE_SHARE * settings.memory), storage)
+    return Workbench(int(CACHE_SHARE * settings.memory), settings.models, settings.downloads)
 
 
 class TaskControl:
@@ -188,9 +189,9 @@ class Worker:
             return Stopped(str(cancelled))
         except PruningError as error:
             return Failed(str(error))
-        except MemoryError:
-            return Failed(memory_message(memory.restriction()))
-        except BaseException:
+        except BaseException as error:
+            if _is_out_of_memory(error):
+                return Failed(memory_message(memory.restriction()))
             # A panic of a library in Rust is no Exception. Nothing may end the worker but the page.
             return Failed(BUG, traceback.format_exc())
 
@@ -212,6 +213,15 @@ class Worker:
             self._pending, self._sent_at = None, time.monotonic()
         with suppress(BrokenPipeError):
             self._connection.send(answer)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Return whether memory ran out, as Python, torch's allocators for both devices, or C++ say it."""
+    is_torchs = type(error).__name__ == "OutOfMemoryError" or (
+        isinstance(error, RuntimeError)
+        and re.search("can't allocate memory|bad_alloc", str(error)) is not None
+    )
+    return isinstance(error, MemoryError) or is_torchs
 
 
 def memory_message(limit: int) -> str:

@@ -37,9 +37,9 @@ def thread_pool(**settings):
     return open_pool(start=lambda each, released: WorkerProcess(each, released, ThreadChild), **settings)
 
 
-def open_pool(memory=2000 * MB, folder=None, **settings):
+def open_pool(memory=2000 * MB, **settings):
     """Return an open pool of real worker processes."""
-    given = WorkerSettings(memory, folder=folder, folder_bytes=10**9, environment=child_environment())
+    given = WorkerSettings(memory, environment=child_environment())
     pool = Pool(given, **settings)
     pool.open()
     return pool

@@ -40,12 +40,12 @@ PATIENCE = 60
 
 
 @pytest.fixture(scope="module")
-def pool(tmp_path_factory):
+def pool():
     """A pool whose workers may take 300 MB."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_TOKEN", "secret")
         fork_server.start()
-        pool = open_pool(memory=300 * MB, folder=tmp_path_factory.mktemp("storage"))
+        pool = open_pool(memory=300 * MB)
     watching = threading.Event()
 
     def watch():

@@ -1,12 +1,10 @@
 """Folders for what took minutes to make: bounded, by owner, whole or not at all."""
 
 import os
-import subprocess
-import sys
 
 import pytest
 
-from page.workers.storage import Storage, run_folder
+from page.workers.storage import Storage
 from pruning import PruningError
 
 SIZE = 1000
@@ -88,12 +86,7 @@ def test_room_is_made_before_writing(storage):
     assert storage.bytes <= 5 * SIZE
 
 
-def test_the_folders_of_runs_that_ended_are_removed_and_no_others(tmp_path):
-    code = "import sys, pathlib; from page.workers.storage import run_folder; run_folder(pathlib.Path(sys.argv[1]))"
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
-    (old,) = tmp_path.iterdir()
-    ours = run_folder(tmp_path)
-    assert not old.exists()
-    assert run_folder(tmp_path) != ours
-    assert ours.exists()
-    assert ours.stat().st_mode & 0o077 == 0
+def test_the_place_of_an_entry_cannot_be_guessed(storage):
+    put(storage, "model")
+    other = Storage(storage.folder, storage.max_bytes)
+    assert other.find("model", "") is None

@@ -155,7 +155,7 @@ def perform(monkeypatch, tmp_path):
 
     monkeypatch.setattr("pruning.loading.load.load", load)
     monkeypatch.setattr("pruning.loading.load.find", lambda name, **settings: load(name).source)
-    bench, job = Workbench(10**9, Storage(tmp_path / "kept", 10**9)), Job()
+    bench, job = Workbench(10**9, downloads=Storage(tmp_path / "kept", 10**9)), Job()
 
     def run(task):
         emitted = []

@@ -148,8 +148,8 @@ def test_one_owners_text_stays_while_another_owner_has_the_same(bench):
 @pytest.fixture
 def other_bench(bench, tmp_path):
     """Two workbenches of two workers, which keep in the same folder what took minutes."""
-    bench.storage = Storage(tmp_path / "kept", 10**9)
-    return Workbench(10**9, bench.storage)
+    bench.models = Storage(tmp_path / "kept", 10**9)
+    return Workbench(10**9, bench.models)
 
 
 def test_a_distilled_model_outlives_its_worker(bench, other_bench):
@@ -167,12 +167,12 @@ def test_a_distilled_private_model_is_its_owners_alone_and_leaves_with_them(benc
 
     def trains(visitor):
         told = []
-        Workbench(10**9, bench.storage).prune(made.recipe, visitor, told.append)
+        Workbench(10**9, bench.models).prune(made.recipe, visitor, told.append)
         return any("Distilling" in str(event) for event in told)
 
     assert not trains(ADA)
     assert trains(BOB)
-    bench.storage.forget("ada")
+    bench.models.forget("ada")
     assert trains(ADA)
 
 
@@ -187,13 +187,13 @@ def test_a_report_on_a_private_model_is_its_owners_alone(bench, other_bench):
     private = recipe(0.25, base="private")
     list(bench.iter_evaluate(private, ADA))
     assert len(list(other_bench.iter_evaluate(private, ADA))) == 1
-    assert len(list(Workbench(10**9, bench.storage).iter_evaluate(private, BOB))) > 1
+    assert len(list(Workbench(10**9, bench.models).iter_evaluate(private, BOB))) > 1
 
 
 def test_a_full_disk_costs_the_next_worker_time_and_nothing_else(bench, other_bench):
-    bench.storage.max_bytes = 1
+    bench.models.max_bytes = 1
     made = bench.distill(recipe(0.25), Distillation(steps=1), ADA)
-    assert bench.storage.bytes == 0
+    assert bench.models.bytes == 0
     assert bench.prune(made.recipe, BOB) is made
 
 
