@@ -149,7 +149,7 @@ async def fill_by_exports(attacker: Attacker) -> str:
         client = attacker.other()
         client.set("seed", seed)
         call = client.body(client.function("prune"), length=5)
-        await client.join(call, until=f"seed: {seed}")
+        await client.join(call, until=rf"seed: {seed}\b")
         answers += [await client.queued("prepare") for _ in range(2)]
     return summary(answers)
 
@@ -212,7 +212,7 @@ async def prompt_at_length(attacker: Attacker) -> str:
 async def look_at_a_long_text(attacker: Attacker) -> str:
     """Ask for the next words after 20,000 characters, of four tokens each."""
     call = attacker.body(attacker.function("prune"), length=5)
-    await attacker.join(call, until="seed: 0")
+    await attacker.join(call, until=r"seed: 0\b")
     return told(await attacker.queued("show_next_tokens", next_prompt="𓀀" * 20_000))
 
 
@@ -220,7 +220,7 @@ async def look_at_a_long_text(attacker: Attacker) -> str:
 async def measure_a_long_text(attacker: Attacker) -> str:
     """Ask for the loss on each token of 400,000 characters."""
     call = attacker.body(attacker.function("prune"), length=5)
-    await attacker.join(call, until="seed: 0")
+    await attacker.join(call, until=r"seed: 0\b")
     return told(await attacker.queued("show_token_losses", loss_text="word " * 80_000))
 
 

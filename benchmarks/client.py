@@ -8,6 +8,8 @@ from typing import Any
 import httpx
 
 STATUS = re.compile(r'class=\\"status (failed|stopped|done)\\"[^>]*><span>(.*?)</span>')
+FIRST_TOKEN = r'text-after\\"><span class=\\"prompt\\">[^<]*</span>(?!<span class=\\"cursor|</p>)'
+"""Finds an event in which the pruned model has output anything beyond the prompt."""
 ENDINGS = ('"process_completed"', '"unexpected_error"')
 API = "/gradio_api"
 
@@ -54,11 +56,6 @@ class Client:
     async def __aexit__(self, *_: object) -> None:
         await self.http.aclose()
 
-    def again(self, **changes: str) -> "Client":
-        """Return another session of the same visitor."""
-        address = self.http.headers.get("X-Forwarded-For", "")
-        return Client(str(self.http.base_url), self._config, **{"address": address} | changes)
-
     def set(self, name: str, value: object) -> None:
         """Set the component with an id or a label."""
         self.values[self._numbers[name]] = value
@@ -86,19 +83,27 @@ class Client:
         """Call a function of the page, and return all its events until it is done."""
         return await self.join(self.body(self.function(name), **changes))
 
-    async def join(self, body: dict[str, Any], until: str = "") -> str:
-        """Make a call, and return its events until it is done, or until a text comes up in them."""
+    async def join(
+        self, body: dict[str, Any], until: str | None = None, events: list[str] | None = None
+    ) -> str:
+        """Make a call, and return its events until it is done.
+
+        Args:
+            body: The call.
+            until: A regular expression; with the first event that it finds, the client hangs up.
+            events: Takes the events as they come.
+        """
         answer = await self.http.post(f"{API}/queue/join", json=body)
         if answer.status_code != 200:
             return answer.text
-        event, events = answer.json()["event_id"], []
+        event, events = answer.json()["event_id"], [] if events is None else events
         parameters = {"session_hash": self.session}
         async with self.http.stream("GET", f"{API}/queue/data", params=parameters, timeout=None) as stream:
             async for line in stream.aiter_lines():
                 events.append(line)
                 if event in line and any(ending in line for ending in ENDINGS):
                     break
-                if '"close_stream"' in line or (until and until in line):
+                if '"close_stream"' in line or (until and re.search(until, line)):
                     break
         return "\n".join(events)
 
