@@ -46,6 +46,8 @@ ATTACK_SECONDS = 45.0
 JOB_SECONDS = 60
 """How long one job may take on this page; `SECATEUR_JOB_SECONDS` changes it, for a slow machine."""
 START_PATIENCE = 400.0
+HONEST_MODEL = "honest/small"
+"""What the honest visitor prunes, so that a run is not longer than it must be; `--model` names another."""
 PAUSE = 0.4
 """Seconds between two previews of the honest visitor."""
 HEAD = ["input", "kind", "what the attacker was told", "preview", "memory", "disk", "whole after", "passed"]
@@ -107,8 +109,8 @@ class Outcome:
 class HonestVisitor:
     """Someone who uses the page at the same time."""
 
-    def __init__(self, page: ContainedPage, config: dict[str, Any]) -> None:
-        self._page, self._config = page, config
+    def __init__(self, page: ContainedPage, config: dict[str, Any], model: str) -> None:
+        self._page, self._config, self._model = page, config, model
         self._seed = 0
         self.outcome = Outcome()
 
@@ -158,6 +160,7 @@ class HonestVisitor:
     def _choose(self, client: Client) -> int:
         """Choose a cut that nobody chose before, and a short text; return the seed."""
         self._seed += 1
+        client.set("model", self._model)
         client.set("seed", self._seed)
         client.set("neurons-fraction", 5 + self._seed % 40)
         client.set("length", 5)
@@ -222,11 +225,11 @@ async def _later(seconds: float, work: Awaitable[str]) -> str:
 
 
 async def _attack(
-    page: ContainedPage, inputs: Sequence[Input], keep_going: bool
+    page: ContainedPage, inputs: Sequence[Input], model: str, keep_going: bool
 ) -> list[tuple[Input, Outcome]]:
     """Try inputs one after the other, until the page is broken or, unless told to keep going, one fails."""
     config = await page_config(page.url)
-    visitor = HonestVisitor(page, config)
+    visitor = HonestVisitor(page, config, model)
     deadline = time.monotonic() + START_PATIENCE
     while problem := await visitor.prune():
         if time.monotonic() > deadline:
@@ -250,10 +253,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--keep-going", action="store_true", help="go on after a failure, with a new page if needed"
     )
     parser.add_argument("--list", action="store_true", help="print the inputs, and try none")
+    parser.add_argument("--model", default=HONEST_MODEL, help="what the honest visitor prunes")
     parser.add_argument("--log", default="", metavar="FILE", help="keep the page's log in this file")
 
 
-def main(only: str, keep_going: bool, list: bool, log: str) -> None:
+def main(only: str, keep_going: bool, list: bool, model: str, log: str) -> None:
     """Try the inputs, and print what happened; exit with 1 if a check fails."""
     kind, _, name = only.partition("/")
     inputs = [entry for entry in INPUTS if kind in ("", entry.kind) and name in ("", entry.name)]
@@ -274,7 +278,7 @@ def main(only: str, keep_going: bool, list: bool, log: str) -> None:
                 try:
                     with contained(Path(folder), MEMORY_BYTES, environment) as page:
                         print(f"\n{MEMORY_BYTES / 1e9:g} GB for the page, by {page.kind}\n", flush=True)
-                        outcomes |= asyncio.run(_attack(page, left, keep_going))
+                        outcomes |= asyncio.run(_attack(page, left, model, keep_going))
                 finally:
                     if log:
                         with Path(log).open("a") as file:

@@ -124,9 +124,9 @@ def models() -> Mapping[str, Files]:
 
 
 def parquet_bomb() -> bytes:
-    """Return a small Parquet file with one row of 300,000,000 characters."""
+    """Return a small Parquet file with one row of 100,000,000 characters."""
     file = io.BytesIO()
-    table = pyarrow.table({"text": ["a" * 300_000_000]})
+    table = pyarrow.table({"text": ["a" * 100_000_000]})
     parquet.write_table(table, file, compression="zstd", use_dictionary=False)
     return file.getvalue()
 

@@ -44,7 +44,7 @@ PATIENCE = (20, 120)
 """Seconds after which a visitor presses Stop: the least and the most."""
 
 MARK = re.compile(r"mark-[0-9a-f]{10}")
-REFUSALS = ("queue is full", "calls are already running", "longer than the", "Queue is full")
+REFUSALS = ("queue is full", "already waiting", "went to someone else", "longer than the", "Queue is full")
 
 
 class LoadReport:
