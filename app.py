@@ -32,9 +32,10 @@ def launch() -> None:
 
     from page.html.theme import HEAD, THEME  # noqa: PLC0415
     from page.layout import build_page  # noqa: PLC0415
+    from page.server.audience import MAX_SESSIONS  # noqa: PLC0415
     from page.server.health import Health  # noqa: PLC0415
     from page.server.middleware import request_middleware  # noqa: PLC0415
-    from page.server.session import ON_SPACE, QUEUE_SIZE, pools  # noqa: PLC0415
+    from page.server.session import QUEUE_SIZE, SITE, pools  # noqa: PLC0415
     from page.server.warm_up import WarmUp  # noqa: PLC0415
 
     warm_up = WarmUp()
@@ -44,13 +45,15 @@ def launch() -> None:
     demo.queue(max_size=10 * QUEUE_SIZE, api_open=False).launch(
         theme=THEME,
         head=HEAD,
-        server_name=None if ON_SPACE else "127.0.0.1",
-        server_port=None if ON_SPACE else int(os.environ.get("PORT", "7860")),
+        server_name=SITE.host,
+        server_port=None if SITE.host is None else int(os.environ.get("PORT", "7860")),
+        share=False,
         ssr_mode=False,
         footer_links=[],
         show_error=True,
         mcp_server=True,
         max_threads=4 * QUEUE_SIZE,
+        state_session_capacity=MAX_SESSIONS + MAX_SESSIONS // 4,
         enable_monitoring=False,
         app_kwargs={"middleware": [Middleware(Health, pools=pools), *request_middleware(demo)]},
     )

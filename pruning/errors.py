@@ -4,6 +4,9 @@ Every message says what is wrong, with which value, and what to do. The page sho
 prints it on one line and exits with status 2. Any other exception is a bug.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class PruningError(Exception):
     """The base of every error that is meant for the user."""
@@ -31,3 +34,24 @@ class SavingError(PruningError):
 
 class Cancelled(PruningError):
     """The user stopped the work; none of it was kept."""
+
+
+PANIC = "The model's tokenizer failed on this text. Use another text, or choose another model."
+
+
+@contextmanager
+def panics_as_errors(message: str = PANIC) -> Iterator[None]:
+    """Turn a panic of a library in Rust, such as `tokenizers`, into a `ModelError` with a message.
+
+    pyo3 raises panics as a `PanicException`, which is not an `Exception`: nothing else would catch it, and a
+    thread that waits for an answer would wait indefinitely.
+
+    Raises:
+        ModelError: The block panicked.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise ModelError(message) from None

@@ -21,6 +21,7 @@ from pruning.architectures.placement import (
     parameter,
 )
 from pruning.architectures.shape import Shape
+from pruning.progress import Progress, Reporter, silent
 
 KeptIndices = Mapping[str, Sequence[torch.Tensor]]
 """For each kind of unit, the kept indices of each layer, ascending.
@@ -36,6 +37,7 @@ def cut(
     shape: Shape,
     kept: KeptIndices,
     replaced: Mapping[str, torch.Tensor] | None = None,
+    progress: Reporter = silent,
 ) -> PreTrainedModel:
     """Make a new model of the kept units of a base.
 
@@ -46,9 +48,11 @@ def cut(
         kept: The units to keep.
         replaced: Tensors to use instead of slices of the base's, by parameter name in the base, already in
             the new shape.
+        progress: Called before each tensor.
     """
     layers = kept_layers(shape.anatomy, kept)
-    return assemble(base, shape.config_of(layers), pieces(base, shape.anatomy, kept, replaced), layers)
+    tensors = pieces(base, shape.anatomy, kept, replaced)
+    return assemble(base, shape.config_of(layers), tensors, layers, progress)
 
 
 def pieces(
@@ -118,6 +122,7 @@ def assemble(
     config: PreTrainedConfig,
     tensors: Mapping[str, torch.Tensor],
     layers: Sequence[int] | None = None,
+    progress: Reporter = silent,
 ) -> PreTrainedModel:
     """Build an ordinary model of a config around given parameters.
 
@@ -130,9 +135,14 @@ def assemble(
         config: The config of the new model.
         tensors: Its parameters by name.
         layers: Which of the base's layers it keeps; None for all.
+        progress: Called before each tensor.
     """
     devices = device_map_of_kept(base, layers)
-    in_memory = {name: tensors[name] for name in tensors if device_of(name, devices) != DISK}
+    in_memory = {}
+    for number, name in enumerate(tensors):
+        progress(Progress("Building the model, tensors", number, len(tensors)))
+        if device_of(name, devices) != DISK:
+            in_memory[name] = tensors[name]
     dtype = next(iter((in_memory or tensors).values())).dtype
     model = build_on_meta(config, dtype, base.config._attn_implementation)
     _fill(model, in_memory, _buffers(base, config))
@@ -196,14 +206,14 @@ def _dispatch(
     )
 
 
-def cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+def cast(model: PreTrainedModel, dtype: torch.dtype, progress: Reporter = silent) -> PreTrainedModel:
     """Return a new model with the same weights in another precision."""
 
     def make(name: str) -> torch.Tensor:
         return parameter(model, name).to(dtype)
 
     tensors = LazyTensors({name: partial(make, name) for name, _ in model.named_parameters()})
-    return assemble(model, model.config, tensors)
+    return assemble(model, model.config, tensors, progress=progress)
 
 
 def neuron_matrices(

@@ -16,7 +16,7 @@ FLOORS = (
     {"architectures"},
     {"loading"},
     {"text"},
-    {"runtime", "surgery", "calibration"},
+    {"runtime", "surgery", "calibration", "cost"},
     {"criteria", "repair", "distillation"},
     {"steps"},
     {"recipe"},
@@ -24,7 +24,7 @@ FLOORS = (
     {"report"},
     {"saving"},
     {"pipeline"},
-    {"streaming", "snapshot", "shape_search", "sharing", "lessons"},
+    {"streaming", "snapshot", "shape_search", "sharing", "lessons", "estimate"},
     {"__init__", "cli", "__main__"},
 )
 PAGE_FLOORS = (
@@ -122,6 +122,21 @@ def test_only_loading_and_sharing_speak_to_the_hub():
     assert [file.name for file in speakers if not {file.parent.name, file.name} & AT_THE_HUB] == []
     web = {"requests", "httpx", "urllib", "aiohttp", "socket"}
     assert [file.name for file in LIBRARY if imported_packages(file) & web] == []
+
+
+def test_memory_is_measured_in_one_place():
+    assert [file.name for file in LIBRARY if "psutil" in imported_packages(file)] == ["memory.py"]
+    measures = {"virtual_memory", "SC_PHYS_PAGES", "get_max_memory"}
+    readers = [file for file in LIBRARY if any(name in file.read_text(encoding="utf-8") for name in measures)]
+    assert {module_of(file) for file in readers} <= {"pruning.memory", "pruning.loading.load"}
+
+
+def test_child_processes_and_temporary_folders_have_one_way():
+    texts = {module_of(file): file.read_text(encoding="utf-8") for file in LIBRARY}
+    starters = {name for name, text in texts.items() if "subprocess" in text or "os.fork" in text}
+    assert all("child_environment(" in texts[name] for name in starters)
+    makers = {name for name, text in texts.items() if "TemporaryDirectory" in text or "mkdtemp" in text}
+    assert makers == {"pruning.files"}
 
 
 def compares_model_types(node: ast.AST) -> bool:

@@ -12,7 +12,8 @@ from page.sections.section import Page
 from page.server import links
 from page.server.form import with_text
 from page.server.jobs import run_job
-from page.server.session import ON_SPACE, job_name, visitor_of
+from page.server.session import SITE, job_name, publishing_token, visitor_of
+from page.server.settings import Mode
 from page.workers.messages import Done, Partial, PrunedSummary
 from page.workers.tasks import UPLOAD_SECONDS, ZIP, ExportTask, PublishTask, Task
 from pruning import Recipe
@@ -23,6 +24,12 @@ FORMATS: list[tuple[str, str | int | float]] = [
     ("Zip file for transformers", ZIP),
     *((f"GGUF {name.upper()}", name) for name in GGUF_TYPES),
 ]
+
+ACCOUNT_NOTES = {
+    Mode.OWNER: "Uses the Hugging Face account signed in on this machine (<code>hf auth login</code>).",
+    Mode.ROOM: "Nobody is signed in on this page. Publishing needs your own Hugging Face token, from "
+    "Settings, Access Tokens on the Hub.",
+}
 
 
 @dataclass(frozen=True)
@@ -46,8 +53,14 @@ class PublishPart:
 
     repository: gr.Textbox
     private: gr.Checkbox
+    token: gr.Textbox
     start: gr.Button
     status: gr.HTML
+
+    @property
+    def outputs(self) -> list[Part]:
+        """What a push changes."""
+        return [self.token, self.status]
 
 
 @dataclass(frozen=True)
@@ -90,8 +103,8 @@ class ExportSection:
         recipe, text = page.results.recipe, page.controls.calibration.custom_text
         download, publish = self.download, self.publish
         on_start([download.prepare.click], self.prepare, [recipe, text, download.form], download.outputs)
-        inputs = [recipe, text, publish.repository, publish.private]
-        on_start([publish.start.click], self.push, inputs, [publish.status])
+        inputs = [recipe, text, publish.repository, publish.private, publish.token]
+        on_start([publish.start.click], self.push, inputs, publish.outputs)
         # With another model or format, the file that was prepared is out of date.
         on_event(
             [recipe.change, download.form.input],
@@ -135,12 +148,10 @@ class ExportSection:
         custom_text: object,
         repository: object,
         private: object,
+        typed_token: object,
     ) -> Iterator[Updates]:
         """Publish the model under the visitor's name."""
         part = self.publish
-        if ON_SPACE and token is None:
-            yield {part.status: render.message("Sign in first, with the button above.", "warning")}
-            return
         visitor = visitor_of(request, token)
 
         def tasks() -> list[Task]:
@@ -148,13 +159,18 @@ class ExportSection:
                 raise RecipeError("Enter a name for the repository.")
             pruned = _check_pruned(recipe, custom_text)
             # What is left open means private.
-            return [PublishTask(pruned, repository.strip(), private is not False, visitor.access.token)]
+            is_private = private is not False
+            return [
+                PublishTask(pruned, repository.strip(), is_private, publishing_token(visitor, typed_token))
+            ]
 
         def show(event: Partial | Done) -> Updates:
             if not isinstance(event, Done):
                 return {}
             return {part.status: render.message("Published:", "done", link=str(event.value))}
 
+        if typed_token:
+            yield {part.token: ""}  # Nothing keeps it longer than this push.
         # The upload continues if the visitor's machine falls asleep meanwhile.
         events = run_job(tasks, visitor, job_name(request, "push"), seconds=UPLOAD_SECONDS, detached=True)
         yield from JobPanel(part.status).follow(events, show)
@@ -197,13 +213,10 @@ def _build_download() -> DownloadPart:
 
 
 def _build_publish() -> PublishPart:
-    if ON_SPACE:
+    if SITE.mode is Mode.SPACE:
         gr.LoginButton(size="md")
     else:
-        gr.HTML(
-            '<p class="note">Uses the Hugging Face account signed in on this machine '
-            "(<code>hf auth login</code>).</p>"
-        )
+        gr.HTML(f'<p class="note">{ACCOUNT_NOTES[SITE.mode]}</p>')
     with gr.Row():
         repository = gr.Textbox(
             label="Name of the repository",
@@ -212,8 +225,16 @@ def _build_publish() -> PublishPart:
             elem_id="repository",
         )
         private = gr.Checkbox(value=True, label="Private", info="Only you can see it", min_width=120)
+    token = gr.Textbox(
+        label="Your Hub token",
+        info="One that may write. It is used for this push alone, and not kept.",
+        type="password",
+        max_length=200,
+        visible=SITE.mode is Mode.ROOM,
+        elem_id="push-token",
+    )
     start = gr.Button("Push", elem_id="push")
-    return PublishPart(repository, private, start, gr.HTML(elem_id="push-status", min_height=44))
+    return PublishPart(repository, private, token, start, gr.HTML(elem_id="push-status", min_height=44))
 
 
 def _check_pruned(recipe: Recipe | None, custom_text: object) -> Recipe:

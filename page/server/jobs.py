@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 
-from page.server.queue import Job
+from page.server.budget import check_task
+from page.server.queue import Job, JobKey
 from page.server.session import JOB_SECONDS, jobs, pools, queues, user_message
 from page.workers.messages import Done, Event, Failed, Partial, Progress, Released, Stopped
 from page.workers.process import Running
@@ -14,7 +15,7 @@ from pruning.errors import Cancelled
 def run_job(
     plan: Callable[[], Sequence[Task]],
     visitor: Visitor,
-    name: str,
+    name: JobKey,
     *,
     seconds: float = JOB_SECONDS,
     detached: bool = False,
@@ -27,7 +28,7 @@ def run_job(
     Args:
         plan: Returns the tasks, all of one kind; it may raise what the visitor is then told.
         visitor: Who asks.
-        name: The job's name among all jobs, as `job_name` returns it.
+        name: Which job it is, as `job_name` returns it.
         seconds: How long it may take.
         detached: Whether it continues without its visitor.
 
@@ -37,6 +38,8 @@ def run_job(
     """
     try:
         tasks = plan()
+        for task in tasks:
+            check_task(task, visitor, seconds)
     except Exception as error:
         yield Failed(user_message(error))
         return

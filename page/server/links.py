@@ -48,7 +48,10 @@ def decode(value: str) -> Recipe:
 
 
 def link(recipe: Recipe, request: gr.Request) -> str:
-    """Return the address that opens the page with a recipe, as the visitor's browser sees the page."""
+    """Return the address that opens the page with a recipe, as the visitor's browser sees the page.
+
+    The host that a proxy forwards is there only if the page believes it: `middleware.Gate` removes others.
+    """
     headers = request.headers
     scheme = headers.get("x-forwarded-proto", "http").split(",")[0].strip()
     host = headers.get("x-forwarded-host") or headers.get("host", "")

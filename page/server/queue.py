@@ -2,92 +2,215 @@
 
 import threading
 import time
-from collections import deque
-from collections.abc import Iterator
+import uuid
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 
 from page.workers.messages import Queued
 from pruning.errors import Cancelled, PruningError
 
 HEARTBEAT_SECONDS = 2.0
 """Seconds after which a waiting job yields its place again, so that a visitor who left is noticed."""
+UNREAD_SECONDS = 30.0
+"""Seconds after which a waiting job is dropped whose place nobody reads."""
+SESSION_JOBS = 2
+"""How many jobs of one session may wait."""
 
 
 class Busy(PruningError):
-    """The queue is full."""
+    """There is no place in the queue."""
 
 
 class TooLong(PruningError):
     """The job took longer than a job may."""
 
 
-class Queue:
-    """Jobs that need the same resource, served one at a time in the order in which they came."""
+@dataclass(frozen=True)
+class JobKey:
+    """Which job of which visitor: a session has one job of each kind.
 
-    def __init__(self, size: int) -> None:
-        """Create a queue in which at most `size` jobs wait, besides the one that is running."""
-        self.size = size
-        self._jobs: list[Job] = []
+    Attributes:
+        session: The visitor's session.
+        kind: What the job is for; empty for the main one.
+        address: Where the visitor comes from, which may change between two calls.
+    """
+
+    session: str
+    kind: str = ""
+    address: str = field(default="", compare=False)
+
+
+class Queue:
+    """Jobs that need the same resource, served one at a time.
+
+    Addresses take turns, and each address's jobs are served in the order in which they came. So a visitor alone
+    at an address waits for one job of a class that shares another, and the class is served all the same.
+    """
+
+    def __init__(self, size: int, session_jobs: int = SESSION_JOBS) -> None:
+        """Create a queue.
+
+        Args:
+            size: How many jobs may wait, besides the one that is running.
+            session_jobs: How many of them may be of one session.
+        """
+        self.size, self._session_jobs = size, session_jobs
+        self._running: Job | None = None
+        self._is_taken = False  # Whether the job whose turn it is has noticed.
+        # The addresses in the order of their turns. The one whose turn it is goes behind all others afterwards.
+        self._waiting: dict[str, list[Job]] = {}
         self._moved = threading.Condition()
         self._turns: deque[float] = deque(maxlen=8)
         self._turn_start = 0.0
 
     def __len__(self) -> int:
-        return len(self._jobs)
+        return len(self._jobs()) + (self._running is not None)
 
     def wait_turn(self, job: "Job") -> Iterator[Queued]:
-        """Wait until a job is the first; yield its place whenever it changes, and every few seconds.
+        """Wait for a job's turn; yield its place whenever it changes, and every few seconds.
+
+        A job that is no longer read leaves the queue.
 
         Raises:
-            Busy: The queue is full.
+            Busy: There is no place for it, or its place went to someone who had none.
             Cancelled: The job was stopped.
         """
-        self._enter(job)
-        reported, reported_at = 0, time.monotonic()
-        while True:
-            job.check()
-            with self._moved:
-                ahead = self._jobs.index(job)
-                if ahead == 0:
-                    return
-                if ahead == reported and time.monotonic() - reported_at < HEARTBEAT_SECONDS:
-                    self._moved.wait(0.2)
-                    continue
-            reported, reported_at = ahead, time.monotonic()
-            yield Queued(ahead + 1, self.estimate(ahead))
-
-    def _enter(self, job: "Job") -> None:
-        with self._moved:
-            if job in self._jobs:
-                return
-            if len(self._jobs) > self.size:
-                raise Busy(f"The queue is full ({self.size} waiting). Please try again in a few minutes.")
-            if not self._jobs:
-                self._turn_start = time.monotonic()
-            self._jobs.append(job)
+        has_turn = False
+        try:
+            self._enter(job)
+            reported, reported_at = 0, time.monotonic()
+            while True:
+                job.check()
+                with self._moved:
+                    job.read_at = time.monotonic()
+                    self._drop_ended()
+                    ahead = self._count_ahead(job)
+                    if ahead is None:
+                        raise Busy("Your place in the queue went to someone else. Please try again.")
+                    if ahead == 0:
+                        has_turn = self._is_taken = True
+                        return
+                    if ahead == reported and time.monotonic() - reported_at < HEARTBEAT_SECONDS:
+                        self._moved.wait(0.2)
+                        continue
+                reported, reported_at = ahead, time.monotonic()
+                yield Queued(ahead + 1, self.estimate(ahead))
+        finally:
+            if not has_turn:
+                self.leave(job)
 
     def estimate(self, turns: int) -> float | None:
         """Return how many seconds this many turns take, judged by the last ones; None if there were none."""
         return turns * sum(self._turns) / len(self._turns) if self._turns else None
 
     def requeue(self, job: "Job") -> None:
-        """Move a job behind all that wait now."""
+        """Let others go first: the next of each address, and all that wait at the job's own."""
         with self._moved:
-            if job in self._jobs:
+            if job is self._running:
+                self._end_turn(again=job)
+            elif job in self._jobs():
                 self._remove(job)
-                self._jobs.append(job)
+                self._append(job)
+                self._moved.notify_all()
 
     def leave(self, job: "Job") -> None:
         """Remove a job, so that the next one may start."""
         with self._moved:
-            if job in self._jobs:
+            if job is self._running:
+                self._end_turn()
+            elif job in self._jobs():
                 self._remove(job)
+                self._moved.notify_all()
+
+    def _enter(self, job: "Job") -> None:
+        with self._moved:
+            job.read_at = time.monotonic()
+            if job is self._running or job in self._jobs():
+                return
+            self._drop_ended()
+            if self._running is None:
+                self._start(job)
+                return
+            self._make_room(job.key)
+            self._append(job)
+
+    def _make_room(self, key: JobKey) -> None:
+        """Make room for another job, at the cost of the address with the most; raises `Busy`."""
+        jobs = self._jobs()
+        if sum(job.key.session == key.session for job in jobs) >= self._session_jobs:
+            raise Busy(f"You have {self._session_jobs} jobs waiting already. Please wait for one of them.")
+        if len(jobs) < self.size:
+            return
+        largest = max(self._waiting.values(), key=len, default=[])
+        if len(largest) <= len(self._waiting.get(key.address, ())) + 1:
+            raise Busy(f"The queue is full ({self.size} waiting). Please try again in a few minutes.")
+        counts = Counter(job.key.session for job in largest)
+        last = max(range(len(largest)), key=lambda index: (counts[largest[index].key.session], index))
+        self._remove(largest[last])
+        self._moved.notify_all()
+
+    def _count_ahead(self, job: "Job") -> int | None:
+        """Return how many turns come before a job's, if no other comes; None if it is not in the queue."""
+        if job is self._running:
+            return 0
+        order = list(self._waiting)
+        own = job.key.address
+        if job not in self._waiting.get(own, ()):
+            return None
+        rounds, place = self._waiting[own].index(job), order.index(own)
+        others = ((index, self._waiting[address]) for index, address in enumerate(order) if address != own)
+        before = sum(min(len(jobs), rounds + (index < place)) for index, jobs in others)
+        return before + rounds + (self._running is not None)
+
+    def _jobs(self) -> list["Job"]:
+        """Return the jobs that wait."""
+        return [job for jobs in self._waiting.values() for job in jobs]
+
+    def _append(self, job: "Job") -> None:
+        """Let a job wait at its address. The turn of an address that has no other comes after all others'."""
+        self._waiting.setdefault(job.key.address, []).append(job)
+        self._last_is_running()
+
+    def _last_is_running(self) -> None:
+        """Put the address whose turn it is behind all others."""
+        if self._running is not None:
+            address = self._running.key.address
+            if jobs := self._waiting.pop(address, None):
+                self._waiting[address] = jobs
 
     def _remove(self, job: "Job") -> None:
-        if self._jobs[0] is job:
-            now = time.monotonic()
-            self._turns.append(now - self._turn_start)
-            self._turn_start = now
-        self._jobs.remove(job)
+        jobs = self._waiting[job.key.address]
+        jobs.remove(job)
+        if not jobs:
+            del self._waiting[job.key.address]
+
+    def _drop_ended(self) -> None:
+        """Drop jobs that wait and were stopped, or that nobody reads."""
+        oldest = time.monotonic() - UNREAD_SECONDS
+        for job in self._jobs():
+            if job.stopped or job.read_at < oldest:
+                self._remove(job)
+        if self._running is not None and not self._is_taken and self._running.read_at < oldest:
+            self._end_turn()
+
+    def _start(self, job: "Job | None") -> None:
+        self._running, self._is_taken = job, False
+        self._turn_start = time.monotonic()
+        self._last_is_running()
+
+    def _end_turn(self, again: "Job | None" = None) -> None:
+        """Let the next job start, and one wait again that needs another turn."""
+        if self._is_taken:
+            self._turns.append(time.monotonic() - self._turn_start)
+        if again is not None:
+            again.read_at = time.monotonic()
+            self._append(again)
+        following = next(iter(self._waiting.values()), None)
+        job = following[0] if following else None
+        if job is not None:
+            self._remove(job)
+        self._start(job)
         self._moved.notify_all()
 
 
@@ -96,10 +219,17 @@ class Job:
 
     Attributes:
         detached: Whether the job continues without its visitor.
+        key: Which job of which visitor it is.
+        read_at: When the queue last saw that somebody waits for it.
     """
 
     def __init__(
-        self, queue: Queue | None = None, seconds: float | None = None, detached: bool = False
+        self,
+        queue: Queue | None = None,
+        seconds: float | None = None,
+        detached: bool = False,
+        key: JobKey | None = None,
+        is_unheard: Callable[[str], bool] | None = None,
     ) -> None:
         """Create a job.
 
@@ -107,11 +237,16 @@ class Job:
             queue: Where the job waits for its turn, which it keeps until it is finished or requeued.
             seconds: How long it may take from then on.
             detached: Whether it continues without its visitor.
+            key: Which job it is; by default, one of a visitor of its own.
+            is_unheard: Returns whether nobody listens to a session; None if that is not known.
         """
         self.detached = detached
+        self.key = key or JobKey(f"job-{uuid.uuid4().hex}")
+        self.read_at = time.monotonic()
         self._queue, self._seconds = queue, seconds
         self._seconds_left = seconds
         self._deadline: float | None = None
+        self._is_unheard = is_unheard
         self._stop = threading.Event()
         self._finish = threading.Event()
 
@@ -156,9 +291,11 @@ class Job:
             self._queue.leave(self)
 
     def check(self) -> None:
-        """Raise `Cancelled` if the job was stopped, and `TooLong` if its time is over."""
+        """Raise `Cancelled` if the job was stopped or nobody listens, and `TooLong` if its time is over."""
         if self.stopped:
             raise Cancelled("Stopped.")
+        if not self.detached and self._is_unheard is not None and self._is_unheard(self.key.session):
+            raise Cancelled("Stopped, because nobody listened.")
         if self._deadline is not None and time.monotonic() > self._deadline:
             raise TooLong(
                 f"This took longer than the {self._seconds:.0f} seconds that a job may take here, and was "
@@ -167,51 +304,54 @@ class Job:
 
 
 class Jobs:
-    """The running jobs of all visitors, one of each kind per visitor.
+    """The running jobs of all visitors, one of each kind per visitor."""
 
-    A job's name is the visitor's session, followed by its kind, if it has one.
-    """
+    def __init__(self, is_unheard: Callable[[str], bool] | None = None) -> None:
+        """Create an empty table.
 
-    def __init__(self) -> None:
-        self._jobs: dict[str, Job] = {}
+        Args:
+            is_unheard: Returns whether nobody listens to a session; None if that is not known.
+        """
+        self._jobs: dict[JobKey, Job] = {}
         self._lock = threading.Lock()
+        self._is_unheard = is_unheard
 
     def start(
         self,
-        name: str,
+        key: JobKey,
         queue: Queue | None = None,
         seconds: float | None = None,
         detached: bool = False,
     ) -> Job:
-        """Create a job, and stop the one that had its name."""
+        """Create a job, and stop the one that had its key."""
         with self._lock:
-            if name in self._jobs:
-                self._jobs[name].stop()
-            job = self._jobs[name] = Job(queue, seconds, detached)
+            if key in self._jobs:
+                self._jobs[key].stop()
+            job = self._jobs[key] = Job(queue, seconds, detached, key, self._is_unheard)
             return job
 
-    def request_finish(self, name: str) -> None:
+    def request_finish(self, key: JobKey) -> None:
         """Ask a job to end by itself, with what it has."""
         with self._lock:
-            if name in self._jobs:
-                self._jobs[name].request_finish()
+            if key in self._jobs:
+                self._jobs[key].request_finish()
 
-    def stop(self, name: str) -> None:
+    def stop(self, key: JobKey) -> None:
         """Stop a job, if there is one."""
         with self._lock:
-            if name in self._jobs:
-                self._jobs[name].stop()
+            if key in self._jobs:
+                self._jobs[key].stop()
 
     def stop_session(self, session: str) -> None:
         """Stop all jobs of a visitor, except detached ones."""
         with self._lock:
-            for name, job in self._jobs.items():
-                if name.split(" ")[0] == session and not job.detached:
+            for key, job in self._jobs.items():
+                if key.session == session and not job.detached:
                     job.stop()
 
-    def finish(self, name: str, job: Job) -> None:
+    def finish(self, key: JobKey, job: Job) -> None:
         """Remove a job that has ended, and let the next one start."""
         job.leave_queue()
         with self._lock:
-            if self._jobs.get(name) is job:
-                del self._jobs[name]
+            if self._jobs.get(key) is job:
+                del self._jobs[key]

@@ -1,54 +1,45 @@
 """Who visits, the jobs under way, and what a visitor is told when something goes wrong."""
 
 import hashlib
-import logging
-import os
 import uuid
 
 import gradio as gr
 
-from page.server.queue import Jobs, Queue
+from page.server.accounts import Accounts
+from page.server.audience import Audience
+from page.server.origins import address_of
+from page.server.queue import JobKey, Jobs, Queue
+from page.server.settings import JOB_SECONDS, ON_SPACE, QUEUE_SIZE, SITE, Mode, log, read_setting
 from page.workers.pool import Pools
 from page.workers.tasks import INTERACTIVE, LONG, Kind
 from page.workers.workbench import Visitor
 from pruning import Access, PruningError
+from pruning.errors import SavingError
 from pruning.loading.hub import saved_token
+from pruning.loading.source import Token
 
-ON_SPACE = "SPACE_ID" in os.environ
+__all__ = ["JOB_SECONDS", "ON_SPACE", "QUEUE_SIZE", "SITE", "log", "read_setting"]
 
-log = logging.getLogger("secateur")
-
-
-def read_setting(name: str, default: float, old_name: str = "") -> float:
-    """Read a number above 0 from the environment; exit with one line for anything else."""
-    if old_name in os.environ and name not in os.environ:
-        log.warning("%s is now called %s; the old name will be removed.", old_name, name)
-        name = old_name
-    try:
-        value = float(os.environ.get(name, default))
-    except ValueError:
-        value = -1
-    if not 0 < value < float("inf"):
-        raise SystemExit(f"{name} is {os.environ[name]!r}; it must be a number above 0.")
-    return value
-
-
-QUEUE_SIZE = int(read_setting("SECATEUR_QUEUE", 8, "SECATEUR_LINE"))
-"""How many jobs may wait for the models: about as many as two cores serve before patience ends."""
-JOB_SECONDS = read_setting("SECATEUR_JOB_SECONDS", 300 if ON_SPACE else 3600)
-"""How long one job may work on the models."""
 DISTILLATION_OVERHEAD = 120
 """How many seconds longer than its training a distillation may take, for what comes before and after."""
 
+accounts = Accounts()
+audience = Audience()
+jobs = Jobs(audience.is_unheard)
 pools = Pools()
-jobs = Jobs()
 queues: dict[Kind, Queue] = {INTERACTIVE: Queue(QUEUE_SIZE), LONG: Queue(QUEUE_SIZE)}
 """Where jobs wait for the workers of a kind."""
 
 
-def job_name(request: gr.Request | None, kind: str = "") -> str:
-    """Return the name of a visitor's job of a kind."""
-    return f"{session_of(request)} {kind}".strip()
+def job_name(request: gr.Request | None, kind: str = "") -> JobKey:
+    """Return which job of a visitor one of a kind is."""
+    return JobKey(session_of(request), kind, visitor_address(request))
+
+
+def visitor_address(request: gr.Request | None) -> str:
+    """Return the address from which a visitor comes; empty if there is none."""
+    client = getattr(request, "client", None)
+    return address_of(SITE, getattr(request, "headers", {}), getattr(client, "host", None) or "")
 
 
 def session_of(request: gr.Request | None) -> str:
@@ -58,12 +49,43 @@ def session_of(request: gr.Request | None) -> str:
 
 
 def visitor_of(request: gr.Request | None, token: gr.OAuthToken | None) -> Visitor:
-    """Return who asks: on a Space with their own token or none, elsewhere with the one saved here."""
-    own_token = (token.token if token else False) if ON_SPACE else saved_token()
+    """Return who asks: on the owner's machine with the token saved there, elsewhere with their own or none.
+
+    Raises:
+        OtherAccount: The session belongs to another account.
+    """
+    own_token = saved_token() if SITE.uses_saved_token else token.token if token else False
     # A session that becomes known to others gives them no rights of its owner.
     fingerprint = hashlib.sha256(str(own_token).encode()).hexdigest()[:16]
+    session = session_of(request)
+    if request is not None and not SITE.uses_saved_token:
+        accounts.check(session, fingerprint if own_token else "", visitor_address(request))
     access = Access(token=own_token, local=False)
-    return Visitor(f"{session_of(request)}:{fingerprint}", access)
+    return Visitor(f"{session}:{fingerprint}", access)
+
+
+def publishing_token(visitor: Visitor, typed: object = "") -> Token:
+    """Return the token with which a visitor publishes.
+
+    Args:
+        visitor: Who asks.
+        typed: The token that they typed on the page, where nobody signs in. It is used for this one push.
+
+    Raises:
+        SavingError: They have none.
+    """
+    if SITE.mode is Mode.ROOM and isinstance(typed, str) and typed.strip():
+        return typed.strip()
+    if SITE.mode in NEEDS_TOKEN and not visitor.access.token:
+        raise SavingError(NEEDS_TOKEN[SITE.mode])
+    return visitor.access.token
+
+
+NEEDS_TOKEN = {
+    Mode.ROOM: "Publishing needs your own Hub token: nobody is signed in on this page.",
+    Mode.SPACE: "Sign in first, with the button above.",
+}
+"""What a visitor is told who cannot publish yet, where it is not the owner of the machine who visits."""
 
 
 def user_message(error: Exception) -> str:

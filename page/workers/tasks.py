@@ -24,8 +24,8 @@ from page.workers.messages import (
 from page.workers.workbench import Visitor, Workbench
 from pruning import Calibration, Distillation, Recipe, Sampling, publish
 from pruning.architectures.shape import Shape
-from pruning.distillation.progress import TrainingProgress
-from pruning.errors import RecipeError
+from pruning.distillation.progress import TrainingProgress, TrainingPulse
+from pruning.errors import Cancelled, RecipeError
 from pruning.evaluation.inspection import TokenLoss, losses_by_token, next_tokens
 from pruning.files import temporary_folder
 from pruning.loading.load import find
@@ -77,6 +77,11 @@ class TaskContext:
     visitor: Visitor
     emit: Callable[[TaskEvent], None]
     control: Control
+
+    def check(self) -> None:
+        """Raise `Cancelled` if the job was stopped."""
+        if self.control.stopped:
+            raise Cancelled("Stopped.")
 
     def summarize(self, pruned: Pruned) -> PrunedSummary:
         """Return a pruned model without its weights."""
@@ -234,6 +239,9 @@ class DistillTask(Task):
         sampling = replace(self.sampling, max_new_tokens=min(SAMPLE_TOKENS, self.sampling.max_new_tokens))
 
         def report(progress: Progress) -> None:
+            if isinstance(progress, TrainingPulse):
+                context.check()
+                return
             if not isinstance(progress, TrainingProgress):
                 context.emit(progress)
                 return
@@ -257,7 +265,10 @@ class NextTokensTask(Task):
     def perform(self, context: TaskContext) -> NextTokens:
         """Return the tokens with their probabilities."""
         base, pruned = context.workbench.load_pair(self.recipe, context.visitor, context.emit)
-        return NextTokens(next_tokens(base, self.prompt), next_tokens(pruned, self.prompt))
+        return NextTokens(
+            next_tokens(base, self.prompt, progress=context.emit),
+            next_tokens(pruned, self.prompt, progress=context.emit),
+        )
 
 
 @dataclass(frozen=True)
@@ -270,7 +281,7 @@ class TokenLossTask(Task):
     def perform(self, context: TaskContext) -> list[TokenLoss]:
         """Return the losses, token by token."""
         pair = context.workbench.load_pair(self.recipe, context.visitor, context.emit)
-        return losses_by_token(pair, self.text)
+        return losses_by_token(pair, self.text, progress=context.emit)
 
 
 @dataclass(frozen=True)

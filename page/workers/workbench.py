@@ -102,7 +102,7 @@ class Workbench:
             found = self._get(("base", name, cached), visitor, LoadedModel)
             if found is not None and revision in (None, found.source.revision):
                 return found
-        base = loading.load(name, revision=revision, access=visitor.access, progress=progress)
+        base = loading.load(name, revision=revision, access=visitor.access, mapped=True, progress=progress)
         return self._store(("base", name, revision), base, base.source.public, visitor)
 
     def prune(self, recipe: Recipe, visitor: Visitor, progress: Reporter = silent) -> Pruned:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from pruning import catalog
 from pruning.calibration.cache import CacheKey, cached, find, store, store_newest
 from pruning.calibration.statistics import SavedStatistics, Statistics, read_statistics
 from pruning.errors import RecipeError
@@ -30,6 +29,9 @@ _FORMAT = 3
 
 MOST_ON_DISK = 4 * 10**9
 """Bytes of statistics in the disk cache: those of about six texts for SmolLM2-135M."""
+
+LARGEST_ON_DISK = 10**9
+"""Bytes of statistics that are written there for one text. Larger ones take longer to write than many a user waits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +71,7 @@ def windows_of(
         base: The model that reads the text, and writes it if the text is its own.
         calibration: The text, and how much of it to read.
         seed: Seed of a self-generated text.
-        progress: Called with the progress of downloading or generating the text.
+        progress: Called with the progress of downloading or generating the text, and of tokenizing it.
 
     Raises:
         RecipeError: There is too little text, or the user's own text is missing.
@@ -80,7 +82,9 @@ def windows_of(
     fitting, heldout = [], []
     for text in texts:
         tokens = sample_evenly(
-            token_ids(base.model, base.tokenizer, text), share, window - len(bos_ids(base.tokenizer))
+            token_ids(base.model, base.tokenizer, text, progress),
+            share,
+            window - len(bos_ids(base.tokenizer)),
         )
         if len(tokens) < min(share, LEAST_TOKENS // len(texts)):
             raise RecipeError(
@@ -152,15 +156,21 @@ def statistics_of(
     if (newest := find(base.model, key)) is not None:
         return newest
     file = None
-    if save_to_disk and base.source.name == catalog.DEFAULT_MODEL and calibration.text in (GENERAL, *GENRES):
+    # What is private, or was computed from a user's own text, is not written to disk.
+    if (
+        save_to_disk
+        and base.source.public
+        and base.source.revision
+        and calibration.text in (GENERAL, *GENRES)
+    ):
         file = _disk_cache_file(base, windows, modules)
         if (saved := read_statistics(file, base.model.device)) is not None:
             touch(file)
             store_newest(base.model, key, saved)
             return saved
     statistics = Statistics(base.model, modules, windows.fitting, windows.heldout, progress=progress)
-    if file is not None:
-        _save(statistics, file)
+    if file is not None and statistics.complete and statistics.bytes <= LARGEST_ON_DISK:
+        _save(statistics, file, progress)
     elif statistics.complete:
         store_newest(base.model, key, statistics)
     return statistics
@@ -173,8 +183,8 @@ def _disk_cache_file(base: LoadedModel, windows: Windows, hooked_modules: Sequen
     return cache_folder() / "statistics" / f"{name}.safetensors"
 
 
-def _save(statistics: Statistics, file: Path) -> None:
+def _save(statistics: Statistics, file: Path, progress: Reporter) -> None:
     # A full disk costs the next run some seconds, nothing else.
     with suppress(OSError, SafetensorError):
-        statistics.save(file)
+        statistics.save(file, progress)
         trim_folder(file.parent, MOST_ON_DISK)

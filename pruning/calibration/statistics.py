@@ -11,7 +11,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import cast
 
-import psutil
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -21,6 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from pruning.calibration.hooks import hooks
 from pruning.files import replacing
+from pruning.memory import available_memory
 from pruning.progress import Progress, Reporter, silent
 from pruning.text.tokens import Windows
 
@@ -137,7 +137,7 @@ class Statistics:
             progress: Called before each window.
         """
         if budget is None:
-            budget = psutil.virtual_memory().available // 4
+            budget = available_memory() // 4
         self._batches = list(_batches(hooked_modules, model, budget))
         if not self.complete:
             self._model, self._fitting, self._heldout = model, fitting, heldout
@@ -163,12 +163,18 @@ class Statistics:
             _, self._grams = _collect(self._model, (), batch, self._fitting, self._heldout, progress)
         return self._grams[module]
 
-    def save(self, file: Path) -> bool:
-        """Write the statistics to a safetensors file; return False if not all are in memory."""
+    def save(self, file: Path, progress: Reporter = silent) -> bool:
+        """Write the statistics to a safetensors file; return False if not all are in memory.
+
+        Args:
+            file: The file to write.
+            progress: Called before each module, whose matrix is inverted.
+        """
         if not self.complete:
             return False
         tensors = {}
-        for module, moments in self.moments.items():
+        for number, (module, moments) in enumerate(self.moments.items()):
+            progress(Progress("Inverting second moments, projections", number, len(self.moments)))
             gram = self._grams[module]
             tensors[f"{module}/square"] = moments.square.cpu()
             tensors[f"{module}/sequence"] = moments.sequence.cpu()

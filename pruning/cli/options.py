@@ -1,13 +1,12 @@
 """Arguments and options that several commands share, and checks of where a command writes."""
 
-import tempfile
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from pruning.errors import RecipeError
-from pruning.files import PREFIX
+from pruning.files import temporary_folder
 
 Model = Annotated[str, typer.Argument(help="A catalog name, a Hub id, or a folder.")]
 SavedFolder = Annotated[Path, typer.Argument(help="A folder that `prune` wrote.")]
@@ -38,7 +37,7 @@ def check_writable(output: Path) -> None:
     """
     parent = next(folder for folder in output.absolute().parents if folder.exists())
     try:
-        with tempfile.TemporaryDirectory(prefix=PREFIX, dir=parent):
+        with temporary_folder(parent):
             pass
     except OSError as error:
         raise RecipeError(

@@ -4,13 +4,14 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 
+from pruning.distillation.progress import TrainingPulse
 from pruning.progress import Progress, Reporter
 
 
 def reporter() -> Reporter:
     """Return a reporter for standard error: in place on a terminal, else a line for each stage."""
     if sys.stderr.isatty():
-        return lambda progress: print(f"\r\x1b[K{progress}", end="", file=sys.stderr, flush=True)
+        return _report_in_place
     seen: list[str] = []
 
     def report(progress: Progress) -> None:
@@ -19,6 +20,11 @@ def reporter() -> Reporter:
             print(progress.text, file=sys.stderr, flush=True)
 
     return report
+
+
+def _report_in_place(progress: Progress) -> None:
+    if not isinstance(progress, TrainingPulse):  # The line of the last step says more.
+        print(f"\r\x1b[K{progress}", end="", file=sys.stderr, flush=True)
 
 
 def warn(message: str) -> None:

@@ -96,6 +96,14 @@ class TrainingProgress(Progress):
         return self.training
 
 
+@dataclass(frozen=True)
+class TrainingPulse(Progress):
+    """A sign of life between two events of a training: before a micro-batch or a window is read.
+
+    A reporter that raises `Cancelled` then ends the training, and nothing is kept.
+    """
+
+
 def is_first_process() -> bool:
     """Return whether this process reports and saves. Under a launcher, each process takes its device here."""
     return PartialState(cpu=not torch.cuda.is_available()).is_main_process
@@ -115,7 +123,7 @@ def stop_on_interrupt(report: Reporter) -> Iterator[Reporter]:
 
     def report_and_stop(progress: Progress) -> None:
         report(progress)
-        if interrupts:
+        if interrupts and not isinstance(progress, TrainingPulse):
             if not isinstance(progress, TrainingProgress):
                 raise Cancelled("Stopped; nothing was kept.")
             interrupts.clear()

@@ -1,8 +1,7 @@
 """The training loop of distillation: a student learns to predict what its teacher predicts."""
 
 import math
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -23,7 +22,7 @@ from pruning.distillation.checkpoint import (
 from pruning.distillation.data import TrainingTokens
 from pruning.distillation.hardware import hardware_name, multiplies_in_bfloat16
 from pruning.distillation.loss import DistillationLoss
-from pruning.distillation.progress import Clock, EvalPoint, RunningTraining, TrainingProgress
+from pruning.distillation.progress import Clock, EvalPoint, RunningTraining, TrainingProgress, TrainingPulse
 from pruning.distillation.result import DistillationNote, DistillationResult
 from pruning.distillation.settings import Training
 from pruning.errors import RecipeError
@@ -66,7 +65,8 @@ def distill(
         origins: For each layer of the student, its number in the teacher, if known.
         storage_dtype: The precision that the result is rounded to.
         seed: Seed of the order in which windows are read.
-        progress: Called after every step, with a `TrainingProgress`.
+        progress: Called after every step with a `TrainingProgress`, and before every micro-batch and every
+            held-out window with a `TrainingPulse`; in the main process alone.
         checkpoint: A file to write the training to; if it exists, the training resumes from it.
 
     Returns:
@@ -82,9 +82,11 @@ def distill(
                 "The model is spread over several devices, but each process trains on one. "
                 "Use a smaller model."
             )
-    trainer = _Trainer(student, teacher, data, training, teacher_tokens, origins, storage_dtype, seed)
-    trainer.start(checkpoint, progress)
-    trainer.train(checkpoint, progress)
+    trainer = _Trainer(
+        student, teacher, data, training, teacher_tokens, origins, storage_dtype, seed, progress
+    )
+    trainer.start(checkpoint)
+    trainer.train(checkpoint)
     return trainer.finish()
 
 
@@ -101,10 +103,11 @@ class _Trainer:
         origins: Sequence[int] | None,
         storage_dtype: torch.dtype,
         seed: int,
+        progress: Reporter,
     ) -> None:
         self.student, self.teacher, self.teacher_tokens = student, teacher, teacher_tokens
         self.data, self.training, self.seed = data, training, seed
-        self.storage_dtype = storage_dtype
+        self.storage_dtype, self.progress = storage_dtype, progress
         self.accelerator = Accelerator(cpu=student.device.type == "cpu", mixed_precision="no")
         self.dtype = _precision(training, self.accelerator.device)
         self.model, self.trained = _trainable_copy(student, training, self.dtype)
@@ -115,36 +118,44 @@ class _Trainer:
         self.loss, self.optimizer = self.accelerator.prepare(loss, optimizer)
         self.loss.eval()  # No dropout.
         self.state = TrainingState()
+        self.running, self.clock = RunningTraining(self.model), Clock(0.0)
         self.best: dict[str, torch.Tensor] = {}
         self.fingerprint = ""
 
-    def start(self, checkpoint: Checkpoint | None, progress: Reporter) -> None:
+    def start(self, checkpoint: Checkpoint | None) -> None:
         """Resume from the checkpoint if there is one, or else evaluate both models before training."""
         if checkpoint:
             self.fingerprint = fingerprint_of(self.training, self.data, self.seed, self.trained)
             if checkpoint.file.exists():
-                progress(Progress("Resuming from the checkpoint"))
+                self.progress(Progress("Resuming from the checkpoint"))
                 self.state, self.best = load_checkpoint(
                     checkpoint.file, self.fingerprint, self.trained, self.optimizer
                 )
                 return
-        progress(Progress("Evaluating teacher and student on held-out text"))
-        state = self.state
-        state.teacher_loss = self._heldout_loss(self.teacher, self.teacher_tokens)
-        start = time.perf_counter()
-        state.initial_loss = state.heldout_loss = state.best_loss = self._heldout_loss(self.model)
-        seconds, _ = self._broadcast_from_main(time.perf_counter() - start, False)
+        evaluating = Progress("Evaluating teacher and student on held-out text")
+        clock, state = Clock(0.0), self.state
+
+        def report() -> None:
+            if self.accelerator.is_main_process:
+                with clock.paused():
+                    self.progress(evaluating)
+
+        state.teacher_loss = self._heldout_loss(self.teacher, report, self.teacher_tokens)
+        start = clock.seconds
+        state.initial_loss = self._heldout_loss(self.model, report)
+        state.heldout_loss = state.best_loss = state.initial_loss
+        seconds, _ = self._broadcast_from_main(clock.seconds - start, False)
         state.num_evals = _num_evals(self.training, seconds)
         state.curve.append((0.0, 0, state.initial_loss))
 
-    def train(self, checkpoint: Checkpoint | None, progress: Reporter) -> None:
+    def train(self, checkpoint: Checkpoint | None) -> None:
         """Step, evaluate, report and write checkpoints until the training ends; then freeze the copy."""
-        state, running = self.state, RunningTraining(self.model)
-        clock, saved_at = Clock(state.seconds), state.seconds
+        state, running = self.state, self.running
+        self.clock, saved_at = Clock(state.seconds), state.seconds
         while not state.ended:
             share, stopped = self._broadcast_from_main(self._share_done(), running.stopped)
-            evaluated = self._evaluate_if_due(share, stopped, clock)
-            state.seconds = clock.seconds
+            evaluated = self._evaluate_if_due(share, stopped)
+            state.seconds = self.clock.seconds
             if self.accelerator.is_main_process:
                 if (
                     checkpoint
@@ -153,8 +164,8 @@ class _Trainer:
                 ):
                     self._save(checkpoint)
                     saved_at = state.seconds
-                with clock.paused():
-                    progress(self._event(share, evaluated or not state.step, running))
+                with self.clock.paused():
+                    self.progress(self._event(share, evaluated or not state.step))
             _, stopped = self._broadcast_from_main(share, running.stopped)
             if not (state.ended or stopped):
                 self._step(share)
@@ -168,7 +179,7 @@ class _Trainer:
             tensors = {name: self.best.get(name, p.detach()).to(p.dtype) for name, p in named}
             rounded = assemble(self.student, self.student.config, tensors)
             # The weights are evaluated as they will be saved: after rounding.
-            rounded_loss = self._heldout_loss(rounded)
+            rounded_loss = self._heldout_loss(rounded, lambda: self._pulse(1.0))
             if rounded_loss < self.state.initial_loss:
                 result, loss = rounded, rounded_loss
         self.accelerator.free_memory()
@@ -181,7 +192,13 @@ class _Trainer:
         assert self.training.minutes is not None  # One of the two is given.
         return self.state.seconds / (60 * self.training.minutes)
 
-    def _evaluate_if_due(self, share: float, stopped: bool, clock: Clock) -> bool:
+    def _pulse(self, share: float) -> None:
+        """Report between two steps, in the main process alone. The time that the reporter takes is not counted."""
+        if self.accelerator.is_main_process:
+            with self.clock.paused():
+                self.progress(TrainingPulse("Distilling", int(1000 * min(share, 1.0)), 1000))
+
+    def _evaluate_if_due(self, share: float, stopped: bool) -> bool:
         """Evaluate the student if it is time, and end the training if it is over. Return if it did evaluate.
 
         A training that ends is evaluated once more, so that its last steps count too.
@@ -191,7 +208,8 @@ class _Trainer:
         due = over or int(share * state.num_evals) > int(state.evaluated_at * state.num_evals)
         evaluate = due and state.step > state.curve[-1][1]
         if evaluate:
-            state.heldout_loss, state.evaluated_at = self._heldout_loss(self.model), share
+            state.heldout_loss = self._heldout_loss(self.model, lambda: self._pulse(share))
+            state.evaluated_at = share
             if state.heldout_loss < state.best_loss:
                 state.best_loss, state.best_step, state.evals_without_gain = state.heldout_loss, state.step, 0
                 self.best = {
@@ -199,7 +217,7 @@ class _Trainer:
                 }
             else:
                 state.evals_without_gain += 1
-            state.curve.append((clock.seconds, state.step, state.heldout_loss))
+            state.curve.append((self.clock.seconds, state.step, state.heldout_loss))
         if over or state.evals_without_gain >= self.training.patience:
             state.ended = "stopped" if stopped else "done" if over else "no further gain"
         return evaluate
@@ -214,6 +232,8 @@ class _Trainer:
         ids = self.data.windows(numbers, training.window, self.seed).to(accelerator.device)
         micro_batches, total = ids.split(training.micro_batch_size), 0.0
         for number, micro_batch in enumerate(micro_batches, 1):
+            if number > 1:
+                self._pulse(share)
             with self._gradients_shared(number == len(micro_batches)):
                 loss = self.loss(micro_batch) * (len(micro_batch) / len(ids))
                 accelerator.backward(loss)
@@ -240,18 +260,22 @@ class _Trainer:
         value, number = broadcast(pair).tolist()
         return value, bool(number)
 
-    def _heldout_loss(self, model: PreTrainedModel, tokens: torch.Tensor | None = None) -> float:
+    def _heldout_loss(
+        self, model: PreTrainedModel, report: Callable[[], None], tokens: torch.Tensor | None = None
+    ) -> float:
         """Return the mean loss on held-out text, in nats per token; every process reads some of the windows.
 
-        `tokens`: the model's token id for each of the student's, `[vocabulary]`; None if they are the same.
+        `report` is called before each window. `tokens`: the model's token id for each of the student's,
+        `[vocabulary]`; None if they are the same.
         """
         accelerator = self.accelerator
         total = torch.zeros(2, dtype=torch.float64, device=accelerator.device)
-        with torch.autocast(accelerator.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            for window in self.data.heldout[accelerator.process_index :: accelerator.num_processes]:
+        for window in self.data.heldout[accelerator.process_index :: accelerator.num_processes]:
+            report()
+            with torch.autocast(accelerator.device.type, self.dtype, enabled=self.dtype != torch.float32):
                 losses = token_losses(model, window if tokens is None else tokens[window])
-                total += torch.stack([losses.sum(dtype=torch.float64), total.new_tensor(len(losses))])
-            total = reduce(total, "sum")
+            total += torch.stack([losses.sum(dtype=torch.float64), total.new_tensor(len(losses))])
+        total = reduce(total, "sum")
         return float(total[0] / total[1])
 
     def _save(self, checkpoint: Checkpoint) -> None:
@@ -259,7 +283,7 @@ class _Trainer:
             checkpoint.file, self.fingerprint, self.state, self.trained, self.best, self.optimizer
         )
 
-    def _event(self, share: float, evaluated: bool, running: RunningTraining) -> TrainingProgress:
+    def _event(self, share: float, evaluated: bool) -> TrainingProgress:
         state = self.state
         share = 1.0 if state.ended else share
         return TrainingProgress(
@@ -276,7 +300,7 @@ class _Trainer:
             perplexity_best=perplexity_of(state.best_loss),
             perplexity_teacher=perplexity_of(state.teacher_loss),
             perplexity_before=perplexity_of(state.initial_loss),
-            training=running,
+            training=self.running,
         )
 
     def _note(self, loss: float, improved: bool) -> DistillationNote:

@@ -11,15 +11,15 @@ from pruning.calibration.block_influence import block_influences
 from pruning.calibration.calibrate import statistics_of, windows_of
 from pruning.calibration.statistics import InputMoments
 from pruning.criteria import MLP, criterion_named
-from pruning.errors import RecipeError
+from pruning.errors import RecipeError, panics_as_errors
 from pruning.loading.load import LoadedModel
-from pruning.progress import Reporter, silent
+from pruning.progress import Progress, Reporter, silent
 from pruning.steps.neurons import Neurons
 from pruning.surgery import neuron_matrices
 from pruning.text.choice import Calibration
-from pruning.text.generation import CausalLM, encode_prompt
-from pruning.text.likelihood import token_losses
-from pruning.text.tokens import check_vocabulary, token_ids, usable_window
+from pruning.text.generation import CausalLM, check_prompt, encode_prompt
+from pruning.text.likelihood import logits_of, token_losses
+from pruning.text.tokens import token_ids, usable_window
 
 LONGEST_TEXT = 4_000
 """The most characters of a text whose tokens are inspected."""
@@ -33,18 +33,30 @@ class NextToken:
     probability: float
 
 
-def next_tokens(model: CausalLM, prompt: str, count: int = 10) -> list[NextToken]:
+def next_tokens(
+    model: CausalLM, prompt: str, count: int = 10, *, progress: Reporter = silent
+) -> list[NextToken]:
     """Return the likeliest next tokens of a prompt, the likeliest first.
 
+    Args:
+        model: The model and its tokenizer.
+        prompt: The text to continue.
+        count: How many tokens to return.
+        progress: Called before the model reads the prompt.
+
     Raises:
-        RecipeError: The prompt is empty, too long, or has a token that the model has no embedding for.
+        RecipeError: The prompt is empty, too long for the model, of more than `MAX_PROMPT_TOKENS` tokens, or has
+            a token that the model has no embedding for.
     """
     ids = encode_prompt(model.tokenizer, prompt)
-    check_vocabulary(model.model, model.tokenizer, ids)
+    check_prompt(model, ids)
+    progress(Progress("Reading the prompt"))
     with torch.inference_mode():
-        last = model.model(input_ids=ids.to(model.model.device), use_cache=False).logits[0, -1].float()
+        hidden = model.model.base_model(input_ids=ids.to(model.model.device), use_cache=False)
+        last = logits_of(model.model, hidden.last_hidden_state[0, -1:])[0]
     top = last.softmax(dim=0).topk(min(count, len(last)))
-    texts = model.tokenizer.batch_decode([[int(index)] for index in top.indices])
+    with panics_as_errors():
+        texts = model.tokenizer.batch_decode([[int(index)] for index in top.indices])
     return [NextToken(text, float(value)) for text, value in zip(texts, top.values, strict=True)]
 
 
@@ -61,12 +73,14 @@ class TokenLoss:
     losses: tuple[float | None, ...]
 
 
-def losses_by_token(models: Sequence[CausalLM], text: str) -> list[TokenLoss]:
+def losses_by_token(models: Sequence[CausalLM], text: str, *, progress: Reporter = silent) -> list[TokenLoss]:
     """Compute the negative log-likelihood of every token of a text under several models.
 
     Args:
         models: Models that share a tokenizer.
-        text: At most `LONGEST_TEXT` characters; of its tokens, as many as the model's context holds.
+        text: At most `LONGEST_TEXT` characters; of its first `LONGEST_TEXT` tokens, as many as the model's
+            context holds.
+        progress: Called before each model reads the text.
 
     Raises:
         RecipeError: The text is empty, too long or a single token, or the models split it differently.
@@ -89,8 +103,12 @@ def losses_by_token(models: Sequence[CausalLM], text: str) -> list[TokenLoss]:
         )
     if len(ids) < 2:
         raise RecipeError("The text is a single token, which cannot be predicted. Write more.")
-    losses = [token_losses(model.model, ids).tolist() for model in models]
-    pieces = tokenizer.batch_decode([[int(token)] for token in ids])
+    losses = []
+    for number, model in enumerate(models):
+        progress(Progress("Reading the text, models", number, len(models)))
+        losses.append(token_losses(model.model, ids).tolist())
+    with panics_as_errors():
+        pieces = tokenizer.batch_decode([[int(token)] for token in ids])
     return [
         TokenLoss(piece, (None,) * len(models) if at == 0 else tuple(row[at - 1] for row in losses))
         for at, piece in enumerate(pieces)

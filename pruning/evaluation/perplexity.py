@@ -15,7 +15,7 @@ from pruning.progress import Progress, Reporter, silent
 from pruning.text.generation import CausalLM
 from pruning.text.likelihood import perplexity_of, token_losses
 from pruning.text.passages import GENRES, passage
-from pruning.text.tokens import bos_ids, check_vocabulary, split_into_windows, usable_window
+from pruning.text.tokens import bos_ids, check_vocabulary, split_into_windows, tokenize, usable_window
 
 WINDOW = 512
 
@@ -86,7 +86,7 @@ def perplexity(
         tokens: How many of its first tokens to read; None for all.
         window: Tokens read at a time, limited to the model's context.
         name: What the result and the progress call the text.
-        progress: Called before every window.
+        progress: Called before every part of the text that is tokenized, and before every window.
 
     Returns:
         The result, with the number of tokens that were read.
@@ -101,10 +101,9 @@ def perplexity(
         >>> measured.value > 1
         True
     """
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    ids = torch.tensor(encoded.input_ids[:tokens], dtype=torch.long)
+    tokenized = tokenize(tokenizer, text, progress, limit=tokens)
+    ids, ends = torch.tensor(tokenized.ids[:tokens], dtype=torch.long), tokenized.ends
     check_vocabulary(model, tokenizer, ids)
-    ends = [end for _, end in encoded.offset_mapping]
     window, added = usable_window(model, window), len(bos_ids(tokenizer))
     windows = split_into_windows(tokenizer, ids, window)
     total, count, size, read = 0.0, 0, 0, 0

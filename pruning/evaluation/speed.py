@@ -3,13 +3,11 @@
 import statistics
 import time
 from collections.abc import Sequence
-from typing import cast
 
-import torch
-from transformers import GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteriaList
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pruning.progress import Progress, Reporter, silent
-from pruning.text.generation import StopWhen, report_each_token
+from pruning.text.generation import Sampling, encode_prompt, generate_ids, report_each_token
 
 
 def tokens_per_second(
@@ -34,23 +32,17 @@ def tokens_per_second(
     Returns:
         For each model, tokens per second: the median over the rounds.
     """
-    inputs = tokenizer("Once upon a time", return_tensors="pt").input_ids
+    inputs = encode_prompt(tokenizer, "Once upon a time")
     seconds: list[list[float]] = [[] for _ in models]
-    stopping = StoppingCriteriaList([StopWhen(report_each_token(progress, Progress("Measuring speed")))])
-    with torch.inference_mode():
-        for round_number in range(rounds + 1):
-            length = new_tokens if round_number else 2
-            for model, times in zip(models, seconds, strict=True):
-                start = time.perf_counter()
-                cast(GenerationMixin, model).generate(
-                    inputs.to(model.device),
-                    attention_mask=torch.ones_like(inputs, device=model.device),
-                    do_sample=False,
-                    pad_token_id=0,
-                    max_new_tokens=length,
-                    min_new_tokens=length,
-                    stopping_criteria=stopping,
-                )
-                if round_number:
-                    times.append(time.perf_counter() - start)
+    report = report_each_token(progress, Progress("Measuring speed"))
+    for round_number in range(rounds + 1):
+        length = new_tokens if round_number else 2
+        for model, times in zip(models, seconds, strict=True):
+            report()
+            start = time.perf_counter()
+            generate_ids(
+                model, inputs.to(model.device), Sampling(max_new_tokens=length), least=length, stopped=report
+            )
+            if round_number:
+                times.append(time.perf_counter() - start)
     return tuple(new_tokens / statistics.median(times) for times in seconds)

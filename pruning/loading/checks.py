@@ -9,12 +9,32 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from pruning import catalog
 from pruning.architectures.anatomy import anatomy_of
+from pruning.architectures.families import LAYER, family_of
 from pruning.architectures.placement import parameter
 from pruning.architectures.shape import Shape
-from pruning.errors import ModelError
-from pruning.loading.files import Tensors, config_from_values
+from pruning.errors import ModelError, panics_as_errors
+from pruning.loading.files import Tensors, config_from_values, first_line
+from pruning.loading.repo_files import CONFIG_FILE, check_brings_no_code
 
 SPARE_TOKENS = 100
+
+MAX_LAYERS = 512
+
+MAX_WIDTH = 2_000_000
+"""The largest number of heads, channels, neurons or tokens; the largest vocabularies have 262,144."""
+
+MAX_LABELS = 10_000
+"""The most classes that a config may have: transformers writes a name for each."""
+
+MAX_NUMBER = 1e12
+
+MAX_VALUES = 20_000
+"""The most values in a config; each class of a classifier takes two."""
+
+MAX_CHARACTERS = 200_000
+"""The longest text in a config. Some hold a chat template."""
+
+LAYER_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 
 SPARE_NUMBERS = 100_000_000
 """How many numbers files may hold beyond twice what the config describes: masks, tied copies."""
@@ -39,11 +59,8 @@ def check_config(values: dict[str, Any], name: str) -> PreTrainedConfig:
     Raises:
         ModelError: The config asks for code, is quantized, or is not one of a known family.
     """
-    if values.get("auto_map"):
-        raise ModelError(
-            f"{name} brings code of its own (auto_map), which is never run here. "
-            f"Choose a model of a family that transformers knows{suggest_default()}."
-        )
+    check_bounds(values, name)
+    check_brings_no_code(values, CONFIG_FILE, name)
     if values.get("quantization_config"):
         raise ModelError(
             f"{name} is quantized, and packed weights cannot be pruned. Choose the model that it was made from."
@@ -53,9 +70,57 @@ def check_config(values: dict[str, Any], name: str) -> PreTrainedConfig:
             f"The config of {name} names a weights file of its own (transformers_weights). "
             "Save it with save_pretrained, which uses model.safetensors."
         )
-    config = config_from_values(values)
-    anatomy_of(config)
+    try:
+        config = config_from_values(values)
+        check_size(config, name)
+        anatomy_of(config)
+    except ModelError:
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"The config of {name} describes no model that can be built: {first_line(error)}"
+        ) from error
     return config
+
+
+def check_bounds(values: dict[str, Any], name: str) -> None:
+    """Refuse a config with more values, or larger ones, than that of any language model.
+
+    Raises:
+        ModelError: A value is absurd. The message says which.
+    """
+    count = 0
+    waiting: list[tuple[str, object]] = list(values.items())
+    while waiting:
+        key, value = waiting.pop()
+        count += 1
+        if isinstance(value, dict):
+            waiting += [(f"{key}.{inner}"[:100], each) for inner, each in value.items()]
+        elif isinstance(value, list):
+            waiting += [(key, each) for each in value]
+        limit = MAX_LABELS if key == "num_labels" else MAX_LAYERS if key in LAYER_KEYS else MAX_NUMBER
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) > limit:
+            raise ModelError(
+                f"The config of {name} sets {key[:100]} to {str(value)[:40]!r}; at most {limit:,} is accepted."
+            )
+        if isinstance(value, str) and len(value) > MAX_CHARACTERS:
+            raise ModelError(f"The config of {name} sets {key[:100]} to a text of {len(value):,} characters.")
+        if count + len(waiting) > MAX_VALUES:
+            raise ModelError(f"The config of {name} has more than {MAX_VALUES:,} values.")
+
+
+def check_size(config: PreTrainedConfig, name: str) -> None:
+    """Refuse a model with absurdly many layers, or absurdly large ones, before any of it is built."""
+    family = family_of(config.model_type)
+    for kind, key in family.sizes.items():
+        size, limit = getattr(config, key, None), MAX_LAYERS if kind == LAYER else MAX_WIDTH
+        if size is None:
+            continue
+        if isinstance(size, bool) or not isinstance(size, int) or not 0 < size <= limit:
+            raise ModelError(
+                f"The config of {name} sets {key} to {str(size)[:40]!r}; "
+                f"a whole number from 1 to {limit:,} is needed."
+            )
 
 
 def check_room(name: str, config: PreTrainedConfig, numbers: int) -> None:
@@ -97,13 +162,17 @@ def check_tensors(name: str, config: PreTrainedConfig, tensors: Tensors) -> None
 
 
 def check_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase, size: int) -> None:
-    """Refuse a tokenizer whose tokens the model does not know.
+    """Refuse a tokenizer whose tokens the model does not know. It has been tried out before, in a child process.
 
     A few added tokens may lie beyond, as Gemma 3's image token does: ordinary text never has them.
     """
-    added = tokenizer.get_added_vocab()
-    beyond = {token for token, number in tokenizer.get_vocab().items() if not 0 <= number < size}
-    if not beyond <= added.keys() or len(beyond) > SPARE_TOKENS or max(tokenizer("A").input_ids) >= size:
+    with panics_as_errors(f"The tokenizer of {name} is damaged: it cannot read the letter A."):
+        try:
+            added, ids = tokenizer.get_added_vocab(), tokenizer("A").input_ids
+            beyond = {token for token, number in tokenizer.get_vocab().items() if not 0 <= number < size}
+        except Exception as error:
+            raise ModelError(f"The tokenizer of {name} cannot be used: {first_line(error)}") from error
+    if not beyond <= added.keys() or len(beyond) > SPARE_TOKENS or max(ids, default=0) >= size:
         raise ModelError(
             f"The tokenizer of {name} does not fit the model: it has {len(tokenizer):,} tokens, and the "
             f"model knows {size:,}. Use the tokenizer that the model was trained with."

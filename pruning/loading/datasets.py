@@ -1,18 +1,36 @@
 """Texts from datasets on the Hugging Face Hub."""
 
 import os
+import re
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from typing import Any
 
 from huggingface_hub import HfApi, HfFileSystem, hf_hub_download, try_to_load_from_cache
-from huggingface_hub.errors import RevisionNotFoundError
-from pyarrow import ArrowException, parquet
+from huggingface_hub.errors import HFValidationError, RevisionNotFoundError
+from huggingface_hub.utils import validate_repo_id
+from pyarrow import compute, parquet
+from pyarrow.types import is_large_string, is_string
 
-from pruning.errors import ModelError
+from pruning.errors import ModelError, PruningError
 from pruning.loading.files import first_line
-from pruning.loading.hub import Unreachable, hub_errors
+from pruning.loading.hub import check_revision
+from pruning.loading.hub_errors import Unreachable, hub_errors
+from pruning.loading.repo_files import format_bytes
 from pruning.loading.source import Token
 from pruning.progress import Progress, Reporter, silent
+
+MAX_CHARACTERS = 100_000
+"""Where a row is cut: a longer one is read as its beginning."""
+
+MAX_GROUP_BYTES = 256_000_000
+"""The most text that a part of a Parquet file may hold once it is unpacked. Row groups are usually far smaller."""
+
+MAX_BATCH_BYTES = 256_000_000
+"""The most that one batch of rows takes if each of them is as large as its whole part of the file."""
+
+MAX_ROWS = 64
+"""How many rows are read at a time, at most."""
 
 
 def wikitext(token: Token = None, progress: Reporter = silent) -> str:
@@ -47,7 +65,8 @@ def wikitext(token: Token = None, progress: Reporter = silent) -> str:
             "WikiText-2 is on the Hugging Face Hub, which cannot be reached. "
             "Choose one of the bundled calibration texts."
         ) from None
-    return "".join(parquet.read_table(file, columns=["text"])["text"].to_pylist())
+    with _dataset_errors("Salesforce/wikitext", None), open(file, "rb") as stream:
+        return "".join(_texts_of("Salesforce/wikitext", "text", stream, progress))
 
 
 def dataset_texts(
@@ -57,6 +76,7 @@ def dataset_texts(
     split: str = "train",
     revision: str | None = None,
     token: Token = False,
+    progress: Reporter = silent,
 ) -> Iterator[str]:
     """Yield the texts in a column of a dataset on the Hub, row by row, downloading no more than is consumed.
 
@@ -69,45 +89,113 @@ def dataset_texts(
         split: The split to read.
         revision: A commit, a branch or a tag; None for the newest.
         token: The access token of the caller.
+        progress: Is called between batches of rows. It may raise `Cancelled`.
 
     Raises:
         ModelError: The dataset cannot be read, or has no such column, subset or split.
     """
-    endpoint = os.environ.get("HF_ENDPOINT")
+    _check_name(name, subset, split, revision)
     files: list[str] = []
     try:
-        with hub_errors(name, revision):
-            for version in [revision] if revision else ["main", "refs/convert/parquet"]:
-                listed: list[str] = []
-                with suppress(*[RevisionNotFoundError] * (revision is None)):
-                    # Without a network, this fails immediately; other calls would retry for half a minute.
-                    info = HfApi(endpoint=endpoint).dataset_info(
-                        name, revision=version, token=token, timeout=15
-                    )
-                    listed = [file.rfilename for file in info.siblings or []]
-                if files := sorted(path for path in listed if _holds_split(path, subset, split)):
-                    break
-            disk = HfFileSystem(endpoint=endpoint, token=token)
+        with _dataset_errors(name, revision):
+            version, files = _files_of(name, subset, split, revision, token)
+            disk = HfFileSystem(endpoint=os.environ.get("HF_ENDPOINT"), token=token)
             for path in files:
                 with disk.open(f"datasets/{name}@{version.replace('/', '%2F')}/{path}") as stream:
-                    table = parquet.ParquetFile(stream)
-                    if column not in table.schema_arrow.names:
-                        raise ModelError(
-                            f"{name} has no column {column!r}; it has: {', '.join(table.schema_arrow.names)}."
-                        )
-                    for rows in table.iter_batches(batch_size=64, columns=[column]):
-                        yield from (str(text) for text in rows[column].to_pylist() if text)
+                    yield from _texts_of(name, column, stream, progress)
     except Unreachable:
         raise ModelError(
             f"{name} is on the Hugging Face Hub, which cannot be reached. Choose one of the bundled texts."
         ) from None
-    except ArrowException as error:
-        raise ModelError(f"{name} cannot be read: {first_line(error)}. Choose another dataset.") from None
     if not files:
         raise ModelError(
             f"{name} has no Parquet files of the split {split!r}"
             f"{f' of {subset!r}' if subset else ''}. Choose another dataset, subset or split."
         )
+
+
+def _check_name(name: str, subset: str | None, split: str, revision: str | None) -> None:
+    """Refuse names that can be none. Raises `ModelError`."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        raise ModelError(f"{name[:100]!r} is not a dataset: give a Hub id such as owner/name.") from None
+    check_revision(revision)
+    for kind, value in (("subset", subset), ("split", split)):
+        if value is not None and not re.fullmatch(r"[\w.+=, -]{1,200}", value):
+            raise ModelError(f"{value[:100]!r} is not the name of a {kind} of {name}.")
+
+
+def _files_of(
+    name: str, subset: str | None, split: str, revision: str | None, token: Token
+) -> tuple[str, list[str]]:
+    """Return the revision to read and the Parquet files in it: the dataset's own, or those that the Hub made."""
+    version, files = "", []
+    for version in [revision] if revision else ["main", "refs/convert/parquet"]:
+        listed: list[str] = []
+        with suppress(*[RevisionNotFoundError] * (revision is None)):
+            # Without a network, this fails immediately; other calls would retry for half a minute.
+            info = HfApi(endpoint=os.environ.get("HF_ENDPOINT")).dataset_info(
+                name, revision=version, token=token, timeout=15
+            )
+            listed = [file.rfilename for file in info.siblings or []]
+        if files := sorted(path for path in listed if _holds_split(path, subset, split)):
+            break
+    return version, files
+
+
+def _texts_of(name: str, column: str, stream: Any, progress: Reporter) -> Iterator[str]:
+    """Yield the texts in a column of a Parquet file, each cut to `MAX_CHARACTERS`."""
+    table = parquet.ParquetFile(stream)
+    names = table.schema_arrow.names
+    if column not in names:
+        known = ", ".join(str(known)[:50] for known in names[:20])
+        raise ModelError(f"{name} has no column {column!r}; it has: {known}.")
+    for group in range(table.num_row_groups):
+        size = _column_bytes(table.metadata.row_group(group), column)
+        if size > MAX_GROUP_BYTES:
+            raise ModelError(
+                f"{name} holds {format_bytes(size)} of text in one part; the limit is "
+                f"{format_bytes(MAX_GROUP_BYTES)}. Choose another dataset."
+            )
+        rows = min(MAX_ROWS, max(1, MAX_BATCH_BYTES // max(1, size)))
+        for batch in table.iter_batches(rows, row_groups=[group], columns=[column], use_threads=False):
+            progress(Progress(f"Reading {name}, part", group, table.num_row_groups))
+            values = batch[column]
+            if is_string(values.type) or is_large_string(values.type):
+                values = compute.utf8_slice_codeunits(values, 0, MAX_CHARACTERS)
+            yield from (str(value)[:MAX_CHARACTERS] for value in values.to_pylist() if value)
+
+
+def _column_bytes(group: Any, column: str) -> int:
+    """Return the bytes that a column of a row group takes once it is unpacked, by the file's own account."""
+    columns = (group.column(number) for number in range(group.num_columns))
+    return sum(
+        chunk.total_uncompressed_size for chunk in columns if chunk.path_in_schema.split(".")[0] == column
+    )
+
+
+@contextmanager
+def _file_errors() -> Iterator[None]:
+    """Tell an `OSError` about the content of a file, as pyarrow and fsspec raise them, from one about the disk."""
+    try:
+        yield
+    except OSError as error:
+        if type(error) is FileNotFoundError or (type(error) is OSError and error.errno is None):
+            raise ValueError(first_line(error)) from None
+        raise
+
+
+@contextmanager
+def _dataset_errors(name: str, revision: str | None) -> Iterator[None]:
+    """Turn what the Hub's client, fsspec and pyarrow raise into one sentence."""
+    try:
+        with hub_errors(name, revision), _file_errors():
+            yield
+    except (PruningError, Unreachable):
+        raise
+    except Exception as error:
+        raise ModelError(f"{name} cannot be read: {first_line(error)}. Choose another dataset.") from None
 
 
 def _holds_split(path: str, subset: str | None, split: str) -> bool:

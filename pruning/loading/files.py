@@ -1,37 +1,28 @@
-"""The files of a model on this machine: config, tokenizer and safetensors headers."""
+"""The files of a model on this machine: whether they are complete, and the headers of its weights."""
 
 import hashlib
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from fnmatch import fnmatchcase
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedConfig
 
 from pruning.architectures.config import config_from_dict
 from pruning.errors import ModelError
-
-TEXT_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "README.md")
-
-RECIPE_FILE = "recipe.yaml"
-"""The recipe in the folder of a model that Secateur saved."""
-
-MAX_RECIPE_BYTES = 100_000
-"""The largest recipe that is read for its `kept_layers` alone."""
-
-WEIGHT_FILES = ("model*.safetensors",)
-
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+from pruning.loading.metadata import RECIPE_FILE as RECIPE_FILE
+from pruning.loading.repo_files import CONFIG_FILE, TEXT_FILES, has_tokenizer, read_json, weight_files
 
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+_FOLDERS = re.compile(r"(?<![\w:/])(?:/[^\s/'\":,]+)+/")
 
 Tensors = dict[str, tuple[str, tuple[int, ...]]]
 """Dtype and shape of each tensor, as the headers of safetensors files give them."""
@@ -39,10 +30,11 @@ Tensors = dict[str, tuple[str, tuple[int, ...]]]
 
 def is_complete(folder: Path) -> bool:
     """Return whether a cached folder holds everything that a model needs, with no file cut short."""
-    if not is_readable(folder / "config.json") or not has_tokenizer(os.listdir(folder)):
+    if not is_readable(folder / CONFIG_FILE) or not has_tokenizer(os.listdir(folder)):
         return False
+    files = [folder / name for name in TEXT_FILES if name.endswith(".json")]
     try:
-        return bool(read_headers(weight_files(folder))) and all(map(is_readable, folder.glob("*.json")))
+        return bool(read_headers(weight_files(folder))) and all(map(is_readable, filter(Path.exists, files)))
     except ModelError:
         return False
 
@@ -56,19 +48,9 @@ def is_readable(file: Path) -> bool:
     return True
 
 
-def has_tokenizer(names: Iterable[str]) -> bool:
-    """Return whether a list of file names has a tokenizer in it."""
-    return any(name in names for name in TOKENIZER_FILES)
-
-
-def matches(name: str, patterns: tuple[str, ...]) -> bool:
-    """Return whether a file name matches any of some patterns."""
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
-
-
 def read_config_file(folder: Path) -> PreTrainedConfig:
     """Read the config in a folder. Raises `ModelError` if it is not one of a known family."""
-    return config_from_values(read_json(folder / "config.json"))
+    return config_from_values(read_json(folder / CONFIG_FILE))
 
 
 def config_from_values(values: dict[str, Any]) -> PreTrainedConfig:
@@ -76,34 +58,6 @@ def config_from_values(values: dict[str, Any]) -> PreTrainedConfig:
     # Attention kernels that a config asks for may be missing here, or be code to download.
     ours = {key: value for key, value in values.items() if not key.endswith("attn_implementation")}
     return config_from_dict(ours)
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """List the safetensors files of a model, none outside its folder; an empty list if one is missing."""
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if single.is_file() or not index.is_file():
-        return [single] if single.is_file() else []
-    shards = read_json(index).get("weight_map")
-    if not isinstance(shards, dict):
-        raise ModelError(f"{index.name} in {folder.name} has no weight_map. Save the model again.")
-    names = sorted({str(name) for name in shards.values()})
-    if any("/" in name or "\\" in name for name in names):
-        raise ModelError("The index of the weights names files outside of its folder. It is refused.")
-    files = [folder / name for name in names]
-    return files if all(file.is_file() for file in files) else []
-
-
-def kept_layers_in(folder: Path) -> tuple[int, ...] | None:
-    """Return the `kept_layers` that the recipe in a folder records, or None."""
-    file = folder / RECIPE_FILE
-    try:
-        if file.stat().st_size > MAX_RECIPE_BYTES:
-            return None
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-        layers = values.get("kept_layers") if isinstance(values, dict) else None
-        return tuple(map(int, layers)) if layers else None
-    except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError):
-        return None
 
 
 def digest_of(files: list[Path]) -> str:
@@ -115,22 +69,10 @@ def digest_of(files: list[Path]) -> str:
     return f"sha256:{total.hexdigest()}"
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """Read a JSON object. Raises `ModelError` if there is none."""
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelError(f"There is no {file.name} in {file.parent.name}, so it is not a model.") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{file.name} in {file.parent.name} cannot be read: {error}.") from None
-    if not isinstance(values, dict):
-        raise ModelError(f"{file.name} in {file.parent.name} is not a JSON object.")
-    return values
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of another library's message, at most 300 characters."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+def first_line(error: BaseException) -> str:
+    """Return the first line of another library's message, at most 300 characters, with no folder's path in it."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return _FOLDERS.sub("", line[:2_000])[:300]
 
 
 def read_headers(files: Iterable[Path]) -> Tensors:

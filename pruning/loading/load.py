@@ -7,14 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import get_max_memory
-from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from pruning import catalog
 from pruning.architectures.placement import DISK, device_map
-from pruning.architectures.shape import Shape
-from pruning.errors import ModelError
+from pruning.errors import ModelError, PruningError
+from pruning.loading import mapped as mapping
 from pruning.loading.checks import (
     adapter_message,
     check_config,
@@ -24,30 +22,24 @@ from pruning.loading.checks import (
     check_tokenizer,
     suggest_default,
 )
-from pruning.loading.files import (
-    RECIPE_FILE,
-    digest_of,
-    first_line,
+from pruning.loading.download import fetch_text_files, fetch_weights, require_disk
+from pruning.loading.files import digest_of, first_line, is_complete, main_dtype, read_headers
+from pruning.loading.hub import check_id, check_revision, fetch_text_file, find_cached, look_up
+from pruning.loading.hub_cache import mark_used
+from pruning.loading.hub_errors import Unreachable
+from pruning.loading.metadata import RECIPE_FILE, kept_layers_in, license_in
+from pruning.loading.offline import converted_folder, find_offline, is_installed
+from pruning.loading.placement import Placement, choose_placement
+from pruning.loading.repo_files import (
+    CONFIG_FILE,
+    MAX_CONFIG_BYTES,
+    check_settings_files,
     has_tokenizer,
-    is_complete,
-    kept_layers_in,
-    main_dtype,
-    read_headers,
     read_json,
     weight_files,
 )
-from pruning.loading.hub import (
-    Unreachable,
-    check_id,
-    check_revision,
-    fetch_text_file,
-    fetch_weights,
-    find_cached,
-    license_of,
-    look_up,
-)
-from pruning.loading.offline import converted_folder, find_offline, is_installed
 from pruning.loading.source import Access, Source, Token
+from pruning.loading.tokenizer_check import read_checked
 from pruning.progress import Progress, Reporter, silent
 
 
@@ -88,8 +80,8 @@ def find(
 ) -> Source:
     """Find a model by its catalog name, its Hub id or its folder, and check its config.
 
-    Asks the Hub for the model's list of files, its config and its tokenizer, but downloads no weights; does
-    not ask the Hub about a public model of the catalog that is already on this machine.
+    Asks the Hub for the model's list of files and its config, and downloads nothing else; does not ask the Hub about a
+    public model of the catalog that is already on this machine.
 
     Args:
         name: A catalog name, a Hub id, or a folder.
@@ -140,6 +132,7 @@ def load(
     token: Token = None,
     access: Access | None = None,
     on_disk: bool = False,
+    mapped: bool = False,
     progress: Reporter = silent,
 ) -> LoadedModel:
     """Load a model by its catalog name, its Hub id or its folder, or one that `find` found.
@@ -153,6 +146,8 @@ def load(
         token: The access token of the caller, if `access` is not given.
         access: Who asks.
         on_disk: Whether to leave all weights on disk, to be read tensor by tensor.
+        mapped: Whether to keep a float32 copy of a public model's weights in the cache, so that processes that
+            load the same model share its memory.
         progress: Is called with each stage.
 
     Returns:
@@ -171,16 +166,38 @@ def load(
     source = name
     if isinstance(source, str):
         source = find(source, revision=revision, access=access, weights=True, progress=progress)
+    elif source.remote is None and source.hub_id and not weight_files(source.folder):
+        # It was found by its config alone.
+        revision = revision or source.revision
+        source = find(source.name, revision=revision, access=access, weights=True, progress=progress)
+    tokenizer = None
     if source.remote is not None:
         try:
+            require_disk(source, access)
+            # Before the download; the precision of the files is not known yet.
+            choose_placement(source.name, source.config, torch.bfloat16, on_disk, access.local)
+            source = fetch_text_files(source, access, progress)
+            tokenizer = read_tokenizer(source, access)
             source = fetch_weights(source, access, progress)
         except Unreachable:
-            source = _find_without_hub(source.name, revision, access, True, progress)
+            source, tokenizer = _find_without_hub(source.name, revision, access, True, progress), None
+    if source.kept_layers is None:
+        source = replace(source, kept_layers=kept_layers_in(source.folder))
+    stored = _check_files(source, tokenizer)
+    placement = choose_placement(source.name, source.config, stored.dtype, on_disk, access.local)
+    folder = _mapped_copy(stored, placement, progress) if mapped else None
     progress(Progress("Reading the weights"))
-    loaded = _read_weights(_check_files(source), on_disk)
+    loaded = _read_weights(stored, placement, folder)
     if DISK in device_map(loaded.model).values() and not on_disk:
         progress(Progress("Some layers do not fit in memory and are read from disk, which is slow"))
     return loaded
+
+
+def _mapped_copy(stored: StoredModel, placement: Placement, progress: Reporter) -> Path | None:
+    """Return the folder with the float32 copy of a model, or None if its own files can be mapped, or must be."""
+    if placement != Placement("cpu", torch.float32) or stored.dtype == torch.float32:
+        return None
+    return mapping.float32_copy(stored.source, weight_files(stored.source.folder), stored.dtype, progress)
 
 
 def _may_use_offline(entry: catalog.CatalogModel, revision: str | None) -> bool:
@@ -214,7 +231,7 @@ def is_folder(name: str) -> bool:
 
 def _find_folder(name: str, revision: str | None, weights: bool) -> Source:
     folder = Path(name).expanduser().resolve()
-    config = check_config(read_json(folder / "config.json"), name)
+    config = check_config(read_json(folder / CONFIG_FILE), name)
     if (folder / "adapter_config.json").exists():
         raise ModelError(adapter_message(name))
     digest = None
@@ -225,7 +242,7 @@ def _find_folder(name: str, revision: str | None, weights: bool) -> Source:
                 f"The folder {name} holds no safetensors files. Save the model with "
                 "save_pretrained, which writes them."
             )
-        digest = digest_of([folder / "config.json", *files])
+        digest = digest_of([folder / CONFIG_FILE, *files])
         if revision is not None and revision != digest:
             raise ModelError(
                 f"The model in {name} is not the one that the recipe was made for: its revision is "
@@ -236,79 +253,99 @@ def _find_folder(name: str, revision: str | None, weights: bool) -> Source:
         name=name,
         hub_id=None,
         revision=digest,
-        license=license_of("", folder),
+        license=license_in(folder),
         origin=f"from the folder {folder.name}",
         folder=folder,
         config=config,
         public=False,
-        kept_layers=kept_layers_in(folder),
+        kept_layers=kept_layers_in(folder) if weights else None,
     )
 
 
-def _check_files(source: Source) -> StoredModel:
+def _check_files(source: Source, tokenizer: PreTrainedTokenizerBase | None) -> StoredModel:
     """Compare the files of a model with its config, before memory is taken for its weights."""
     files = weight_files(source.folder)
     if not files:
         raise ModelError(f"{source.name} has no complete safetensors weights. Save the model again.")
+    mark_used(source.folder / CONFIG_FILE)
     tensors = read_headers(files)
     check_room(source.name, source.config, sum(prod(shape) for _, shape in tensors.values()))
     check_tensors(source.name, source.config, tensors)
-    tokenizer = read_tokenizer(source)
+    tokenizer = tokenizer or read_tokenizer(source)
     check_tokenizer(source.name, tokenizer, source.config.vocab_size)
     return StoredModel(source, tokenizer, main_dtype(tensors))
 
 
-def read_tokenizer(source: Source) -> PreTrainedTokenizerBase:
-    """Read only the tokenizer of a model that was found.
+def read_tokenizer(
+    source: Source, access: Access | None = None, progress: Reporter = silent
+) -> PreTrainedTokenizerBase:
+    """Read only the tokenizer of a model that was found, and download it if it is not here.
+
+    Args:
+        source: The model.
+        access: Who asks; by default, the owner of this machine.
+        progress: Is called before a download.
 
     Raises:
-        ModelError: There is no tokenizer, or it cannot be read.
+        ModelError: There is no tokenizer, it is refused, or it cannot be read.
     """
+    if source.hub_id and not has_tokenizer(os.listdir(source.folder)):
+        source = _fetch_text_files(source, access or Access(), progress)
     if not has_tokenizer(os.listdir(source.folder)):
         raise ModelError(
             f"{source.name} has no tokenizer, so it cannot read text. "
             "Save one beside the model with save_pretrained."
         )
+    check_settings_files(source.folder, source.name)
+    return read_checked(source.folder, source.name, trusted=_is_installed_package(source))
+
+
+def _fetch_text_files(source: Source, access: Access, progress: Reporter) -> Source:
+    """Download a model's files of text, and none of its weights."""
     try:
-        return AutoTokenizer.from_pretrained(source.folder, trust_remote_code=False, local_files_only=True)
-    except Exception as error:
-        raise ModelError(f"The tokenizer of {source.name} cannot be read: {first_line(error)}") from error
+        if source.remote is None:
+            source = replace(look_up(str(source.hub_id), source.revision, access, progress), name=source.name)
+        return fetch_text_files(source, access, progress)
+    except Unreachable:
+        raise ModelError(
+            f"The Hugging Face Hub cannot be reached, and the tokenizer of {source.name} is not on this machine. "
+            "Try again later."
+        ) from None
 
 
-def _placement(stored: StoredModel, on_disk: bool) -> tuple[dict[str, str] | str, torch.dtype]:
-    """Choose the device map that accelerate gets, and the precision to compute in."""
-    if on_disk:
-        return {"": DISK}, stored.dtype
-    if os.environ.get("SPACES_ZERO_GPU"):
-        return "cpu", torch.float32
-    parameters, room = Shape.of(stored.source.config).parameters, get_max_memory()
-    if torch.cuda.is_available():
-        # The other half is for what it computes.
-        fits = parameters * stored.dtype.itemsize < room[0] / 2
-        return "cuda" if fits else "auto", stored.dtype
-    if parameters * torch.float32.itemsize < room["cpu"]:
-        return "cpu", torch.float32
-    return "auto", stored.dtype
+def _is_installed_package(source: Source) -> bool:
+    """Return whether a model's files were converted from a package that is installed on this machine."""
+    entry = catalog.find(source.name)
+    return bool(
+        entry
+        and entry.offline
+        and source.revision == entry.offline.revision
+        and source.folder == converted_folder(entry)
+    )
 
 
-def _read_weights(stored: StoredModel, on_disk: bool) -> LoadedModel:
+def _read_weights(stored: StoredModel, placement: Placement, copy: Path | None) -> LoadedModel:
+    """Read the weights from the model's own files, or from a float32 copy of them."""
     source = stored.source
-    placement, dtype = _placement(stored, on_disk)
+    on_disk = placement.device_map == {"": DISK}
     model: PreTrainedModel
     info: dict[str, Any]
     try:
         model, info = AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]
-            source.folder,
+            copy or source.folder,
             config=source.config,
-            dtype=dtype,
-            device_map=placement,
+            dtype=placement.dtype,
+            device_map=placement.device_map,
+            max_memory=placement.max_memory,
             trust_remote_code=False,
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
         )
-    except (OSError, ValueError, RuntimeError, LookupError, SafetensorError) as error:
+    except (PruningError, MemoryError):
+        raise
+    except Exception as error:
         raise ModelError(f"{source.name} cannot be read: {first_line(error)}") from error
     missing = [f"{name} is missing" for name in info["missing_keys"]]
     misshapen = [f"{name} has another shape" for name, *_ in info["mismatched_keys"]]
@@ -323,7 +360,9 @@ def _read_weights(stored: StoredModel, on_disk: bool) -> LoadedModel:
             "programs, choose a smaller model, or use --stream, which never holds the whole model."
         )
     model.requires_grad_(False)
-    if not on_disk and model.dtype != stored.dtype:
+    if copy is not None:
+        model.config._name_or_path = model.name_or_path = str(source.folder)
+    elif not on_disk and model.dtype != stored.dtype:
         # A file may hold some tensors in more precision than most; what is shown is what is saved.
         for values in model.parameters():
             if not values.is_meta:
@@ -349,12 +388,19 @@ def fetch_recipe(
     access = access or Access(token)
     try:
         if access.local and is_folder(name):
-            return (Path(name).expanduser() / RECIPE_FILE).read_text(encoding="utf-8")
-        return fetch_text_file(name, RECIPE_FILE, revision, access).read_text(encoding="utf-8")
+            file = Path(name).expanduser() / RECIPE_FILE
+        else:
+            file = fetch_text_file(name, RECIPE_FILE, revision, access)
+        if file.stat().st_size > MAX_CONFIG_BYTES:
+            raise ModelError(
+                f"The recipe of {name} has more than {MAX_CONFIG_BYTES:,} bytes, which is too large."
+            )
+        return file.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ModelError(f"{name} has no {RECIPE_FILE}, so it is not a model that Secateur saved.") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ModelError(f"The recipe of {name} cannot be read: {first_line(error)}.") from None
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise ModelError(f"The recipe of {name} cannot be read: {reason}.") from None
     except Unreachable:
         raise ModelError(
             f"The Hugging Face Hub cannot be reached, so the recipe of {name} cannot be read. Try later."

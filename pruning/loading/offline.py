@@ -89,6 +89,6 @@ def _keep_converted(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
         pass  # Another process was faster.
     except (OSError, SafetensorError) as error:
         raise ModelError(
-            f"The converted weights could not be written to {folder.parent}: {first_line(error)}. "
+            f"The converted weights could not be written to the cache: {first_line(error)}. "
             "Make room, or set SECATEUR_CACHE to another folder."
         ) from error

@@ -45,6 +45,7 @@ class LayerStudent:
         states: Its inputs in each window, `[1, tokens, channels]`.
         targets: What it should output there, `[1, tokens, channels]`.
         fitting: How many windows, from the first on, it is fitted to; the others are held out.
+        report: Called before the layer reads a window; it may raise `Cancelled`.
         new_values: Its new parameters, by their names in the layer.
         error: The loss on held-out windows.
     """
@@ -54,6 +55,7 @@ class LayerStudent:
     states: Sequence[torch.Tensor]
     targets: Sequence[torch.Tensor]
     fitting: int
+    report: Callable[[], None] = lambda: None
     new_values: dict[str, torch.Tensor] = field(default_factory=dict)
     error: float = field(init=False)
 
@@ -109,6 +111,7 @@ class LayerStudent:
             inputs[:] = [args[0]]
 
         for window in range(self.fitting):
+            self.report()
             with torch.no_grad(), hooks(self.layer, {projection: record}):
                 output = self.calls[window](self.layer, self.states[window])
             weights = self._energy(window, output).rsqrt().flatten()[:, None]
@@ -117,7 +120,7 @@ class LayerStudent:
             cross = cross + rows.T @ ((self.targets[window] - output)[0] * weights)
         return gram, cross
 
-    def train(self, names: Sequence[str], epochs: int, seed: int, report: Callable[[], None]) -> int:
+    def train(self, names: Sequence[str], epochs: int, seed: int) -> int:
         """Train the named parameters, and keep those of the epoch that is best on the held-out windows.
 
         Returns:
@@ -138,8 +141,8 @@ class LayerStudent:
         errors = [self.error]
         best = {name: self.layer.get_parameter(name).detach().clone() for name in names}
         for _ in range(epochs):
-            report()
             for window in torch.randperm(self.fitting, generator=generator).tolist():
+                self.report()
                 with torch.enable_grad():
                     self.loss(window).backward()
                 for parameter, mask in sparse:
@@ -175,10 +178,13 @@ class LayerStudent:
     @torch.no_grad()
     def heldout_loss(self) -> float:
         """Return the mean loss over all held-out tokens."""
-        windows = range(self.fitting, len(self.states))
-        tokens = [self.states[window].shape[1] for window in windows]
-        total = sum(float(self.loss(w)) * count for w, count in zip(windows, tokens, strict=True))
-        return total / sum(tokens)
+        total = tokens = 0.0
+        for window in range(self.fitting, len(self.states)):
+            self.report()
+            count = self.states[window].shape[1]
+            total += float(self.loss(window)) * count
+            tokens += count
+        return total / tokens
 
 
 def _lr_share(step: int, steps: int) -> float:

@@ -96,7 +96,7 @@ def reconstruct(
         windows: The text.
         kept_layers: The base's number of each of the model's layers, ascending; None if it has all of them.
         seed: Seed of the order of the windows.
-        progress: Called before each refit and each epoch.
+        progress: Called before a layer or a model reads a window.
         epochs: How often each layer reads the text; 0 only refits in closed form.
 
     Returns:
@@ -110,19 +110,25 @@ def reconstruct(
     numbers = _numbers_in_base(pruned_anatomy, base_anatomy, kept_layers)
     fitting, heldout = (_thinned(part) for part in (windows.fitting, windows.heldout))
     texts = [*fitting, *heldout]
-    calls = {length: _layer_calls(base, base_anatomy, length) for length in {len(text) for text in texts}}
-    states = [_embedded(model, pruned_anatomy, text) for text in texts]
-    targets = [_embedded(base, base_anatomy, text) for text in texts]
+    report = partial(progress, Progress("Preparing the reconstruction"))
+    calls = {}
+    for length in {len(text) for text in texts}:
+        report()
+        calls[length] = _layer_calls(base, base_anatomy, length)
+    states = _embedded(model, pruned_anatomy, texts, report)
+    targets = _embedded(base, base_anatomy, texts, report)
     tensors: dict[str, torch.Tensor] = {}
     layers = []
     for layer, (number, next_number) in enumerate(
         zip(numbers, [*numbers[1:], base_anatomy.layers], strict=True)
     ):
+        report = partial(progress, Progress("Reconstructing, layers", layer, len(numbers)))
         for passed in range(0 if layer == 0 else number, next_number):
             targets = _through(
                 base.get_submodule(base_anatomy.layer_module(passed)),
                 [calls[len(text)][passed] for text in texts],
                 targets,
+                report,
             )
         module = pruned_anatomy.layer_module(layer)
         student = LayerStudent(
@@ -131,11 +137,11 @@ def reconstruct(
             states=states,
             targets=targets,
             fitting=len(fitting),
+            report=report,
         )
-        report = partial(progress, Progress("Reconstructing, layers", layer, len(numbers)))
-        layers.append(_fit(student, pruned_anatomy, layer, epochs, seed, report))
+        layers.append(_fit(student, pruned_anatomy, layer, epochs, seed))
         tensors |= {f"{module}.{name}": value for name, value in student.new_values.items()}
-        states = _through(student.layer, student.calls, states)
+        states = _through(student.layer, student.calls, states, report)
     return ReconstructionResult(tensors, tuple(layers))
 
 
@@ -156,19 +162,16 @@ def _check_comparable(model: PreTrainedModel, base: PreTrainedModel) -> None:
             )
 
 
-def _fit(
-    student: LayerStudent, anatomy: Anatomy, layer: int, epochs: int, seed: int, report: Callable[[], None]
-) -> LayerFit:
+def _fit(student: LayerStudent, anatomy: Anatomy, layer: int, epochs: int, seed: int) -> LayerFit:
     """Refit the output projections of a layer, then train it."""
     prefix = anatomy.layer_module(layer) + "."
     specs = {spec.name.removeprefix(prefix): spec for spec in anatomy.of_layer(layer)}
     lost_before, dampings = student.error, []
     for kind in (QUERY, NEURON):
-        report()
         projection = anatomy.family.output_projections[kind]
         dampings.append(student.refit(projection, specs[f"{projection}.weight"]))
     trained = [name for name, spec in specs.items() if spec.component in TRAINED_COMPONENTS]
-    epoch = student.train(trained, epochs, seed + layer, report) if epochs else 0
+    epoch = student.train(trained, epochs, seed + layer) if epochs else 0
     return LayerFit(layer, tuple(dampings), epoch, lost_before, student.error)
 
 
@@ -185,9 +188,17 @@ def _numbers_in_base(pruned: Anatomy, base: Anatomy, kept_layers: Sequence[int] 
 
 @torch.no_grad()
 def _through(
-    layer: nn.Module, calls: Sequence[LayerCall], states: Sequence[torch.Tensor]
+    layer: nn.Module,
+    calls: Sequence[LayerCall],
+    states: Sequence[torch.Tensor],
+    report: Callable[[], None],
 ) -> list[torch.Tensor]:
-    return [call(layer, state) for call, state in zip(calls, states, strict=True)]
+    """Return what a layer outputs for its inputs in each window."""
+    outputs = []
+    for call, state in zip(calls, states, strict=True):
+        report()
+        outputs.append(call(layer, state))
+    return outputs
 
 
 def _thinned(windows: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
@@ -213,14 +224,19 @@ class _StopForward(Exception):
     """Raised in a hook when the rest of the forward pass is not needed."""
 
 
-def _embedded(model: PreTrainedModel, anatomy: Anatomy, window: torch.Tensor) -> torch.Tensor:
-    """Return the input of the first layer on a window, `[1, tokens, channels]`."""
+def _embedded(
+    model: PreTrainedModel, anatomy: Anatomy, windows: Sequence[torch.Tensor], report: Callable[[], None]
+) -> list[torch.Tensor]:
+    """Return the input of the first layer on each window, `[1, tokens, channels]`."""
     states: list[torch.Tensor] = []
 
     def record(args: tuple, kwargs: Mapping[str, object]) -> None:
         states.append(input_states(args, kwargs))
         raise _StopForward
 
-    with suppress(_StopForward), hooks(model, {anatomy.layer_module(0): record}), torch.no_grad():
-        model.base_model(input_ids=window[None].to(model.device), use_cache=False)
-    return states[0]
+    with hooks(model, {anatomy.layer_module(0): record}), torch.no_grad():
+        for window in windows:
+            report()
+            with suppress(_StopForward):
+                model.base_model(input_ids=window[None].to(model.device), use_cache=False)
+    return states

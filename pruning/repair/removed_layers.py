@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import psutil
 import torch
 from transformers import PreTrainedModel
 
@@ -13,7 +12,8 @@ from pruning.architectures.placement import parameter
 from pruning.calibration.block_influence import residual_streams
 from pruning.calibration.hooks import InputHook, hooks
 from pruning.calibration.statistics import InputGram
-from pruning.progress import Reporter, silent
+from pruning.memory import available_memory
+from pruning.progress import Progress, Reporter, silent
 from pruning.surgery import as_channels_first
 from pruning.text.tokens import Windows
 
@@ -68,7 +68,7 @@ def repair_gaps(
         anatomy: Its anatomy.
         windows: The text.
         runs: The runs of layers; each is repaired as if it alone were removed.
-        progress: Called before each window.
+        progress: Called before each window and each gap.
 
     Returns:
         The repair of each run. A run that begins with the first layer has none, and no run has one if a
@@ -78,12 +78,14 @@ def repair_gaps(
         return {}
     gaps = [LayerGap(run, anatomy.output_projection(run[0] - 1)) for run in runs if run[0] > 0]
     gap_bytes = 4 * anatomy.units[NEURON] * (anatomy.units[NEURON] + anatomy.units[CHANNEL])
-    batch_size = max(1, psutil.virtual_memory().available // 4 // gap_bytes)
+    batch_size = max(1, available_memory() // 4 // gap_bytes)
     repairs: dict[LayerRun, GapRepair] = {}
     for start in range(0, len(gaps), batch_size):
         batch = gaps[start : start + batch_size]
         _observe(model, anatomy, windows, batch, progress)
-        repairs |= {gap.removed: gap.repair(model, anatomy) for gap in batch}
+        for number, gap in enumerate(batch, start):
+            progress(Progress("Refitting before each gap", number, len(gaps)))
+            repairs[gap.removed] = gap.repair(model, anatomy)
         for gap in batch:
             gap.free()
     return repairs

@@ -9,6 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -24,6 +25,18 @@ from pruning.text.passages import GENRES, passage
 TAG = "secateur"
 LICENSES_NOT_INHERITED = (None, "", "unknown")
 
+MAX_CARD_BYTES = 1_000_000
+"""The largest model card that is read."""
+
+MAX_FACT_CHARACTERS = 200
+"""The longest value that is taken over from another card."""
+
+FRONT_MATTER = re.compile(r"\s*---[ \t\r]*\n(.*?)\n---[ \t\r]*(?:\n|$)", re.DOTALL)
+
+MAX_FRONT_MATTER = 16_384
+"""The most characters of front matter that are read: pure Python parses YAML slowly."""
+
+_YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _PASSAGES = "secateur-heldout-"
 _PERPLEXITY = "perplexity"
 
@@ -60,23 +73,48 @@ def model_card(name: str, *, source: Source, recipe: Recipe, report: Report) -> 
 
 def _license(source: Source) -> dict[str, Any]:
     """Return the base's license; one that the Hub does not know comes with its name and the link to its text."""
-    if source.license is None or source.license in LICENSES_NOT_INHERITED:
+    name = short_text(source.license)
+    if name is None or name in LICENSES_NOT_INHERITED:
         return {}
-    license: dict[str, Any] = {"license": source.license}
-    card = source.folder / "README.md"
-    if source.license != "other" or not card.is_file():
-        return license
-    base_data = ModelCard.load(card, ignore_metadata_errors=True).data
-    if base_data.license_name:
-        license["license_name"] = str(base_data.license_name)
-    if base_data.license_link:
-        license["license_link"] = _absolute_link(str(base_data.license_link), source)
+    license: dict[str, Any] = {"license": name}
+    data = _base_card_data(source) if name == "other" else {}
+    if own_name := short_text(data.get("license_name")):
+        license["license_name"] = own_name
+    if link := _absolute_link(short_text(data.get("license_link")), source):
+        license["license_link"] = link
     return license
 
 
-def _absolute_link(link: str, source: Source) -> str:
+def _base_card_data(source: Source) -> dict[str, Any]:
+    """Return the front matter of the base's card; empty if there is none that can be read."""
+    file = source.folder / "README.md"
+    try:
+        if file.stat().st_size > MAX_CARD_BYTES:
+            return {}
+        found = FRONT_MATTER.match(file.read_text(encoding="utf-8")[:MAX_FRONT_MATTER])
+        values = yaml.load(found[1], _YAML_LOADER) if found else {}
+    except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def short_text(value: object) -> str | None:
+    """Return a value from another card or config if it is one short line of text, and None otherwise.
+
+    Others wrote it: a value may be a list that refers to itself a million times, or hold a whole page.
+    """
+    if not isinstance(value, str) or len(value) >= MAX_FACT_CHARACTERS or not value.isprintable():
+        return None
+    return value.strip()
+
+
+def _absolute_link(link: str | None, source: Source) -> str | None:
     """Return where a link in the base's card leads: the name of a file there means nothing here."""
-    if source.hub_id is None or re.match(r"https?://", link):
+    if link is None or re.match(r"https?://[^\s<>\"]+$", link):
+        return link
+    if not re.match(r"[\w./-]+$", link):
+        return None
+    if source.hub_id is None:
         return link
     return f"https://huggingface.co/{source.hub_id}/blob/{source.revision}/{link.removeprefix('./')}"
 
@@ -124,18 +162,23 @@ def read_card(folder: Path) -> CardClaims:
     card = folder / "README.md"
     if not card.is_file():
         raise ModelError(f"{folder.name} has no model card, README.md. Save the model again.")
+    if card.stat().st_size > MAX_CARD_BYTES:
+        raise ModelError(
+            f"The model card of {folder.name} is larger than {MAX_CARD_BYTES:,} bytes. Shorten README.md."
+        )
     try:
         data = ModelCard.load(card).data
         claims = data.get("secateur") or {}
+        parameters = claims.get("parameters")
         return CardClaims(
-            recipe=claims.get("recipe"),
-            parameters=claims.get("parameters"),
+            recipe=short_text(claims.get("recipe")),
+            parameters=parameters if type(parameters) is int else None,
             perplexities={
                 genre: Perplexity(
                     float(result.metric_value),
                     int(result.metric_args["tokens"]),
                     int(result.metric_args["window"]),
-                    result.dataset_name,
+                    str(short_text(result.dataset_name)),
                 )
                 for result in data.eval_results or []
                 for genre in GENRES
@@ -145,7 +188,7 @@ def read_card(folder: Path) -> CardClaims:
             },
         )
     except Exception as error:  # People write cards: whatever is in one is not a bug here.
-        reason = " ".join(str(error).split())[:200]
+        reason = " ".join(str(error)[:1000].split())[:200]
         raise ModelError(
             f"The model card of {folder.name} cannot be read: {reason}. Fix README.md."
         ) from None
@@ -163,13 +206,15 @@ class QualityRow:
 
 
 def _body(name: str, source: Source, recipe: Recipe, report: Report) -> str:
-    hub_link = f"[{source.hub_id}](https://huggingface.co/{source.hub_id})"
+    hub_id = source.hub_id or ""
+    is_id = re.fullmatch(r"[\w.-]+(?:/[\w.-]+)?", hub_id, re.ASCII)
+    hub_link = f"[{inline(hub_id)}](https://huggingface.co/{hub_id})" if is_id else inline(hub_id)
     changes_vocabulary = any(step.changes_vocabulary for step in recipe.steps)
     return _TEMPLATES.get_template("card.md.j2").render(
-        name=name,
+        name=inline(name),
         base=hub_link if source.hub_id else "A local model",
         share_removed=1 - report.after.parameters / report.before.parameters,
-        steps="; ".join(step.describe() for step in recipe.steps),
+        steps="; ".join(inline(step.describe()) for step in recipe.steps),
         report=report,
         recipe=recipe,
         changes_vocabulary=changes_vocabulary,
@@ -201,7 +246,13 @@ def _origin(source: Source, recipe: Recipe) -> str:
         "made": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         **provenance(source, recipe),
     }
-    return "".join(f"{key}: {value}\n" for key, value in facts.items())
+    return "".join(f"{key}: {' '.join(str(value).split())}\n" for key, value in facts.items())
+
+
+def inline(text: str) -> str:
+    """Return a text that Markdown shows as it is, on one line; characters that cannot be printed become spaces."""
+    line = " ".join("".join(each if each.isprintable() else " " for each in text).split())
+    return re.sub(r"([\\`*<>\[\]|#&!~]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", line)
 
 
 def fenced(text: str, language: str) -> str:

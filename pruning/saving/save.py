@@ -1,10 +1,13 @@
 """Save a pruned model as a folder that plain transformers loads, and check it by loading it."""
 
+import copy
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from pruning.architectures.placement import device_map
 from pruning.errors import SavingError
@@ -15,6 +18,7 @@ from pruning.progress import Progress, Reporter, silent
 from pruning.recipe import Recipe
 from pruning.report import Report
 from pruning.saving.card import model_card
+from pruning.saving.code_free import check_code_free, strip_code
 from pruning.saving.provenance import provenance, write_safetensors_metadata
 from pruning.surgery import cast
 
@@ -34,8 +38,8 @@ def save_model(
 ) -> Path:
     """Write config, safetensors, tokenizer, generation config, recipe and card.
 
-    Written to a temporary folder, read back by plain transformers and compared, then renamed; on any
-    failure nothing is left.
+    Written to a temporary folder, freed of whatever would load code, read back by plain transformers and
+    compared, then renamed; on any failure nothing is left.
 
     Args:
         folder: The folder to write. It must not exist, or be empty.
@@ -47,7 +51,7 @@ def save_model(
         storage_dtype: The precision to save it in.
         name: The model's name on its card; the folder's name by default.
         max_shard_size: The largest weights file, in bytes.
-        progress: Is called with each stage.
+        progress: Called with each stage, and before each tensor and each weights file.
 
     Raises:
         SavingError: The folder cannot be written, or the model that was read back differs.
@@ -55,10 +59,12 @@ def save_model(
     try:
         with new_folder(folder) as temporary:
             progress(Progress("Writing the model"))
-            stored = model if storage_dtype == model.dtype else cast(model, storage_dtype)
-            stored.save_pretrained(temporary, max_shard_size=max_shard_size)
+            stored = model if storage_dtype == model.dtype else cast(model, storage_dtype, progress)
+            _write_model(stored, temporary, max_shard_size, progress)
             tokenizer.save_pretrained(temporary)
-            write_metadata_files(temporary, name or folder.name, source, recipe, report)
+            strip_code(temporary)
+            write_metadata_files(temporary, name or folder.name, source, recipe, report, progress)
+            check_code_free(temporary)
             progress(Progress("Reading the model back to check it"))
             _check_reload(model, temporary)
     except FileExistsError:
@@ -77,13 +83,42 @@ def save_model(
     return folder
 
 
-def write_metadata_files(folder: Path, name: str, source: Source, recipe: Recipe, report: Report) -> None:
+def _write_model(model: PreTrainedModel, folder: Path, max_shard_size: int | str, progress: Reporter) -> None:
+    """Write config, weights and generation config."""
+    # A shallow copy takes what transformers would refuse to save, or change while it does.
+    written = copy.copy(model)
+    written.config, generation = copy.deepcopy(model.config), copy.deepcopy(model.generation_config)
+    written.generation_config = GenerationConfig()
+    tensors = _ReportedTensors(model.state_dict(), progress)
+    written.save_pretrained(folder, max_shard_size=max_shard_size, state_dict=tensors)
+    if generation is not None:
+        generation.to_json_file(folder / GENERATION_CONFIG_NAME, keys_to_pop=["compile_config"])
+
+
+class _ReportedTensors(dict[str, torch.Tensor]):
+    """The tensors of a model; transformers takes one after the other out, which is reported."""
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor], progress: Reporter) -> None:
+        super().__init__(tensors)
+        self._total, self._progress = len(tensors), progress
+
+    def pop(self, name: str) -> torch.Tensor:  # type: ignore[override]
+        """Take a tensor out."""
+        self._progress(Progress("Writing the model, tensors", self._total - len(self), self._total))
+        return super().pop(name)
+
+
+def write_metadata_files(
+    folder: Path, name: str, source: Source, recipe: Recipe, report: Report, progress: Reporter = silent
+) -> None:
     """Write the recipe and the card beside the weights, and the provenance into them."""
     recipe = _without_paths(recipe, source)
     (folder / RECIPE_FILE).write_text(recipe.to_yaml(), encoding="utf-8")
     card = model_card(name, source=source, recipe=recipe, report=report)
     (folder / "README.md").write_text(str(card), encoding="utf-8")
-    for file in folder.glob("*.safetensors"):
+    files = sorted(folder.glob("*.safetensors"))
+    for number, file in enumerate(files):
+        progress(Progress("Writing the provenance, files", number, len(files)))
         write_safetensors_metadata(file, provenance(source, recipe))
         file.chmod(0o644)  # safetensors writes files that only their owner can read.
 

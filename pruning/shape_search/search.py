@@ -27,6 +27,9 @@ from pruning.text.likelihood import mean_loss
 QUICK_TOKENS = 4096
 """The most calibration tokens that a quick search reads for each trial."""
 
+SHAPES_BETWEEN_REPORTS = 1000
+"""How many shapes are computed between two reports of progress."""
+
 RECONSTRUCTED = 2
 """How many of the best models are reconstructed by least squares before the choice."""
 
@@ -94,7 +97,11 @@ def iter_search(
         ...         perplexity = event.perplexity
     """
     shape = Shape.of(base.model.config)
-    candidates = list(all_candidates(shape))
+    candidates = []
+    for number, candidate in enumerate(all_candidates(shape)):
+        if number % SHAPES_BETWEEN_REPORTS == 0:
+            progress(Progress("Computing shapes"))
+        candidates.append(candidate)
     within = largest_within(candidates, budget)
     runner = _TrialRunner(base, calibration or Calibration(), seed, thorough, progress)
 
@@ -136,7 +143,7 @@ class _TrialRunner:
         self._heldout: Sequence[torch.Tensor] = windows_of(
             self.base, self._text, self.seed, self.progress
         ).heldout
-        self.base_loss = mean_loss(self.base.model, self._heldout)
+        self.base_loss = mean_loss(self.base.model, self._heldout, self.progress)
 
     def run(self, stage: str, candidates: Sequence[Candidate]) -> Iterator[Trial]:
         """Measure candidates, and yield the trial of each that was not measured before."""
@@ -172,13 +179,13 @@ class _TrialRunner:
         if recipe.digest in self.trials:
             return
         self.progress(place)
-        # The steps report only so that the search can be stopped while they run.
-        model = prune(
-            recipe.model_copy(update={"calibration": self._text}),
-            self.base,
-            progress=lambda _: self.progress(place),
-        ).model
-        trial = Trial(candidate, recipe, mean_loss(model, self._heldout))
+
+        def report(_progress: Progress) -> None:
+            # The steps report only so that the search can be stopped while they run.
+            self.progress(place)
+
+        model = prune(recipe.model_copy(update={"calibration": self._text}), self.base, progress=report).model
+        trial = Trial(candidate, recipe, mean_loss(model, self._heldout, report))
         self.trials[recipe.digest] = trial
         yield trial
 

@@ -73,12 +73,13 @@ def iter_sweep(
         progress(place)
         step = Neurons(fraction=fraction, criterion=criterion)
         recipe = Recipe(base=base.source.name, calibration=calibration, steps=(step,), seed=seed)
-        pruned = prune(recipe, base, progress=_at(place, progress))
+        report = _at(place, progress)
+        pruned = prune(recipe, base, progress=report)
         yield SweepPoint(
             criterion,
             fraction,
             pruned.shape.parameters,
-            perplexity_of(mean_loss(pruned.model, heldout)),
+            perplexity_of(mean_loss(pruned.model, heldout, report)),
             recipe,
         )
 

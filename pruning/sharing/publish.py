@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, ModelInfo
@@ -24,17 +23,21 @@ from pruning.loading.source import Token
 from pruning.pipeline import Pruned
 from pruning.progress import Progress, Reporter, silent
 from pruning.saving.card import TAG
+from pruning.saving.code_free import check_code_free
+from pruning.sharing.manifest import MANIFEST, is_shard, manifest_of, written_by_us
 from pruning.sharing.retry import NEVER_SENT, http_status, is_transient, with_retries
 
-LOADED_FILES = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model", "*.txt")
-"""What transformers might still read of an earlier model in the same repository."""
+CARD = "README.md"
+
+LARGE_FILE = 10 * 10**6
+"""Bytes from which on a file is uploaded by itself."""
 
 
 def publish(
     pruned: Pruned | str | Path,
     repo_id: str,
     *,
-    private: bool = True,
+    private: bool | None = None,
     token: Token = None,
     overwrite: bool = False,
     progress: Reporter = silent,
@@ -44,19 +47,24 @@ def publish(
     Failures that may be transient are retried for a while. The model then appears in one commit, or
     whatever this call created is removed again.
 
+    Publishing again replaces and removes only what an earlier publication wrote and nobody changed since; it
+    leaves a list of that, `secateur.json`, beside the model. All other files of the repository stay.
+
     Args:
         pruned: A pruned model, or the folder of a saved one.
         repo_id: The repository, as OWNER/NAME or NAME. It is created if it does not exist.
-        private: Whether a repository that is created can be seen by its owner alone.
+        private: Whether a repository that is created can be seen by its owner alone; None for yes.
         token: The access token of the owner.
-        overwrite: Whether to write to a repository that has files and that Secateur did not make.
-        progress: Is called with each stage.
+        overwrite: Whether to write to a repository that has files and that Secateur did not make, and to
+            replace files of the same names that others wrote or changed.
+        progress: Called with each stage, and before each file.
 
     Returns:
         The address of the repository.
 
     Raises:
         SavingError: The model could not be published. The message says what is left on the Hub.
+        ModelError: The folder holds code, or a file that asks for some.
 
     Example:
         >>> import pruning
@@ -65,6 +73,7 @@ def publish(
         >>> url.endswith("/ada/smaller")
         True
     """
+    private = private is not False
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=token)
     with _hub_errors("sign in"):
         owners = with_retries(lambda: _owners(api), progress)
@@ -112,6 +121,7 @@ def _saved_folder(folder: Path) -> Path:
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise SavingError(f"The model card, README.md, cannot be read: {reason}") from None
+    check_code_free(folder)
     return folder
 
 
@@ -127,11 +137,15 @@ def _push(api: HfApi, folder: Path, repo_id: str, private: bool, overwrite: bool
             progress(Progress(f"Creating {repo_id}"))
             with _hub_errors(f"create {repo_id}"):
                 repo = creation.run(progress)
+        found = repo
+        with _hub_errors(f"look at {repo_id}"):
+            ours = with_retries(lambda: written_by_us(api, found, _is_ours(found)), progress)
+        _check_conflicts(repo, folder, ours, overwrite)
         progress(Progress(f"Uploading to {repo_id}"))
         with _hub_errors(f"upload to {repo_id}"):
             if repo.private != private and _is_empty(repo):
                 with_retries(lambda: api.update_repo_settings(repo_id, private=private), progress)
-            _upload(api, repo, folder, progress)
+            _upload(api, repo, folder, ours, progress)
     except BaseException as error:
         state = creation.undo() if is_new else f"{repo_id} was not changed."
         if isinstance(error, PruningError):
@@ -143,7 +157,7 @@ def _push(api: HfApi, folder: Path, repo_id: str, private: bool, overwrite: bool
 
 def _look(api: HfApi, repo_id: str) -> ModelInfo | None:
     try:
-        return api.model_info(repo_id)
+        return api.model_info(repo_id, files_metadata=True)
     except RepositoryNotFoundError:
         return None
 
@@ -161,7 +175,7 @@ def _check_ours(repo: ModelInfo, private: bool, overwrite: bool) -> None:
     """Refuse a repository that has files which Secateur did not publish, or that is public against the wish."""
     if _is_empty(repo):
         return
-    if not overwrite and not (RECIPE_FILE in _files(repo) and TAG in (repo.tags or [])):
+    if not overwrite and not _is_ours(repo):
         raise SavingError(
             f"The name {repo.id} is taken by a repository that Secateur did not make. Choose another name."
         )
@@ -169,6 +183,41 @@ def _check_ours(repo: ModelInfo, private: bool, overwrite: bool) -> None:
         raise SavingError(
             f"{repo.id} exists already and is public. Allow the model to be public, or choose another name."
         )
+
+
+def _is_ours(repo: ModelInfo) -> bool:
+    """Return whether Secateur published the model in a repository."""
+    files = _files(repo)
+    return MANIFEST in files or (RECIPE_FILE in files and TAG in (repo.tags or []))
+
+
+def _check_conflicts(repo: ModelInfo, folder: Path, ours: set[str], overwrite: bool) -> None:
+    """Refuse to replace files that others wrote or changed, or to leave one that would be read instead."""
+    added, others = set(_files_in(folder)), _files(repo) - ours
+    if "model.safetensors" in others - added and any(map(is_shard, added)):
+        raise SavingError(
+            f"model.safetensors in {repo.id} was not written by Secateur, and would be loaded instead of the "
+            "new weights. Delete it on the Hub, or choose another name."
+        )
+    changed = sorted(others & (added | {MANIFEST}))
+    if not changed or overwrite:
+        return
+    if changed == [CARD]:
+        raise SavingError(
+            f"README.md in {repo.id} may have been edited since Secateur wrote it, so it is not replaced. Save "
+            "your text elsewhere and delete README.md on the Hub, publish with `--overwrite`, or choose another "
+            "name."
+        )
+    raise SavingError(
+        f"{', '.join(changed[:5])} in {repo.id} would be replaced, and Secateur did not write what is there. "
+        "Move or delete it on the Hub, publish with `--overwrite`, or choose another name."
+    )
+
+
+def _files_in(folder: Path) -> list[str]:
+    """Return the files of a saved model that are published, hidden ones left out."""
+    names = (file.relative_to(folder).as_posix() for file in sorted(folder.rglob("*")) if file.is_file())
+    return [name for name in names if not name.startswith(".") and name != MANIFEST]
 
 
 class _Creation:
@@ -212,20 +261,23 @@ class _Creation:
         return self._api.delete_repo(self._repo_id, missing_ok=True)
 
 
-def _upload(api: HfApi, repo: ModelInfo, folder: Path, progress: Reporter) -> None:
-    """Replace the files of a repository with those of a folder, in one commit.
+def _upload(api: HfApi, repo: ModelInfo, folder: Path, ours: set[str], progress: Reporter) -> None:
+    """Replace our files in a repository with those of a folder, in one commit.
 
     `parent_commit` keeps a commit from being made twice, and from undoing another author's.
     """
-    added = [
-        CommitOperationAdd(file.relative_to(folder).as_posix(), file)
-        for file in sorted(folder.rglob("*"))
-        if file.is_file() and not file.relative_to(folder).as_posix().startswith(".")
-    ]
-    stale = _files(repo) - {operation.path_in_repo for operation in added}
-    stale = {name for name in stale if any(fnmatchcase(name, pattern) for pattern in LOADED_FILES)}
-    # The client retries these requests itself.
-    api.preupload_lfs_files(repo.id, added)
+    added = []
+    for name in _files_in(folder):
+        progress(Progress(f"Uploading to {repo.id}: reading {name}"))
+        added.append(CommitOperationAdd(name, folder / name))
+    added.append(manifest_of(folder, added))
+    stale = ours - {operation.path_in_repo for operation in added}
+    # The client retries these requests itself. Large files go one by one, so that the upload can be stopped.
+    small = [operation for operation in added if operation.upload_info.size < LARGE_FILE]
+    large = [operation for operation in added if operation.upload_info.size >= LARGE_FILE]
+    for number, part in enumerate([small, *([operation] for operation in large)]):
+        progress(Progress(f"Uploading to {repo.id}, parts", number, 1 + len(large)))
+        api.preupload_lfs_files(repo.id, part)
 
     def commit() -> None:
         api.create_commit(

@@ -1,19 +1,23 @@
 """Verify that a saved model is what its recipe and its card claim."""
 
 import math
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from huggingface_hub import HfApi
 
 from pruning.architectures.shape import Shape
 from pruning.errors import ModelError, PruningError
 from pruning.evaluation import perplexity
 from pruning.loading.load import LoadedModel, fetch_recipe, load
-from pruning.loading.source import Token
+from pruning.loading.source import Source, Token
 from pruning.pipeline import preview
 from pruning.progress import Progress, Reporter, silent
 from pruning.recipe import Recipe
 from pruning.saving.card import CardClaims, read_card
+from pruning.saving.code_free import check_code_free, is_code
 from pruning.saving.provenance import read_safetensors_metadata
 
 TOLERANCE = 0.01
@@ -88,12 +92,30 @@ def verify(name: str, *, token: Token = None, progress: Reporter = silent) -> Ve
     claims = read_card(loaded.source.folder)
     checks = (
         Check("weights", True, "they load into plain transformers, and every value is finite"),
+        _check_code(loaded.source, token),
         _check_recipe(recipe, claims, loaded.source.folder),
         _check_shape(recipe, loaded, token, progress),
         _check_parameters(claims, loaded),
         *_check_perplexities(claims, loaded, progress),
     )
     return Verification(name, checks)
+
+
+def _check_code(source: Source, token: Token) -> Check:
+    """Check that no file is code or asks for some: in the folder, and for a repository in all of its list."""
+    try:
+        check_code_free(source.folder)
+    except ModelError as error:
+        return Check("code", False, str(error))
+    if source.hub_id is not None:
+        try:
+            api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=token)
+            names = api.list_repo_files(source.hub_id, revision=source.revision)
+        except Exception as error:  # The client has many errors, and none of them is a fault of the model.
+            return Check("code", None, f"the list of files could not be read ({type(error).__name__})")
+        if code := next(filter(is_code, names), None):
+            return Check("code", False, f"{code} is code, or can hold some")
+    return Check("code", True, "no file is code or asks for any")
 
 
 def _check_recipe(recipe: Recipe, claims: CardClaims, folder: Path) -> Check:

@@ -12,6 +12,8 @@ from pruning.architectures.families import LAYER
 from pruning.architectures.placement import parameter
 from pruning.architectures.shape import Shape
 from pruning.calibration.statistics import SavedStatistics, Statistics
+from pruning.cost.cost import Cost
+from pruning.cost.plan import Plan
 from pruning.loading.load import LoadedModel
 from pruning.progress import Progress, Reporter, silent
 from pruning.repair.projection import repair_projection
@@ -167,6 +169,14 @@ class Step(Frozen, ABC):
         """
 
     @abstractmethod
+    def cost(self, plan: Plan) -> Cost:
+        """Estimate what `apply` takes, from shapes alone; a page refuses what is too much before it begins.
+
+        What the model is made to read first, for `hooked_modules`, is counted by `pruning.estimate`. The result
+        holds the tensors that the new model does not share with the one before.
+        """
+
+    @abstractmethod
     def apply(self, context: StepContext) -> StepResult:
         """Carry the step out; the context's model is not changed.
 
@@ -202,7 +212,7 @@ class Cut(Step):
         context.progress(Progress("Cutting"))
         # What is seen is what is saved: repaired weights are rounded to the stored precision.
         tensors = {name: value.to(context.base.storage_dtype) for name, value in refit.tensors.items()}
-        model = cut(context.model, self.reshape(context.shape), kept, tensors)
+        model = cut(context.model, self.reshape(context.shape), kept, tensors, context.progress)
         layers = tuple(kept[LAYER][0].tolist()) if LAYER in kept else None
         return StepResult(model, context.tokenizer, refit.notes, layers)
 

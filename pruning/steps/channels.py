@@ -13,6 +13,10 @@ from pruning.architectures.families import CHANNEL, QUERY
 from pruning.architectures.placement import parameter
 from pruning.architectures.shape import Shape
 from pruning.calibration.norm_moments import NormMoments, norm_moments
+from pruning.cost.cost import Cost, in_sequence
+from pruning.cost.passes import copied
+from pruning.cost.plan import Plan
+from pruning.cost.reading import refits
 from pruning.errors import ModelError, RecipeError
 from pruning.progress import Progress
 from pruning.repair.projection import repair_projection
@@ -182,6 +186,23 @@ class Channels(Cut):
             f"This removes none of the {channels} channels. The hidden size must be a multiple of the "
             f"number of heads, {heads}{also}; {advice}."
         )
+
+    def cost(self, plan: Plan) -> Cost:
+        """Estimate a pass for the norms, the repair of all that reads the stream, and the copy of the model."""
+        sizes, after = plan.sizes, self.reshape(plan.shape)
+        removed = sizes.channels - after.count(CHANNEL)
+        repairs = [Cost()]
+        if self.repair:
+            anatomy = plan.shape.anatomy
+            for component in COMPONENTS:
+                specs = anatomy.input_projections(0, component)
+                outputs = sum(
+                    plan.shape.length(spec.labels[axis], spec.shape[axis])
+                    for spec in specs
+                    for axis in [1 - anatomy.input_axis(spec)]
+                )
+                repairs.append(refits(sizes.layers, sizes.channels, removed, outputs, plan.free))
+        return in_sequence(plan.reading.forward(sizes), *repairs, Cost.holding(copied(plan.shape, after)))
 
     def rank(self, context: StepContext) -> KeptIndices:
         """Return the channels with the highest scores, the same for every layer."""

@@ -19,8 +19,13 @@ from pydantic import (
 from pruning.architectures.anatomy import anatomy_of
 from pruning.architectures.shape import Shape
 from pruning.calibration.calibrate import HELD_OUT, LEAST_TOKENS
+from pruning.cost.cost import Cost, in_sequence
+from pruning.cost.passes import FLOAT, Sizes
+from pruning.cost.plan import Plan
+from pruning.cost.reading import losses, self_generated, tokenizing
 from pruning.distillation.checkpoint import Checkpoint
 from pruning.distillation.data import TrainingTokens
+from pruning.distillation.loss import HEAD_TOKENS
 from pruning.distillation.settings import Training
 from pruning.distillation.trainer import MAX_HELDOUT_TOKENS, distill
 from pruning.errors import RecipeError
@@ -35,7 +40,7 @@ from pruning.steps.settings import Setting, whole
 from pruning.text.choice import MAX_TOKENS, TextChoice, read_texts
 from pruning.text.generation import sample_text
 from pruning.text.passages import SELF_GENERATED
-from pruning.text.tokens import split_into_windows, token_ids, usable_window
+from pruning.text.tokens import bos_ids, split_into_windows, token_ids, tokenize, usable_window
 
 DEFAULT_SAMPLES = 16_384
 """Tokens that the teacher writes if its own samples are the whole text and no number is given."""
@@ -179,6 +184,62 @@ class Distillation(Training, Step):
         """Return the same shape: distillation changes values alone."""
         return shape
 
+    def cost(self, plan: Plan) -> Cost:
+        """Estimate the text, the teacher, the steps and the evaluations; a training by minutes takes its minutes.
+
+        A step is a forward pass of the teacher, and one forward and a backward pass (twice as much) of the
+        student. See `_memory` for what is held.
+        """
+        student = plan.sizes
+        teacher = Sizes(plan.teachers.get(self.teacher, plan.base) if self.teacher else plan.base)
+        loading = Cost.holding(teacher.bytes if self.teacher else 0)
+        samples = self.samples or (DEFAULT_SAMPLES if self.text.text == SELF_GENERATED else 0)
+        writing = self_generated(teacher, samples) if samples else Cost()
+        splitting = tokenizing(self.text.text, self.dataset.tokens if self.dataset else samples)
+        read = self.dataset.tokens if self.dataset else samples if self.text.text == SELF_GENERATED else None
+        heldout = MAX_HELDOUT_TOKENS if read is None else min(MAX_HELDOUT_TOKENS, read // HELD_OUT)
+        evaluation = losses(student, heldout, student.limit(HELDOUT_WINDOW))
+        first = losses(teacher, heldout, teacher.limit(HELDOUT_WINDOW))
+        evaluations = 2 + (0 if self.steps is None else min(self.num_evals, self.steps))
+        flop = evaluations * evaluation.flop + first.flop
+        if self.steps is not None:
+            flop += self.steps * self._flop_of_step(student, teacher)
+        trained = student.parameters - (0 if self.embeddings else student.untrained)
+        peak = self._memory(student, teacher, trained, max(evaluation.memory, first.memory))
+        training = Cost(flop, peak, FLOAT * trained, seconds=60 * (self.minutes or 0.0))
+        return in_sequence(loading, writing, splitting, training)
+
+    def _flop_of_step(self, student: Sizes, teacher: Sizes) -> float:
+        """Count one step of the optimizer: the head's weight has a gradient only if embeddings are trained."""
+        tokens, window = self.batch * self.window, self.window
+        heads = (2 + self.embeddings) * student.head_flop(tokens) + teacher.head_flop(tokens)
+        return 3 * student.forward_flop(tokens, window) + teacher.forward_flop(tokens, window) + heads
+
+    def _memory(self, student: Sizes, teacher: Sizes, trained: int, evaluation: int) -> int:
+        """Return the most that a training holds, in bytes.
+
+        For each trained parameter: its copy, the two moments of AdamW after the first step, the best so far after
+        the first evaluation, and either its gradient or, when the best is replaced, one copy more. For each token
+        of a micro-batch what the backward pass needs. The head's logits are there for a few tokens at a time, in
+        about eight arrays; a trained head adds its gradient twice.
+        """
+        tokens = min(self.batch, self.micro_batch_size) * self.window
+        activations = student.saved_memory(tokens, self.window) + max(
+            student.forward_memory(tokens, self.window), teacher.forward_memory(tokens, self.window)
+        )
+        if self.hidden_loss_weight:
+            activations += (
+                FLOAT * tokens * (student.layers * student.channels + (teacher.layers + 1) * teacher.channels)
+            )
+        logits = 8 * FLOAT * min(tokens, HEAD_TOKENS["cpu"]) * max(student.vocabulary, teacher.vocabulary)
+        if self.embeddings:
+            logits += 2 * FLOAT * student.vocabulary * student.channels
+        batch = 3 * 8 * self.batch * self.window
+        weights = FLOAT * trained
+        steps = self.steps or 2
+        backward = (5 if steps > 1 else 2) * weights + activations + logits
+        return batch + max(backward, 4 * weights, (5 if steps > 1 else 4) * weights + evaluation)
+
     def apply(self, context: StepContext) -> StepResult:
         """Train a copy of the model.
 
@@ -230,7 +291,8 @@ class Distillation(Training, Step):
     def _training_tokens(self, context: StepContext, teacher: LoadedModel) -> TrainingTokens:
         """Read the texts as token ids, and hold out the end of each."""
         model, tokenizer = context.model, context.tokenizer
-        streams = [token_ids(model, tokenizer, text) for text in self._texts(context, teacher)]
+        texts = self._texts(context, teacher)
+        streams = [token_ids(model, tokenizer, text, context.progress) for text in texts]
         if self.dataset is not None:
             streams = [streams[0][: self.dataset.tokens]]
         window = usable_window(model, HELDOUT_WINDOW)
@@ -241,7 +303,7 @@ class Distillation(Training, Step):
             # From the end: what follows the border may still be the article that is trained on.
             share = MAX_HELDOUT_TOKENS // len(streams)
             heldout += split_into_windows(tokenizer, tokens[border:][-share:], window)
-        prefix = torch.tensor(tokenizer("", verbose=False).input_ids, dtype=torch.long)
+        prefix = bos_ids(tokenizer)
         needed = max(LEAST_TOKENS, self.window)
         if (count := sum(map(len, fitting))) < needed:
             raise RecipeError(
@@ -279,13 +341,18 @@ def _layer_origins(context: StepContext, teacher: LoadedModel) -> tuple[int, ...
 
 def _read_dataset(dataset: HubDataset, context: StepContext) -> str:
     """Read rows of a dataset until they hold the tokens asked for."""
-    texts, tokens = [], 0
+    texts, tokens, added = [], 0, len(bos_ids(context.tokenizer))
     rows = datasets.dataset_texts(
-        dataset.name, dataset.column, dataset.subset, dataset.split, dataset.revision
+        dataset.name,
+        dataset.column,
+        dataset.subset,
+        dataset.split,
+        dataset.revision,
+        progress=context.progress,
     )
     for text in rows:
         texts.append(text)
-        tokens += len(context.tokenizer(text, verbose=False).input_ids)
+        tokens += added + len(tokenize(context.tokenizer, text, context.progress).ids)
         context.progress(
             Progress(f"Reading {dataset.name}, tokens", min(tokens, dataset.tokens), dataset.tokens)
         )

@@ -11,6 +11,10 @@ from pruning.architectures.config import head_size
 from pruning.architectures.families import CHANNEL, KEY_VALUE, QUERY
 from pruning.architectures.placement import parameter
 from pruning.architectures.shape import Shape
+from pruning.cost.cost import Cost, in_sequence
+from pruning.cost.passes import FLOAT, Sizes, copied
+from pruning.cost.plan import Plan
+from pruning.cost.reading import refits
 from pruning.errors import RecipeError
 from pruning.progress import Progress
 from pruning.steps.base import Cut, Refit, StepContext, refit_output_projections, top
@@ -165,6 +169,23 @@ class Heads(Cut):
                 f"{channels}, and such a config does not load. Remove another number of heads."
             )
         return shape.resized(KEY_VALUE, groups).resized(QUERY, groups * group_size)
+
+    def cost(self, plan: Plan) -> Cost:
+        """Estimate the contributions, ⟨H, Wᵀ W⟩ in double precision, the repair and the copies of attention."""
+        sizes, after = plan.sizes, self.reshape(plan.shape)
+        rankings = (sizes.shape.count(KEY_VALUE) != after.count(KEY_VALUE)) + bool(self.queries)
+        products, memory = 0.0, 2 * FLOAT * sizes.queries * sizes.channels
+        if self.criterion == "contribution":
+            products = 2.0 * sizes.queries**2 * sizes.channels
+            memory += 3 * 2 * FLOAT * sizes.queries**2
+        if self.criterion == "weights":
+            products = 2 * sizes.queries / sizes.heads * sizes.channels * (sizes.queries + sizes.keys)
+        scores = Cost(products, memory).times(rankings * sizes.layers)
+        removed = sizes.queries - Sizes(after).queries
+        repair = Cost()
+        if self.repair:
+            repair = refits(sizes.layers, sizes.queries, removed, sizes.channels, plan.free)
+        return in_sequence(scores, repair, Cost.holding(copied(plan.shape, after)))
 
     def rank(self, context: StepContext) -> KeptIndices:
         """Return the key/value groups and the query heads with the highest scores."""

@@ -11,6 +11,9 @@ from pruning.architectures.families import LAYER
 from pruning.architectures.shape import Shape
 from pruning.calibration.block_influence import angular_distances, block_influences
 from pruning.calibration.cache import CacheKey, cached
+from pruning.cost.cost import Cost, in_sequence
+from pruning.cost.passes import FLOAT, Sizes
+from pruning.cost.plan import Plan
 from pruning.errors import RecipeError
 from pruning.progress import Progress
 from pruning.repair.removed_layers import repair_gaps, runs_of
@@ -164,6 +167,29 @@ class Layers(Cut):
             )
         return shape.resized(LAYER, total - removed)
 
+    def cost(self, plan: Plan) -> Cost:
+        """Estimate the choice of the layers, and the repair of at most one gap for each layer removed.
+
+        What remains is shared, but for a refitted projection before each gap.
+        """
+        sizes, removed = plan.sizes, self.removed_count
+        choice = Cost()
+        if self._text_chooses and self.method in ("influence", "angular"):
+            choice = watching(plan)
+        elif self._text_chooses:
+            rounds = range(removed if self.method == "greedy" else 1)
+            choice = in_sequence(*(self._trials_cost(plan, number) for number in rounds))
+        repair = _gaps_cost(plan, removed) if self.repair else Cost()
+        refitted = removed * FLOAT * sizes.neurons * sizes.channels if self.repair else 0
+        return in_sequence(choice, repair, Cost.holding(refitted))
+
+    def _trials_cost(self, plan: Plan, removed: int) -> Cost:
+        """Return the cost of one round of trials: each layer left out, with some removed already."""
+        candidates = len(self.removable(plan.shape)) - removed
+        remaining = plan.shape.resized(LAYER, max(1, plan.sizes.layers - removed - 1))
+        trials = plan.reading.heldout_loss(Sizes(remaining)).times(candidates)
+        return in_sequence(_gaps_cost(plan, candidates + removed) if self.repair else Cost(), trials)
+
     def rank(self, context: StepContext) -> KeptIndices:
         """Return the layers to keep."""
         removed = set(self.layers or _CHOOSERS[self.method](self, context))
@@ -192,6 +218,42 @@ class Layers(Cut):
         if self.layers is not None:
             return f"layers {', '.join(map(str, self.layers))}"
         return f"{self.count} layer{'s' if self.removed_count > 1 else ''} ({self.method})"
+
+
+def watching(plan: Plan) -> Cost:
+    """Return the cost of reading the text with the residual stream before and after every layer in memory."""
+    sizes, reading = plan.sizes, plan.reading
+    # The streams of one window are still there when those of the next are computed.
+    streams = 2 * FLOAT * reading.window * sizes.channels * (sizes.layers + 1)
+    return in_sequence(
+        Cost(memory=streams + sizes.forward_memory(reading.window, reading.window)), reading.forward(sizes)
+    )
+
+
+def _gaps_cost(plan: Plan, gaps: int) -> Cost:
+    """Return the cost of refitting the projection before each of some gaps (`repair_gaps`).
+
+    Each gap needs its second moments and their product with what is missing, over the fitting tokens, and all of
+    its held-out rows; then one system in double precision at a time. Gaps that do not fit in memory together are
+    observed one batch after the other.
+    """
+    sizes, reading = plan.sizes, plan.reading
+    if plan.shape.anatomy.family.post_norms or not gaps:
+        return Cost()
+    neurons, channels = sizes.neurons, sizes.channels
+    sums = FLOAT * neurons * (neurons + channels)
+    rows = FLOAT * (reading.heldout + reading.window) * (neurons + channels)
+    batch = min(gaps, max(1, plan.free // 4 // sums))
+    products = 2 * reading.tokens * neurons * (neurons + channels) + 2 * reading.heldout * neurons * channels
+    solving = neurons**3 / 3 + 2 * neurons**2 * channels
+    reads = watching(plan)
+    system = 2 * FLOAT * (2 * neurons**2 + 2 * neurons * channels)
+    results = gaps * FLOAT * neurons * channels
+    return Cost(
+        -(-gaps // batch) * reads.flop + gaps * (products + solving),
+        results + batch * (sums + rows) + max(reads.memory, system),
+        results,
+    )
 
 
 def _last(step: Layers, context: StepContext) -> list[int]:
@@ -265,7 +327,12 @@ def _losses_without(step: Layers, context: StepContext, removed: list[int]) -> d
         repairs = repair_gaps(context.model, anatomy, windows, all_runs, context.progress)
     losses = {}
     for done, layer in enumerate(candidates):
-        context.progress(Progress("Trying without each layer", done, len(candidates)))
+        place = Progress("Trying without each layer", done, len(candidates))
+
+        def report(_progress: Progress, place: Progress = place) -> None:
+            context.progress(place)
+
+        report(place)
         remaining = [number for number in range(anatomy.layers) if number not in (layer, *removed)]
         refitted = [repairs[run].tensors for run in runs[layer] if run in repairs]
         without = cut(
@@ -273,8 +340,9 @@ def _losses_without(step: Layers, context: StepContext, removed: list[int]) -> d
             context.shape.resized(LAYER, len(remaining)),
             {LAYER: [torch.tensor(remaining)]},
             {name: tensor for tensors in refitted for name, tensor in tensors.items()},
+            report,
         )
-        losses[layer] = mean_loss(without, windows.heldout)
+        losses[layer] = mean_loss(without, windows.heldout, report)
     return losses
 
 

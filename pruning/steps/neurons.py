@@ -8,6 +8,10 @@ from pydantic import Field, model_validator
 
 from pruning.architectures.families import GATE, NEURON, UP
 from pruning.architectures.shape import Shape
+from pruning.cost.cost import Cost, in_sequence
+from pruning.cost.passes import FLOAT, copied
+from pruning.cost.plan import Plan
+from pruning.cost.reading import refits
 from pruning.criteria import CRITERIA, DEFAULT_CRITERION, MLP, PUBLISHED_NAMES, Criterion, criterion_named
 from pruning.errors import RecipeError
 from pruning.progress import Progress
@@ -139,6 +143,16 @@ class Neurons(Cut):
                 "Ask for a larger fraction, a smaller intermediate_size or a smaller multiple."
             )
         return shape.resized(NEURON, kept)
+
+    def cost(self, plan: Plan) -> Cost:
+        """Estimate the repair and the copies of the MLP; ranking reads each weight once."""
+        sizes, after = plan.sizes, self.reshape(plan.shape)
+        removed = sizes.neurons - after.count(NEURON)
+        scores = Cost(memory=2 * FLOAT * sizes.neurons * sizes.channels)
+        repair = (
+            refits(sizes.layers, sizes.neurons, removed, sizes.channels, plan.free) if self.repair else Cost()
+        )
+        return in_sequence(scores, repair, Cost.holding(copied(plan.shape, after)))
 
     def rank(self, context: StepContext) -> KeptIndices:
         """Return the neurons with the highest scores; separately for gate and up if the criterion does so."""

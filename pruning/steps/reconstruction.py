@@ -6,8 +6,12 @@ from pydantic import Field
 
 from pruning.architectures.families import CHANNEL, TOKEN
 from pruning.architectures.shape import Shape
+from pruning.cost.cost import Cost
+from pruning.cost.passes import FLOAT, Sizes
+from pruning.cost.plan import Plan
 from pruning.errors import RecipeError
-from pruning.repair.reconstruction import reconstruct
+from pruning.repair.layer_student import DAMPINGS
+from pruning.repair.reconstruction import MOST_TOKENS, reconstruct
 from pruning.steps.base import Step, StepContext, StepResult
 from pruning.steps.settings import Setting, Slider, whole
 from pruning.surgery import cut
@@ -65,6 +69,40 @@ class Reconstruction(Step):
                 )
         return shape
 
+    def cost(self, plan: Plan) -> Cost:
+        """Estimate the passes through both models, the refits of each layer and its training.
+
+        The base's layers are passed once for targets, the model's once for states. Each layer is refitted twice,
+        with one system for each damping that is tried, and trained: an epoch reads the fitting text forward and
+        backward, where the backward pass ends at the first matrices of the MLP, and then the held-out text.
+        The residual streams of the whole text are held three times while they pass a layer.
+        """
+        sizes, base = plan.sizes, Sizes(plan.base)
+        reading, channels = plan.reading, sizes.channels
+        share = min(1.0, MOST_TOKENS / reading.tokens)
+        tokens, fitting, heldout = (
+            share * count for count in (reading.tokens, reading.fitting, reading.heldout)
+        )
+        mlp = sizes.components["mlp"] / sizes.layers
+        forward = sizes.forward_flop(1, reading.window) / sizes.layers
+        refits = 0.0
+        for width in (sizes.queries, sizes.neurons):
+            system = width**3 / 3 + 2 * width**2 * channels + heldout * forward
+            refits += fitting * (forward + 2 * width * (width + channels)) + len(DAMPINGS) * system
+        training = self.epochs * (fitting * (forward + 3 * mlp) + heldout * forward)
+        of_layer = (heldout + tokens) * forward + refits + training
+        streams = 3 * FLOAT * int(tokens) * channels
+        width = max(sizes.neurons, sizes.queries)
+        systems = FLOAT * (3 * width**2 + 3 * width * channels)
+        copies = FLOAT * int(sizes.projections / sizes.layers + 5 * mlp)
+        results = FLOAT * int(sizes.components["mlp"] + sizes.layers * sizes.queries * channels)
+        working = max(systems, sizes.saved_memory(reading.window, reading.window) // sizes.layers)
+        return Cost(
+            base.forward_flop(tokens, reading.window) + sizes.layers * of_layer,
+            streams + copies + results + working,
+            results,
+        )
+
     def apply(self, context: StepContext) -> StepResult:
         """Train the layers one after the other."""
         result = reconstruct(
@@ -78,7 +116,7 @@ class Reconstruction(Step):
         )
         # What is seen is what is saved: new weights are rounded to the stored precision.
         tensors = {name: value.to(context.base.storage_dtype) for name, value in result.tensors.items()}
-        model = cut(context.model, context.shape, {}, tensors)
+        model = cut(context.model, context.shape, {}, tensors, context.progress)
         return StepResult(model, context.tokenizer, result.layers)
 
     def describe(self) -> str:

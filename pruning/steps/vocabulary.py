@@ -14,9 +14,13 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from pruning.architectures.config import config_from_dict
 from pruning.architectures.families import TOKEN
 from pruning.architectures.shape import Shape
+from pruning.cost.cost import Cost, in_sequence
+from pruning.cost.passes import copied
+from pruning.cost.plan import Plan
+from pruning.cost.reading import tokenizing
 from pruning.errors import ModelError, RecipeError
 from pruning.loading import load as loading
-from pruning.progress import Progress
+from pruning.progress import Progress, Reporter, silent
 from pruning.steps.base import Step, StepContext, StepResult
 from pruning.steps.settings import Choices, Setting, Slider, share, whole
 from pruning.steps.sizes import MULTIPLES, Multiple, Size, exactly_one, fraction_of, kept_size
@@ -24,9 +28,13 @@ from pruning.surgery import assemble, pieces
 from pruning.text.bpe import BytePairs
 from pruning.text.choice import TextChoice, read_texts
 from pruning.text.passages import CALIBRATION_NAMES, SELF_GENERATED
+from pruning.text.tokens import tokenize
 
 _LISTS_OF_IDS = ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids")
 """Keys of configs that hold ids of tokens, beside those that end in `_token_id`."""
+
+BYTES_PER_ENTRY = 1_500
+"""Memory of a token of the vocabulary while its tokenizer is taken apart and rebuilt."""
 
 
 @dataclass(frozen=True)
@@ -173,17 +181,24 @@ class Vocabulary(Step):
             )
         return shape.resized(TOKEN, kept)
 
+    def cost(self, plan: Plan) -> Cost:
+        """Estimate the tokenizer's tables, the text's tokens and the copies of the rows kept."""
+        tables = Cost(memory=BYTES_PER_ENTRY * plan.sizes.vocabulary)
+        copies = Cost.holding(copied(plan.shape, self.reshape(plan.shape)))
+        return in_sequence(tokenizing(self.text.text, 0), copies + tables)
+
     def apply(self, context: StepContext) -> StepResult:
         """Choose the tokens, rebuild the tokenizer and cut the rows of the embeddings and the head."""
         context.progress(Progress("Choosing the tokens to keep"))
         shape = self.reshape(context.shape)
         size = shape.count(TOKEN)
         configs = (context.model.config.to_dict(), _generation_config(context.model).to_dict())
-        ranked = _Ranked(context.tokenizer, read_texts(self.text, context.progress), configs)
+        texts = read_texts(self.text, context.progress)
+        ranked = _Ranked(context.tokenizer, texts, configs, context.progress)
         kept = ranked.first(size)
         context.progress(Progress("Rebuilding the tokenizer"))
         tokenizer = ranked.pairs.rebuild(kept)
-        model = _cut(context.model, shape, kept)
+        model = _cut(context.model, shape, kept, context.progress)
         note = VocabularyNote(size, ranked.needed, ranked.covered(kept))
         return StepResult(model, tokenizer, (note,))
 
@@ -202,11 +217,12 @@ class _Ranked:
         tokenizer: PreTrainedTokenizerBase,
         texts: Sequence[str],
         configs: Iterable[Mapping[str, object]],
+        progress: Reporter = silent,
     ) -> None:
         self.pairs = BytePairs(tokenizer)
         self._counts: Counter[int] = Counter()
         for text in texts:
-            self._counts.update(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+            self._counts.update(tokenize(tokenizer, text, progress).ids)
         named = {number for config in configs for number in _ids_in(config)}
         self._essential = self.pairs.essential_tokens(named)
 
@@ -249,11 +265,12 @@ def _generation_config(model: PreTrainedModel) -> GenerationConfig:
     return model.generation_config
 
 
-def _cut(base: PreTrainedModel, shape: Shape, kept: Sequence[int]) -> PreTrainedModel:
+def _cut(base: PreTrainedModel, shape: Shape, kept: Sequence[int], progress: Reporter) -> PreTrainedModel:
     """Return the model with the rows of the tokens kept, and their new ids in its configs."""
     new_ids = {old: new for new, old in enumerate(kept)}
     config = config_from_dict(_renumber_config(shape.config.to_dict(), new_ids))
-    model = assemble(base, config, pieces(base, shape.anatomy, {TOKEN: [torch.tensor(kept)]}))
+    tensors = pieces(base, shape.anatomy, {TOKEN: [torch.tensor(kept)]})
+    model = assemble(base, config, tensors, progress=progress)
     generation = _generation_config(model)
     for key, value in _renumber_config(_generation_config(base).to_dict(), new_ids).items():
         if _holds_ids(key):

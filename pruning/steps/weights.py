@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Annotated, ClassVar, Literal, Self
 
 import torch
@@ -12,8 +13,11 @@ from pruning.architectures.anatomy import Anatomy, TensorSpec
 from pruning.architectures.placement import parameter
 from pruning.architectures.shape import Shape
 from pruning.calibration.statistics import moments_of
+from pruning.cost.cost import Cost, in_sequence
+from pruning.cost.passes import FLOAT
+from pruning.cost.plan import Plan
 from pruning.errors import RecipeError
-from pruning.progress import Progress
+from pruning.progress import Progress, Reporter
 from pruning.steps.base import Step, StepContext, StepResult
 from pruning.steps.settings import Choices, Setting, Slider, share, word
 from pruning.steps.sizes import fraction_of, one_number
@@ -155,6 +159,24 @@ class Weights(Step):
                 )
         return shape
 
+    def cost(self, plan: Plan) -> Cost:
+        """Estimate a pass for the inputs' norms, sorting one matrix at a time, and the copies of all projections.
+
+        A sort of n scores holds them twice, their order in 8-byte numbers and the mask, beside the result.
+        """
+        sizes, anatomy = plan.sizes, plan.shape.anatomy
+        moments = plan.reading.forward(sizes) if self.needs_calibration_text else Cost()
+        largest = max(
+            prod(map(plan.shape.length, spec.labels, spec.shape))
+            for spec in projections(anatomy)
+            if spec.layer == 0
+        )
+        return in_sequence(
+            moments,
+            Cost.holding(FLOAT * (sizes.projections - largest)),
+            Cost(memory=8 * FLOAT * largest, held=FLOAT * largest),
+        )
+
     def apply(self, context: StepContext) -> StepResult:
         """Set the weights with the lowest scores to zero."""
         anatomy = context.shape.anatomy
@@ -176,8 +198,8 @@ class Weights(Step):
                 )
             zeros = self._lowest(scores)
             sparse[spec.name] = weight.masked_fill(zeros if turned is weight else zeros.T, 0)
-        model = cut(context.model, context.shape, {}, sparse)
-        return StepResult(model, context.tokenizer, _sparsity(model, anatomy))
+        model = cut(context.model, context.shape, {}, sparse, context.progress)
+        return StepResult(model, context.tokenizer, _sparsity(model, anatomy, context.progress))
 
     def _input_norms(self, context: StepContext) -> dict[str, torch.Tensor]:
         """Return √E[x²] of each projection's inputs, `[inputs]`, by its name; empty if no text is needed."""
@@ -215,11 +237,12 @@ def projections(anatomy: Anatomy) -> list[TensorSpec]:
     ]
 
 
-def _sparsity(model: PreTrainedModel, anatomy: Anatomy) -> tuple[SparsityNote, ...]:
+def _sparsity(model: PreTrainedModel, anatomy: Anatomy, progress: Reporter) -> tuple[SparsityNote, ...]:
     """Count the zeros of each component."""
     parameters: dict[str, int] = {}
     zeros: dict[str, int] = {}
-    for spec in anatomy.tensors:
+    for number, spec in enumerate(anatomy.tensors):
+        progress(Progress("Counting zeros, tensors", number, len(anatomy.tensors)))
         values = parameter(model, spec.name)
         size = values.numel()
         parameters[spec.component] = parameters.get(spec.component, 0) + size

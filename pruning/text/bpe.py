@@ -1,12 +1,10 @@
 """A byte-pair tokenizer's vocabulary and merges, and the same tokenizer rebuilt with fewer tokens."""
 
 import json
-import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import pairwise
 from math import inf
-from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, TemplateSyntaxError
@@ -14,6 +12,7 @@ from tokenizers import pre_tokenizers
 from transformers import PreTrainedTokenizerBase
 
 from pruning.errors import RecipeError
+from pruning.files import temporary_folder
 
 SPACE = "▁"
 """A space in SentencePiece's tokens. Made of its bytes, it would be read back as itself, not as a space."""
@@ -132,10 +131,10 @@ class BytePairs:
             "model": model | {"vocab": vocabulary, "merges": merges},
         }
         # Read back from a folder, as a user will: classes differ in what they make of a file.
-        with tempfile.TemporaryDirectory(prefix="secateur-") as folder:
+        with temporary_folder() as folder:
             self._tokenizer.save_pretrained(folder)
             text = json.dumps(file, ensure_ascii=False)
-            (Path(folder) / "tokenizer.json").write_text(text, encoding="utf-8")
+            (folder / "tokenizer.json").write_text(text, encoding="utf-8")
             rebuilt = type(self._tokenizer).from_pretrained(folder, local_files_only=True)
         rebuilt.name_or_path = self._tokenizer.name_or_path
         if rebuilt.get_vocab() != ids:

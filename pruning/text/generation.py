@@ -1,5 +1,6 @@
 """Generate text from a model, streamed, and comparable between two models."""
 
+import copy
 import queue
 import threading
 from collections.abc import Callable, Iterator
@@ -8,6 +9,7 @@ from typing import Any, Protocol, cast
 
 import torch
 from transformers import (
+    GenerationConfig,
     GenerationMixin,
     LogitsProcessor,
     LogitsProcessorList,
@@ -18,11 +20,17 @@ from transformers import (
     TextIteratorStreamer,
 )
 
-from pruning.errors import RecipeError
+from pruning.errors import RecipeError, panics_as_errors
 from pruning.progress import Progress, Reporter, silent
-from pruning.text.tokens import check_vocabulary
+from pruning.text.tokens import check_vocabulary, usable_window
 
 MAX_PROMPT_CHARACTERS = 20_000
+
+MAX_PROMPT_TOKENS = 8_192
+"""The most tokens of a prompt, however long a context the model's config claims."""
+
+MAX_STOP_TOKENS = 64
+"""The most end-of-text tokens that are taken from a generation config."""
 
 MAX_NEW_TOKENS = 1_024
 
@@ -134,7 +142,33 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> torch.Tens
             f"The prompt has {len(prompt):,} characters; at most {MAX_PROMPT_CHARACTERS:,} are allowed. "
             "Shorten it."
         )
-    return tokenizer(prompt, return_tensors="pt", verbose=False).input_ids
+    with panics_as_errors():
+        return tokenizer(prompt, return_tensors="pt", verbose=False).input_ids
+
+
+def check_prompt(model: CausalLM, ids: torch.Tensor, new_tokens: int = 0) -> None:
+    """Check that a model can read a prompt and continue it.
+
+    Args:
+        model: The model and its tokenizer.
+        ids: The token ids of the prompt, `[1, tokens]`.
+        new_tokens: How many tokens are to follow.
+
+    Raises:
+        RecipeError: The prompt is too long for the model, or contains a token that it has no embedding for.
+    """
+    check_vocabulary(model.model, model.tokenizer, ids)
+    tokens = ids.shape[1]
+    if tokens > MAX_PROMPT_TOKENS:
+        raise RecipeError(
+            f"The prompt has {tokens:,} tokens; at most {MAX_PROMPT_TOKENS:,} are allowed. Shorten it."
+        )
+    needed = tokens + new_tokens
+    if needed > (context := usable_window(model.model, needed)):
+        followed = f"; with {new_tokens} new ones that is" if new_tokens else ","
+        raise RecipeError(
+            f"The prompt has {tokens} tokens{followed} more than the model's context of {context}. Shorten it."
+        )
 
 
 def generate(
@@ -187,13 +221,7 @@ def stream(
     """
     sampling = sampling or Sampling()
     inputs = encode_prompt(model.tokenizer, prompt).to(model.model.device)
-    check_vocabulary(model.model, model.tokenizer, inputs)
-    context = getattr(model.model.config, "max_position_embeddings", None)
-    if context and inputs.shape[1] + sampling.max_new_tokens > context:
-        raise RecipeError(
-            f"The prompt has {inputs.shape[1]} tokens; with {sampling.max_new_tokens} new ones that is "
-            f"more than the model's context of {context}. Shorten it."
-        )
+    check_prompt(model, inputs, sampling.max_new_tokens)
     return _stream_in_thread(model, inputs, sampling, stopped)
 
 
@@ -207,15 +235,13 @@ def _stream_in_thread(
 
     def work() -> None:
         try:
-            with torch.inference_mode():
-                cast(GenerationMixin, model.model).generate(
+            with panics_as_errors():
+                generate_ids(
+                    model.model,
                     inputs,
-                    attention_mask=torch.ones_like(inputs),
+                    sampling,
+                    stopped=lambda: abandoned.is_set() or stopped(),
                     streamer=pieces,
-                    stopping_criteria=StoppingCriteriaList(
-                        [StopWhen(lambda: abandoned.is_set() or stopped())]
-                    ),
-                    **_generation_options(model.model, sampling),
                 )
         except BaseException as error:
             failures.append(error)
@@ -234,26 +260,71 @@ def _stream_in_thread(
         raise failures[0]
 
 
-def _generation_options(model: PreTrainedModel, sampling: Sampling) -> dict[str, Any]:
-    """Return the keyword arguments of transformers' `generate` for a way to sample.
+def generate_ids(
+    model: PreTrainedModel,
+    inputs: torch.Tensor,
+    sampling: Sampling,
+    *,
+    least: int = 0,
+    stopped: Callable[[], bool] = lambda: False,
+    streamer: TextIteratorStreamer | None = None,
+) -> torch.Tensor:
+    """Generate tokens with a generation config of our own, which takes only token ids from the model's.
 
-    What the model's own generation config suggests (top-p, repetition penalty) is switched off.
+    What else a model's generation_config.json or config.json sets (beams, penalties, stop strings, time limits,
+    caches) would change what is compared and measured, or what it costs.
+
+    Args:
+        model: The model.
+        inputs: Token ids to continue, `[batch, tokens]`.
+        sampling: How to sample.
+        least: The least number of tokens to generate.
+        stopped: Called after every token; the generation ends as soon as it returns true.
+        streamer: Receives the tokens.
+
+    Returns:
+        Token ids, the inputs included, `[batch, tokens]`.
     """
     noise = [GumbelNoise(sampling.temperature, sampling.seed)] if sampling.temperature else []
-    config = model.generation_config
+    config = GenerationConfig(
+        **special_tokens(model),
+        max_new_tokens=sampling.max_new_tokens,
+        min_new_tokens=least or None,
+        do_sample=False,
+    )
+    # transformers fills whatever this config leaves open from the model's own: a shallow copy has no other.
+    runner = copy.copy(model)
+    runner.generation_config = config
+    with torch.inference_mode():
+        return cast(GenerationMixin, runner).generate(
+            inputs,
+            generation_config=config,
+            attention_mask=torch.ones_like(inputs),
+            logits_processor=LogitsProcessorList(noise),
+            stopping_criteria=StoppingCriteriaList([StopWhen(stopped)]),
+            streamer=streamer,
+        )
+
+
+def special_tokens(model: PreTrainedModel) -> dict[str, Any]:
+    """Return the BOS, EOS and padding token ids of a model, as a generation config holds them.
+
+    Values that are not ids of its vocabulary are left out.
+    """
+
+    def ids(name: str) -> list[int]:
+        for holder in (model.generation_config, model.config):
+            value = getattr(holder, name, None)
+            if value is not None:
+                values = value if isinstance(value, list | tuple) else [value]
+                return [each for each in values if type(each) is int and 0 <= each < model.config.vocab_size]
+        return []
+
+    bos, eos, pad = ids("bos_token_id")[:1], ids("eos_token_id")[:MAX_STOP_TOKENS], ids("pad_token_id")[:1]
     return {
-        "max_new_tokens": sampling.max_new_tokens,
-        "do_sample": False,
-        "temperature": None,
-        "top_p": None,
-        "top_k": None,
-        "repetition_penalty": 1.0,
-        "logits_processor": LogitsProcessorList(noise),
-        "pad_token_id": config.pad_token_id
-        if config.pad_token_id is not None
-        else model.config.eos_token_id
-        if isinstance(model.config.eos_token_id, int)
-        else 0,
+        "bos_token_id": bos[0] if bos else None,
+        "eos_token_id": eos or None,
+        "pad_token_id": (pad or eos or [0])[0],
     }
 
 
@@ -337,15 +408,15 @@ def sample_text(base: CausalLM, tokens: int, seed: int = 0, progress: Reporter =
         place = Progress("Generating calibration text, tokens", generated, tokens)
         progress(place)
         inputs = torch.full((batch, 1), start, device=model.device)
-        with torch.inference_mode():
-            ids = cast(GenerationMixin, model).generate(
-                inputs,
-                attention_mask=torch.ones_like(inputs),
-                min_new_tokens=SAMPLE_LENGTH,
-                stopping_criteria=StoppingCriteriaList([StopWhen(report_each_token(progress, place))]),
-                **_generation_options(model, Sampling(SAMPLE_LENGTH, temperature=1.0, seed=seed)),
-            )
+        ids = generate_ids(
+            model,
+            inputs,
+            Sampling(SAMPLE_LENGTH, temperature=1.0, seed=seed),
+            least=SAMPLE_LENGTH,
+            stopped=report_each_token(progress, place),
+        )
         seed += 1
-        texts += tokenizer.batch_decode(ids[:, 1:], skip_special_tokens=True)
-        generated += sum(len(tokenizer(text, verbose=False).input_ids) for text in texts[-batch:])
+        with panics_as_errors():
+            texts += tokenizer.batch_decode(ids[:, 1:], skip_special_tokens=True)
+            generated += sum(len(tokenizer(text, verbose=False).input_ids) for text in texts[-batch:])
     return "\n\n".join(texts)

@@ -1,11 +1,16 @@
 """The loss of a model on tokens, which perplexity and the layer searches are computed from."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import torch
 from torch.nn import functional
 from transformers import PreTrainedModel
+
+from pruning.progress import Progress, Reporter, silent
+
+MOST_LOGITS = 1 << 25
+"""The most logits in memory at one time, of one token at least: 134 MB in float32."""
 
 
 def token_losses(model: PreTrainedModel, window: torch.Tensor) -> torch.Tensor:
@@ -20,18 +25,37 @@ def token_losses(model: PreTrainedModel, window: torch.Tensor) -> torch.Tensor:
     """
     ids = window[None].to(model.device)
     with torch.inference_mode():
-        logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
-        return functional.cross_entropy(logits, ids[0, 1:], reduction="none")
+        hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
+        labels = functional.pad(ids[0, 1:], (0, 1))  # The last position predicts nothing that is known.
+        pieces = max(1, MOST_LOGITS // model.config.vocab_size)
+        losses = [
+            functional.cross_entropy(logits_of(model, states), following.to(states.device), reduction="none")
+            for states, following in zip(hidden.split(pieces), labels.split(pieces), strict=True)
+        ]
+        return torch.cat(losses)[:-1]
 
 
-def mean_loss(model: PreTrainedModel, windows: Iterable[torch.Tensor]) -> float:
+def logits_of(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
+    """Return the logits, `[tokens, vocabulary]` in float32, of last hidden states, `[tokens, channels]`."""
+    logits = model.get_output_embeddings()(hidden)
+    if (cap := getattr(model.config, "final_logit_softcapping", None)) is not None:
+        logits = cap * torch.tanh(logits / cap)
+    return logits.float()
+
+
+def mean_loss(model: PreTrainedModel, windows: Sequence[torch.Tensor], progress: Reporter = silent) -> float:
     """Return the mean negative log-likelihood in nats per token, every token weighing the same.
 
     Args:
         model: The model to measure.
         windows: Token ids, each `[tokens]`; at least one window has two tokens.
+        progress: Called before each window.
     """
-    losses = [token_losses(model, window) for window in windows if len(window) > 1]
+    losses = []
+    for number, window in enumerate(windows):
+        progress(Progress("Measuring the loss, windows", number, len(windows)))
+        if len(window) > 1:
+            losses.append(token_losses(model, window))
     return float(torch.cat(losses).mean(dtype=torch.float64))
 
 

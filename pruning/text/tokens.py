@@ -1,12 +1,23 @@
 """Token windows: how a text is split before a model reads it."""
 
 import hashlib
-from dataclasses import dataclass
+from bisect import bisect_left
+from dataclasses import dataclass, field
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pruning.errors import RecipeError
+from pruning.errors import RecipeError, panics_as_errors
+from pruning.progress import Progress, Reporter, silent
+
+CHUNK = 50_000
+"""Characters of a long text that are tokenized at a time, so that the work can be stopped in between."""
+
+OVERLAP = 2_000
+"""Characters that neighboring chunks share, to find a place where their tokens agree."""
+
+AGREEMENT = 16
+"""How many tokens in a row have to agree where two chunks are joined."""
 
 
 @dataclass(frozen=True)
@@ -53,17 +64,108 @@ def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
         )
 
 
-def token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str) -> torch.Tensor:
+@dataclass(frozen=True)
+class TokenizedText:
+    """The tokens of a text, without any that the tokenizer adds.
+
+    Attributes:
+        ids: The token ids.
+        starts: The character at which each token begins.
+        ends: The character before which each token ends.
+    """
+
+    ids: list[int] = field(default_factory=list)
+    starts: list[int] = field(default_factory=list)
+    ends: list[int] = field(default_factory=list)
+
+    def __getitem__(self, part: slice) -> "TokenizedText":
+        return TokenizedText(self.ids[part], self.starts[part], self.ends[part])
+
+    def extend(self, other: "TokenizedText") -> None:
+        """Append the tokens that follow."""
+        self.ids.extend(other.ids)
+        self.starts.extend(other.starts)
+        self.ends.extend(other.ends)
+
+
+def tokenize(
+    tokenizer: PreTrainedTokenizerBase, text: str, progress: Reporter = silent, limit: int | None = None
+) -> TokenizedText:
     """Tokenize a text without adding special tokens.
+
+    A text of more than `CHUNK` characters is tokenized in overlapping chunks, which are joined where their
+    tokens agree. Tokenizers decide by a few characters around each token, so the result is the same as that of
+    the whole text, unless a word is longer than the overlap.
+
+    Args:
+        tokenizer: The tokenizer.
+        text: The text.
+        progress: Called before each chunk.
+        limit: Stop at the first chunk that completes this number of tokens; None for the whole text.
+
+    Raises:
+        ModelError: The tokenizer failed on the text.
+    """
+    done = last = TokenizedText()
+    for start in range(0, max(1, len(text) - OVERLAP), CHUNK - OVERLAP):
+        progress(Progress("Splitting the text into tokens, characters", start, len(text)))
+        chunk = _tokenize_chunk(tokenizer, text[start : start + CHUNK], start)
+        end, begin = _seam(last, chunk, start + OVERLAP // 2)
+        done.extend(last[:end])
+        last = chunk[begin:]
+        if limit is not None and len(done.ids) >= limit:
+            return done
+    done.extend(last)
+    return done
+
+
+def _tokenize_chunk(tokenizer: PreTrainedTokenizerBase, text: str, offset: int) -> TokenizedText:
+    with panics_as_errors():
+        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    places = encoded.offset_mapping
+    return TokenizedText(
+        encoded.input_ids, [offset + start for start, _ in places], [offset + end for _, end in places]
+    )
+
+
+def _seam(last: TokenizedText, chunk: TokenizedText, middle: int) -> tuple[int, int]:
+    """Return where the first of two overlapping parts of a text ends, and where the second begins.
+
+    That is the place nearest to the middle of the overlap at which a run of tokens agrees; if there is none, the
+    middle itself.
+    """
+    places = {start: index for index, start in reversed(list(enumerate(chunk.starts)))}
+    first = bisect_left(last.starts, middle - OVERLAP // 2)
+    for index in sorted(range(first, len(last.ids)), key=lambda at: abs(last.starts[at] - middle)):
+        other = places.get(last.starts[index])
+        if other is None or (index and last.starts[index - 1] == last.starts[index]):
+            continue
+        one, two = last[index : index + AGREEMENT], chunk[other : other + AGREEMENT]
+        if one.ids == two.ids and one.starts == two.starts:
+            return index, other
+    index = bisect_left(last.starts, middle)
+    return index, bisect_left(chunk.starts, last.ends[index - 1] if index else 0)
+
+
+def token_ids(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, progress: Reporter = silent
+) -> torch.Tensor:
+    """Tokenize a text without adding special tokens.
+
+    Args:
+        model: The model that reads the tokens.
+        tokenizer: Its tokenizer.
+        text: The text.
+        progress: Called between the parts of a long text.
 
     Returns:
         Token ids, `[tokens]`.
 
     Raises:
         RecipeError: The text contains a token that the model has no embedding for.
+        ModelError: The tokenizer failed on the text.
     """
-    ids = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
-    tokens = torch.tensor(ids, dtype=torch.long)
+    tokens = torch.tensor(tokenize(tokenizer, text, progress).ids, dtype=torch.long)
     check_vocabulary(model, tokenizer, tokens)
     return tokens
 
@@ -75,7 +177,8 @@ def usable_window(model: PreTrainedModel, window: int) -> int:
 
 def bos_ids(tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
     """Return the ids that the tokenizer puts before a text: a BOS token, or none; `[tokens]`."""
-    return torch.tensor(tokenizer("", verbose=False).input_ids, dtype=torch.long)
+    with panics_as_errors():
+        return torch.tensor(tokenizer("", verbose=False).input_ids, dtype=torch.long)
 
 
 def split_into_windows(

@@ -2,6 +2,7 @@
 
 import pytest
 
+from page.server.queue import JobKey
 from page.server.session import jobs
 from page.workers.messages import Progress
 from page.workers.tasks import ExportTask, PublishTask
@@ -22,7 +23,7 @@ def start(handler, request_of):
         arguments = ("zip",) if kind == DOWNLOAD else ("smaller", True)
         name = {DOWNLOAD: "prepare", PUSH: "push"}[kind]
         updates = handler(name)(request, None, RECIPE, "", *arguments)
-        return f"{request.session_hash} {kind}", (update[f"{name}-status"] for update in updates)
+        return JobKey(request.session_hash, kind), (update[f"{name}-status"] for update in updates)
 
     return run
 

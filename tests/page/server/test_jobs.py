@@ -8,7 +8,7 @@ import pytest
 
 from page.server import session
 from page.server.jobs import run_job
-from page.server.queue import Queue
+from page.server.queue import JobKey, Queue
 from page.server.session import jobs
 from page.workers.messages import Done, Failed, Partial, Progress, Queued, Stopped
 from page.workers.tasks import INTERACTIVE, LONG
@@ -28,7 +28,7 @@ from tests.helpers.workers import (
 
 pytestmark = pytest.mark.usefixtures("pools")
 
-names = (f"session{number}" for number in count())
+names = (JobKey(f"session{number}") for number in count())
 
 
 def run(*tasks, name=None, **settings):
@@ -97,9 +97,9 @@ def test_work_that_is_no_longer_watched_ends(tmp_path):
 
 def test_a_detached_job_continues_without_its_visitor():
     name = next(names)
-    events = run(Count(20, seconds=0.02), name=f"{name} push", detached=True)
+    events = run(Count(20, seconds=0.02), name=JobKey(name.session, "push"), detached=True)
     next(events)
-    jobs.stop_session(name)
+    jobs.stop_session(name.session)
     events.close()
     (worker,) = session.pools[INTERACTIVE].workers
     ending = None

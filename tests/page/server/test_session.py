@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from page.server.queue import JobKey
 from page.server.session import job_name, read_setting, session_of, user_message
 from pruning import ModelError
 
@@ -38,7 +39,7 @@ def test_a_bad_setting_ends_the_start_with_one_line(monkeypatch, value):
 
 def test_a_job_is_named_after_the_session_and_its_kind():
     request = SimpleNamespace(session_hash="ada")
-    assert (job_name(request), job_name(request, "push")) == ("ada", "ada push")
+    assert (job_name(request), job_name(request, "push")) == (JobKey("ada"), JobKey("ada", "push"))
 
 
 def test_a_session_cannot_name_a_job_of_another_kind():

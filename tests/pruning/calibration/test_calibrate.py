@@ -8,7 +8,6 @@ import torch
 
 from pruning import Calibration, Neurons, Recipe, RecipeError, prune
 from pruning.calibration.calibrate import HELD_OUT, statistics_of, windows_of
-from pruning.catalog import DEFAULT_MODEL
 from pruning.files import cache_folder
 from pruning.text.passages import GENRES, passage
 from pruning.text.tokens import sample_evenly, split_into_windows, token_ids
@@ -154,10 +153,10 @@ def test_a_saved_recipe_needs_its_users_text_again():
     assert all(torch.equal(once[name], again[name]) for name in once)
 
 
-def default(family):
-    """Return a small model that stands in for the default one, whose statistics are cached on disk."""
+def public(family):
+    """Return a small model that stands in for a public one, whose statistics are cached on disk."""
     base = loaded(family)
-    return replace(base, source=replace(base.source, name=DEFAULT_MODEL))
+    return replace(base, source=replace(base.source, public=True))
 
 
 def cached_files():
@@ -165,7 +164,7 @@ def cached_files():
 
 
 def test_statistics_of_bundled_texts_are_read_from_disk_the_second_time(monkeypatch):
-    base = default("gpt2")
+    base = public("gpt2")
     modules = [output_projection(base.model, layer) for layer in (0, 1)]
     calibration = Calibration(text="code", tokens=512)
     first = statistics_of(base, calibration, modules)
@@ -179,7 +178,7 @@ def test_statistics_of_bundled_texts_are_read_from_disk_the_second_time(monkeypa
 
 
 def test_damaged_statistics_are_computed_again():
-    base = default("gpt2")
+    base = public("gpt2")
     modules = [output_projection(base.model, 0)]
     calibration = Calibration(text="code", tokens=512)
     first = statistics_of(base, calibration, modules)
@@ -193,10 +192,10 @@ def test_damaged_statistics_are_computed_again():
 @pytest.mark.parametrize(
     ("base", "calibration", "save_to_disk"),
     [
-        (default, own(), True),
+        (public, own(), True),
         (loaded, Calibration(text="code", tokens=512), True),
-        (default, Calibration(text="code", tokens=512), False),
-        (default, Calibration(text="self", tokens=256), True),
+        (public, Calibration(text="code", tokens=512), False),
+        (public, Calibration(text="self", tokens=256), True),
     ],
 )
 def test_other_statistics_are_not_saved_to_disk(base, calibration, save_to_disk):
@@ -205,12 +204,19 @@ def test_other_statistics_are_not_saved_to_disk(base, calibration, save_to_disk)
     assert cached_files() == []
 
 
+def test_large_statistics_are_not_saved_to_disk(monkeypatch):
+    monkeypatch.setattr("pruning.calibration.calibrate.LARGEST_ON_DISK", 1)
+    base = public("gpt2")
+    statistics_of(base, Calibration(text="code", tokens=512), [output_projection(base.model, 0)])
+    assert cached_files() == []
+
+
 def test_a_full_disk_costs_only_the_saving(monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("pruning.calibration.statistics.save_file", full)
-    base = default("gpt2")
+    base = public("gpt2")
     modules = [output_projection(base.model, 0)]
     statistics = statistics_of(base, Calibration(text="code", tokens=512), modules)
     assert statistics.gram(modules[0]).tokens == 512 - 512 // HELD_OUT
@@ -231,7 +237,7 @@ def test_wikitext_is_read_as_the_loader_returns_it(monkeypatch):
 
 
 def test_the_least_recently_used_statistics_make_room_for_new_ones(monkeypatch):
-    base = default("gpt2")
+    base = public("gpt2")
     modules = [output_projection(base.model, 0)]
     for text in ("code", "story"):
         statistics_of(base, Calibration(text=text, tokens=512), modules)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from pruning import Calibration, Neurons, Recipe, RecipeError, Vocabulary, prune
+from pruning.errors import Cancelled
 from pruning.evaluation.inspection import (
     importance_map,
     layer_influences,
@@ -12,7 +13,8 @@ from pruning.evaluation.inspection import (
     next_tokens,
     overlaps,
 )
-from tests.helpers.models import PROMPT, loaded, trained
+from pruning.text import generation, likelihood
+from tests.helpers.models import FAMILIES, PROMPT, VOCABULARY, loaded, trained
 
 TEXT = Calibration(tokens=1280, window=64)
 
@@ -89,3 +91,54 @@ def test_there_is_an_influence_for_each_layer():
     assert len(values) == 3
     assert all(0 < value < 2 for value in values)
     assert torch.tensor(values).isfinite().all()
+
+
+def test_a_prompt_longer_than_the_model_reads_is_refused(monkeypatch):
+    base = loaded("llama")
+    with pytest.raises(RecipeError, match=r"more than the model's context of 1024\. Shorten it"):
+        next_tokens(base, "fox " * 1000)
+    monkeypatch.setattr(generation, "MAX_PROMPT_TOKENS", 20)
+    with pytest.raises(RecipeError, match=r"tokens; at most 20 are allowed\. Shorten it"):
+        next_tokens(base, "fox " * 50)
+
+
+def test_logits_are_computed_in_bounded_pieces_and_give_the_same_losses(monkeypatch):
+    base, text = trained(), "Once there was a fox who lived in the wood."
+    sizes = []
+
+    def record(_module, _args, logits):
+        sizes.append(logits.numel())
+
+    handle = base.model.get_output_embeddings().register_forward_hook(record)
+    try:
+        whole = losses_by_token((base,), text)
+        monkeypatch.setattr(likelihood, "MOST_LOGITS", 3 * VOCABULARY)
+        pieces = losses_by_token((base,), text)
+        assert max(sizes[1:]) == 3 * VOCABULARY < sizes[0]
+        sizes.clear()
+        next_tokens(base, text)
+        assert sizes == [VOCABULARY]
+    finally:
+        handle.remove()
+    assert [row.text for row in pieces] == [row.text for row in whole]
+    values = [[row.losses[0] for row in rows[1:]] for rows in (whole, pieces)]
+    assert values[0] == pytest.approx(values[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_losses_are_those_of_the_models_own_logits(family):
+    base = loaded(family)
+    ids = torch.arange(3, 60)
+    logits = base.model(input_ids=ids[None]).logits[0, :-1]
+    expected = torch.nn.functional.cross_entropy(logits, ids[1:], reduction="none")
+    torch.testing.assert_close(likelihood.token_losses(base.model, ids), expected)
+
+
+def test_reading_can_be_cancelled(pair):
+    def stop(_progress):
+        raise Cancelled("Stopped.")
+
+    with pytest.raises(Cancelled):
+        next_tokens(pair[0], PROMPT, progress=stop)
+    with pytest.raises(Cancelled):
+        losses_by_token(pair, "Once there was a fox.", progress=stop)

@@ -294,25 +294,109 @@ def test_a_first_token_that_the_model_does_not_know(tmp_path):
     assert "does not fit the model" in refusal(str(folder))
 
 
-def test_code_beside_a_tokenizer_is_not_run(hub, tmp_path):
+CODE = {
+    "tokenizer_config.json": {
+        "auto_map": {"AutoTokenizer": ["code.Words", None]},
+        "tokenizer_class": "Words",
+    },
+    "generation_config.json": {"nested": [{"deeply": {"auto_map": {"AutoModel": "code.Words"}}}]},
+    "special_tokens_map.json": {"auto_map": "code.Words"},
+    "config.json": {"custom_pipelines": {"text": {"impl": "code.Words"}}},
+}
+
+
+@pytest.mark.parametrize("name", CODE)
+def test_a_model_that_brings_code_in_any_of_its_settings_is_refused(hub, tmp_path, name):
     mark = tmp_path / "ran"
-    settings = json.loads(tiny_llama()["tokenizer_config.json"])
-    settings |= {"auto_map": {"AutoTokenizer": ["code.Words", None]}, "tokenizer_class": "Words"}
+    files = tiny_llama()
+    settings = json.loads(files.get(name, b"{}")) | CODE[name]
     code = f"open({str(mark)!r}, 'w')\nfrom transformers import PreTrainedTokenizerFast as Words\n".encode()
-    hub.add_model("ada/tiny", tiny_llama(tokenizer_config__json=settings, code__py=code))
-    assert outcome("ada/tiny") in ("loaded", "The tokenizer of ada/tiny cannot be read")
+    files |= {name: json.dumps(settings).encode(), "code.py": code}
+    hub.add_model("ada/tiny", files)
+    for model in ("ada/tiny", written(tmp_path / "model", files)):
+        message = refusal(model)
+        assert "brings code of its own" in message
+        assert f"in {name}" in message
     assert not mark.exists()
-    assert not asked_for(hub, "code.py")
+    assert not asked_for(hub, "code.py") + asked_for(hub, ".safetensors")
 
 
-def test_limits_of_files(hub, monkeypatch):
-    hub.add_model("ada/tiny", tiny_llama(merges__txt=b"x" * 10**6))
-    monkeypatch.setattr("pruning.loading.hub.MAX_TEXT_BYTES", 10**6 - 1)
-    assert "merges.txt in ada/tiny has 1.0 MB; the limit for such a file is 1.0 MB" in refusal("ada/tiny")
-    many = {f"model-{number}.safetensors": b"x" for number in range(100)}
-    hub.add_model("ada/many", tiny_llama() | many)
+def test_a_token_may_be_called_like_a_key_that_loads_code(tmp_path):
+    values = json.loads(tiny_llama()["tokenizer.json"])
+    values["added_tokens"][0]["content"] = "auto_map"
+    values["model"]["vocab"] = {
+        {"<s>": "auto_map"}.get(token, token): number for token, number in values["model"]["vocab"].items()
+    }
+    files = tiny_llama(tokenizer__json=values, tokenizer_config__json={"eos_token": "</s>"})
+    assert outcome(written(tmp_path / "model", files)) == "loaded"
+
+
+def test_the_settings_that_are_saved_bring_no_code(hub, tmp_path):
+    hub.add_model("ada/tiny", tiny_llama())
+    base = pruning.load("ada/tiny")
+    base.tokenizer.save_pretrained(tmp_path / "saved")
+    base.model.save_pretrained(tmp_path / "saved")
+    assert not [file for file in (tmp_path / "saved").glob("*.json") if "auto_map" in file.read_text()]
+
+
+def test_limits_of_files(hub):
+    hub.add_model("ada/tiny", tiny_llama(generation_config__json=b" " * 1_000_001))
+    message = "generation_config.json of ada/tiny has 1.0 MB; the limit for this file is 1.0 MB"
+    assert message in refusal("ada/tiny")
+    many = {f"model-{number}.safetensors": b"x" for number in range(101)}
+    index = {"weight_map": {name: name for name in many}}
+    files = tiny_llama(model__safetensors=None, model__safetensors__index__json=index)
+    hub.add_model("ada/many", files | many)
     assert "keeps its weights in 101 files; the limit is 100" in refusal("ada/many")
     assert not asked_for(hub, ".safetensors")
+
+
+def test_the_files_of_a_folder_have_the_same_limits(tmp_path):
+    folder = written(tmp_path / "model", tiny_llama(generation_config__json=b" " * 1_000_001))
+    assert "the limit for this file is 1.0 MB" in refusal(folder)
+    (tmp_path / "model" / "config.json").write_bytes(b" " * 1_000_001)
+    assert "the limit is 1.0 MB" in refusal(folder)
+
+
+def test_only_files_of_known_names_are_downloaded(hub):
+    spare = {
+        "notes.txt": b"x",
+        "merges.txt.json": b"{}",
+        "other.model": b"x",
+        "extra.jinja": b"x",
+        "code.py": b"x",
+        "model-old.safetensors": b"x",
+        "onnx/spare.json": b"{}",
+    }
+    hub.add_model("ada/tiny", tiny_llama() | spare)
+    folder = pruning.load("ada/tiny").source.folder
+    assert not {path.name for path in folder.rglob("*")} & {name.rpartition("/")[2] for name in spare}
+
+
+def test_looking_a_model_up_downloads_its_config_and_nothing_else(hub):
+    readme = b"---\nlicense: mit\n---\n"
+    hub.add_model("ada/tiny", tiny_llama(README__md=readme, recipe__yaml=b"kept_layers: [0, 2, 3]\n"))
+    source = find("ada/tiny")
+    assert (source.license, source.kept_layers) == ("mit", None)
+    assert {path.name for path in source.folder.iterdir()} == {"config.json"}
+    assert {path.rpartition("/")[2] for _, path, _ in hub.requests} == {"tiny", "config.json"}
+    assert pruning.load(source).source.kept_layers == (0, 2, 3)
+
+
+def test_a_model_that_was_looked_up_without_its_weights_can_still_be_loaded(hub):
+    hub.add_model("distilbert/distilgpt2", files_of(folder_of("gpt2")))
+    find("distilgpt2")
+    source = find("distilgpt2")
+    assert source.remote is None
+    assert same(pruning.load(source), loaded("gpt2"))
+
+
+@pytest.mark.parametrize("license", [b"[a, b]", b"{a: b}", b"'" + b"x" * 300 + b"'", b'"a\\nb"', b"3"])
+def test_a_license_that_is_no_short_text_is_none(hub, license, tmp_path):
+    files = tiny_llama(README__md=b"---\nlicense: " + license + b"\n---\n")
+    hub.add_model("ada/tiny", files)
+    assert find("ada/tiny").license is None
+    assert find(written(tmp_path / "model", files)).license is None
 
 
 def test_too_large(hub, monkeypatch):
@@ -331,7 +415,7 @@ def test_too_large(hub, monkeypatch):
 
 def test_the_size_counts_all_that_is_downloaded(hub, monkeypatch):
     monkeypatch.setenv("SECATEUR_MAX_BYTES", "1e6")
-    hub.add_model("ada/tiny", tiny_llama(config__json=b" " * 10**7 + b"{}"))
+    hub.add_model("ada/tiny", tiny_llama(vocab__json=b" " * 10**6 + b"{}"))
     assert "the limit here is 1.0 MB" in refusal("ada/tiny")
     assert not asked_for(hub, "config.json")
 
@@ -404,7 +488,9 @@ def test_an_unreachable_hub(hub, fault, monkeypatch):
     assert "smollm2-135m, which works without a network" in message
 
 
-@pytest.mark.parametrize("request_that_fails", ["/resolve/.*/config.json", "/tree/", "/model.safetensors"])
+@pytest.mark.parametrize(
+    "request_that_fails", ["/resolve/.*/config.json", "/tokenizer.json", "/model.safetensors"]
+)
 def test_a_hub_that_goes_away_leaves_nothing_half_loaded(hub, request_that_fails, monkeypatch):
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     hub.add_model("ada/tiny", tiny_llama())
@@ -552,10 +638,28 @@ def test_a_cache_that_cannot_be_written(hub, monkeypatch, tmp_path):
 
 def test_a_full_disk(hub, monkeypatch):
     hub.add_model("ada/tiny", tiny_llama())
-    full = shutil.disk_usage("/")._replace(free=1000)
+    full = shutil.disk_usage("/")._replace(free=10)
     monkeypatch.setattr("shutil.disk_usage", lambda path: full)
-    assert "needs 0.2 MB of disk space, and 0.0 MB are free. Make room" in refusal("ada/tiny", token=False)
-    assert not asked_for(hub, ".safetensors")
+    for access in (Access(False), Access(False, local=False)):
+        message = refusal("ada/tiny", access=access)
+        assert re.search(r"needs 0.0 MB of disk space, and 0.0 MB are free. Make room", message)
+        assert not asked_for(hub, ".json") + asked_for(hub, ".safetensors")
+
+
+def test_a_disk_too_full_for_the_weights_gets_no_file_of_text(hub, monkeypatch):
+    hub.add_model("ada/tiny", tiny_llama())
+    full = shutil.disk_usage("/")._replace(free=100_000)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: full)
+    assert "needs 0.2 MB of disk space, and 0.1 MB are free. Make room" in refusal("ada/tiny", token=False)
+    assert not asked_for(hub, "tokenizer.json") + asked_for(hub, ".safetensors")
+
+
+def test_a_server_does_not_reveal_where_its_files_are(hub, monkeypatch, tmp_path):
+    hub.add_model("ada/tiny", tiny_llama())
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "file" / "hub"))
+    assert str(tmp_path) in refusal("ada/tiny", access=Access(False))
+    assert str(tmp_path) not in refusal("ada/tiny", access=Access(False, local=False))
 
 
 def test_damaged_weights(tmp_path):
@@ -599,7 +703,9 @@ def test_sharded_weights(hub, tmp_path):
     [
         ({"weight_map": {"a": "../other/model.safetensors"}}, "outside of its folder"),
         ({"weight_map": {"a": "/etc/passwd"}}, "outside of its folder"),
-        ({"weight_map": {"a": "model-2.safetensors"}}, "no complete safetensors weights"),
+        ({"weight_map": {"a": "model-2.safetensors"}}, "names model-2.safetensors, which is missing"),
+        ({"weight_map": {"a": "model-1.bin"}}, "'model-1.bin', which is not a safetensors file"),
+        ({"weight_map": {"a": 7}}, "weight_map"),
         ({"weight_map": {}}, "no complete safetensors weights"),
         ({"weight_map": None}, "weight_map"),
         ({}, "weight_map"),
@@ -610,6 +716,13 @@ def test_an_index_that_misleads(hub, index, reason):
     files = tiny_llama(model__safetensors=None, model__safetensors__index__json=index)
     hub.add_model("ada/tiny", files | {"model-1.safetensors": shard})
     assert reason in refusal("ada/tiny")
+
+
+def test_a_folder_with_a_missing_shard_is_refused_by_the_name_of_the_shard(tmp_path):
+    index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
+    files = tiny_llama(model__safetensors=None, model__safetensors__index__json=index)
+    folder = written(tmp_path / "model", files | {"model-1.safetensors": b"x"})
+    assert "names model-2.safetensors, which is missing" in refusal(folder)
 
 
 def test_a_damaged_tokenizer(tmp_path):

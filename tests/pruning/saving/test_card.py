@@ -3,6 +3,8 @@
 from dataclasses import replace
 
 import pytest
+import yaml
+from markdown_it import MarkdownIt
 
 import pruning
 from pruning.saving.card import model_card, read_card
@@ -103,3 +105,79 @@ def test_a_card_that_cannot_be_read(tmp_path, text):
     with pytest.raises(pruning.ModelError, match=r"README\.md") as error:
         read_card(tmp_path)
     assert "\n" not in str(error.value)
+
+
+BOMB = ["license: other", "a0: &a0 [x, x, x, x, x, x, x, x, x, x]"] + [
+    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 9)
+]
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [*BOMB, "license_name: *a8", "license_link: *a8"],
+        ["license: other", f"license_name: {'x' * 200}", f"license_link: https://x.org/{'y' * 200}"],
+        ["license: other", 'license_name: "a\\nb: c"', 'license_link: "javascript:alert(1)"'],
+        ["license: other", "license_name: {a: b}", "license_link: [x]"],
+        ["license: other", "license_name: 3", 'license_link: "https://x.org/a b"'],
+        ["license: other", "license_name: {", "x"],
+    ],
+)
+def test_only_short_single_lines_of_another_card_are_taken_over(tmp_path, lines):
+    front = front_of_pruned(tmp_path, lines)
+    assert front["license"] == "other"
+    assert not front.keys() & {"license_name", "license_link"}
+
+
+def test_a_license_name_cannot_add_a_line_or_a_key(tmp_path):
+    name = "tiny: yes # [x] 'y'"
+    front = front_of_pruned(tmp_path, [f'license_name: "{name}"', "license_link: LICENSE"])
+    assert (front["license_name"], front["license_link"]) == (name, "LICENSE")
+
+
+def front_of_pruned(folder, lines):
+    """The front matter of a model whose base lies in a folder and has a card that begins with these lines."""
+    (folder / "README.md").write_text("\n".join(["---", *lines, "---", ""]))
+    pruned = cut(pruning.load(str(folder_of("qwen2"))))
+    source = replace(pruned.source, license="other", folder=folder)
+    text = str(model_card("cut", source=source, recipe=pruned.recipe, report=pruned.report))
+    assert len(text) < 20_000
+    return yaml.safe_load(text.split("---\n")[1])
+
+
+@pytest.mark.parametrize(
+    "license", [["mit"], {"a": 1}, 3, "x" * 200, "mit\nbase_model: evil/model", "mit\x00"]
+)
+def test_a_license_that_is_no_short_line_is_left_out(license):
+    pruned = cut(pruning.load(str(folder_of("qwen2"))))
+    source = replace(pruned.source, license=license)
+    card = model_card("cut", source=source, recipe=pruned.recipe, report=pruned.report)
+    assert card.data.license is None
+    assert "evil" not in str(card)
+
+
+def test_names_are_text_in_the_card():
+    pruned = cut(pruning.load(str(folder_of("qwen2"))))
+    name = "x\n\n# Heading <script>alert(1)</script> [a](http://example.org) __b__ my_model"
+    source = replace(pruned.source, hub_id="a](http://evil.org)\n\n<b>")
+    text = str(model_card(name, source=source, recipe=pruned.recipe, report=pruned.report))
+    body = MarkdownIt("commonmark").render(text.split("\n---\n", 1)[1])
+    assert "<script>" not in body
+    assert "<b>" not in body
+    assert 'href="http://e' not in body
+    assert "<strong>b" not in body
+    assert body.count("<h1>") == 1
+    assert "my_model" in text
+
+
+@pytest.mark.parametrize("claim", ["parameters: many", "parameters: [1]", "recipe: [x, y]", "recipe: {a: b}"])
+def test_claims_of_another_kind_are_none(tmp_path, claim):
+    (tmp_path / "README.md").write_text(f"---\nsecateur:\n  {claim}\n---\n")
+    stated = read_card(tmp_path)
+    assert (stated.recipe, stated.parameters) == (None, None)
+
+
+def test_a_card_of_a_million_lines_is_refused_before_it_is_read(tmp_path):
+    (tmp_path / "README.md").write_text("---\n" + "- x\n" * 1_000_000 + "---\n")
+    with pytest.raises(pruning.ModelError, match="larger than 1,000,000 bytes"):
+        read_card(tmp_path)

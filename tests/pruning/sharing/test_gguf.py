@@ -4,6 +4,7 @@ import importlib.util
 import json
 import shutil
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -207,3 +208,80 @@ def test_llama_cpp_reads_eight_bits_as_transformers_does(smollm2, need, tmp_path
     read = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=file.name, dtype=torch.float32)
     # llama.cpp rounds to eight bits what it multiplies the weights with, too.
     assert_agrees(file, read, smollm2.tokenizer, ["Paris is the capital of"], tolerance=0.7)
+
+
+SECRETS = {
+    "HF_TOKEN": "hf_sesame",
+    "OAUTH_CLIENT_SECRET": "sesame-secret",
+    "AWS_SECRET_ACCESS_KEY": "sesame-aws",
+    "MY_DATABASE_URL": "postgres://user:sesame@host",
+    "OPENAI_API_KEY": "sesame-key",
+}
+
+FAKE_CONVERTER = """
+import json, os, resource, sys, time
+facts = {
+    "environment": dict(os.environ),
+    "memory": resource.getrlimit(resource.RLIMIT_AS)[0],
+    "seconds": resource.getrlimit(resource.RLIMIT_CPU)[0],
+    "arguments": sys.argv,
+}
+open(os.environ["SECATEUR_TEST_OUTPUT"], "w").write(json.dumps(facts))
+if os.environ.get("SECATEUR_TEST_FORK"):
+    if os.fork() == 0:
+        open(os.environ["SECATEUR_TEST_FORK"], "w").write(str(os.getpid()))
+    time.sleep(600)
+open(sys.argv[sys.argv.index("--outfile") + 1], "w").write("GGUF")
+"""
+
+
+@pytest.fixture
+def fake_converter(tmp_path, monkeypatch):
+    """Let the child run a converter that writes down what it was given; return the file that it writes."""
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "convert_hf_to_gguf.py").write_text(FAKE_CONVERTER)
+    monkeypatch.setenv("PYTHONPATH", str(package))
+    monkeypatch.setenv("SECATEUR_TEST_OUTPUT", str(tmp_path / "facts.json"))
+    return tmp_path / "facts.json"
+
+
+def test_the_converter_gets_limits_and_no_secrets(folder, fake_converter, tmp_path, monkeypatch):
+    for name, value in SECRETS.items():
+        monkeypatch.setenv(name, value)
+    export(folder, tmp_path / "model.gguf")
+    facts = json.loads(fake_converter.read_text())
+    assert "sesame" not in json.dumps(facts)
+    assert facts["environment"]["HF_HUB_OFFLINE"] == "1"
+    assert 0 < facts["memory"] < 2**36
+    assert 0 < facts["seconds"] < 10_000
+    assert facts["arguments"][1:3] == ["--outtype", "f16"]
+
+
+def test_a_cancelled_export_kills_all_that_the_converter_started(
+    folder, fake_converter, tmp_path, monkeypatch
+):
+    forked = tmp_path / "forked"
+    monkeypatch.setenv("SECATEUR_TEST_FORK", str(forked))
+
+    def stop(_progress):
+        if forked.exists() and forked.read_text():
+            raise pruning.Cancelled("Stopped.")
+
+    with pytest.raises(pruning.Cancelled):
+        export(folder, tmp_path / "out" / "model.gguf", progress=stop)
+    assert left_over(tmp_path) == []
+    child = int(forked.read_text())
+    for _ in range(1000):
+        if not running(child):
+            break
+        time.sleep(0.01)
+    assert not running(child)
+
+
+def running(pid):
+    """Whether a process runs; one that has ended and waits to be collected does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split(")")[1].split()[0] != "Z"
+    except OSError:
+        return False

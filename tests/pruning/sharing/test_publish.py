@@ -272,7 +272,7 @@ def test_a_name_that_is_taken(signed_in, saved):
     with pytest.raises(pruning.SavingError, match="exists already and is public"):
         pruning.publish(saved, "ada/cut", overwrite=True)
     pruning.publish(saved, "ada/cut", overwrite=True, private=False)
-    assert repo.files.keys() == FILES
+    assert repo.files.keys() == FILES | {"model-2.safetensors", "secateur.json"}
 
 
 def test_publishing_again_replaces_the_model(signed_in, saved, smaller):
@@ -280,7 +280,8 @@ def test_publishing_again_replaces_the_model(signed_in, saved, smaller):
     repo = signed_in.repos["ada/cut"]
     repo.commit(repo.files | {"added_tokens.json": b"{}", "figure.png": b"x"})
     pruning.publish(smaller, "ada/cut")
-    assert repo.files.keys() == FILES | {"figure.png", ".gitattributes"}
+    added = {"added_tokens.json", "figure.png", "secateur.json"}
+    assert repo.files.keys() == FILES | added | {".gitattributes"}
     assert repo.files.items() >= content(smaller).items()
 
 

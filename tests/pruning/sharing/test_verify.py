@@ -18,7 +18,7 @@ from pruning.sharing.verify import verify
 from tests.helpers.models import folder_of
 from tests.helpers.saved import content
 
-NAMES = ["weights", "recipe", "shape", "parameters"]
+NAMES = ["weights", "code", "recipe", "shape", "parameters"]
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +62,8 @@ def test_a_model_as_it_was_saved(copy):
     result = verify(str(copy))
     assert result.holds
     result.require()
-    assert [check.name for check in result.checks[:4]] == NAMES
-    assert len(result.checks) == 4 + 5
+    assert [check.name for check in result.checks[:5]] == NAMES
+    assert len(result.checks) == 5 + 5
     assert all(check.holds for check in result.checks)
     assert json.loads(json.dumps(result.to_dict()))["holds"] is True
 
@@ -139,10 +139,10 @@ def shell(monkeypatch, capsys):
 def test_the_shell_prints_every_check(copy, shell):
     status, out, _ = shell("verify", copy)
     assert status == 0
-    assert len(out.splitlines()) == 9
+    assert len(out.splitlines()) == 10
     status, out, _ = shell("verify", copy, "--json")
     assert status == 0
-    assert [check["name"] for check in json.loads(out)["checks"]][:4] == NAMES
+    assert [check["name"] for check in json.loads(out)["checks"]][:5] == NAMES
 
 
 def damaged(folder):

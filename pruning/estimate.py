@@ -1,0 +1,322 @@
+"""What a recipe or a request will take, from the config alone: so that too much is refused before it begins.
+
+Each step estimates its own work (`Step.cost`). Here are the pipeline around them, and what is measured, generated,
+searched and saved. Everything is an upper bound where the config does not decide: a text may be shorter than a
+recipe allows, and fewer dampings may be tried.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from math import log2
+
+from pruning.architectures.shape import Shape
+from pruning.cost.cost import Cost, in_sequence
+from pruning.cost.passes import FLOAT, Sizes
+from pruning.cost.plan import Plan
+from pruning.cost.reading import Reading, calibration_text, generation, losses, statistics
+from pruning.errors import RecipeError
+from pruning.evaluation.perplexity import GENRE_CHARACTERS, WINDOW
+from pruning.memory import available_memory
+from pruning.recipe import Recipe
+from pruning.shape_search.candidates import PROBED_SHARES, PRUNABLE_UNITS, CutStep, PrunableUnit
+from pruning.shape_search.costs import FINALISTS
+from pruning.shape_search.search import QUICK_TOKENS, RECONSTRUCTED
+from pruning.shape_search.sweep import FRACTIONS
+from pruning.steps import Channels, Layers, Neurons, Reconstruction
+from pruning.steps.base import Step
+from pruning.steps.layers import watching
+from pruning.text.choice import Calibration
+from pruning.text.passages import GENRES
+
+SLACK = 64_000_000
+"""Memory that any work takes: freed blocks that the allocator keeps, and the libraries' own buffers."""
+
+TOKENIZER_BYTES = 16_000_000
+"""Disk of a tokenizer and of the other small files of a saved model, at most."""
+
+CONVERTER_BYTES = 600_000_000
+"""Memory of the converter to GGUF, a process of its own that imports torch, without the tensors."""
+
+PROMPT_TOKENS = 6
+"""Tokens of the short prompts that models are measured with, about."""
+
+CHECKED_TOKENS = 16
+"""Tokens that a saved model and the one in memory are compared on."""
+
+
+def loading(shape: Shape, base_is_mapped: bool = False) -> Cost:
+    """Estimate loading a model; one whose weights stay in their file takes only what its tokenizer does.
+
+    Args:
+        shape: The model's shape.
+        base_is_mapped: Whether its file holds float32, so that the weights are mapped and not copied.
+    """
+    sizes = Sizes(shape)
+    if base_is_mapped:
+        return Cost()
+    return Cost(memory=sizes.bytes + 2 * FLOAT * sizes.largest, held=sizes.bytes)
+
+
+def estimate(
+    recipe: Recipe,
+    shape: Shape,
+    *,
+    free: int | None = None,
+    teachers: Mapping[str, Shape] | None = None,
+    base_is_mapped: bool = False,
+    evaluate: bool = False,
+) -> Cost:
+    """Estimate carrying out a recipe on a base that is not loaded yet.
+
+    Args:
+        recipe: The recipe; it was checked against the shape.
+        shape: The base's shape.
+        free: The free memory that work in batches may divide up, in bytes; by default what is free now.
+        teachers: The shapes of other teachers, by the name in the recipe; a missing one counts as the base.
+        base_is_mapped: Whether the base's file holds float32, so that its weights take no private memory.
+        evaluate: Whether both models are measured afterwards.
+
+    Returns:
+        The cost; what it holds is the base and the pruned model.
+
+    Raises:
+        RecipeError: A step does not fit the shape.
+
+    Example:
+        >>> import pruning
+        >>> from pruning.estimate import estimate
+        >>> recipe = pruning.Recipe(base="smollm2-135m", steps=[pruning.Neurons(fraction=0.2)])
+        >>> cost = estimate(recipe, pruning.preview(recipe).before, free=4_000_000_000)
+        >>> cost.memory < 4_000_000_000
+        True
+    """
+    recipe.check(shape)
+    free = available_memory() if free is None else free
+    loaded = loading(shape, base_is_mapped)
+    work, pruned = _steps(recipe.steps, recipe.calibration, shape, free, teachers or {})
+    measured = evaluation(shape, pruned) if evaluate else Cost()
+    return in_sequence(Cost.holding(SLACK), loaded, work, measured)
+
+
+def _steps(
+    steps: Sequence[Step], calibration: Calibration, base: Shape, free: int, teachers: Mapping[str, Shape]
+) -> tuple[Cost, Shape]:
+    """Return the cost of the steps of a recipe, as the pipeline carries them out, and the last shape.
+
+    The model before a step lives until the step is done, with its statistics; those of the base live on.
+    """
+    flop, memory, seconds = 0.0, 0, 0.0
+    shape, own, of_base = base, 0, 0
+    for number, step in enumerate(steps):
+        sizes = Sizes(shape)
+        reading = Reading.of(calibration, sizes)
+        plan = Plan(shape, base, reading, free, teachers)
+        reads = _calibration(step, plan, calibration)
+        applied = step.cost(plan)
+        peak = of_base + own + max(reads.memory, reads.held + applied.memory)
+        memory, flop = max(memory, peak), flop + reads.flop + applied.flop
+        seconds += applied.seconds
+        if number == 0:
+            of_base = 2 * reads.held
+        shape = step.reshape(shape)
+        own = min(own + applied.held, Sizes(shape).bytes)
+    return Cost(flop, max(memory, of_base + own), of_base + own, 0, seconds), shape
+
+
+def _calibration(step: Step, plan: Plan, calibration: Calibration) -> Cost:
+    """Return the cost of what the pipeline reads for a step: the text, and statistics of its hooked modules."""
+    anatomy, sizes = plan.shape.anatomy, plan.sizes
+    kept = {anatomy.layer_module(layer) + "." for layer in range(sizes.layers)}
+    modules = [
+        module
+        for module in step.hooked_modules(plan.shape)
+        if any(module.startswith(layer) for layer in kept)
+    ]
+    if not modules and not step.needs_calibration_text:
+        return Cost()
+    text = calibration_text(sizes, calibration)
+    if not modules:
+        return text
+    widths = [sizes.input_width(module) for module in modules]
+    return text + statistics(sizes, widths, plan.reading, plan.free)
+
+
+def perplexities(shape: Shape, tokens: int | None = None) -> Cost:
+    """Estimate measuring a model on the held-out passages of all genres.
+
+    Args:
+        shape: The model's shape.
+        tokens: How many tokens are read in all; None for the whole passages. How many these have depends on the
+            tokenizer: about a quarter of the logarithm of its size, to base 2, in characters for each.
+    """
+    sizes = Sizes(shape)
+    if tokens is None:
+        tokens = int(len(GENRES) * GENRE_CHARACTERS / max(1.0, log2(sizes.vocabulary) / 4))
+    return losses(sizes, tokens, min(sizes.limit(WINDOW), tokens // len(GENRES)))
+
+
+def speed(shapes: Iterable[Shape], new_tokens: int = 24, rounds: int = 3) -> Cost:
+    """Estimate measuring how fast models generate."""
+    return in_sequence(
+        *(
+            generation(Sizes(shape), PROMPT_TOKENS, new_tokens).times(rounds + 2 / new_tokens)
+            for shape in shapes
+        )
+    )
+
+
+def generating(shapes: Iterable[Shape], prompt: int, new_tokens: int) -> Cost:
+    """Estimate continuing a prompt by several models at the same time.
+
+    Args:
+        shapes: The models.
+        prompt: The prompt's tokens.
+        new_tokens: How many tokens are generated.
+    """
+    costs = [generation(Sizes(shape), prompt, new_tokens) for shape in shapes]
+    return Cost(sum(cost.flop for cost in costs), SLACK + sum(cost.memory for cost in costs))
+
+
+def evaluation(before: Shape, after: Shape) -> Cost:
+    """Estimate the full evaluation of a pruned model and its base: quality, speed and samples."""
+    samples = in_sequence(
+        *(generation(Sizes(shape), PROMPT_TOKENS, 24).times(3) for shape in (before, after))
+    )
+    return in_sequence(perplexities(before), perplexities(after), speed((before, after)), samples)
+
+
+def next_tokens(shape: Shape, prompt: int) -> Cost:
+    """Estimate the likeliest next tokens of a prompt of some tokens, whose logits are all computed."""
+    sizes = Sizes(shape)
+    return Cost(
+        sizes.forward_flop(prompt, prompt) + sizes.head_flop(prompt),
+        SLACK + max(sizes.forward_memory(prompt, prompt), sizes.logits_memory(prompt) // 2),
+    )
+
+
+def token_losses(shapes: Iterable[Shape], tokens: int) -> Cost:
+    """Estimate the loss of each token of a text under several models, one after the other."""
+    return in_sequence(Cost.holding(SLACK), *(losses(Sizes(shape), tokens, tokens) for shape in shapes))
+
+
+def sweep(
+    shape: Shape, criteria: Iterable[str], calibration: Calibration | None = None, free: int | None = None
+) -> Cost:
+    """Estimate quality against size: models under several criteria, each pruned and measured."""
+    calibration = calibration or Calibration()
+    trials = [
+        [Neurons(fraction=fraction, criterion=criterion)] for criterion in criteria for fraction in FRACTIONS
+    ]
+    return _trials(trials, shape, calibration, free)
+
+
+def search(
+    shape: Shape, calibration: Calibration | None = None, thorough: bool = True, free: int | None = None
+) -> Cost:
+    """Estimate a search for the best shape within a budget.
+
+    It measures each kind of unit alone in a few amounts, then the finalists: some that combine kinds, and the best
+    of each kind alone. What a finalist combines is not known before; it counts as one that loses a quarter of every
+    kind. A thorough search also reconstructs a few by least squares.
+    """
+    calibration = calibration or Calibration()
+    if not thorough:
+        calibration = calibration.model_copy(update={"tokens": min(calibration.tokens, QUICK_TOKENS)})
+    probes = [
+        tuple(found)
+        for kind in PRUNABLE_UNITS
+        for share in PROBED_SHARES
+        if (found := _alone(shape, kind, share))
+    ]
+    combined = tuple(step for kind in PRUNABLE_UNITS for step in _alone(shape, kind, PROBED_SHARES[1]))
+    alone = [tuple(found) for kind in PRUNABLE_UNITS if (found := _alone(shape, kind, PROBED_SHARES[2]))]
+    trials: list[tuple[Step, ...]] = [*probes, *[combined] * (FINALISTS + 1), *alone]
+    if thorough:
+        followed = tuple(step for step in combined if not isinstance(step, Channels))
+        trials += [(*followed, Reconstruction(epochs=0))] * RECONSTRUCTED
+    # The losses without each layer are kept: the first trial that removes layers computes them for all.
+    first = next((number for number, steps in enumerate(trials) if isinstance(steps[0], Layers)), None)
+    planned = []
+    for number, steps in enumerate(trials):
+        method = "last" if number != first else "perplexity" if thorough else "influence"
+        planned.append(
+            [
+                step.model_copy(update={"method": method}) if isinstance(step, Layers) else step
+                for step in steps
+            ]
+        )
+    return _trials(planned, shape, calibration, free)
+
+
+def _alone(shape: Shape, kind: PrunableUnit, share: float) -> list[CutStep]:
+    """Return the step that removes about a share of a kind of unit, or none if no amount makes a model."""
+    for amount in sorted(
+        kind.amounts(shape), key=lambda amount: abs(amount - share * shape.count(kind.unit))
+    ):
+        step = kind.step(shape, amount)
+        with suppress(RecipeError):
+            step.reshape(shape)
+            return [step]
+    return []
+
+
+def _trials(
+    trials: Iterable[Sequence[Step]], shape: Shape, calibration: Calibration, free: int | None
+) -> Cost:
+    """Return the cost of cutting a loaded base in several ways, each measured on held-out calibration text."""
+    free = available_memory() if free is None else free
+    sizes = Sizes(shape)
+    reading = Reading.of(calibration, sizes)
+    costs = []
+    for steps in trials:
+        work, pruned = _steps(steps, calibration, shape, free, {})
+        costs.append((work + reading.heldout_loss(Sizes(pruned))).times(1))
+    return in_sequence(Cost.holding(SLACK), calibration_text(sizes, calibration), *costs)
+
+
+def importance(shape: Shape, calibration: Calibration | None = None, free: int | None = None) -> Cost:
+    """Estimate scoring every neuron of a model on calibration text."""
+    calibration = calibration or Calibration()
+    step = Neurons(fraction=0.5, repair=False)
+    sizes = Sizes(shape)
+    plan = Plan(shape, shape, Reading.of(calibration, sizes), available_memory() if free is None else free)
+    return Cost.holding(SLACK) + _calibration(step, plan, calibration)
+
+
+def influence(shape: Shape, calibration: Calibration | None = None) -> Cost:
+    """Estimate measuring the block influence of every layer on calibration text."""
+    calibration = calibration or Calibration()
+    sizes = Sizes(shape)
+    plan = Plan(shape, shape, Reading.of(calibration, sizes), 0)
+    return in_sequence(Cost.holding(SLACK), calibration_text(sizes, calibration), watching(plan))
+
+
+def saving(shape: Shape, bytes_per_parameter: int = 2, packed: bool = False) -> Cost:
+    """Estimate saving a model: a copy in the stored precision, then the model that is read back to check it.
+
+    Args:
+        shape: The model's shape.
+        bytes_per_parameter: The size of a stored parameter.
+        packed: Whether the folder is packed into one file too, which lies beside it.
+    """
+    sizes = Sizes(shape)
+    stored = bytes_per_parameter * sizes.parameters
+    return Cost(
+        sizes.forward_flop(2 * CHECKED_TOKENS, CHECKED_TOKENS) + sizes.head_flop(2 * CHECKED_TOKENS),
+        memory=(stored if bytes_per_parameter != FLOAT else 0) + sizes.bytes + SLACK,
+        disk=(2 if packed else 1) * (stored + TOKENIZER_BYTES),
+    )
+
+
+def exporting(shape: Shape, bits: float) -> Cost:
+    """Estimate converting a saved model to GGUF, in a process of its own: a tensor at a time, in float32.
+
+    Args:
+        shape: The model's shape.
+        bits: The size of a parameter in the file, as in `GGUF_TYPES`.
+    """
+    sizes = Sizes(shape)
+    return Cost(
+        memory=CONVERTER_BYTES + 3 * FLOAT * sizes.largest,
+        disk=int(sizes.parameters * bits / 8) + TOKENIZER_BYTES,
+    )

@@ -1,0 +1,77 @@
+"""Where a model's weights go: the device and the precision, within the memory that this process may use."""
+
+import os
+from dataclasses import dataclass
+
+import torch
+from accelerate.utils import get_max_memory
+from transformers import PreTrainedConfig
+
+from pruning.architectures.families import LAYER
+from pruning.architectures.placement import DISK
+from pruning.architectures.shape import Shape
+from pruning.errors import ModelError
+from pruning.loading.repo_files import format_bytes
+from pruning.memory import available_memory
+
+SPARE_BYTES = 200_000_000
+"""What reading a model takes beside its weights."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What accelerate gets.
+
+    Attributes:
+        device_map: The device, a map with one, or "auto".
+        dtype: The precision to compute in.
+        max_memory: For "auto", the bytes that each device may hold.
+    """
+
+    device_map: dict[str, str] | str
+    dtype: torch.dtype
+    max_memory: dict[int | str, int] | None = None
+
+
+def choose_placement(
+    name: str, config: PreTrainedConfig, dtype: torch.dtype, on_disk: bool, may_offload: bool
+) -> Placement:
+    """Choose where a model goes, and refuse one that does not fit, before any weight is read.
+
+    Args:
+        name: The model, for the message.
+        config: Its config.
+        dtype: The precision of most weights in its files.
+        on_disk: Whether to leave all weights on disk.
+        may_offload: Whether layers that do not fit may be left on disk, which is slow.
+
+    Raises:
+        ModelError: It does not fit. The message names the memory that it needs, and what is free.
+    """
+    if on_disk:
+        return Placement({"": DISK}, dtype)
+    shape, free = Shape.of(config), available_memory()
+    if os.environ.get("SPACES_ZERO_GPU") or not torch.cuda.is_available():
+        needed = shape.parameters * torch.float32.itemsize
+        if needed + SPARE_BYTES * (needed > SPARE_BYTES) < free:
+            return Placement("cpu", torch.float32)
+    else:
+        room = get_max_memory()
+        # The other half is for what it computes.
+        if shape.parameters * dtype.itemsize < room[0] / 2:
+            return Placement("cuda", dtype)
+    needed = _resident(shape) * dtype.itemsize if may_offload else shape.parameters * torch.float32.itemsize
+    if needed >= free:
+        least = "at least " if may_offload else ""
+        raise ModelError(
+            f"{name} needs {least}{format_bytes(needed)} of memory, and {format_bytes(free)} are free. Close other "
+            "programs, choose a smaller model, or use --stream, which never holds the whole model."
+        )
+    devices = {device: room for device, room in get_max_memory().items() if device != "cpu"}
+    return Placement("auto", dtype, {**devices, "cpu": free})
+
+
+def _resident(shape: Shape) -> int:
+    """Return how many parameters are in memory at once if the layers are read from disk one by one."""
+    one_layer = shape.resized(LAYER, 1)
+    return one_layer.parameters

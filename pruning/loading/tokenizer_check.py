@@ -1,0 +1,125 @@
+"""Read a tokenizer, after a child process with tight limits has tried it out.
+
+A tokenizer is a program that a stranger wrote; see `pruning.loading.tokenizer_probe` for what it may do.
+"""
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from pruning.child_environment import child_environment
+from pruning.errors import ModelError, panics_as_errors
+from pruning.loading import tokenizer_probe
+from pruning.loading.files import first_line
+from pruning.loading.repo_files import TEXT_FILES
+
+SECONDS = 240.0
+"""How long the child may take on a busy machine. Its own time on the processor is limited more tightly."""
+
+PYTHON_TOKENIZERS = ("ByT5Tokenizer",)
+"""Tokenizers not written in Rust that take time in proportion to the text."""
+
+_FILES = tuple(name for name in TEXT_FILES if name != "generation_config.json")
+
+_TOO_MUCH = "trying it out takes too much memory or time"
+
+
+def read_checked(folder: Path, name: str, trusted: bool = False) -> PreTrainedTokenizerBase:
+    """Read the tokenizer in a folder, once it is known to be harmless.
+
+    Args:
+        folder: The model's folder.
+        name: The model, for messages.
+        trusted: Whether the tokenizer comes from an installed package, and need not be tried out.
+
+    Raises:
+        ModelError: It is refused, or cannot be read.
+    """
+    if not trusted:
+        _require(_verdict_on_folder(folder, _digest(folder)), name)
+    damaged = f"The tokenizer of {name} is damaged: the library that reads it stops. Choose another."
+    try:
+        with panics_as_errors(damaged):
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+            if not trusted:
+                _check_rebuilt(tokenizer, folder, name)
+    except ModelError:
+        raise
+    except Exception as error:
+        raise ModelError(f"The tokenizer of {name} cannot be read: {first_line(error)}") from error
+    return tokenizer
+
+
+def _check_rebuilt(tokenizer: PreTrainedTokenizerBase, folder: Path, name: str) -> None:
+    """Try out what transformers made of other files than tokenizer.json."""
+    if not getattr(tokenizer, "is_fast", False):
+        if type(tokenizer).__name__ not in PYTHON_TOKENIZERS:
+            _require(f"{type(tokenizer).__name__} is not a tokenizer that is fast on every text", name)
+    elif not (folder / "tokenizer.json").is_file():
+        _require(_verdict_on_text(tokenizer.backend_tokenizer.to_str()), name)
+
+
+def _require(refusal: str | None, name: str) -> None:
+    if refusal is not None:
+        raise ModelError(f"The tokenizer of {name} is refused: {refusal}. Choose another model.")
+
+
+def _digest(folder: Path) -> str:
+    """Return a digest of the files that a tokenizer is read from."""
+    total = hashlib.sha256()
+    try:
+        for file in (folder / name for name in _FILES):
+            if file.is_file():
+                with file.open("rb") as stream:
+                    total.update(file.name.encode() + hashlib.file_digest(stream, "sha256").digest())
+    except OSError as error:
+        raise ModelError(f"{file.name} in {folder.name} cannot be read: {error.strerror}.") from None
+    return total.hexdigest()
+
+
+_verdicts: dict[str, str | None] = {}
+"""What is known of tokenizers that this process has tried out, by the digest of their files."""
+
+MAX_VERDICTS = 1_000
+
+
+def _verdict_on_folder(folder: Path, digest: str) -> str | None:
+    return _remembered(digest, str(folder), b"")
+
+
+def _verdict_on_text(text: str) -> str | None:
+    content = text.encode("utf-8", "replace")
+    return _remembered(hashlib.sha256(content).hexdigest(), "-", content)
+
+
+def _remembered(digest: str, place: str, content: bytes) -> str | None:
+    if digest not in _verdicts:
+        if len(_verdicts) >= MAX_VERDICTS:
+            _verdicts.clear()
+        _verdicts[digest] = _try_out(place, content)
+    return _verdicts[digest]
+
+
+def _try_out(place: str, content: bytes) -> str | None:
+    """Run the child, and return why the tokenizer is refused, or None."""
+    installed = Path(tokenizers.__file__).parent.parent
+    command = [sys.executable, "-I", tokenizer_probe.__file__, str(installed), place]
+    # One thread and one heap: each further one takes a large part of the address space that is limited.
+    environment = child_environment(
+        TOKENIZERS_PARALLELISM="false", RAYON_NUM_THREADS="1", MALLOC_ARENA_MAX="1"
+    )
+    try:
+        child = subprocess.run(
+            command, input=content, capture_output=True, env=environment, timeout=SECONDS, check=False
+        )
+        refusal = json.loads(child.stdout)["refused"] if child.returncode == 0 else _TOO_MUCH
+    except subprocess.TimeoutExpired:
+        return _TOO_MUCH
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise ModelError(f"A tokenizer could not be tried out: {first_line(error)}. Try again.") from error
+    return None if refusal is None else " ".join(str(refusal).split())[:400]

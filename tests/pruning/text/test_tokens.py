@@ -1,0 +1,86 @@
+"""Long texts are tokenized in chunks, as if they had been read whole; a panic is an error like any other."""
+
+import pytest
+from tokenizers import Tokenizer, models, normalizers
+from transformers import PreTrainedTokenizerFast
+
+from pruning.errors import Cancelled, ModelError, panics_as_errors
+from pruning.text import tokens
+from pruning.text.passages import GENRES, passage
+from pruning.text.tokens import token_ids, tokenize
+from tests.helpers.models import loaded, tokenizer
+
+TEXT = "\n\n".join(passage(genre, "calibration") for genre in GENRES) + " naïve 日本語 🙂 " * 50
+
+
+def sentencepiece_like():
+    """A tokenizer that reads a text as one word, with spaces as letters, as Llama 2's does."""
+    letters = sorted(set(TEXT) | {"▁"} - {" "})
+    pieces = ["<unk>", *letters, "▁t", "he", "▁the", "▁a", "in", "ing", "▁s", "er"]
+    merges = [
+        ("▁", "t"),
+        ("h", "e"),
+        ("▁t", "he"),
+        ("▁", "a"),
+        ("i", "n"),
+        ("in", "g"),
+        ("▁", "s"),
+        ("e", "r"),
+    ]
+    vocabulary = {piece: number for number, piece in enumerate(dict.fromkeys([*pieces, "g"]))}
+    bpe = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, unk_token="<unk>"))
+    bpe.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, unk_token="<unk>")
+
+
+@pytest.mark.parametrize("make", [tokenizer, lambda: tokenizer(bos=True), sentencepiece_like])
+@pytest.mark.parametrize("size", [5_003, 30_000])
+def test_chunks_give_the_tokens_of_the_whole_text(make, size, monkeypatch):
+    words = make()
+    whole = words(TEXT, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    monkeypatch.setattr(tokens, "CHUNK", size)
+    read = tokenize(words, TEXT)
+    assert read.ids == whole.input_ids
+    assert list(zip(read.starts, read.ends, strict=True)) == whole.offset_mapping
+
+
+def test_a_text_without_any_border_still_has_all_of_its_characters(monkeypatch):
+    monkeypatch.setattr(tokens, "CHUNK", 5_000)
+    words, text = tokenizer(), "x" * 20_000
+    assert words.decode(tokenize(words, text).ids) == text
+
+
+def test_tokenizing_reports_between_chunks_and_stops_at_a_limit(monkeypatch):
+    monkeypatch.setattr(tokens, "CHUNK", 5_000)
+    reports = []
+    assert len(tokenize(tokenizer(), TEXT, reports.append, limit=100).ids) >= 100
+    assert len(reports) == 2
+    base = loaded("llama")
+
+    def stop(progress):
+        if progress.done:
+            raise Cancelled("Stopped.")
+
+    with pytest.raises(Cancelled):
+        token_ids(base.model, base.tokenizer, TEXT, stop)
+
+
+class PanicException(BaseException):
+    """What pyo3 raises, by its name."""
+
+
+def test_a_panic_becomes_a_sentence_and_nothing_else_does():
+    with pytest.raises(ModelError, match="tokenizer failed on this text"), panics_as_errors():
+        raise PanicException("index out of range")
+    for kind in (KeyboardInterrupt, GeneratorExit, ValueError):
+        with pytest.raises(kind), panics_as_errors():
+            raise kind
+
+
+def test_a_tokenizer_that_panics_is_a_model_error():
+    class Panicking:
+        def __call__(self, *_, **__):
+            raise PanicException("regex")
+
+    with pytest.raises(ModelError, match="tokenizer failed"):
+        tokenize(Panicking(), "text")
