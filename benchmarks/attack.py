@@ -9,7 +9,9 @@ import argparse
 import asyncio
 import os
 import re
+import statistics
 import tempfile
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -22,7 +24,7 @@ import httpx
 from benchmarks.attack_hub import hostile_hub
 from benchmarks.attacker import Attacker, Input, Leak
 from benchmarks.attacks import INPUTS
-from benchmarks.client import Client, page_config, told
+from benchmarks.client import API, Client, page_config, told
 from benchmarks.common import table
 from benchmarks.contained import ContainedPage, contained
 from page.workers.pool import STORAGE_BYTES
@@ -43,11 +45,13 @@ PATIENCE = 60.0
 """How long it is observed whether the page becomes whole again, and whether the honest job ends."""
 ATTACK_SECONDS = 45.0
 """After which an attacker goes away."""
-JOB_SECONDS = 60
-"""How long one job may take on this page; `SECATEUR_JOB_SECONDS` changes it, for a slow machine."""
+JOB_SECONDS = 300
+"""How long one job may take on this page, as on a Space; `SECATEUR_JOB_SECONDS` changes it."""
 START_PATIENCE = 400.0
 HONEST_MODEL = "honest/small"
 """What the honest visitor prunes, so that a run is not longer than it must be; `--model` names another."""
+QUIET_SECONDS = 8.0
+"""How long previews are measured before any attack."""
 PAUSE = 0.4
 """Seconds between two previews of the honest visitor."""
 HEAD = ["input", "kind", "what the attacker was told", "preview", "memory", "disk", "whole after", "passed"]
@@ -111,19 +115,21 @@ class HonestVisitor:
 
     def __init__(self, page: ContainedPage, config: dict[str, Any], model: str) -> None:
         self._page, self._config, self._model = page, config, model
-        self._seed = 0
+        self._seed, self._percent = 0, 5
+        self._left = threading.Event()
         self.outcome = Outcome()
 
     @asynccontextmanager
     async def watching(self) -> AsyncIterator[None]:
         """Move the slider all the time, and watch memory."""
-        tasks = [asyncio.create_task(work()) for work in (self._move_slider, self._watch_memory)]
+        slider = asyncio.create_task(asyncio.to_thread(self._move_slider))
+        memory = asyncio.create_task(self._watch_memory())
         try:
             yield
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            self._left.set()
+            memory.cancel()
+            await asyncio.gather(slider, memory, return_exceptions=True)
 
     async def prune(self, retries: int = 0) -> str:
         """Prune, compare and measure; return what went wrong, or nothing."""
@@ -166,20 +172,22 @@ class HonestVisitor:
         client.set("length", 5)
         return self._seed
 
-    async def _move_slider(self) -> None:
-        async with Client(self._page.url, self._config) as client:
-            percent = 5
-            while True:
-                percent = 5 + (percent + 1) % 50
+    def _move_slider(self) -> None:
+        """Ask for one preview after the other, in a thread, so that the attacker's own work delays none."""
+        client = Client(self._page.url, self._config)
+        call = client.function("show_shape")
+        with httpx.Client(timeout=client.http.timeout, trust_env=False) as http:
+            while not self._left.wait(PAUSE):
+                self._percent = 5 + (self._percent + 1) % 50
+                body = client.body(call, **{"neurons-fraction": self._percent})
                 start = time.monotonic()
                 try:
-                    answer = await client.direct("show_shape", **{"neurons-fraction": percent})
+                    answer = http.post(f"{self._page.url}{API}/run/predict", json=body)
                     self.outcome.previews.append(time.monotonic() - start)
                     if "parameters-after" not in answer.text:
                         self._note(f"a preview was answered {told(answer.text)[:200]!r}")
                 except httpx.HTTPError as error:
                     self._note(f"a preview failed ({type(error).__name__})")
-                await asyncio.sleep(PAUSE)
 
     def _note(self, problem: str) -> None:
         if problem not in self.outcome.problems:
@@ -236,6 +244,10 @@ async def _attack(
             raise RuntimeError(f"the page does not work before any attack: {problem}\n{page.log[-3000:]}")
     tried = []
     async with visitor.watching():
+        await asyncio.sleep(QUIET_SECONDS)
+        times = visitor.outcome.previews
+        print(f"Before: a preview took {1000 * statistics.median(times):.0f} ms in the median,")
+        print(f"{1000 * max(times):.0f} ms at the most\n", flush=True)
         for number, entry in enumerate(inputs):
             attacker = Attacker(page, config, f"127.{number // 200 + 1}.{number % 200 + 1}.66")
             outcome = await _attempt(page, visitor, entry, attacker)

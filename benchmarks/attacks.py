@@ -38,11 +38,13 @@ def look(model: str, times: int = 1) -> Act:
     return act
 
 
-def recipe(*steps: dict[str, object], base: str = "smollm2-135m", **values: object) -> Act:
-    """Prune by a recipe, as a program does."""
+def recipe(*steps: dict[str, object], base: str = "smollm2-135m", times: int = 1, **values: object) -> Act:
+    """Prune by a recipe, as a program does, or as several do at the same time."""
     text = json.dumps({"base": base, "steps": list(steps), **values})
 
     async def act(attacker: Attacker) -> str:
+        if times > 1:
+            return await together(attacker.api("prune", recipe=text) for _ in range(times))
         return told(await attacker.api("prune", recipe=text))
 
     return act
@@ -64,6 +66,7 @@ INPUTS += [
     Input("training", "evaluations", recipe(NEURONS, distillation(steps=10_000, num_evals=10_000, batch=1))),
     Input("training", "minutes", recipe(NEURONS, distillation(minutes=10_000))),
     Input("training", "many-steps", recipe(*[distillation(steps=50)] * 30)),
+    Input("training", "twenty-steps", recipe(*[distillation(steps=50)] * 20, times=4)),
     Input("training", "samples", recipe(distillation(text="self_generated", samples=1_000_000))),
     Input("training", "calibration", recipe(NEURONS, calibration={"tokens": 1_000_000})),
     Input("training", "reconstruction", recipe(NEURONS, {"step": "reconstruction", "epochs": 100})),
@@ -148,8 +151,7 @@ async def fill_by_exports(attacker: Attacker) -> str:
     for seed in (1, 1, 2):
         client = attacker.other()
         client.set("seed", seed)
-        call = client.body(client.function("prune"), length=5)
-        await client.join(call, until=rf"seed: {seed}\b")
+        await client.prune_until_shown()
         answers += [await client.queued("prepare") for _ in range(2)]
     return summary(answers)
 
@@ -170,8 +172,8 @@ async def wait_for_the_hub(attacker: Attacker) -> str:
 
 @attack("flood", "sessions")
 async def join_under_many_names(attacker: Attacker) -> str:
-    """Start 1,500 sessions, and listen to none."""
-    names = [f"flood-{number}" for number in range(1500)]
+    """Start 600 sessions, and listen to none."""
+    names = [f"flood-{number}" for number in range(600)]
     function = attacker.function("show_next_tokens")
     answers: list[object] = []
     for start in range(0, len(names), 50):
@@ -211,16 +213,14 @@ async def prompt_at_length(attacker: Attacker) -> str:
 @attack("text", "next-words")
 async def look_at_a_long_text(attacker: Attacker) -> str:
     """Ask for the next words after 20,000 characters, of four tokens each."""
-    call = attacker.body(attacker.function("prune"), length=5)
-    await attacker.join(call, until=r"seed: 0\b")
+    await attacker.prune_until_shown()
     return told(await attacker.queued("show_next_tokens", next_prompt="𓀀" * 20_000))
 
 
 @attack("text", "losses")
 async def measure_a_long_text(attacker: Attacker) -> str:
     """Ask for the loss on each token of 400,000 characters."""
-    call = attacker.body(attacker.function("prune"), length=5)
-    await attacker.join(call, until=r"seed: 0\b")
+    await attacker.prune_until_shown()
     return told(await attacker.queued("show_token_losses", loss_text="word " * 80_000))
 
 

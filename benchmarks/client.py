@@ -1,8 +1,10 @@
 """A client of the page: calls its functions as a browser or a program would, over HTTP."""
 
+import asyncio
 import json
 import re
 import uuid
+from html import unescape
 from typing import Any
 
 import httpx
@@ -42,8 +44,10 @@ class Client:
         # like an error of the page, whereas a browser retries by itself.
         limits = httpx.Limits(max_connections=None, keepalive_expiry=2)
         # On loopback, a visitor is told apart by the address too, which may be any of 127.0.0.0/8.
-        transport = httpx.AsyncHTTPTransport(limits=limits, local_address=address or None)
-        self.http = httpx.AsyncClient(base_url=url, timeout=timeout, transport=transport, headers=headers)
+        transport = httpx.AsyncHTTPTransport(verify=False, limits=limits, local_address=address or None)
+        self.http = httpx.AsyncClient(
+            base_url=url, timeout=timeout, transport=transport, headers=headers, trust_env=False
+        )
         self.values = {entry["id"]: entry["props"].get("value") for entry in config["components"]}
         self._numbers = {
             entry["props"].get("elem_id") or entry["props"].get("label"): entry["id"]
@@ -107,6 +111,16 @@ class Client:
                     break
         return "\n".join(events)
 
+    async def prune_until_shown(self, **changes: object) -> str:
+        """Press Prune, and Stop as soon as the model is there; return the events."""
+        shown = rf"seed: {self.values[self._numbers['seed']]}\b"
+        events: list[str] = []
+        pruning = asyncio.create_task(self.join(self.body(self.function("prune"), **changes), events=events))
+        while not pruning.done() and not any(re.search(shown, line) for line in events):
+            await asyncio.sleep(0.1)
+        await self.direct("stop")
+        return await pruning
+
     async def api(self, name: str, **arguments: object) -> str:
         """Call a function for programs, and return what it answers."""
         answer = await self.http.post(f"{API}/call/v2/{name}", json=arguments)
@@ -131,7 +145,7 @@ def told(answer: str) -> str:
 
 
 def _plain(html: str) -> str:
-    return re.sub(r"<[^>]*>|\\n", "", html)
+    return unescape(re.sub(r"<[^>]*>|\\n", "", html))
 
 
 async def page_config(url: str) -> dict[str, Any]:

@@ -85,6 +85,8 @@ class ContainedPage:
 
     def __init__(self, process: psutil.Process, url: str, folder: Path, cgroup: Cgroup | None) -> None:
         self.process, self.url, self.folder, self._cgroup = process, url, folder, cgroup
+        self._linked = 0
+        self._linked = self.disk
         self.kind = f"memory cgroup {cgroup.folder}" if cgroup else "RLIMIT_AS of each process (no cgroup)"
 
     @property
@@ -108,8 +110,8 @@ class ContainedPage:
 
     @property
     def disk(self) -> int:
-        """The bytes of all files in the folder."""
-        total = 0
+        """The bytes of all files that came into the folder since the start."""
+        total = -self._linked
         for root, _, files in os.walk(self.folder):
             for file in files:
                 with suppress(OSError):
