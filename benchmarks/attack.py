@@ -260,7 +260,7 @@ async def _attack(
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Declare the options of this benchmark."""
-    parser.add_argument("--only", default="", metavar="KIND[/NAME]", help="some inputs only")
+    parser.add_argument("--only", default="", metavar="KIND[/NAME],…", help="some inputs only")
     parser.add_argument(
         "--keep-going", action="store_true", help="go on after a failure, with a new page if needed"
     )
@@ -271,8 +271,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def main(only: str, keep_going: bool, list: bool, model: str, log: str) -> None:
     """Try the inputs, and print what happened; exit with 1 if a check fails."""
-    kind, _, name = only.partition("/")
-    inputs = [entry for entry in INPUTS if kind in ("", entry.kind) and name in ("", entry.name)]
+    wanted = only.split(",")
+    inputs = [
+        entry
+        for entry in INPUTS
+        if not only or entry.kind in wanted or f"{entry.kind}/{entry.name}" in wanted
+    ]
     if not inputs:
         raise SystemExit(f"no input is called {only!r}: see --list")
     if list:
