@@ -28,11 +28,14 @@ DEFAULT = {
 LONG = {
     "distillation": "the share of the lost quality that distillation recovers, and its arithmetic speed",
     "reconstruction": "perplexity before and after reconstruction, and its time",
-    "load_test": "many visitors at the same time, over HTTP",
+    "load": "many visitors at the same time, over HTTP, while workers are killed",
+    "attack": "hostile inputs in a container's memory, beside an honest visitor",
+    "beside": "Prune while another visitor distills, over an idle page, and the death of either's worker",
 }
-"""About half an hour each: these run only if named."""
+"""Some minutes to half an hour each: these run only if named."""
 
 BENCHMARKS = DEFAULT | LONG
+FORMER_NAMES = {"load_test": "load"}
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -41,8 +44,8 @@ def main(arguments: Sequence[str]) -> int:
     Returns:
         The exit status: 2 if a name is unknown or a benchmark lacks what it needs, such as a data set.
     """
-    names = list(takewhile(lambda word: not word.startswith("-"), arguments))
-    options = arguments[len(names) :]
+    given = list(takewhile(lambda word: not word.startswith("-"), arguments))
+    names, options = [FORMER_NAMES.get(name, name) for name in given], arguments[len(given) :]
     parser = _parser()
     if unknown := [name for name in names if name not in BENCHMARKS]:
         parser.error(f"there is no benchmark {unknown[0]!r}; choose from {', '.join(BENCHMARKS)}")
@@ -90,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m benchmarks",
         usage="python -m benchmarks [NAME …] [--help | options of one benchmark]",
         description="Measure quality, speed and memory. What each one measures:",
-        epilog=f"{listed(DEFAULT)}\n\nabout half an hour each, only if named:\n{listed(LONG)}\n\n"
+        epilog=f"{listed(DEFAULT)}\n\nsome minutes to half an hour each, only if named:\n{listed(LONG)}\n\n"
         "`python -m benchmarks NAME --help` shows the options of a benchmark.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         add_help=False,

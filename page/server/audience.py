@@ -19,7 +19,7 @@ MAX_STREAMS = 8
 """How many streams of one session may be open; a page opens two."""
 IDLE_SECONDS = 600.0
 """After how long without a stream or a call a session gives up its place."""
-UNHEARD_SECONDS = 30.0
+UNHEARD_SECONDS = 5.0
 """After how long a job ends to whose events nobody listens."""
 
 

@@ -8,6 +8,7 @@ import json
 import re
 import uuid
 from collections.abc import Iterable
+from contextlib import nullcontext
 from functools import partial
 from urllib.parse import parse_qs
 
@@ -42,6 +43,7 @@ from page.server.origins import (
 )
 from page.server.session import audience as live_sessions
 from page.server.settings import SITE, Mode, Site
+from page.server.turns import Turns
 
 __all__ = ["MAX_BYTES", "Gate", "RequestCheck", "request_middleware"]
 
@@ -50,6 +52,8 @@ SESSION_STREAMS = re.compile(r"/gradio_api/queue/data/?")
 HEARTBEATS = re.compile(r"/gradio_api/heartbeat/([^/]+)/?")
 STARTS = re.compile(r"/gradio_api/(?:queue/join|call/.*)")
 """Calls whose events are listened to afterwards."""
+LASTING = re.compile(r"/gradio_api/(?:mcp|file=)")
+"""Requests whose answers take as long as a job or a download, and little of the page's own time."""
 UNUSED = re.compile(
     r"/gradio_api/(upload|component_server|stream|process_recording|vibe|undo-vibe|proxy=|custom_component"
     r"|deep_link|run-history|dev/|file[=/]\w+:)|/monitoring"
@@ -127,7 +131,7 @@ class RequestCheck:
         self, app: App, demo: gr.Blocks, site: Site = SITE, audience: Audience = live_sessions
     ) -> None:
         self._app, self._demo, self._site, self._audience = app, demo, site, audience
-        self._calls, self._bodies = CallCheck(demo), BodyReader()
+        self._calls, self._bodies, self._turns = CallCheck(demo), BodyReader(), Turns()
         self._checks: tuple[anyio.CapacityLimiter, anyio.CapacityLimiter] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -167,8 +171,13 @@ class RequestCheck:
             self._checks = anyio.CapacityLimiter(CHECKS), anyio.CapacityLimiter(LARGE_CHECKS)
         checks = self._checks[len(body) > SMALL_BYTES]
         session = await anyio.to_thread.run_sync(self._calls.check, path, body, limiter=checks)
-        starts = STARTS.match(path) is not None
-        receive = receive_again(body, receive)
+        async with self._turns.of(address) if not LASTING.match(path) else nullcontext():
+            await self._pass_call_on(scope, receive_again(body, receive), send, address, session)
+
+    async def _pass_call_on(
+        self, scope: Scope, receive: Receive, send: Send, address: str, session: str | None
+    ) -> None:
+        starts = STARTS.match(scope["path"]) is not None
         if session is None and starts:
             await self._start_without_session(scope, receive, send, address)
             return
@@ -211,7 +220,10 @@ class RequestCheck:
         """Answer a request without a body, and count those that listen."""
         listens, session = self._listener(scope["path"], scope["query_string"])
         if not listens:
-            await self._app(scope, receive, send)
+            async with (
+                self._turns.of(self._address(scope)) if not LASTING.match(scope["path"]) else nullcontext()
+            ):
+                await self._app(scope, receive, send)
         elif session is None:
             # Gradio tells its client the same, and fails over it in its log.
             message = server_messages.UnexpectedErrorMessage(message="Not found", session_not_found=True)

@@ -25,7 +25,7 @@ SILENCE_SECONDS = 60.0
 """A worker that sends no heartbeat for so long is stuck, and is killed."""
 START_SECONDS = 300.0
 """The same before its first heartbeat: on a slow machine, the imports take a while."""
-STOP_SECONDS = 5.0
+STOP_SECONDS = 3.0
 """How long a task that was stopped may take to notice; then its worker is killed."""
 ENDED = "The work ended unexpectedly and has to be started again. Press the button once more."
 

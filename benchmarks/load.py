@@ -1,8 +1,9 @@
-"""Many visitors at the same time, over HTTP: `python -m benchmarks load_test --visitors 50 --minutes 10`.
+"""Many visitors at the same time, over HTTP: `python -m benchmarks load --visitors 50 --minutes 10 --kills 20`.
 
 Each visitor opens the page, moves the slider, prunes, generates with both models, downloads a file, stops a
 job or leaves during one, as Gradio's own client would. Each puts a unique mark into its prompt and a unique
-seed into its settings, and checks that the answers carry them and no other visitor's.
+seed into its settings, and checks that the answers carry them and no other visitor's. Meanwhile workers are
+killed at random times: of each, only the visitor whose job it performed may hear, in one sentence.
 """
 
 import argparse
@@ -19,18 +20,23 @@ import traceback
 import uuid
 import zipfile
 from collections import Counter, defaultdict
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
 import psutil
 
+from benchmarks.client import API, STATUS, Client, page_config, told
 from benchmarks.common import table
+from benchmarks.contained import busiest, kill, shared_once, workers
+from page.workers.pool import INTERACTIVE_NICENESS, LONG_NICENESS
+from page.workers.process import ENDED
 from pruning.memory import total_memory
 from tests.helpers.serving import serve
 
 TOKEN = "hf_a-token-that-no-visitor-may-see"
 OVERHEAD = 2_500_000_000
-"""Bytes that the process may use beyond cached models: Python, libraries, the work of one job."""
+"""Bytes that the page itself, workers that stand by, and look-ups may take besides."""
 FRACTIONS = (5, 10, 15, 20, 25, 30, 35, 40, 50, 60)
 FILES = 3
 PAUSE = 4.0
@@ -38,7 +44,6 @@ PATIENCE = (20, 120)
 """Seconds after which a visitor presses Stop: the least and the most."""
 
 MARK = re.compile(r"mark-[0-9a-f]{10}")
-STATUS = re.compile(r'class=\\"status (failed|stopped|done)\\"[^>]*><span>(.*?)</span>')
 REFUSALS = ("queue is full", "already waiting", "went to someone else", "longer than the", "Queue is full")
 
 
@@ -53,6 +58,8 @@ class LoadReport:
         self.memory: list[tuple[float, int]] = []
         self.stops: list[float] = []
         self.files = 0
+        self.kills = 0
+        self.ended = 0
         self.marks: set[str] = set()
 
     @property
@@ -61,28 +68,18 @@ class LoadReport:
         return time.perf_counter() - self.start
 
 
-class Visitor:
+class Visitor(Client):
     """One visit: a session with its own mark and seed."""
 
-    def __init__(self, http: httpx.AsyncClient, config: dict, report: LoadReport) -> None:
-        self.http, self.report = http, report
-        self.session, self.mark = uuid.uuid4().hex[:12], f"mark-{uuid.uuid4().hex[:10]}"
+    def __init__(self, url: str, config: dict, report: LoadReport) -> None:
+        # Everyone has an address of their own, as on a Space.
+        super().__init__(url, config, ".".join(["127", *(str(random.randrange(1, 255)) for _ in range(3))]))
+        self.report, self.mark = report, f"mark-{uuid.uuid4().hex[:10]}"
         self.seed = random.randrange(1, 2**31)
+        self.prompt = f"The visitor {self.mark} walked to the"
         report.marks.add(self.mark)
-        self.values = {entry["id"]: entry["props"].get("value") for entry in config["components"]}
-        named = {
-            entry["props"].get("elem_id") or entry["props"].get("label"): entry
-            for entry in config["components"]
-        }
-        self.fraction, self.prompt = named["neurons-fraction"]["id"], named["prompt"]["id"]
-        self.values[self.prompt] = f"The visitor {self.mark} walked to the"
-        self.values[named["seed"]["id"]] = self.seed
-        private = {e["api_name"]: e for e in config["dependencies"] if e["api_visibility"] == "private"}
-        public = {e["api_name"]: e for e in config["dependencies"] if e["api_visibility"] == "public"}
-        self.preview_call, self.stop_call = private["show_shape"], private["stop"]
-        self.look_call, self.prepare_call = private["show_first"], private["prepare"]
-        (self.prune_call,) = (entry for name, entry in private.items() if name.startswith("prune"))
-        self.generate_call = public["generate"]
+        self.set("prompt", self.prompt)
+        self.set("seed", self.seed)
 
     async def visit(self, until: float) -> None:
         """Open the page, move the slider and use the models until the visit is over."""
@@ -108,19 +105,19 @@ class Visitor:
                     await asyncio.gather(task, return_exceptions=True)
 
     async def _heartbeat(self) -> None:
-        async with self.http.stream("GET", f"heartbeat/{self.session}", timeout=None) as stream:
+        async with self.http.stream("GET", f"{API}/heartbeat/{self.session}", timeout=None) as stream:
             async for _ in stream.aiter_lines():
                 pass
 
     async def _open_page(self) -> None:
-        (await self.http.get(str(self.http.base_url).removesuffix("gradio_api/"))).raise_for_status()
-        events = await self._queued(self.look_call, [])
+        (await self.http.get("/")).raise_for_status()
+        events = await self.join(self.body(self.function("show_first")) | {"data": []})
         self._expect("first look", "parameters-after" in events, events)
 
     async def _preview(self) -> None:
-        self.values[self.fraction] = random.choice(FRACTIONS)
+        self.set("neurons-fraction", random.choice(FRACTIONS))
         start = time.perf_counter()
-        answer = await self._direct(self.preview_call)
+        answer = await self.direct("show_shape")
         self.report.previews[int(self.report.now // 60)].append(time.perf_counter() - start)
         self._expect("preview", answer.status_code == 200 and "parameters-after" in answer.text, answer.text)
 
@@ -137,12 +134,12 @@ class Visitor:
 
     async def _prune_or_stop(self) -> str:
         """Prune and return all events; press Stop once the visitor's patience ends."""
-        pruning = asyncio.create_task(self._queued(self.prune_call))
+        pruning = asyncio.create_task(self.queued("prune"))
         try:
             done, _ = await asyncio.wait({pruning}, timeout=random.uniform(*PATIENCE))
             if not done:
                 start = time.perf_counter()
-                await self._direct(self.stop_call)
+                await self.direct("stop")
                 await pruning
                 self.report.stops.append(time.perf_counter() - start)
             return await pruning
@@ -151,11 +148,11 @@ class Visitor:
 
     async def _download(self) -> None:
         """Download the pruned model, and check that its recipe is this visitor's."""
-        events = await self._queued(self.prepare_call)
+        events = await self.queued("prepare")
         if not self._succeeded("file", events):
             return
         path = re.findall(r'"path":\s*"([^"]+)"', events)[-1]
-        answer = await self.http.get(f"file={path}", timeout=300)
+        answer = await self.http.get(f"{API}/file={path}", timeout=300)
         answer.raise_for_status()
         with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
             (recipe,) = (name for name in archive.namelist() if name.endswith("recipe.yaml"))
@@ -163,38 +160,17 @@ class Visitor:
         self._expect("file", f"seed: {self.seed}" in written, written)
 
     async def _generate(self) -> None:
-        values = [self.values[index] for index in self.generate_call["inputs"]]
-        values[0] = self.values[self.prompt]
-        values[2] = random.choice(FRACTIONS)
-        events = await self._queued(self.generate_call, values)
+        call = self.body(self.function("generate", private=False))
+        call["data"][0], call["data"][2] = self.prompt, random.choice(FRACTIONS)
+        events = await self.join(call)
         if self._succeeded("generate", events):
             self._check_isolation("generate", events)
             self._expect("generate", self.mark in events and '"before"' in events, events)
 
-    async def _direct(self, call: dict) -> httpx.Response:
-        answer = await self.http.post("run/predict", json=self._body(call))
-        self._check_isolation("direct", answer.text)
+    async def direct(self, name: str, **changes: object) -> httpx.Response:
+        answer = await super().direct(name, **changes)
+        self._check_isolation(name, answer.text)
         return answer
-
-    def _body(self, call: dict, values: list | None = None) -> dict:
-        values = [self.values[index] for index in call["inputs"]] if values is None else values
-        return {"data": values, "fn_index": call["id"], "session_hash": self.session}
-
-    async def _queued(self, call: dict, values: list | None = None) -> str:
-        """Make a call through the queue, and return all its events until it is done."""
-        answer = await self.http.post("queue/join", json=self._body(call, values))
-        if answer.status_code != 200:
-            return answer.text
-        event, events = answer.json()["event_id"], []
-        parameters = {"session_hash": self.session}
-        async with self.http.stream("GET", "queue/data", params=parameters, timeout=None) as stream:
-            async for line in stream.aiter_lines():
-                events.append(line)
-                if event in line and ('"process_completed"' in line or '"unexpected_error"' in line):
-                    break
-                if '"close_stream"' in line:
-                    break
-        return "\n".join(events)
 
     def _succeeded(self, what: str, events: str) -> bool:
         """Whether a call succeeded; a refusal or an error is counted."""
@@ -205,6 +181,9 @@ class Visitor:
         ends = STATUS.findall(events)
         if ends and ends[-1][0] == "stopped":
             self.report.outcomes[f"{what}: stopped"] += 1
+            return False
+        if told(events) in (ENDED, f"failed: {ENDED}"):
+            self.report.ended += 1
             return False
         failed = (ends and ends[-1][0] == "failed") or '"success":false' in events or not events
         self._expect(what, not failed, events)
@@ -230,11 +209,7 @@ async def _seat(url: str, config: dict, report: LoadReport, until: float) -> Non
     """Simulate one visitor after another, each for some minutes."""
     await asyncio.sleep(random.random() * min(20, until / 4))
     while report.now < until:
-        # Shorter than the server's 5 seconds: reusing a connection just as the server closes it would look
-        # like an error of the page, whereas a browser retries by itself.
-        limits = httpx.Limits(max_connections=None, keepalive_expiry=2)
-        async with httpx.AsyncClient(base_url=f"{url}/gradio_api/", timeout=60, limits=limits) as http:
-            visitor = Visitor(http, config, report)
+        async with Visitor(url, config, report) as visitor:
             try:
                 await visitor.visit(min(until, report.now + random.uniform(60, 240)))
             except (httpx.HTTPError, KeyError, ValueError) as error:
@@ -244,22 +219,41 @@ async def _seat(url: str, config: dict, report: LoadReport, until: float) -> Non
 
 
 async def _record_memory(process: psutil.Process, report: LoadReport) -> None:
+    """Record what the page and its workers take for themselves; what workers share counts once."""
     while True:
-        report.memory.append((report.now, process.memory_info().rss))
+        with suppress(psutil.Error):
+            processes = [process, *process.children(recursive=True)]
+            report.memory.append((report.now, shared_once(processes)))
         await asyncio.sleep(1)
 
 
-async def _simulate(url: str, process: psutil.Process, visitors: int, minutes: float) -> LoadReport:
-    async with httpx.AsyncClient() as http:
-        config = (await http.get(f"{url}/config")).json()
-    async with httpx.AsyncClient(base_url=f"{url}/gradio_api/", timeout=60) as http:
-        await Visitor(http, config, LoadReport())._generate()  # Only a first visitor would wait for this.
+async def _kill_workers(process: psutil.Process, report: LoadReport, until: float, kills: int) -> None:
+    """Kill the worker that works most, at random times."""
+    for moment in sorted(random.uniform(0, until) for _ in range(kills)):
+        await asyncio.sleep(max(0.0, moment - report.now))
+        niceness = random.choice((INTERACTIVE_NICENESS, LONG_NICENESS))
+        worker = await asyncio.to_thread(busiest, workers(process, (niceness,)))
+        if worker is not None:
+            report.kills += 1
+            kill(worker)
+
+
+async def _simulate(
+    url: str, process: psutil.Process, visitors: int, minutes: float, kills: int
+) -> LoadReport:
+    config = await page_config(url)
+    async with Visitor(url, config, LoadReport()) as first:
+        await first._generate()  # Only a first visitor would wait for this.
     report = LoadReport()
-    recorder = asyncio.create_task(_record_memory(process, report))
     until = 60 * minutes
+    background = [
+        asyncio.create_task(work)
+        for work in (_record_memory(process, report), _kill_workers(process, report, until, kills))
+    ]
     await asyncio.gather(*(_seat(url, config, report, until) for _ in range(visitors)))
     await asyncio.sleep(5)
-    recorder.cancel()
+    for task in background:
+        task.cancel()
     return report
 
 
@@ -267,10 +261,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Declare the options of this benchmark."""
     parser.add_argument("--visitors", type=int, default=50, help="visitors at the same time")
     parser.add_argument("--minutes", type=float, default=10, help="length of the test")
-    parser.add_argument("--memory", type=float, default=4e9, help="bytes that cached models may use")
+    parser.add_argument("--memory", type=float, default=4e9, help="bytes that workers with models may use")
+    parser.add_argument("--kills", type=int, default=0, help="how many workers are killed meanwhile")
 
 
-def main(visitors: int, minutes: float, memory: float) -> None:
+def main(visitors: int, minutes: float, memory: float, kills: int) -> None:
     """Serve the page, simulate the visitors, and print what happened; exit with 1 if a check fails."""
     share = min(1.0, memory / total_memory())
     with tempfile.TemporaryDirectory() as folder:
@@ -284,7 +279,7 @@ def main(visitors: int, minutes: float, memory: float) -> None:
         }
         process, url = serve(settings, log)
         try:
-            report = asyncio.run(_simulate(url, psutil.Process(process.pid), visitors, minutes))
+            report = asyncio.run(_simulate(url, psutil.Process(process.pid), visitors, minutes, kills))
         finally:
             process.terminate()
             try:
@@ -294,7 +289,7 @@ def main(visitors: int, minutes: float, memory: float) -> None:
         logged = log.read_text()
     if "Traceback" in logged:
         report.errors.append(f"in the log: {logged[logged.index('Traceback') :][:3000]}")
-    _print(report, f"{visitors} visitors at the same time, {minutes:g} minutes", memory)
+    _print(report, f"{visitors} visitors at the same time, {minutes:g} minutes, {kills} kills", memory)
     if report.errors:
         raise SystemExit(1)
 
@@ -314,6 +309,8 @@ def _print(report: LoadReport, title: str, bound: float) -> None:
         "the median of every minute's previews is below 300 ms": worst_preview < 0.3,
         f"memory stays below {(bound + OVERHEAD) / 1e9:.1f} GB": peak < bound + OVERHEAD,
         "memory is flat at the end": growth < 1.1,
+        f"of {report.kills} killed workers, at most as many jobs heard: {report.ended}": report.ended
+        <= report.kills,
         "no errors other than refusals (queue full, time limit), no other visitor's text": not report.errors,
     }
     for check, holds in checks.items():
@@ -344,7 +341,7 @@ def _print_previews(report: LoadReport) -> float:
 
 
 def _print_memory(report: LoadReport, bound: float) -> tuple[int, float]:
-    """Print the resident memory, and return its peak in bytes and the last quarter's over the third's."""
+    """Print the private memory, and return its peak in bytes and the last quarter's over the third's."""
     end = report.memory[-1][0]
     quarters = [
         [size for moment, size in report.memory if end * part / 4 <= moment < end * (part + 1) / 4]
@@ -352,7 +349,7 @@ def _print_memory(report: LoadReport, bound: float) -> tuple[int, float]:
     ]
     peak = max(size for _, size in report.memory)
     table(
-        f"Resident memory; cached models may use {bound / 1e9:.1f} GB",
+        f"Private memory of the page and its workers, which may take {bound / 1e9:.1f} GB",
         ["at the start", "highest", "median of each quarter"],
         [
             (
