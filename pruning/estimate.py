@@ -186,11 +186,11 @@ def evaluation(before: Shape, after: Shape) -> Cost:
 
 
 def next_tokens(shape: Shape, prompt: int) -> Cost:
-    """Estimate the likeliest next tokens of a prompt of some tokens, whose logits are all computed."""
+    """Estimate the likeliest next tokens of a prompt of some tokens: the logits of its last."""
     sizes = Sizes(shape)
     return Cost(
-        sizes.forward_flop(prompt, prompt) + sizes.head_flop(prompt),
-        SLACK + max(sizes.forward_memory(prompt, prompt), sizes.logits_memory(prompt) // 2),
+        sizes.forward_flop(prompt, prompt) + sizes.head_flop(1),
+        SLACK + max(sizes.forward_memory(prompt, prompt), sizes.logits_memory(1)),
     )
 
 
