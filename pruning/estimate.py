@@ -292,7 +292,7 @@ def influence(shape: Shape, calibration: Calibration | None = None) -> Cost:
 
 
 def saving(shape: Shape, bytes_per_parameter: int = 2, packed: bool = False) -> Cost:
-    """Estimate saving a model: a copy in the stored precision, then the model that is read back to check it.
+    """Estimate saving a model: a copy in the stored precision, or later the model that is read back to check it.
 
     Args:
         shape: The model's shape.
@@ -303,7 +303,7 @@ def saving(shape: Shape, bytes_per_parameter: int = 2, packed: bool = False) -> 
     stored = bytes_per_parameter * sizes.parameters
     return Cost(
         sizes.forward_flop(2 * CHECKED_TOKENS, CHECKED_TOKENS) + sizes.head_flop(2 * CHECKED_TOKENS),
-        memory=(stored if bytes_per_parameter != FLOAT else 0) + sizes.bytes + SLACK,
+        memory=sizes.bytes + SLACK,
         disk=(2 if packed else 1) * (stored + TOKENIZER_BYTES),
     )
 
