@@ -99,11 +99,17 @@ def estimate(
 
 
 def _steps(
-    steps: Sequence[Step], calibration: Calibration, base: Shape, free: int, teachers: Mapping[str, Shape]
+    steps: Sequence[Step],
+    calibration: Calibration,
+    base: Shape,
+    free: int,
+    teachers: Mapping[str, Shape],
+    calibrated: bool = False,
 ) -> tuple[Cost, Shape]:
     """Return the cost of the steps of a recipe, as the pipeline carries them out, and the last shape.
 
     The model before a step lives until the step is done, with its statistics; those of the base live on.
+    `calibrated`: the statistics of the base that the first step needs were computed before.
     """
     flop, memory, seconds = 0.0, 0, 0.0
     shape, own, of_base = base, 0, 0
@@ -112,6 +118,8 @@ def _steps(
         reading = Reading.of(calibration, sizes)
         plan = Plan(shape, base, reading, free, teachers)
         reads = _calibration(step, plan, calibration)
+        if calibrated and number == 0:
+            reads = Cost.holding(reads.held)
         applied = step.cost(plan)
         peak = of_base + own + max(reads.memory, reads.held + applied.memory)
         memory, flop = max(memory, peak), flop + reads.flop + applied.flop
@@ -263,13 +271,19 @@ def _alone(shape: Shape, kind: PrunableUnit, share: float) -> list[CutStep]:
 def _trials(
     trials: Iterable[Sequence[Step]], shape: Shape, calibration: Calibration, free: int | None
 ) -> Cost:
-    """Return the cost of cutting a loaded base in several ways, each measured on held-out calibration text."""
+    """Return the cost of cutting a loaded base in several ways, each measured on held-out calibration text.
+
+    The newest statistics of the base are kept, so a trial that begins as the one before reads nothing.
+    """
     free = available_memory() if free is None else free
     sizes = Sizes(shape)
     reading = Reading.of(calibration, sizes)
     costs = []
+    newest: tuple[str, ...] = ()
     for steps in trials:
-        work, pruned = _steps(steps, calibration, shape, free, {})
+        modules = steps[0].hooked_modules(shape)
+        work, pruned = _steps(steps, calibration, shape, free, {}, calibrated=modules == newest)
+        newest = modules or newest
         costs.append((work + reading.heldout_loss(Sizes(pruned))).times(1))
     return in_sequence(Cost.holding(SLACK), calibration_text(sizes, calibration), *costs)
 

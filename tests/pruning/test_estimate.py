@@ -147,7 +147,7 @@ def test_operations_of_a_sweep_and_of_a_search_are_those_that_they_do():
     cache.clear()
     done = count_flop(lambda: list(iter_sweep(base, ["l1", "activation"], calibration=SHORT)))
     estimated = sweep(shape, ["l1", "activation"], SHORT, free=10**9).flop
-    assert done / FACTOR < estimated < 3 * done  # The statistics are computed once, and counted for each.
+    assert done / FACTOR < estimated < done * FACTOR
     cache.clear()
     budget = pruning.Budget(int(0.75 * shape.parameters))
     done = count_flop(lambda: search_shapes(base, budget, calibration=SHORT, thorough=False))
@@ -165,8 +165,8 @@ def test_a_training_by_minutes_takes_its_minutes():
 
 
 def test_statistics_that_do_not_fit_are_read_in_several_passes():
-    shape = Shape.of(models.config("llama"))
-    roomy, tight = (estimate(recipe(Neurons(fraction=0.25)), shape, free=free) for free in (10**9, 100_000))
+    shape = Shape.of(models.config("llama", hidden_size=256, intermediate_size=2048, num_hidden_layers=8))
+    roomy, tight = (estimate(recipe(Neurons(fraction=0.25)), shape, free=free) for free in (10**10, 10**8))
     assert tight.flop > 1.5 * roomy.flop
     assert tight.memory < roomy.memory
 
