@@ -308,6 +308,8 @@ def influence(shape: Shape, calibration: Calibration | None = None) -> Cost:
 def saving(shape: Shape, bytes_per_parameter: int = 2, packed: bool = False) -> Cost:
     """Estimate saving a model: a copy in the stored precision, or later the model that is read back to check it.
 
+    What is stored in float32 is neither copied nor, since its file is mapped, held when it is read back.
+
     Args:
         shape: The model's shape.
         bytes_per_parameter: The size of a stored parameter.
@@ -317,7 +319,7 @@ def saving(shape: Shape, bytes_per_parameter: int = 2, packed: bool = False) -> 
     stored = bytes_per_parameter * sizes.parameters
     return Cost(
         sizes.forward_flop(2 * CHECKED_TOKENS, CHECKED_TOKENS) + sizes.head_flop(2 * CHECKED_TOKENS),
-        memory=sizes.bytes + SLACK,
+        memory=(0 if bytes_per_parameter == FLOAT else sizes.bytes) + SLACK,
         disk=(2 if packed else 1) * (stored + TOKENIZER_BYTES),
     )
 

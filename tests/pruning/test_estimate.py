@@ -252,7 +252,7 @@ def peaks(name: str, work) -> list[int]:
     return [json.loads(line)["bytes"] for line in done.stdout.splitlines() if line.startswith("{")]
 
 
-def pieces_of_work(name: str, shape: Shape, teacher: tuple[str, Shape]):
+def pieces_of_work(name: str, shape: Shape, teacher: tuple[str, Shape], stored_bytes: int):
     """Return pieces of work as the child process reads them, each with its estimate."""
 
     def pruning_by(*steps):
@@ -276,14 +276,14 @@ def pieces_of_work(name: str, shape: Shape, teacher: tuple[str, Shape]):
         ),
         "save": (
             {"work": "save", "recipe": json.dumps(fewer_layers.to_dict())},
-            saving(fewer_layers.check(shape)),
+            saving(fewer_layers.check(shape), stored_bytes),
         ),
     }
 
 
-def wrong_memory(name: str, shape: Shape, samples, teacher: tuple[str, Shape]):
+def wrong_memory(name: str, shape: Shape, samples, teacher: tuple[str, Shape], stored_bytes: int = 4):
     """Return each sample whose estimate is not within the factor, with what it took and its estimate, in MB."""
-    pieces = pieces_of_work(name, shape, teacher)
+    pieces = pieces_of_work(name, shape, teacher, stored_bytes)
     wrong = {}
     for sample, taken in zip(samples, peaks(name, [pieces[each][0] for each in samples]), strict=True):
         estimated = pieces[sample][1].memory
@@ -312,4 +312,5 @@ def test_memory_of_the_default_model_is_what_work_takes_at_its_peak(smollm2, use
     else:
         monkeypatch.setenv("SECATEUR_CACHE", user_cache)
     base = "smollm2-135m", Shape.of(smollm2.model.config)
-    assert wrong_memory(*base, ("neurons", "long window", "large batch", "save"), teacher=base) == {}
+    samples = ("neurons", "weights", "long window", "save")
+    assert wrong_memory(*base, samples, teacher=base, stored_bytes=smollm2.storage_dtype.itemsize) == {}
