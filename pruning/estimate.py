@@ -99,11 +99,17 @@ def estimate(
 
 
 def _steps(
-    steps: Sequence[Step], calibration: Calibration, base: Shape, free: int, teachers: Mapping[str, Shape]
+    steps: Sequence[Step],
+    calibration: Calibration,
+    base: Shape,
+    free: int,
+    teachers: Mapping[str, Shape],
+    calibrated: bool = False,
 ) -> tuple[Cost, Shape]:
     """Return the cost of the steps of a recipe, as the pipeline carries them out, and the last shape.
 
     The model before a step lives until the step is done, with its statistics; those of the base live on.
+    `calibrated`: the statistics of the base that the first step needs were computed before.
     """
     flop, memory, seconds = 0.0, 0, 0.0
     shape, own, of_base = base, 0, 0
@@ -112,6 +118,8 @@ def _steps(
         reading = Reading.of(calibration, sizes)
         plan = Plan(shape, base, reading, free, teachers)
         reads = _calibration(step, plan, calibration)
+        if calibrated and number == 0:
+            reads = Cost.holding(reads.held)
         applied = step.cost(plan)
         peak = of_base + own + max(reads.memory, reads.held + applied.memory)
         memory, flop = max(memory, peak), flop + reads.flop + applied.flop
@@ -186,11 +194,11 @@ def evaluation(before: Shape, after: Shape) -> Cost:
 
 
 def next_tokens(shape: Shape, prompt: int) -> Cost:
-    """Estimate the likeliest next tokens of a prompt of some tokens, whose logits are all computed."""
+    """Estimate the likeliest next tokens of a prompt of some tokens: the logits of its last."""
     sizes = Sizes(shape)
     return Cost(
-        sizes.forward_flop(prompt, prompt) + sizes.head_flop(prompt),
-        SLACK + max(sizes.forward_memory(prompt, prompt), sizes.logits_memory(prompt) // 2),
+        sizes.forward_flop(prompt, prompt) + sizes.head_flop(1),
+        SLACK + max(sizes.forward_memory(prompt, prompt), sizes.logits_memory(1)),
     )
 
 
@@ -263,13 +271,19 @@ def _alone(shape: Shape, kind: PrunableUnit, share: float) -> list[CutStep]:
 def _trials(
     trials: Iterable[Sequence[Step]], shape: Shape, calibration: Calibration, free: int | None
 ) -> Cost:
-    """Return the cost of cutting a loaded base in several ways, each measured on held-out calibration text."""
+    """Return the cost of cutting a loaded base in several ways, each measured on held-out calibration text.
+
+    The newest statistics of the base are kept, so a trial that begins as the one before reads nothing.
+    """
     free = available_memory() if free is None else free
     sizes = Sizes(shape)
     reading = Reading.of(calibration, sizes)
     costs = []
+    newest: tuple[str, ...] = ()
     for steps in trials:
-        work, pruned = _steps(steps, calibration, shape, free, {})
+        modules = steps[0].hooked_modules(shape)
+        work, pruned = _steps(steps, calibration, shape, free, {}, calibrated=modules == newest)
+        newest = modules or newest
         costs.append((work + reading.heldout_loss(Sizes(pruned))).times(1))
     return in_sequence(Cost.holding(SLACK), calibration_text(sizes, calibration), *costs)
 
@@ -292,7 +306,9 @@ def influence(shape: Shape, calibration: Calibration | None = None) -> Cost:
 
 
 def saving(shape: Shape, bytes_per_parameter: int = 2, packed: bool = False) -> Cost:
-    """Estimate saving a model: a copy in the stored precision, then the model that is read back to check it.
+    """Estimate saving a model: a copy in the stored precision, or later the model that is read back to check it.
+
+    What is stored in float32 is neither copied nor, since its file is mapped, held when it is read back.
 
     Args:
         shape: The model's shape.
@@ -303,7 +319,7 @@ def saving(shape: Shape, bytes_per_parameter: int = 2, packed: bool = False) -> 
     stored = bytes_per_parameter * sizes.parameters
     return Cost(
         sizes.forward_flop(2 * CHECKED_TOKENS, CHECKED_TOKENS) + sizes.head_flop(2 * CHECKED_TOKENS),
-        memory=(stored if bytes_per_parameter != FLOAT else 0) + sizes.bytes + SLACK,
+        memory=(0 if bytes_per_parameter == FLOAT else sizes.bytes) + SLACK,
         disk=(2 if packed else 1) * (stored + TOKENIZER_BYTES),
     )
 

@@ -7,6 +7,7 @@ from page.server.look_ups import look_up
 from page.server.session import JOB_SECONDS, pools
 from page.workers.pool import worker_memory
 from page.workers.tasks import (
+    ZIP,
     CompareTask,
     DistillTask,
     EvaluateTask,
@@ -26,9 +27,21 @@ from pruning.architectures.shape import Shape
 from pruning.cost.allowance import Allowance, changes_to_fit, check, largest, machine_speed, model_to_fit
 from pruning.cost.cost import Cost
 from pruning.errors import RecipeError
-from pruning.estimate import estimate, generating, search, sweep
+from pruning.estimate import (
+    estimate,
+    exporting,
+    generating,
+    loading,
+    next_tokens,
+    saving,
+    search,
+    sweep,
+    token_losses,
+)
+from pruning.evaluation.inspection import LONGEST_TEXT
 from pruning.files import cache_folder
 from pruning.recipe import Recipe
+from pruning.sharing.gguf import GGUF_TYPES
 from pruning.steps import Distillation, Neurons
 from pruning.text.generation import MAX_PROMPT_TOKENS
 
@@ -36,6 +49,10 @@ MAX_STEPS = 20
 """The most steps of a visitor's recipe."""
 
 ELSEWHERE = "Or run Secateur on your own machine."
+ASK_FOR_LESS = "Ask for less, or choose a smaller model."
+
+CHARACTERS_PER_TOKEN = 4
+"""Of a text in English. What is refused must be certain, so a text counts as no more tokens than that."""
 
 SPEED_MARGIN = 4
 """How much faster than measured the machine may turn out to be: it may have been busy, and what is refused wrongly
@@ -67,43 +84,73 @@ def check_task(task: Task, visitor: Visitor, seconds: float) -> None:
     Raises:
         PruningError: It is too much, with the number, the limit and what would fit; or its model cannot be used.
     """
+
+    def check_recipe(recipe: Recipe, evaluate: bool = False) -> None:
+        if not _is_kept(recipe, visitor):
+            base = look_up(recipe.base, visitor)
+            recipe.check(base.shape)
+            check_budget(
+                recipe, base.shape, seconds=seconds, base_is_mapped=base.source.public, evaluate=evaluate
+            )
+
+    def check_cost(cost_of: Callable[[Shape, int], Cost], model: str) -> None:
+        base, allowed = look_up(model, visitor), allowance(seconds)
+        loaded = loading(base.shape, base_is_mapped=base.source.public)
+        check(loaded + cost_of(base.shape, allowed.memory), allowed, f"{ASK_FOR_LESS} {ELSEWHERE}")
+
     match task:
+        case PruneTask(recipe):
+            check_recipe(recipe)
+        case EvaluateTask(recipe):
+            check_recipe(recipe, evaluate=True)
+        case ExportTask(recipe, form):
+            check_recipe(recipe, evaluate=True)
+            check_cost(lambda shape, _: _exporting(recipe.check(shape), form), recipe.base)
+        case PublishTask(recipe):
+            check_recipe(recipe, evaluate=True)
+            check_cost(lambda shape, _: saving(recipe.check(shape)), recipe.base)
         case DistillTask(recipe, step):
-            steps = [step] if _is_kept(recipe, visitor) else [*recipe.steps, step]
-            _check_recipe(recipe.model_copy(update={"steps": tuple(steps)}), visitor, seconds, evaluate=False)
-        case EvaluateTask(recipe) | ExportTask(recipe) | PublishTask(recipe):
-            _check_recipe(recipe, visitor, seconds, evaluate=True)
-        case PruneTask(recipe) | NextTokensTask(recipe) | TokenLossTask(recipe):
-            _check_recipe(recipe, visitor, seconds, evaluate=False)
+            before = () if _is_kept(recipe, visitor) else recipe.steps
+            check_recipe(recipe.model_copy(update={"steps": (*before, step)}))
         case CompareTask(recipe, prompt, sampling):
-            shape = look_up(recipe.base, visitor).shape
-            tokens = min(len(prompt), MAX_PROMPT_TOKENS)
-            _check_cost(generating((shape, shape), tokens, sampling.max_new_tokens), seconds)
+            check_recipe(recipe)
+            tokens = least_tokens(prompt, MAX_PROMPT_TOKENS)
+            check_cost(
+                lambda shape, _: generating((shape, shape), tokens, sampling.max_new_tokens), recipe.base
+            )
+        case NextTokensTask(recipe, prompt):
+            check_recipe(recipe)
+            check_cost(
+                lambda shape, _: next_tokens(shape, least_tokens(prompt, MAX_PROMPT_TOKENS)), recipe.base
+            )
+        case TokenLossTask(recipe, text):
+            check_recipe(recipe)
+            check_cost(
+                lambda shape, _: token_losses((shape, shape), least_tokens(text, LONGEST_TEXT)), recipe.base
+            )
         case SearchTask(model, _, calibration):
-            _check_cost(search(look_up(model, visitor).shape, calibration, thorough=False), seconds)
+            check_cost(lambda shape, free: search(shape, calibration, thorough=False, free=free), model)
         case SweepTask(model, criteria, calibration):
-            _check_cost(sweep(look_up(model, visitor).shape, criteria, calibration), seconds)
+            check_cost(lambda shape, free: sweep(shape, criteria, calibration, free), model)
         case ImportanceTask(model, _, _, calibration) | InfluenceTask(model, calibration):
-            reading = Recipe(base=model, calibration=calibration, steps=(Neurons(fraction=0.2),))
-            _check_recipe(reading, visitor, seconds, evaluate=False)
+            # The same text is read for a cut of neurons, of which it is known what would fit.
+            check_recipe(Recipe(base=model, calibration=calibration, steps=(Neurons(fraction=0.2),)))
+
+
+def least_tokens(text: str, most: int) -> int:
+    """Return how many tokens a text has at least, as most tokenizers split it, up to the most that are read."""
+    return min(-(-len(text) // CHARACTERS_PER_TOKEN), most)
+
+
+def _exporting(shape: Shape, form: str) -> Cost:
+    saved = saving(shape, packed=form == ZIP)
+    return saved + exporting(shape, GGUF_TYPES[form].bits) if form in GGUF_TYPES else saved
 
 
 def _is_kept(recipe: Recipe, visitor: Visitor) -> bool:
     """Return whether the model of a recipe is on disk, so that its steps are not carried out again."""
     storage = pools.models
     return storage is not None and storage.find(recipe.sha256, visitor.owner) is not None
-
-
-def _check_recipe(recipe: Recipe, visitor: Visitor, seconds: float, evaluate: bool) -> None:
-    if not _is_kept(recipe, visitor):
-        found = look_up(recipe.base, visitor)
-        recipe.check(found.shape)
-        is_mapped = found.source.public
-        check_budget(recipe, found.shape, seconds=seconds, base_is_mapped=is_mapped, evaluate=evaluate)
-
-
-def _check_cost(cost: Cost, seconds: float) -> None:
-    check(cost, allowance(seconds), f"Ask for less, or choose a smaller model. {ELSEWHERE}")
 
 
 def check_budget(
@@ -161,11 +208,18 @@ def check_budget(
             evaluate=evaluate,
         )
 
+    def first_steps(count: int) -> Recipe:
+        return recipe.model_copy(update={"steps": recipe.steps[:count]})
+
     cost = cost_of(recipe)
     if allowed.excess(cost) > 1:
         if changes := changes_to_fit(recipe, cost_of, allowed):
             advice = ", and ".join(map(str, changes))
             check(cost, allowed, f"{advice[:1].upper()}{advice[1:]}. {ELSEWHERE}", changes[0].place)
+        if kept := largest(
+            1, len(recipe.steps) - 1, lambda count: allowed.excess(cost_of(first_steps(count))) <= 1
+        ):
+            check(cost, allowed, f"Leave out the steps after step {kept}. {ELSEWHERE}", ("steps", kept))
         fitting = model_to_fit(shape, lambda smaller: cost_of(recipe, smaller), allowed)
         check(cost, allowed, f"{fitting} {ELSEWHERE}")
     return cost

@@ -119,6 +119,9 @@ class Change:
 
 MOST_CHANGES = 3
 
+MOST_FIELDS = 60
+"""Fields of a value beyond which no change is looked for: each is an estimate more, while a visitor waits."""
+
 
 def changes_to_fit(
     value: Value, cost_of: Callable[[Value], Cost], allowance: Allowance
@@ -135,7 +138,7 @@ def changes_to_fit(
         allowance: What is allowed.
 
     Returns:
-        The changes, or none if a few of them are not enough.
+        The changes, or none if a few of them are not enough or the value has too many fields.
     """
     changes: list[Change] = []
     for _ in range(MOST_CHANGES):
@@ -148,7 +151,7 @@ def changes_to_fit(
         fields = [
             field for field in _fields(value) if field.place not in {change.place for change in changes}
         ]
-        if not fields:
+        if not 0 < len(fields) <= MOST_FIELDS:
             break
         best = min(fields, key=lambda field: excess(field.place, field.least))
         if excess(best.place, best.least) <= 1:

@@ -79,6 +79,12 @@ class Sizes:
         return FLOAT * self.parameters
 
     @property
+    def loaded(self) -> int:
+        """The private memory of the model as it is loaded: none if its files hold float32, which are mapped."""
+        dtype = str(getattr(self.shape.anatomy.config, "dtype", None))
+        return 0 if dtype.endswith("float32") else self.bytes
+
+    @property
     def untrained(self) -> int:
         """Parameters of the embeddings and the head."""
         return self.components["embeddings"] + self.components["head"]

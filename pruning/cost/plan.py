@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from pruning.architectures.shape import Shape
 from pruning.cost.passes import Sizes
@@ -26,7 +27,7 @@ class Plan:
     free: int
     teachers: Mapping[str, Shape] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def sizes(self) -> Sizes:
         """The sizes of the model before the step."""
         return Sizes(self.shape)

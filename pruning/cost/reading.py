@@ -7,6 +7,7 @@ from pruning.cost.cost import Cost, in_sequence
 from pruning.cost.passes import FLOAT, Sizes
 from pruning.text.choice import Calibration
 from pruning.text.generation import SAMPLE_BATCH, SAMPLE_LENGTH
+from pruning.text.likelihood import MOST_LOGITS
 from pruning.text.passages import GENERAL, GENRES, SELF_GENERATED, WIKITEXT
 
 HELD_OUT = 8
@@ -32,18 +33,22 @@ class Reading:
     Attributes:
         tokens: How many, at most: a shorter text is not known from a recipe.
         window: How many at a time.
+        heldout_window: How many at a time of the part that is held out.
     """
 
     tokens: int
     window: int
+    heldout_window: int
 
     @classmethod
     def of(cls, calibration: Calibration, sizes: Sizes) -> "Reading":
         """Return how a model of some sizes reads a calibration text."""
         sources = len(GENRES) if calibration.text == GENERAL else 1
         # Each source is split on its own, and its last eighth is held out.
-        longest = -(-calibration.tokens // sources * (HELD_OUT - 1) // HELD_OUT)
-        return cls(calibration.tokens, max(1, min(sizes.limit(calibration.window), longest)))
+        share = calibration.tokens // sources
+        longest = sizes.limit(calibration.window)
+        heldout = share // HELD_OUT
+        return cls(calibration.tokens, *(max(1, min(longest, part)) for part in (share - heldout, heldout)))
 
     @property
     def heldout(self) -> int:
@@ -63,15 +68,16 @@ class Reading:
 
     def heldout_loss(self, sizes: Sizes) -> Cost:
         """Return the cost of the loss on the held-out part."""
-        return losses(sizes, self.heldout, self.window)
+        return losses(sizes, self.heldout, self.heldout_window)
 
 
 def losses(sizes: Sizes, tokens: int, window: int) -> Cost:
-    """Return the cost of the losses of tokens, a window at a time."""
+    """Return the cost of the losses of tokens, a window at a time, and of its logits a limited number."""
     window = max(1, min(tokens, window))
+    logits = sizes.logits_memory(min(window, max(1, MOST_LOGITS // sizes.vocabulary)))
     return Cost(
         sizes.forward_flop(tokens, window) + sizes.head_flop(tokens),
-        max(sizes.forward_memory(window, window), sizes.logits_memory(window)),
+        max(sizes.forward_memory(window, window), logits),
     )
 
 

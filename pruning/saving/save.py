@@ -59,8 +59,7 @@ def save_model(
     try:
         with new_folder(folder) as temporary:
             progress(Progress("Writing the model"))
-            stored = model if storage_dtype == model.dtype else cast(model, storage_dtype, progress)
-            _write_model(stored, temporary, max_shard_size, progress)
+            _write_model(model, storage_dtype, temporary, max_shard_size, progress)
             tokenizer.save_pretrained(temporary)
             strip_code(temporary)
             write_metadata_files(temporary, name or folder.name, source, recipe, report, progress)
@@ -83,8 +82,12 @@ def save_model(
     return folder
 
 
-def _write_model(model: PreTrainedModel, folder: Path, max_shard_size: int | str, progress: Reporter) -> None:
-    """Write config, weights and generation config."""
+def _write_model(
+    model: PreTrainedModel, dtype: torch.dtype, folder: Path, max_shard_size: int | str, progress: Reporter
+) -> None:
+    """Write config, weights and generation config. A copy in another precision lives no longer than this."""
+    if dtype != model.dtype:
+        model = cast(model, dtype, progress)
     # A shallow copy takes what transformers would refuse to save, or change while it does.
     written = copy.copy(model)
     written.config, generation = copy.deepcopy(model.config), copy.deepcopy(model.generation_config)

@@ -192,7 +192,7 @@ class Distillation(Training, Step):
         """
         student = plan.sizes
         teacher = Sizes(plan.teachers.get(self.teacher, plan.base) if self.teacher else plan.base)
-        loading = Cost.holding(teacher.bytes if self.teacher else 0)
+        loading = Cost.holding(teacher.loaded if self.teacher else 0)
         samples = self.samples or (DEFAULT_SAMPLES if self.text.text == SELF_GENERATED else 0)
         writing = self_generated(teacher, samples) if samples else Cost()
         splitting = tokenizing(self.text.text, self.dataset.tokens if self.dataset else samples)

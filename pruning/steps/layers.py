@@ -188,7 +188,9 @@ class Layers(Cut):
         candidates = len(self.removable(plan.shape)) - removed
         remaining = plan.shape.resized(LAYER, max(1, plan.sizes.layers - removed - 1))
         trials = plan.reading.heldout_loss(Sizes(remaining)).times(candidates)
-        return in_sequence(_gaps_cost(plan, candidates + removed) if self.repair else Cost(), trials)
+        # Before the first layer there is nothing to refit.
+        gaps = candidates + removed - (0 if self.protect else 1)
+        return in_sequence(_gaps_cost(plan, gaps) if self.repair else Cost(), trials)
 
     def rank(self, context: StepContext) -> KeptIndices:
         """Return the layers to keep."""

@@ -72,36 +72,47 @@ class Reconstruction(Step):
     def cost(self, plan: Plan) -> Cost:
         """Estimate the passes through both models, the refits of each layer and its training.
 
+        A layer keeps its training only where that helps, so memory may turn out to be less.
+        """
+        share = min(1.0, MOST_TOKENS / plan.reading.tokens)  # Of a longer text, a part is read.
+        results = FLOAT * int(
+            plan.sizes.components["mlp"] + plan.sizes.layers * plan.sizes.queries * plan.sizes.channels
+        )
+        return Cost(self._flop(plan, share), results + self._memory(plan, share), results)
+
+    def _flop(self, plan: Plan, share: float) -> float:
+        """Count the operations.
+
         The base's layers are passed once for targets, the model's once for states. Each layer is refitted twice,
         with one system for each damping that is tried, and trained: an epoch reads the fitting text forward and
         backward, where the backward pass ends at the first matrices of the MLP, and then the held-out text.
-        The residual streams of the whole text are held three times while they pass a layer.
         """
-        sizes, base = plan.sizes, Sizes(plan.base)
-        reading, channels = plan.reading, sizes.channels
-        share = min(1.0, MOST_TOKENS / reading.tokens)
+        sizes, reading = plan.sizes, plan.reading
         tokens, fitting, heldout = (
             share * count for count in (reading.tokens, reading.fitting, reading.heldout)
         )
-        mlp = sizes.components["mlp"] / sizes.layers
         forward = sizes.forward_flop(1, reading.window) / sizes.layers
+        mlp = sizes.components["mlp"] / sizes.layers
         refits = 0.0
         for width in (sizes.queries, sizes.neurons):
-            system = width**3 / 3 + 2 * width**2 * channels + heldout * forward
-            refits += fitting * (forward + 2 * width * (width + channels)) + len(DAMPINGS) * system
+            system = width**3 / 3 + 2 * width**2 * sizes.channels + heldout * forward
+            refits += fitting * (forward + 2 * width * (width + sizes.channels)) + len(DAMPINGS) * system
         training = self.epochs * (fitting * (forward + 3 * mlp) + heldout * forward)
-        of_layer = (heldout + tokens) * forward + refits + training
-        streams = 3 * FLOAT * int(tokens) * channels
-        width = max(sizes.neurons, sizes.queries)
-        systems = FLOAT * (3 * width**2 + 3 * width * channels)
+        of_layers = sizes.layers * ((heldout + tokens) * forward + refits + training)
+        return Sizes(plan.base).forward_flop(tokens, reading.window) + of_layers
+
+    def _memory(self, plan: Plan, share: float) -> int:
+        """Return what is held while a layer is worked on, in bytes.
+
+        The residual streams of the whole text three times; a copy of the layer, with gradient, two moments and
+        the best so far of its MLP; and either the largest system or what a backward pass needs.
+        """
+        sizes, window = plan.sizes, plan.reading.window
+        width, mlp = max(sizes.neurons, sizes.queries), sizes.components["mlp"] / sizes.layers
+        streams = 3 * FLOAT * int(share * plan.reading.tokens) * sizes.channels
         copies = FLOAT * int(sizes.projections / sizes.layers + 5 * mlp)
-        results = FLOAT * int(sizes.components["mlp"] + sizes.layers * sizes.queries * channels)
-        working = max(systems, sizes.saved_memory(reading.window, reading.window) // sizes.layers)
-        return Cost(
-            base.forward_flop(tokens, reading.window) + sizes.layers * of_layer,
-            streams + copies + results + working,
-            results,
-        )
+        systems = FLOAT * (3 * width**2 + 3 * width * sizes.channels)
+        return streams + copies + max(systems, sizes.saved_memory(window, window) // sizes.layers)
 
     def apply(self, context: StepContext) -> StepResult:
         """Train the layers one after the other."""

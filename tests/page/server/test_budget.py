@@ -1,8 +1,38 @@
 """What a visitor may ask for: too much is refused before it is queued, with what would fit."""
 
+from dataclasses import replace
+from itertools import count
+
 import pytest
 
-from page.server.budget import MAX_STEPS, allowance, check_budget, check_request
+from page.server import budget, session
+from page.server.budget import MAX_STEPS, allowance, check_budget, check_request, check_task
+from page.server.jobs import run_job
+from page.server.queue import JobKey
+from page.workers import tasks as page_tasks
+from page.workers.lesson import LessonTask
+from page.workers.messages import Failed, FoundModel
+from page.workers.storage import Storage
+from page.workers.tasks import (
+    ZIP,
+    CompareTask,
+    DistillTask,
+    EvaluateTask,
+    ExportTask,
+    FindTask,
+    ImportanceTask,
+    InfluenceTask,
+    LoadTask,
+    NextTokensTask,
+    PruneTask,
+    PublishTask,
+    SearchTask,
+    SweepTask,
+    Task,
+    TokenLossTask,
+    WarmUpTask,
+)
+from page.workers.workbench import Visitor
 from pruning import (
     Calibration,
     Channels,
@@ -11,6 +41,7 @@ from pruning import (
     Neurons,
     Recipe,
     Reconstruction,
+    Sampling,
     Vocabulary,
     Weights,
 )
@@ -22,6 +53,7 @@ from pruning.estimate import estimate, generating, next_tokens, saving, search
 from pruning.lessons import LESSONS
 from pruning.steps import Heads
 from pruning.steps.distillation import HubDataset
+from tests.helpers import models
 
 GB = 10**9
 SPACE = Allowance(seconds=300, speed=4 * 60 * GB, memory=6 * GB, disk=10 * GB)
@@ -119,6 +151,22 @@ def test_a_model_that_is_too_large_is_refused_with_a_size_that_fits():
         check_budget(recipe(Neurons(fraction=0.2)), LLAMA_3B, allowed=SPACE)
 
 
+def test_a_recipe_of_many_large_steps_is_refused_with_those_that_fit(monkeypatch):
+    estimates = count()
+
+    def counted(*args, **settings):
+        next(estimates)
+        return estimate(*args, **settings)
+
+    monkeypatch.setattr(budget, "estimate", counted)
+    asked = recipe(
+        Heads(groups=1), *[Distillation(steps=10_000, num_evals=9_999, batch=512)] * (MAX_STEPS - 1)
+    )
+    with pytest.raises(RecipeError, match="Leave out the steps after step 1"):
+        check_budget(asked, DEFAULT, allowed=SPACE, base_is_mapped=True)
+    assert next(estimates) < 50  # A refusal must not cost the server much.
+
+
 def test_a_recipe_of_too_many_steps_is_refused():
     with pytest.raises(RecipeError, match=f"at most {MAX_STEPS}"):
         check_budget(recipe(*[Reconstruction(epochs=0)] * (MAX_STEPS + 1)), DEFAULT, allowed=SPACE)
@@ -183,3 +231,108 @@ def test_this_machine_has_an_allowance():
     allowed = allowance(seconds=60)
     assert allowed.seconds == 60
     assert min(allowed.speed, allowed.memory, allowed.disk) > 0
+
+
+NEURONS = recipe(Neurons(fraction=0.2))
+ENDLESS = recipe(*[Reconstruction(epochs=100)] * 3)
+TEXT, SAMPLING = "Once upon a time there was a model. " * 5, Sampling(max_new_tokens=40)
+LONG_TEXT = Calibration(tokens=1_000_000, window=8192)
+USUAL = Calibration()
+
+TASKS = {
+    "prune": (PruneTask(NEURONS), PruneTask(ENDLESS)),
+    "compare": (CompareTask(NEURONS, TEXT, SAMPLING), CompareTask(ENDLESS, TEXT, SAMPLING)),
+    "evaluate": (EvaluateTask(NEURONS), EvaluateTask(ENDLESS)),
+    "distill": (
+        DistillTask(NEURONS, Distillation(minutes=2), TEXT, SAMPLING),
+        DistillTask(NEURONS, Distillation(steps=100_000), TEXT, SAMPLING),
+    ),
+    "next tokens": (NextTokensTask(NEURONS, TEXT), NextTokensTask(ENDLESS, TEXT)),
+    "token losses": (TokenLossTask(NEURONS, TEXT), TokenLossTask(ENDLESS, TEXT)),
+    "search": (
+        SearchTask("smollm2-135m", "25%", USUAL, 0),
+        SearchTask("large", "25%", USUAL, 0),
+    ),
+    "sweep": (
+        SweepTask("smollm2-135m", ("l1", "activation"), Calibration(tokens=2048), 0),
+        SweepTask("smollm2-135m", ("l1", "activation"), LONG_TEXT, 0),
+    ),
+    "importance": (
+        ImportanceTask("smollm2-135m", ("l1", "activation"), 0.2, USUAL, 0),
+        ImportanceTask("smollm2-135m", ("l1", "activation"), 0.2, LONG_TEXT, 0),
+    ),
+    "influence": (
+        InfluenceTask("smollm2-135m", USUAL, 0),
+        InfluenceTask("smollm2-135m", LONG_TEXT, 0),
+    ),
+    "export": (ExportTask(NEURONS, ZIP, "smaller"), ExportTask(ENDLESS, ZIP, "smaller")),
+    "export to GGUF": (ExportTask(NEURONS, "f16", "smaller"), ExportTask(ENDLESS, "f16", "smaller")),
+    "publish": (PublishTask(NEURONS, "smaller", True, "token"), PublishTask(ENDLESS, "a", True, "token")),
+}
+"""Of each kind of task one as the page offers it, and one that is too large."""
+
+FIXED = {FindTask, LoadTask, LessonTask, WarmUpTask}
+"""Kinds of tasks whose size no visitor chooses."""
+
+VISITOR = Visitor("ada:1")
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """Let the page run on `SPACE`, with the default model and a large one."""
+    shapes = {"smollm2-135m": DEFAULT, "large": llama(8192, 28_672, 80, 64, 8)}
+
+    def look_up(name, _visitor):
+        return FoundModel(shapes[name], replace(models.loaded("llama").source, name=name))
+
+    monkeypatch.setattr(budget, "look_up", look_up)
+    monkeypatch.setattr(budget, "allowance", lambda seconds: replace(SPACE, seconds=seconds))
+
+
+@pytest.mark.parametrize("kind", TASKS)
+def test_a_task_as_the_page_offers_it_is_accepted(kind, machine):
+    check_task(TASKS[kind][0], VISITOR, 300)
+
+
+@pytest.mark.parametrize("kind", TASKS)
+def test_a_task_that_could_never_end_is_refused(kind, machine):
+    with pytest.raises(RecipeError, match=r"This (needs|takes) at?"):
+        check_task(TASKS[kind][1], VISITOR, 300)
+
+
+def test_every_kind_of_task_whose_size_a_visitor_chooses_is_estimated():
+    kinds = {kind for kind in vars(page_tasks).values() if isinstance(kind, type) and issubclass(kind, Task)}
+    assert kinds | {LessonTask} == {type(task) for pair in TASKS.values() for task in pair} | FIXED | {Task}
+
+
+@pytest.mark.parametrize("kind", TASKS)
+def test_an_attack_fails_with_a_sentence_and_never_reaches_the_queue(kind, machine, pools, monkeypatch):
+    def start(*_args):
+        raise AssertionError("the job was queued")
+
+    monkeypatch.setattr(session.jobs, "start", start)
+    (event,) = run_job(lambda: [TASKS[kind][1]], VISITOR, JobKey("session"))
+    assert isinstance(event, Failed)
+    assert event.message.startswith("This ")
+    assert event.message.endswith(".")
+
+
+def test_a_model_that_is_kept_on_disk_is_not_estimated_again(machine, monkeypatch, tmp_path):
+    storage = Storage(tmp_path, 10**9)
+    monkeypatch.setattr(session.pools, "storage", storage, raising=False)
+    step = Distillation(minutes=4)
+    long = NEURONS.model_copy(update={"steps": (*NEURONS.steps, step, step)})
+    for task in (PruneTask(long), CompareTask(long, TEXT, SAMPLING), DistillTask(long, step, TEXT, SAMPLING)):
+        with pytest.raises(RecipeError, match="it may take"):
+            check_task(task, VISITOR, 300)
+    with storage.new(long.sha256, VISITOR.owner):
+        pass
+    for task in (PruneTask(long), CompareTask(long, TEXT, SAMPLING), DistillTask(long, step, TEXT, SAMPLING)):
+        check_task(task, VISITOR, 300)
+
+
+def test_a_model_that_would_fill_the_disk_is_not_exported(machine, monkeypatch):
+    monkeypatch.setattr(budget, "allowance", lambda seconds: replace(SPACE, seconds=seconds, disk=10**8))
+    for task in (TASKS["export"][0], TASKS["export to GGUF"][0], TASKS["publish"][0]):
+        with pytest.raises(RecipeError, match="of disk"):
+            check_task(task, VISITOR, 300)
