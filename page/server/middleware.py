@@ -8,7 +8,7 @@ import json
 import re
 import uuid
 from collections.abc import Iterable
-from contextlib import nullcontext
+from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
 from urllib.parse import parse_qs
 
@@ -167,16 +167,18 @@ class RequestCheck:
         if any(len(value) > 12 or not value.isdecimal() or int(value) > limit for value in lengths):
             raise Refused(f"A call of this kind may have {limit:,} bytes at most.", 413)
         body = await self._bodies.read(receive, address, limit)
+        async with self._turn_of(scope, address):
+            await self._pass_on(scope, body, receive_again(body, receive), send, address)
+
+    def _turn_of(self, scope: Scope, address: str) -> AbstractAsyncContextManager[None]:
+        return nullcontext() if LASTING.match(scope["path"]) else self._turns.of(address)
+
+    async def _pass_on(self, scope: Scope, body: bytes, receive: Receive, send: Send, address: str) -> None:
+        """Check a call, and have Gradio answer it."""
         if self._checks is None:
             self._checks = anyio.CapacityLimiter(CHECKS), anyio.CapacityLimiter(LARGE_CHECKS)
         checks = self._checks[len(body) > SMALL_BYTES]
-        session = await anyio.to_thread.run_sync(self._calls.check, path, body, limiter=checks)
-        async with self._turns.of(address) if not LASTING.match(path) else nullcontext():
-            await self._pass_call_on(scope, receive_again(body, receive), send, address, session)
-
-    async def _pass_call_on(
-        self, scope: Scope, receive: Receive, send: Send, address: str, session: str | None
-    ) -> None:
+        session = await anyio.to_thread.run_sync(self._calls.check, scope["path"], body, limiter=checks)
         starts = STARTS.match(scope["path"]) is not None
         if session is None and starts:
             await self._start_without_session(scope, receive, send, address)
@@ -220,9 +222,7 @@ class RequestCheck:
         """Answer a request without a body, and count those that listen."""
         listens, session = self._listener(scope["path"], scope["query_string"])
         if not listens:
-            async with (
-                self._turns.of(self._address(scope)) if not LASTING.match(scope["path"]) else nullcontext()
-            ):
+            async with self._turn_of(scope, self._address(scope)):
                 await self._app(scope, receive, send)
         elif session is None:
             # Gradio tells its client the same, and fails over it in its log.

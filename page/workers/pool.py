@@ -29,7 +29,7 @@ LOOK_UPS = 3
 """How many look-ups run at the same time."""
 LOOK_UP_BYTES = 500_000_000
 """What each may take at least."""
-INTERACTIVE_NICENESS, LONG_NICENESS = 2, 10
+INTERACTIVE_NICENESS, LONG_NICENESS = 5, 12
 """How far work stands back for the page itself, and long work for what visitors wait for."""
 STORAGE_BYTES = 3_000_000_000
 """The most bytes of distilled models that are kept, and of downloads."""

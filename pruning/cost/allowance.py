@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -256,9 +256,27 @@ def replaced(value: Value, place: Place, new: object) -> Value:
     return type(value)(**dict(value) | {name: changed})  # Validated again: other fields may follow from it.
 
 
-@cache
 def machine_speed() -> float:
-    """Measure how many floating-point operations this process does in a second, by a few matrix products, once."""
+    """Return the most floating-point operations that this process did in a second, in a few matrix products.
+
+    A machine that is busy now may be free soon, so the best of all measurements counts, and now and then another
+    is made.
+    """
+    if time.monotonic() - _speed.measured_at > MEASURED_AGAIN:
+        _speed.best, _speed.measured_at = max(_speed.best, _measure_speed()), time.monotonic()
+    return _speed.best
+
+
+@dataclass
+class _Speed:
+    best: float = 0.0
+    measured_at: float = -math.inf
+
+
+_speed = _Speed()
+
+
+def _measure_speed() -> float:
     matrix = torch.ones(MEASURED_WIDTH, MEASURED_WIDTH)
     best = math.inf
     for _ in range(MEASUREMENTS):
@@ -269,6 +287,8 @@ def machine_speed() -> float:
 
 
 MEASURED_WIDTH, MEASUREMENTS = 512, 8
+MEASURED_AGAIN = 60.0
+"""Seconds after which the speed is measured again."""
 
 
 def size(count: float) -> str:
