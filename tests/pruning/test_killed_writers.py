@@ -7,7 +7,7 @@ import pytest
 
 from tests.helpers.forker import forking_process
 
-KILLS = int(os.environ.get("SECATEUR_KILLS", "200"))
+KILLS = int(os.environ.get("SECATEUR_KILLS", "60"))
 
 
 @pytest.fixture
