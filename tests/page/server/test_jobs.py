@@ -95,6 +95,15 @@ def test_work_that_is_no_longer_watched_ends(tmp_path):
     assert over.exists()
 
 
+def test_a_job_that_is_closed_at_its_first_event_is_over():
+    name = next(names)
+    events = run(Endless(), name=name)
+    next(events)
+    events.close()
+    assert name not in jobs._jobs
+    assert not len(session.queues[INTERACTIVE])
+
+
 def test_a_detached_job_continues_without_its_visitor():
     name = next(names)
     events = run(Count(100, seconds=0.02), name=JobKey(name.session, "push"), detached=True)
