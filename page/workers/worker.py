@@ -125,6 +125,7 @@ class Worker:
         self._connection, self._workbench, self._on_hangup = connection, workbench, on_hangup
         self._commands: SimpleQueue[Perform | Forget | None] = SimpleQueue()
         self._controls: dict[int, TaskControl] = {}
+        self._hung_up = threading.Event()
         self._sending = threading.Lock()
         self._pending: Event | None = None
         self._sent_at = 0.0
@@ -141,6 +142,8 @@ class Worker:
             else:
                 self._send(Event(command.number, self._perform(command)))
                 del self._controls[command.number]
+        with self._sending:
+            self._connection.close()
 
     def _listen(self) -> None:
         with suppress(EOFError, OSError):
@@ -158,19 +161,20 @@ class Worker:
                         self._controls[number].stop()
                     case Finish(number) if number in self._controls:
                         self._controls[number].request_finish()
+        self._hung_up.set()
         self._commands.put(None)
         self._on_hangup()
 
     def _pulse(self) -> None:
         """Send heartbeats, and the newest progress if nothing came after it."""
-        with suppress(OSError):
-            while True:
-                for _ in range(round(HEARTBEAT_SECONDS / PROGRESS_INTERVAL)):
-                    time.sleep(PROGRESS_INTERVAL)
-                    with self._sending:
-                        if self._pending is not None:
-                            self._write(self._pending)
-                self._send(Alive())
+        last = time.monotonic()
+        while not self._hung_up.wait(PROGRESS_INTERVAL):
+            with self._sending:
+                if self._pending is not None:
+                    self._write(self._pending)
+                if time.monotonic() - last >= HEARTBEAT_SECONDS:
+                    last = time.monotonic()
+                    self._write(Alive())
 
     def _perform(self, command: Perform) -> Ending:
         control = self._controls[command.number]
@@ -211,7 +215,7 @@ class Worker:
     def _write(self, answer: Answer) -> None:
         if isinstance(answer, Event):
             self._pending, self._sent_at = None, time.monotonic()
-        with suppress(BrokenPipeError):
+        with suppress(OSError):  # The page may be gone, or this worker may have ended.
             self._connection.send(answer)
 
 

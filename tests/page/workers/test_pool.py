@@ -33,6 +33,7 @@ from tests.helpers.workers import (
     UntilFinish,
     Upload,
     open_pool,
+    thread_pool,
 )
 
 PATIENCE = 60
@@ -240,6 +241,14 @@ def test_the_page_never_forks_itself():
             assert name not in ("fork", "forkpty", "ProcessPoolExecutor"), file
             assert not (isinstance(node, ast.Constant) and node.value in ("fork", "spawn")), file
     assert fork_server.context.get_start_method() == "forkserver"
+
+
+def test_a_pool_that_is_closed_leaves_nothing_behind():
+    before = threading.active_count()
+    closed = thread_pool()
+    assert perform(closed, Answer("value")) == [Done("value")]
+    closed.close()
+    wait_until(lambda: threading.active_count() <= before)
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "2", "nan", "much"])
