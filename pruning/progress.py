@@ -22,6 +22,14 @@ class Progress:
         return f"{self.text}: {self.done} of {self.total}" if self.total else self.text
 
 
+@dataclass(frozen=True)
+class TrainingPulse(Progress):
+    """A sign of life between two events of a training: before a micro-batch or a window is read.
+
+    A reporter that raises `Cancelled` then ends the training, and nothing is kept.
+    """
+
+
 Reporter = Callable[[Progress], None]
 """Called with every event of progress. It may raise `Cancelled` to stop the work."""
 

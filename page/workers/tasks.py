@@ -24,13 +24,14 @@ from page.workers.messages import (
 from page.workers.workbench import Visitor, Workbench
 from pruning import Calibration, Distillation, Recipe, Sampling, publish
 from pruning.architectures.shape import Shape
-from pruning.distillation.progress import TrainingProgress, TrainingPulse
+from pruning.distillation.progress import TrainingProgress
 from pruning.errors import Cancelled, RecipeError
 from pruning.evaluation.inspection import TokenLoss, losses_by_token, next_tokens
 from pruning.files import temporary_folder
 from pruning.loading.load import find
 from pruning.loading.source import Token
 from pruning.pipeline import Pruned
+from pruning.progress import TrainingPulse
 from pruning.shape_search.search import SearchResult
 from pruning.sharing.gguf import GGUF_TYPES, export, gguf_types
 from pruning.text.generation import encode_prompt, generate, stream_pair

@@ -4,8 +4,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 
-from pruning.distillation.progress import TrainingPulse
-from pruning.progress import Progress, Reporter
+from pruning.progress import Progress, Reporter, TrainingPulse
 
 
 def reporter() -> Reporter:

@@ -14,7 +14,7 @@ from accelerate import PartialState
 from transformers import PreTrainedModel
 
 from pruning.errors import Cancelled
-from pruning.progress import Progress, Reporter
+from pruning.progress import Progress, Reporter, TrainingPulse
 
 
 class EvalPoint(NamedTuple):
@@ -94,14 +94,6 @@ class TrainingProgress(Progress):
         if self.training is None:
             raise RuntimeError("This event was detached from its training.")
         return self.training
-
-
-@dataclass(frozen=True)
-class TrainingPulse(Progress):
-    """A sign of life between two events of a training: before a micro-batch or a window is read.
-
-    A reporter that raises `Cancelled` then ends the training, and nothing is kept.
-    """
 
 
 def is_first_process() -> bool:

@@ -22,11 +22,11 @@ from pruning.distillation.checkpoint import (
 from pruning.distillation.data import TrainingTokens
 from pruning.distillation.hardware import hardware_name, multiplies_in_bfloat16
 from pruning.distillation.loss import DistillationLoss
-from pruning.distillation.progress import Clock, EvalPoint, RunningTraining, TrainingProgress, TrainingPulse
+from pruning.distillation.progress import Clock, EvalPoint, RunningTraining, TrainingProgress
 from pruning.distillation.result import DistillationNote, DistillationResult
 from pruning.distillation.settings import Training
 from pruning.errors import RecipeError
-from pruning.progress import Progress, Reporter, silent
+from pruning.progress import Progress, Reporter, TrainingPulse, silent
 from pruning.surgery import assemble
 from pruning.text.likelihood import perplexity_of, token_losses
 

@@ -267,7 +267,8 @@ def _check_files(source: Source, tokenizer: PreTrainedTokenizerBase | None) -> S
     files = weight_files(source.folder)
     if not files:
         raise ModelError(f"{source.name} has no complete safetensors weights. Save the model again.")
-    mark_used(source.folder / CONFIG_FILE)
+    if source.hub_id is not None:  # A user's own folder is left as it is.
+        mark_used(source.folder / CONFIG_FILE)
     tensors = read_headers(files)
     check_room(source.name, source.config, sum(prod(shape) for _, shape in tensors.values()))
     check_tensors(source.name, source.config, tensors)

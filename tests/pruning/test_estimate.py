@@ -297,7 +297,7 @@ def wrong_memory(name: str, shape: Shape, samples, teacher: tuple[str, Shape], s
 @pytest.mark.parametrize(
     ("size", "samples"),
     [
-        ("10M", (*MEMORY, *REQUESTS)),
+        ("10M", (*MEMORY, "search", "generate", "save")),
         ("40M", ("neurons", "channels", "large batch", "everything trained", "teacher", "save")),
     ],
     ids=["10M", "40M"],
@@ -315,5 +315,5 @@ def test_memory_of_the_default_model_is_what_work_takes_at_its_peak(smollm2, use
     else:
         monkeypatch.setenv("SECATEUR_CACHE", user_cache)
     base = "smollm2-135m", Shape.of(smollm2.model.config)
-    samples = ("neurons", "long window")
+    samples = ("weights", "long window")
     assert wrong_memory(*base, samples, teacher=base, stored_bytes=smollm2.storage_dtype.itemsize) == {}

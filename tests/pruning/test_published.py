@@ -241,7 +241,7 @@ def test_a_saved_model_verifies_and_its_card_still_runs(folder, monkeypatch):
     monkeypatch.chdir(OLD / "bases")
     verification = pruning.verify(str(folder))
     assert [check for check in verification.checks if not check.holds] == []
-    assert len(verification.checks) == 9
+    assert len(verification.checks) == 10
     card = (folder / "README.md").read_text(encoding="utf-8")
     names: dict[str, object] = {}
     exec(card.split("```python\n")[1].split("```")[0].replace("this/repository", str(folder)), names)

@@ -319,7 +319,7 @@ def test_an_attack_fails_with_a_sentence_and_never_reaches_the_queue(kind, machi
 
 def test_a_model_that_is_kept_on_disk_is_not_estimated_again(machine, monkeypatch, tmp_path):
     storage = Storage(tmp_path, 10**9)
-    monkeypatch.setattr(session.pools, "storage", storage, raising=False)
+    monkeypatch.setattr(session.pools, "models", storage)
     step = Distillation(minutes=4)
     long = NEURONS.model_copy(update={"steps": (*NEURONS.steps, step, step)})
     for task in (PruneTask(long), CompareTask(long, TEXT, SAMPLING), DistillTask(long, step, TEXT, SAMPLING)):

@@ -207,7 +207,7 @@ def test_other_statistics_are_not_saved_to_disk(base, calibration, save_to_disk)
 def test_large_statistics_are_not_saved_to_disk(monkeypatch):
     monkeypatch.setattr("pruning.calibration.calibrate.LARGEST_ON_DISK", 1)
     base = public("gpt2")
-    statistics_of(base, Calibration(text="code", tokens=512), [output_projection(base.model, 0)])
+    statistics_of(base, Calibration(text="code", tokens=384), [output_projection(base.model, 0)])
     assert cached_files() == []
 
 

@@ -195,7 +195,7 @@ def test_a_stopped_reconstruction_removes_its_hooks():
 
     with pytest.raises(Cancelled):
         reconstruct(model, base.model, windows_of(base, STORY), progress=stop)
-    assert set(reports) == {(0, 2), (1, 2)}
+    assert set(reports) >= {(0, 2), (1, 2)}
     for network in (model, base.model):
         assert not any(module._forward_pre_hooks for module in network.modules())
     assert not any(parameter.requires_grad for parameter in model.parameters())

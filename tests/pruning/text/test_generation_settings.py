@@ -82,7 +82,7 @@ def test_no_setting_of_a_file_changes_a_text(name, expected, tmp_path):
 
 
 def test_all_settings_together_change_no_measure_and_stay_in_the_saved_file(expected, tmp_path):
-    base = model_with(tmp_path, "generation_config.json", SETTINGS | {"auto_map": {"x": "code.X"}})
+    base = model_with(tmp_path, "generation_config.json", SETTINGS)
     plain = pruning.load(str(folder_of("llama")))
     assert pruning.generate(base, PROMPT, pruning.Sampling(12)) == expected
     assert sample_text(base, 300) == sample_text(plain, 300)
