@@ -37,8 +37,8 @@ class _Owner:
 class Accounts:
     """The account of each session: the first that signed in there.
 
-    A session that was used without an account belongs to the address that used it, so whoever makes up a session
-    cannot have somebody else sign in to it. The sessions used least recently are forgotten.
+    Until someone signs in, a session belongs to the address that first used it. So nobody can invent a session
+    and have someone else sign in to it. The least recently used sessions are forgotten.
     """
 
     def __init__(self, size: int = MAX_SESSIONS) -> None:

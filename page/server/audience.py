@@ -1,7 +1,7 @@
-"""The sessions that are visited now, so that new ones cannot push them out, and unheard jobs end.
+"""The live sessions: new ones cannot push them out, and jobs that nobody listens to end.
 
-Gradio keeps a copy of the page's settings for each session, and forgets the session used least recently when
-there are too many, whoever still listens to it. So the page counts them, and refuses new ones in time.
+Gradio keeps a copy of the page's settings for each session. When there are too many, it drops the least recently
+used session, even if someone is still listening to it. So the page counts sessions and refuses new ones first.
 """
 
 import threading
@@ -18,13 +18,13 @@ ADDRESS_SESSIONS = MAX_SESSIONS // 2
 MAX_STREAMS = 8
 """How many streams of one session may be open; a page opens two."""
 IDLE_SECONDS = 600.0
-"""After how long without a stream or a call a session gives up its place."""
+"""How long a session without streams or calls keeps its place."""
 UNHEARD_SECONDS = 5.0
-"""After how long a job ends to whose events nobody listens."""
+"""How long a job continues when nobody is listening to its events."""
 
 
 class Crowded(Exception):
-    """There is no place for another session."""
+    """There is no room for another session."""
 
 
 @dataclass
@@ -81,7 +81,7 @@ class Audience:
             joins: Whether it starts a function, whose events it will listen to.
 
         Raises:
-            Crowded: It is new, and there is no place for it.
+            Crowded: It is new, and there is no room for it.
         """
         with self._lock:
             now = self._clock()
@@ -107,7 +107,7 @@ class Audience:
         """Count a stream while it is open.
 
         Raises:
-            Crowded: There is no place for the session, or it has too many streams.
+            Crowded: There is no room for the session, or it has too many streams.
         """
         self.use(name, address)
         with self._lock:

@@ -95,7 +95,7 @@ class LookUps:
         return None
 
     def _admit(self, visitor: Visitor) -> None:
-        session = visitor.owner.split(":")[0]
+        session = visitor.session
         waiting = self._waiting.get(session, 0)
         if sum(self._waiting.values()) >= MAX_WAITING or (session and waiting >= MAX_OF_SESSION):
             raise PruningError(
@@ -104,7 +104,7 @@ class LookUps:
         self._waiting[session] = waiting + 1
 
     def _dismiss(self, visitor: Visitor) -> None:
-        session = visitor.owner.split(":")[0]
+        session = visitor.session
         self._waiting[session] -= 1
         if not self._waiting[session]:
             del self._waiting[session]

@@ -13,6 +13,7 @@ from page.server.settings import JOB_SECONDS, ON_SPACE, QUEUE_SIZE, SITE, Mode, 
 from page.workers.pool import Pools
 from page.workers.tasks import INTERACTIVE, LONG, Kind
 from page.workers.workbench import Visitor
+from page.workers.worker import BUG
 from pruning import Access, PruningError
 from pruning.errors import SavingError
 from pruning.loading.hub import saved_token
@@ -93,4 +94,4 @@ def user_message(error: Exception) -> str:
     if isinstance(error, PruningError):
         return str(error)
     log.error("a handler failed", exc_info=error)
-    return "Something went wrong on our side. It has been logged; please try again."
+    return BUG

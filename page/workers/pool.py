@@ -1,6 +1,6 @@
-"""The worker processes of the page: for each kind of work one that works, and one that stands by.
+"""The worker processes of the page: for each kind of work, one that is active and one on standby.
 
-A worker that dies, takes too much memory or cannot be stopped is replaced by the one that stands by, and
+A worker that dies, takes too much memory or cannot be stopped is replaced by the standby, and
 only the task that it performed fails.
 """
 
@@ -30,7 +30,7 @@ LOOK_UPS = 3
 LOOK_UP_BYTES = 500_000_000
 """What each may take at least."""
 INTERACTIVE_NICENESS, LONG_NICENESS = 5, 12
-"""How far work stands back for the page itself, and long work for what visitors wait for."""
+"""The niceness of each kind of worker: the page goes first, then what visitors wait for, then long work."""
 STORAGE_BYTES = 3_000_000_000
 """The most bytes of distilled models that are kept, and of downloads."""
 INTERVAL = 0.1
@@ -141,12 +141,9 @@ class Pool:
                     continue
                 ended = isinstance(event, Ending)
                 yield event
-        except GeneratorExit:
-            if not detached and not ended:
-                running.stop()
-            raise
-        except BaseException:
-            if not ended:
+        except BaseException as error:
+            goes_on = detached and isinstance(error, GeneratorExit)
+            if not (ended or goes_on):
                 running.stop()
             raise
 

@@ -39,7 +39,7 @@ class Storage:
 
     def find(self, key: str, owner: str) -> Path | None:
         """Return the folder of a public entry or of one of this owner's; None if there is none."""
-        for folder in {self._path(key, ""): None, self._path(key, owner): None}:
+        for folder in (self._path(key, ""), self._path(key, owner)):
             if folder.is_dir():
                 touch(folder)
                 return folder

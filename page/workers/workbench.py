@@ -58,6 +58,11 @@ class Visitor:
     owner: str = ""
     access: Access = field(default=Access(token=False, local=False), repr=False)
 
+    @property
+    def session(self) -> str:
+        """The visit that the owner's name begins with."""
+        return self.owner.split(":")[0]
+
     def __repr__(self) -> str:
         return "Visitor()"
 

@@ -180,14 +180,12 @@ class Worker:
         control = self._controls[command.number]
 
         def emit(event: TaskEvent) -> None:
-            if control.stopped:
-                raise Cancelled("Stopped.")
+            context.check()
             self._emit(Event(command.number, event))
 
         context = TaskContext(self._workbench, command.visitor, emit, control)
         try:
-            if control.stopped:
-                raise Cancelled("Stopped.")
+            context.check()
             return Done(command.task.perform(context))
         except Cancelled as cancelled:
             return Stopped(str(cancelled))
@@ -220,7 +218,7 @@ class Worker:
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    """Return whether memory ran out, as Python, torch's allocators for both devices, or C++ say it."""
+    """Return whether an error of Python, torch or C++ means that memory ran out."""
     is_torchs = type(error).__name__ == "OutOfMemoryError" or (
         isinstance(error, RuntimeError)
         and re.search("can't allocate memory|bad_alloc", str(error)) is not None
@@ -229,7 +227,7 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 
 def memory_message(limit: int) -> str:
-    """Return what a user is told whose task needed more memory than a worker may take."""
+    """Return the message for a user whose task needed more memory than a worker may take."""
     return (
         f"This needed more than the {limit / 1e9:.1f} GB of memory that one job may take here, and was stopped. "
         "Choose a smaller model or a smaller text, or run Secateur on your own machine."

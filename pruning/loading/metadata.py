@@ -14,7 +14,8 @@ import yaml
 FRONT_MATTER_BYTES = 8_000
 """How much of a model card is read for its license."""
 
-MAX_LICENSE_CHARACTERS = 200
+MAX_FACT_CHARACTERS = 200
+"""A value that is taken from a card or a config has fewer characters than this."""
 
 RECIPE_FILE = "recipe.yaml"
 """The recipe in the folder of a model that Secateur saved."""
@@ -29,11 +30,19 @@ _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _STRING = "tag:yaml.org,2002:str"
 
 
+def short_text(value: object) -> str | None:
+    """Return a value from a card or config if it is one short line of text, and None otherwise.
+
+    Others wrote it: a value may be a list that refers to itself a million times, or hold a whole page.
+    """
+    if not isinstance(value, str) or len(value) >= MAX_FACT_CHARACTERS or not value.isprintable():
+        return None
+    return value.strip()
+
+
 def plain_license(value: object) -> str | None:
     """Return a license if it is one short line of text; None for anything else that a card may hold."""
-    if not isinstance(value, str) or not 0 < len(value) < MAX_LICENSE_CHARACTERS or not value.isprintable():
-        return None
-    return value.strip() or None
+    return short_text(value) or None
 
 
 def license_in(folder: Path) -> str | None:
@@ -97,8 +106,8 @@ def _value(events: Iterator[Any]) -> str | list[str] | None:
 
 def _is_string(event: Any) -> bool:
     """Return whether a scalar is text, and not a number, a date, or an object of some tag."""
-    if event.tag is not None or len(event.value) >= MAX_LICENSE_CHARACTERS:
-        return event.tag in (_STRING, "!") and len(event.value) < MAX_LICENSE_CHARACTERS
+    if event.tag is not None or len(event.value) >= MAX_FACT_CHARACTERS:
+        return event.tag in (_STRING, "!") and len(event.value) < MAX_FACT_CHARACTERS
     if event.style:  # quoted
         return True
     resolved: str = yaml.resolver.Resolver().resolve(yaml.ScalarNode, event.value, (True, False))

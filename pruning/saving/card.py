@@ -15,6 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from pruning.errors import ModelError
 from pruning.evaluation.perplexity import Perplexity
+from pruning.loading.metadata import short_text
 from pruning.loading.source import Source
 from pruning.recipe import Recipe
 from pruning.report import Report
@@ -27,9 +28,6 @@ LICENSES_NOT_INHERITED = (None, "", "unknown")
 
 MAX_CARD_BYTES = 1_000_000
 """The largest model card that is read."""
-
-MAX_FACT_CHARACTERS = 200
-"""The longest value that is taken over from another card."""
 
 FRONT_MATTER = re.compile(r"\s*---[ \t\r]*\n(.*?)\n---[ \t\r]*(?:\n|$)", re.DOTALL)
 
@@ -96,16 +94,6 @@ def _base_card_data(source: Source) -> dict[str, Any]:
     except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError):
         return {}
     return values if isinstance(values, dict) else {}
-
-
-def short_text(value: object) -> str | None:
-    """Return a value from another card or config if it is one short line of text, and None otherwise.
-
-    Others wrote it: a value may be a list that refers to itself a million times, or hold a whole page.
-    """
-    if not isinstance(value, str) or len(value) >= MAX_FACT_CHARACTERS or not value.isprintable():
-        return None
-    return value.strip()
 
 
 def _absolute_link(link: str | None, source: Source) -> str | None:

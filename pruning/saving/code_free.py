@@ -23,7 +23,7 @@ _VOCABULARIES = ("vocab.json", "added_tokens.json")
 def strip_code(folder: Path) -> None:
     """Remove what would load code from the files in a folder: modules, and keys of JSON files."""
     for file in _files(folder):
-        if file.suffix.lower() in CODE_SUFFIXES | PICKLE_SUFFIXES:
+        if is_code(file.name):
             file.unlink()
         elif file.suffix.lower() == ".json":
             values = _read(file)
