@@ -132,7 +132,7 @@ def parquet_bomb() -> bytes:
 
 
 class HostileHub(LoopbackHub):
-    """The loopback Hub with what a signed-in page asks for besides."""
+    """The loopback Hub, with the extra endpoints that a signed-in page calls."""
 
     def call(self, method: str, url: Any, headers: Any, body: bytes) -> Any:
         result = super().call(method, url, headers, body)

@@ -185,7 +185,7 @@ async def join_under_many_names(attacker: Attacker) -> str:
 
 @attack("flood", "queue")
 async def take_all_places(attacker: Attacker) -> str:
-    """Press Prune in many sessions at once."""
+    """Press Prune in many sessions at the same time."""
     clients = [attacker.other() for _ in range(30)]
     for number, client in enumerate(clients):
         client.set("neurons-fraction", 10 + number)
@@ -194,7 +194,7 @@ async def take_all_places(attacker: Attacker) -> str:
 
 @attack("flood", "programs")
 async def call_as_many_programs(attacker: Attacker) -> str:
-    """Call the function for programs a hundred times at once."""
+    """Send a hundred API calls at the same time."""
     return await together(attacker.api("prune", neurons=1 + number / 2) for number in range(100))
 
 
@@ -241,7 +241,7 @@ async def calibrate_on_odd_characters(attacker: Attacker) -> str:
 
 
 def body_of(values: str) -> Act:
-    """Send a text as the values of a call, ten times at once."""
+    """Send ten calls at the same time, each with a text as its values."""
 
     async def act(attacker: Attacker) -> str:
         content = f'{{"data": {values}, "fn_index": 0, "session_hash": "bomb"}}'.encode()
@@ -266,7 +266,7 @@ async def send_slowly(attacker: Attacker) -> str:
 
 
 async def never_read(attacker: Attacker) -> str:
-    """Start twenty jobs and ask for their events, and large answers besides, without reading any."""
+    """Start twenty jobs, request their events and some large responses, and read none of them."""
     for number in range(20):
         client = attacker.other()
         client.set("neurons-fraction", 10 + number)

@@ -163,7 +163,7 @@ def shared_once(processes: list[psutil.Process]) -> int:
     total = 0
     for process in processes:
         with suppress(psutil.Error):
-            # The page itself starts its children anew; only the fork server forks.
+            # The page starts its children as new processes; only the fork server forks.
             is_forked = (
                 process.ppid() in sizes and process.cmdline() == psutil.Process(process.ppid()).cmdline()
             )

@@ -36,7 +36,7 @@ from tests.helpers.serving import serve
 
 TOKEN = "hf_a-token-that-no-visitor-may-see"
 OVERHEAD = 2_500_000_000
-"""Bytes that the page itself, workers that stand by, and look-ups may take besides."""
+"""Extra bytes for the page process, the standby workers and the look-up workers."""
 FRACTIONS = (5, 10, 15, 20, 25, 30, 35, 40, 50, 60)
 FILES = 3
 PAUSE = 4.0
