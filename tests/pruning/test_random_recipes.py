@@ -258,7 +258,7 @@ def test_what_a_session_made_cannot_be_sent_by_another(caller, log):
     """States are the server's own: a value in their place is ignored."""
     (shown,) = (key for key, entry in caller.functions.items() if entry["api_name"] == "show_next_tokens")
     for value in (RECIPE, json.dumps(RECIPE), {"__type__": "update", "value": RECIPE}):
-        status, said = caller.call(shown, [value, "Paris is"])
+        status, said = caller.call(shown, [value, *caller.usual(shown)[1:-1], "Paris is"])
         assert status == 200
         assert "nothing to inspect yet" in said
         check(caller, status, said, log)

@@ -10,14 +10,14 @@ from tests.helpers.hub import CLIENT_ENV, LoopbackHub
 from tests.helpers.serving import ARGUMENTS, serve
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def served_hub():
     with LoopbackHub() as hub:
         hub.add_user("ada-token", "ada", orgs=["acme"])
         yield hub
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def page_url(smollm2, user_cache, served_hub, tmp_path_factory):
     """The page on the offline weights, signed in to a Hub on loopback."""
     home = tmp_path_factory.mktemp("page")
@@ -39,8 +39,10 @@ def page_url(smollm2, user_cache, served_hub, tmp_path_factory):
     assert "Traceback" not in (home / "log.txt").read_text()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser(need):
+    """Start a browser. While Playwright runs, its thread has an event loop and can have no other: it ends
+    with the file of its tests."""
     chromium = shutil.which("chromium")
     need(chromium, "Debian's chromium is not installed")
     from playwright.sync_api import sync_playwright
