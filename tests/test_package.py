@@ -69,13 +69,16 @@ def test_requirements_are_those_of_the_table(name):
     assert (ROOT / name).read_text(encoding="utf-8") == requirements.files()[name]
 
 
-def test_offline_weights_are_of_one_version():
-    weights = catalog.MODELS[catalog.DEFAULT_MODEL].offline
+@pytest.mark.parametrize(
+    ("name", "extra"), [(catalog.DEFAULT_MODEL, "offline"), ("gemma-3-270m", "gemma")], ids=str
+)
+def test_offline_weights_are_of_one_version(name, extra):
+    weights = catalog.MODELS[name].offline
     pinned = f"{weights.distribution}=={weights.version}"
-    assert pinned in EXTRAS["offline"]
-    assert (
-        (ROOT / "requirements-offline.txt").read_text(encoding="utf-8").startswith(f"{pinned} --hash=sha256:")
-    )
+    assert pinned in EXTRAS[extra]
+    lines = (ROOT / f"requirements-{extra}.txt").read_text(encoding="utf-8").splitlines()
+    assert lines[0].startswith(f"{pinned} --hash=sha256:")
+    assert all(f"=={weights.version} --hash=sha256:" in line for line in lines)
 
 
 def test_the_version_stands_once():

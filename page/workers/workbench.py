@@ -126,7 +126,9 @@ class Workbench:
         stored = self.models.find(recipe.sha256, visitor.owner) if self.models else None
         if stored is not None and (kept := read_snapshot(stored, base)) is not None:
             return self._keep(recipe, kept, visitor)
-        return self._store_pruned(recipe, pipeline.prune(recipe, base, progress=progress), visitor)
+        return self._store_pruned(
+            recipe, pipeline.prune(recipe, base, share_memory=True, progress=progress), visitor
+        )
 
     def load_pair(
         self, recipe: Recipe, visitor: Visitor, progress: Reporter = silent

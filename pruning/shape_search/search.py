@@ -184,8 +184,9 @@ class _TrialRunner:
             # The steps report only so that the search can be stopped while they run.
             self.progress(place)
 
-        model = prune(recipe.model_copy(update={"calibration": self._text}), self.base, progress=report).model
-        trial = Trial(candidate, recipe, mean_loss(model, self._heldout, report))
+        read = recipe.model_copy(update={"calibration": self._text})
+        pruned = prune(read, self.base, share_memory=True, progress=report)
+        trial = Trial(candidate, recipe, mean_loss(pruned.model, self._heldout, report))
         self.trials[recipe.digest] = trial
         yield trial
 

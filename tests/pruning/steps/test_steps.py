@@ -207,7 +207,7 @@ def test_cut_heads_are_heads_that_say_nothing(family, step):
 def test_a_removed_layer_is_a_layer_passed_by(family):
     base = loaded(family)
     anatomy = anatomy_of(base.model.config)
-    pruned = pruning.prune(recipe([Layers(layers=(0,))]), base)
+    pruned = pruning.prune(recipe([Layers(layers=(0,))]), base, share_memory=True)
     passed = copy.deepcopy(base.model)
     first = passed.get_submodule(anatomy.layer_module(0))
 

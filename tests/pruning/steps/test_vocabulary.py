@@ -283,7 +283,7 @@ def test_model_predicts_the_tokens_that_stay_as_before(family, tmp_path):
     base = loaded(family)
     before = {name: value.clone() for name, value in base.model.named_parameters()}
     made = recipe(family, Vocabulary(vocab_size=290, text=TextChoice(text="story")))
-    pruned = prune(made, base)
+    pruned = prune(made, base, share_memory=True)
     shown = pruning.preview(made)
     assert shown.after.components == pruned.shape.components == Shape.of(pruned.model.config).components
     assert count(pruned.model) == shown.after.parameters < shown.before.parameters

@@ -30,7 +30,7 @@ def recipe(*steps):
 
 
 def thinned(base, **values):
-    return pruning.prune(recipe(Weights(**values)), base)
+    return pruning.prune(recipe(Weights(**values)), base, share_memory=True)
 
 
 def inputs_of(base, module):
