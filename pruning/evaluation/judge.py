@@ -60,10 +60,7 @@ def words_of(text: str) -> tuple[str, ...]:
     "don" and has no word "t". The numbers of a numbered list, which has a "1." and a "2." at the beginning of
     lines, are left out.
     """
-    shortened = CONTRACTION.sub("", SUPERSCRIPTS.sub(" ", _without_markers(text)))
-    decomposed = unicodedata.normalize("NFKD", shortened)
-    plain = "".join(char for char in decomposed if not unicodedata.combining(char))
-    tokens = TOKEN.findall(plain.replace("\u2212", "-").casefold())
+    tokens = _tokens(text)
     result: list[str] = []
     start = 0
     while start < len(tokens):
@@ -80,7 +77,8 @@ def is_right(item: Item, answer: str) -> bool:
     decides alone: it is searched for in the answer without surrounding space, ignoring case. If it has none,
     one of the accepted answers has to be in the answer as whole words, as `words_of` reads both; and of a sum,
     the last number in the answer that is not in the question has to be accepted, so that neither the numbers of
-    the question nor a first guess that is revised count.
+    the question nor a first guess that is revised count. Spelled numbers are read there only if no others are new,
+    because of sentences such as "You add the two".
     """
     words = words_of(answer)
     if any(_contains(words, words_of(wrong)) for wrong in item.wrong):
@@ -89,9 +87,12 @@ def is_right(item: Item, answer: str) -> bool:
         return re.search(item.pattern, answer.strip(), re.IGNORECASE) is not None
     accepted = [words_of(right) for right in item.right]
     if item.kind == "sums":
+        in_digits = words_of(" ".join(token for token in _tokens(answer) if _is_number(token)))
         asked = words_of(item.question)
-        new = [word for word in words if _is_number(word) and word not in asked]
-        return bool(new) and (new[-1],) in accepted
+        new = [
+            [word for word in some if _is_number(word) and word not in asked] for some in (in_digits, words)
+        ]
+        return ((new[0] or new[1] or [""])[-1],) in accepted
     return any(_contains(words, right) for right in accepted)
 
 
@@ -118,6 +119,14 @@ def is_good(item: Item, answer: str, ended: bool) -> bool:
         ended: Whether the model ended the answer, rather than a limit on its length.
     """
     return ended and is_right(item, answer) and not loops(answer)
+
+
+def _tokens(text: str) -> list[str]:
+    """Split a text into words and numbers as they are written, but for case, accents and contractions."""
+    shortened = CONTRACTION.sub("", SUPERSCRIPTS.sub(" ", _without_markers(text)))
+    decomposed = unicodedata.normalize("NFKD", shortened)
+    plain = "".join(char for char in decomposed if not unicodedata.combining(char))
+    return TOKEN.findall(plain.replace("\u2212", "-").casefold())
 
 
 def _without_markers(text: str) -> str:

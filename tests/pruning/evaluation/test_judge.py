@@ -140,13 +140,14 @@ def test_the_numbers_of_a_numbered_list_are_no_answers():
 
 
 def test_of_a_sum_the_last_new_number_counts():
-    seven = item("12", question="What is 7 + 5?", kind="sums")
-    assert is_right(seven, "7 + 5 = 12")
-    assert is_right(seven, "Twelve is the sum of 7 and 5.")
-    assert is_right(seven, "First 7 + 3 = 10, and 10 + 2 = 12.")
-    assert not is_right(seven, "7 + 5 = 13")
-    assert not is_right(seven, "7 + 5 = 12, so the answer is 11.")
-    assert not is_right(seven, "7 and 5")
+    twelve = item("12", question="What is 7 + 5?", kind="sums")
+    assert is_right(twelve, "7 + 5 = 12")
+    assert is_right(twelve, "Twelve is the sum of 7 and 5.")
+    assert is_right(twelve, "First 7 + 3 = 10, and 10 + 2 = 12.")
+    assert is_right(twelve, "7 + 5 = 12. You just add the two, one after the other.")
+    assert not is_right(twelve, "7 + 5 = 13")
+    assert not is_right(twelve, "7 + 5 = 12, so the answer is 11.")
+    assert not is_right(twelve, "7 and 5")
 
 
 def test_a_pattern_decides_alone_but_for_wrong_words():
