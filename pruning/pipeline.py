@@ -356,8 +356,8 @@ def iter_evaluate_pruned(
     samples = tuple(
         Sample(
             prompt,
-            generate(base, prompt, sampling, stopped=reporter),
-            generate(pruned, prompt, sampling, stopped=reporter),
+            generate(base, prompt, sampling, chat=False, stopped=reporter),
+            generate(pruned, prompt, sampling, chat=False, stopped=reporter),
         )
         for prompt in SAMPLE_PROMPTS
     )

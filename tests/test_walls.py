@@ -11,7 +11,8 @@ PAGE = [ROOT / "app.py", *sorted((ROOT / "page").rglob("*.py"))]
 
 FLOORS = (
     # From the ground up. A room imports from its own floor and from those below it, for types too.
-    {"errors", "progress", "formatting", "files", "version", "memory", "child_environment"},
+    {"errors", "progress", "formatting", "files", "version", "memory"}
+    | {"child_environment", "child_limits", "limited_child"},
     {"schema", "catalog"},
     {"architectures"},
     {"loading"},

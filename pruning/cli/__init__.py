@@ -38,7 +38,7 @@ COMMANDS = {
     "search": Command("Find the combination of cuts within a budget that loses least."),
     "distill": Command("Train a pruned model to predict what its teacher predicts."),
     "evaluate": Command("Measure perplexity and bits per byte."),
-    "generate": Command("Continue a prompt."),
+    "generate": Command("Answer a question, or continue a text."),
     "verify": Command("Check a saved or published model against its recipe and its card."),
     "export": Command("Convert a saved model to GGUF, the format of llama.cpp."),
     "publish": Command("Push a saved model to the Hub, private by default."),

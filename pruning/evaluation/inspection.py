@@ -17,8 +17,8 @@ from pruning.progress import Progress, Reporter, silent
 from pruning.steps.neurons import Neurons
 from pruning.surgery import neuron_matrices
 from pruning.text.choice import Calibration
-from pruning.text.generation import CausalLM, check_prompt, encode_prompt
 from pruning.text.likelihood import logits_of, token_losses
+from pruning.text.prompt import CausalLM, check_prompt, encode_prompt
 from pruning.text.tokens import token_ids, usable_window
 
 LONGEST_TEXT = 4_000

@@ -12,9 +12,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pruning.errors import RecipeError
 from pruning.progress import Progress, Reporter, silent
-from pruning.text.generation import CausalLM
 from pruning.text.likelihood import perplexity_of, token_losses
 from pruning.text.passages import GENRES, passage
+from pruning.text.prompt import CausalLM
 from pruning.text.tokens import bos_ids, check_vocabulary, split_into_windows, tokenize, usable_window
 
 WINDOW = 512

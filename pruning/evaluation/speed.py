@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pruning.progress import Progress, Reporter, silent
-from pruning.text.generation import Sampling, encode_prompt, generate_ids, report_each_token
+from pruning.text.generation import Sampling, generate_ids, report_each_token
+from pruning.text.prompt import encode_prompt
 
 
 def tokens_per_second(

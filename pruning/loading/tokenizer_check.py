@@ -4,19 +4,19 @@ A tokenizer is a program that a stranger wrote; see `pruning.loading.tokenizer_p
 """
 
 import hashlib
-import json
-import subprocess
-import sys
 from pathlib import Path
 
-import tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from pruning.child_environment import child_environment
 from pruning.errors import ModelError, panics_as_errors
+from pruning.limited_child import Exhausted, run_limited
 from pruning.loading import tokenizer_probe
 from pruning.loading.files import first_line
 from pruning.loading.repo_files import TEXT_FILES
+
+MEMORY_BYTES = 2_000_000_000
+
+CPU_SECONDS = 20
 
 SECONDS = 240.0
 """How long the child may take on a busy machine. Its own time on the processor is limited more tightly."""
@@ -107,18 +107,17 @@ def _remembered(digest: str, place: str, content: bytes) -> str | None:
 
 def _try_out(place: str, content: bytes) -> str | None:
     """Run the child, and return why the tokenizer is refused, or None."""
-    installed = Path(tokenizers.__file__).parent.parent
-    command = [sys.executable, "-I", tokenizer_probe.__file__, str(installed), place]
-    # One thread and one heap: each further one takes a large part of the address space that is limited.
-    environment = child_environment(
-        TOKENIZERS_PARALLELISM="false", RAYON_NUM_THREADS="1", MALLOC_ARENA_MAX="1"
-    )
     try:
-        child = subprocess.run(
-            command, input=content, capture_output=True, env=environment, timeout=SECONDS, check=False
-        )
-        refusal = json.loads(child.stdout)["refused"] if child.returncode == 0 else _TOO_MUCH
-    except subprocess.TimeoutExpired:
+        refusal = run_limited(
+            tokenizer_probe.__file__,
+            place,
+            content=content,
+            packages=["tokenizers"],
+            memory=MEMORY_BYTES,
+            cpu_seconds=CPU_SECONDS,
+            seconds=SECONDS,
+        )["refused"]
+    except Exhausted:
         return _TOO_MUCH
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise ModelError(f"A tokenizer could not be tried out: {first_line(error)}. Try again.") from error

@@ -1,26 +1,22 @@
-"""Try a tokenizer out in a process of its own, with limits on memory and time: `python -I tokenizer_probe.py`.
+"""Try a tokenizer out in a limited process of its own, which `pruning.limited_child` starts.
 
 A tokenizer.json is a program: its normalizers can turn one letter into a terabyte, and its regular expressions can
 take years. This program reads one, checks what it is made of, and lets it encode texts of growing length. It
 imports nothing but the standard library and `tokenizers`, so that it starts fast and needs little memory.
 
-Arguments: the folder where `tokenizers` is installed, and the model's folder; with `-` for the folder, one
-tokenizer.json is read from the standard input. It prints a JSON object with the reason of a refusal, or null.
+Argument: the model's folder; with `-`, one tokenizer.json is read from the standard input. It prints a JSON object
+with the reason of a refusal, or null.
 """
 
 import base64
 import json
 import re
-import resource
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-MEMORY_BYTES = 2_000_000_000
-CPU_SECONDS = 20
 
 MAX_DEPTH = 16
 MAX_PARTS = 24
@@ -83,20 +79,6 @@ PAIRS = ("ab", "a ", "A1", "a.", " \n", "\r\n", "' ", "aA", "1.", "中a")
 
 class Refused(Exception):
     """The tokenizer is refused; the message says why."""
-
-
-def limit_resources() -> None:
-    """Bound what this process may take. It writes no files."""
-    limits = {
-        resource.RLIMIT_AS: MEMORY_BYTES,
-        resource.RLIMIT_CPU: CPU_SECONDS,
-        resource.RLIMIT_FSIZE: 0,
-        resource.RLIMIT_CORE: 0,
-    }
-    for kind, limit in limits.items():
-        _, hard = resource.getrlimit(kind)
-        value = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
-        resource.setrlimit(kind, (value, value))
 
 
 def parse(text: str, name: str) -> dict[str, Any]:
@@ -345,7 +327,7 @@ def characters_of(patterns: list[str]) -> set[str]:
 
 def probe(text: str, characters: set[str]) -> None:
     """Load a tokenizer and let it encode texts of growing length."""
-    from tokenizers import Tokenizer  # noqa: PLC0415 - after the limits are set
+    from tokenizers import Tokenizer  # noqa: PLC0415 - after the files were checked
 
     try:
         tokenizer = Tokenizer.from_str(text)
@@ -419,6 +401,4 @@ def main(place: str) -> str | None:
 
 
 if __name__ == "__main__":
-    limit_resources()
-    sys.path.append(sys.argv[1])
-    print(json.dumps({"refused": main(sys.argv[2])}), flush=True)
+    print(json.dumps({"refused": main(sys.argv[1])}), flush=True)

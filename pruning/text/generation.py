@@ -3,9 +3,9 @@
 import copy
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from transformers import (
@@ -14,7 +14,6 @@ from transformers import (
     LogitsProcessor,
     LogitsProcessorList,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
     StoppingCriteria,
     StoppingCriteriaList,
     TextIteratorStreamer,
@@ -22,12 +21,9 @@ from transformers import (
 
 from pruning.errors import RecipeError, panics_as_errors
 from pruning.progress import Progress, Reporter, silent
-from pruning.text.tokens import check_vocabulary, usable_window
-
-MAX_PROMPT_CHARACTERS = 20_000
-
-MAX_PROMPT_TOKENS = 8_192
-"""The most tokens of a prompt, however long a context the model's config claims."""
+from pruning.text.prompt import MAX_PROMPT_TOKENS as MAX_PROMPT_TOKENS
+from pruning.text.prompt import CausalLM, Prompt, check_prompt, prepare_prompt
+from pruning.text.prompt import encode_prompt as encode_prompt
 
 MAX_STOP_TOKENS = 64
 """The most end-of-text tokens that are taken from a generation config."""
@@ -39,16 +35,6 @@ SAMPLE_LENGTH = 256
 
 SAMPLE_BATCH = 16
 """The most texts that a model generates at the same time for its own calibration."""
-
-
-class CausalLM(Protocol):
-    """A model with the tokenizer that belongs to it, such as `LoadedModel` and `Pruned`."""
-
-    @property
-    def model(self) -> PreTrainedModel: ...
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase: ...
 
 
 @dataclass(frozen=True)
@@ -126,59 +112,16 @@ def report_each_token(progress: Reporter, place: Progress) -> Callable[[], bool]
     return report
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> torch.Tensor:
-    """Tokenize a prompt.
-
-    Returns:
-        Token ids, `[1, tokens]`.
-
-    Raises:
-        RecipeError: The prompt is empty, or longer than `MAX_PROMPT_CHARACTERS`.
-    """
-    if not isinstance(prompt, str) or not prompt.strip():
-        raise RecipeError("The prompt is empty. Write a few words for the model to continue.")
-    if len(prompt) > MAX_PROMPT_CHARACTERS:
-        raise RecipeError(
-            f"The prompt has {len(prompt):,} characters; at most {MAX_PROMPT_CHARACTERS:,} are allowed. "
-            "Shorten it."
-        )
-    with panics_as_errors():
-        return tokenizer(prompt, return_tensors="pt", verbose=False).input_ids
-
-
-def check_prompt(model: CausalLM, ids: torch.Tensor, new_tokens: int = 0) -> None:
-    """Check that a model can read a prompt and continue it.
-
-    Args:
-        model: The model and its tokenizer.
-        ids: The token ids of the prompt, `[1, tokens]`.
-        new_tokens: How many tokens are to follow.
-
-    Raises:
-        RecipeError: The prompt is too long for the model, or contains a token that it has no embedding for.
-    """
-    check_vocabulary(model.model, model.tokenizer, ids)
-    tokens = ids.shape[1]
-    if tokens > MAX_PROMPT_TOKENS:
-        raise RecipeError(
-            f"The prompt has {tokens:,} tokens; at most {MAX_PROMPT_TOKENS:,} are allowed. Shorten it."
-        )
-    needed = tokens + new_tokens
-    if needed > (context := usable_window(model.model, needed)):
-        followed = f"; with {new_tokens} new ones that is" if new_tokens else ","
-        raise RecipeError(
-            f"The prompt has {tokens} tokens{followed} more than the model's context of {context}. Shorten it."
-        )
-
-
 def generate(
     model: CausalLM,
     prompt: str,
     sampling: Sampling | None = None,
     *,
+    chat: bool | None = None,
+    system: str | None = None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> str:
-    """Generate the continuation of a prompt.
+    """Generate the answer to a question, or the continuation of a text.
 
     The same model, prompt and sampling give the same text. See `stream` for the arguments and errors.
 
@@ -190,7 +133,7 @@ def generate(
         >>> base = pruning.load("smollm2-135m")
         >>> text = pruning.generate(base, "Paris is the capital of", pruning.Sampling(max_new_tokens=8))
     """
-    return "".join(stream(model, prompt, sampling, stopped=stopped))
+    return "".join(stream(model, prompt, sampling, chat=chat, system=system, stopped=stopped))
 
 
 def stream(
@@ -198,21 +141,25 @@ def stream(
     prompt: str,
     sampling: Sampling | None = None,
     *,
+    chat: bool | None = None,
+    system: str | None = None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Iterator[str]:
-    """Generate the continuation of a prompt, piece by piece.
+    """Generate the answer to a question, or the continuation of a text, piece by piece.
 
     Args:
         model: The model and its tokenizer.
-        prompt: The text to continue.
+        prompt: The question, or the text to continue.
         sampling: How to sample; by default 40 tokens, each time the likeliest.
+        chat: Whether to ask the question in the model's chat format; None to do so if it has one.
+        system: A system prompt for the chat; None for the one of the model's chat template, if it has one.
         stopped: Called after every token; the generation ends as soon as it returns true.
 
     Returns:
         An iterator over pieces of text. Closing it early ends the generation.
 
     Raises:
-        RecipeError: The model cannot continue this prompt. Raised here, before the first piece.
+        RecipeError: The model cannot continue this prompt, or cannot chat. Raised here, before the first piece.
 
     Example:
         >>> import pruning
@@ -220,16 +167,29 @@ def stream(
         >>> pieces = list(pruning.stream(base, "Paris is the capital of", pruning.Sampling(max_new_tokens=8)))
     """
     sampling = sampling or Sampling()
-    inputs = encode_prompt(model.tokenizer, prompt).to(model.model.device)
-    check_prompt(model, inputs, sampling.max_new_tokens)
-    return _stream_in_thread(model, inputs, sampling, stopped)
+    prepared = prepare_prompt(model.tokenizer, prompt, chat=chat, system=system)
+    check_prompt(model, prepared.ids, sampling.max_new_tokens)
+    return _stream_in_thread(model, prepared, sampling, stopped)
+
+
+class TextStreamer(TextIteratorStreamer):
+    """Streams a text without the tokens that end it: not all of them are special ones, which are skipped anyway."""
+
+    def __init__(self, model: CausalLM, stop_ids: Sequence[int]):
+        super().__init__(model.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self._stop_ids = set(stop_ids)
+
+    def put(self, value: torch.Tensor) -> None:
+        """Receive the prompt, and then one token after the other."""
+        if self.next_tokens_are_prompt or int(value) not in self._stop_ids:
+            super().put(value)
 
 
 def _stream_in_thread(
-    model: CausalLM, inputs: torch.Tensor, sampling: Sampling, stopped: Callable[[], bool]
+    model: CausalLM, prompt: Prompt, sampling: Sampling, stopped: Callable[[], bool]
 ) -> Iterator[str]:
     """Run the generation in a thread of its own; yield its text, and raise its error."""
-    pieces = TextIteratorStreamer(model.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    pieces = TextStreamer(model, prompt.stop_ids)
     abandoned = threading.Event()
     failures: list[BaseException] = []
 
@@ -238,8 +198,9 @@ def _stream_in_thread(
             with panics_as_errors():
                 generate_ids(
                     model.model,
-                    inputs,
+                    prompt.ids.to(model.model.device),
                     sampling,
+                    stop_ids=prompt.stop_ids,
                     stopped=lambda: abandoned.is_set() or stopped(),
                     streamer=pieces,
                 )
@@ -266,6 +227,7 @@ def generate_ids(
     sampling: Sampling,
     *,
     least: int = 0,
+    stop_ids: Sequence[int] = (),
     stopped: Callable[[], bool] = lambda: False,
     streamer: TextIteratorStreamer | None = None,
 ) -> torch.Tensor:
@@ -279,6 +241,7 @@ def generate_ids(
         inputs: Token ids to continue, `[batch, tokens]`.
         sampling: How to sample.
         least: The least number of tokens to generate.
+        stop_ids: Tokens that end a text, besides the model's EOS tokens.
         stopped: Called after every token; the generation ends as soon as it returns true.
         streamer: Receives the tokens.
 
@@ -286,8 +249,10 @@ def generate_ids(
         Token ids, the inputs included, `[batch, tokens]`.
     """
     noise = [GumbelNoise(sampling.temperature, sampling.seed)] if sampling.temperature else []
+    tokens = special_tokens(model)
+    ends = {*(tokens["eos_token_id"] or ()), *(each for each in stop_ids if each < model.config.vocab_size)}
     config = GenerationConfig(
-        **special_tokens(model),
+        **tokens | {"eos_token_id": sorted(ends) or None},
         max_new_tokens=sampling.max_new_tokens,
         min_new_tokens=least or None,
         do_sample=False,
@@ -334,17 +299,21 @@ def stream_pair(
     prompt: str,
     sampling: Sampling | None = None,
     *,
+    chat: bool | None = False,
+    system: str | None = None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Iterator[tuple[str, str]]:
-    """Generate the continuations of one prompt by two models at the same time.
+    """Generate what two models make of one prompt, at the same time.
 
     Both use the same sampling noise, so they diverge only where the models disagree.
 
     Args:
         first: A model and its tokenizer.
         second: Another one.
-        prompt: The text to continue.
+        prompt: The text to continue, or the question.
         sampling: How to sample; by default 40 tokens, each time the likeliest.
+        chat: Whether to ask the question in each model's chat format; None to do so if it has one.
+        system: A system prompt for the chat; None for that of the model's chat template, if it has one.
         stopped: Called after every token of either; both end as soon as it returns true.
 
     Yields:
@@ -356,9 +325,12 @@ def stream_pair(
     pieces: queue.Queue[tuple[int, str | BaseException | None]] = queue.Queue()
     over = threading.Event()
 
+    def ended() -> bool:
+        return over.is_set() or stopped()
+
     def work(index: int, model: CausalLM) -> None:
         try:
-            for piece in stream(model, prompt, sampling, stopped=lambda: over.is_set() or stopped()):
+            for piece in stream(model, prompt, sampling, chat=chat, system=system, stopped=ended):
                 pieces.put((index, piece))
             pieces.put((index, None))
         except BaseException as error:

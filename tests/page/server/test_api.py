@@ -81,7 +81,7 @@ def test_generate_continues_with_both_models(client, smollm2):
     prompt = "Paris is the capital of"
     answer = client.predict(prompt, neurons=60, max_new_tokens=6, api_name="/generate")
     assert answer["prompt"] == prompt
-    expected = pruning.generate(smollm2, prompt, pruning.Sampling(6))
+    expected = pruning.generate(smollm2, prompt, pruning.Sampling(6), chat=False)
     assert answer["before"] == expected
     assert answer["after"].strip()
     assert answer["after"] != expected

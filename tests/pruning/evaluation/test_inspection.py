@@ -13,7 +13,7 @@ from pruning.evaluation.inspection import (
     next_tokens,
     overlaps,
 )
-from pruning.text import generation, likelihood
+from pruning.text import likelihood, prompt
 from tests.helpers.models import FAMILIES, PROMPT, VOCABULARY, loaded, trained
 
 TEXT = Calibration(tokens=1280, window=64)
@@ -97,7 +97,7 @@ def test_a_prompt_longer_than_the_model_reads_is_refused(monkeypatch):
     base = loaded("llama")
     with pytest.raises(RecipeError, match=r"more than the model's context of 1024\. Shorten it"):
         next_tokens(base, "fox " * 1000)
-    monkeypatch.setattr(generation, "MAX_PROMPT_TOKENS", 20)
+    monkeypatch.setattr(prompt, "MAX_PROMPT_TOKENS", 20)
     with pytest.raises(RecipeError, match=r"tokens; at most 20 are allowed\. Shorten it"):
         next_tokens(base, "fox " * 50)
 

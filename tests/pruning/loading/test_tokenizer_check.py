@@ -197,25 +197,18 @@ def test_the_tokenizer_of_the_real_default_model_passes(smollm2):
     assert read_checked(smollm2.source.folder, "smollm2")("The old man").input_ids
 
 
-def test_the_child_process_has_tight_limits_and_loads_neither_torch_nor_transformers(tmp_path):
-    import subprocess
-    import sys
-    from pathlib import Path
-
-    import tokenizers
-
-    script = f"""
-import resource, sys
-sys.path[:0] = [{str(Path(tokenizer_probe.__file__).parent)!r}, {str(Path(tokenizers.__file__).parent.parent)!r}]
-import tokenizer_probe as probe
-probe.limit_resources()
-print(probe.main({str(folder_of("llama"))!r}))
-print([resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_CPU, resource.RLIMIT_FSIZE)])
-print(sorted({{"torch", "transformers", "numpy", "huggingface_hub"}} & sys.modules.keys()))
-"""
-    child = subprocess.run([sys.executable, "-I", "-c", script], capture_output=True, text=True, check=True)
-    limits = [tokenizer_probe.MEMORY_BYTES, tokenizer_probe.CPU_SECONDS, 0]
-    assert child.stdout.splitlines() == ["None", str(limits), "[]"]
+def test_the_child_process_has_tight_limits_and_loads_neither_torch_nor_transformers(monkeypatch, tmp_path):
+    asks = tmp_path / "asks.py"
+    asks.write_text(f"""
+import json, resource, runpy, sys
+refused = runpy.run_path({tokenizer_probe.__file__!r})["main"](sys.argv[1])
+limits = [resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_CPU, resource.RLIMIT_FSIZE)]
+loaded = sorted({{"torch", "transformers", "numpy", "huggingface_hub", "pruning"}} & sys.modules.keys())
+print(json.dumps({{"refused": str([refused, limits, loaded])}}))
+""")
+    monkeypatch.setattr(tokenizer_probe, "__file__", str(asks))
+    limits = [tokenizer_check.MEMORY_BYTES, tokenizer_check.CPU_SECONDS, 0]
+    assert tokenizer_check._try_out(str(folder_of("llama")), b"") == str([None, limits, []])
 
 
 def test_a_child_that_dies_is_a_refusal(folder, monkeypatch, tmp_path):

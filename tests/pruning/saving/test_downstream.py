@@ -40,7 +40,7 @@ def test_transformers_pipeline(pruned, folder):
     write = pipeline("text-generation", model=str(folder), device="cpu", dtype="float32")
     settings = {"max_new_tokens": 12, "do_sample": False, "return_full_text": False}
     for prompt in PROMPTS:
-        expected = pruning.generate(pruned, prompt, pruning.Sampling(12))
+        expected = pruning.generate(pruned, prompt, pruning.Sampling(12), chat=False)
         assert write(prompt, **settings)[0]["generated_text"] == expected
 
 
