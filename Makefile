@@ -12,7 +12,7 @@ gemma: .venv/installed-gemma
 
 test: .venv/installed-dev
 	@command -v chromium >/dev/null || $(MAKE) --no-print-directory browser
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # The inner loop: no real model, no browser, no wheel, nothing slow.
 quick: .venv/installed-dev

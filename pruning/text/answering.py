@@ -1,17 +1,19 @@
 """Many questions answered at the same time, greedily, as the model would answer each alone."""
 
-from collections import defaultdict
+import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from transformers import DynamicCache
 
 from pruning.errors import panics_as_errors
 from pruning.progress import Progress, Reporter, silent
-from pruning.text.generation import Sampling, generate_ids, report_each_token, special_tokens
-from pruning.text.prompt import CausalLM, Prompt, check_prompt, prepare_prompt
+from pruning.text.generation import special_tokens
+from pruning.text.likelihood import logits_of
+from pruning.text.prompt import CausalLM, check_prompt, prepare_prompt
 
-BATCH = 24
+BATCH = 64
 """The most questions that are answered at the same time."""
 
 
@@ -47,14 +49,14 @@ def iter_answers(
 ) -> Iterator[tuple[int, Answer]]:
     """Answer questions in the model's chat format, or continue them if it has none; always the likeliest token.
 
-    Questions of the same number of tokens are answered together, so that nothing is padded.
+    Questions of similar length are answered together, padded on the left.
 
     Args:
         model: The model and its tokenizer.
         questions: The questions.
         max_new_tokens: The most tokens of an answer.
         task: What the progress says is done.
-        progress: Called after every token.
+        progress: Called before every token.
 
     Yields:
         The number of a question, from 0, and its answer; the shortest questions first.
@@ -64,41 +66,63 @@ def iter_answers(
         ModelError: The tokenizer failed on a question.
     """
     prompts = [prepare_prompt(model.tokenizer, question) for question in questions]
-    lengths: dict[int, list[int]] = defaultdict(list)
-    for number, prompt in enumerate(prompts):
+    for prompt in prompts:
         check_prompt(model, prompt.ids, max_new_tokens)
-        lengths[prompt.ids.shape[1]].append(number)
-    done = 0
-    for _, numbers in sorted(lengths.items()):
-        for start in range(0, len(numbers), BATCH):
-            batch = numbers[start : start + BATCH]
-            place = Progress(task, done, len(questions))
-            progress(place)
-            yield from zip(
-                batch,
-                _answer(model, [prompts[number] for number in batch], max_new_tokens, progress, place),
-                strict=True,
-            )
-            done += len(batch)
+    order = sorted(range(len(prompts)), key=lambda number: prompts[number].ids.shape[1])
+    stop_ids = prompts[0].stop_ids if prompts else ()
+    ends = frozenset([*(special_tokens(model.model)["eos_token_id"] or ()), *stop_ids])
+    for start in range(0, len(order), BATCH):
+        batch = order[start : start + BATCH]
+        read = [prompts[number].ids[0].tolist() for number in batch]
+        place = Progress(task, start, len(order))
+        for number, prompt, ids in zip(
+            batch, read, _complete(model, read, ends, max_new_tokens, progress, place), strict=True
+        ):
+            end = ids[-1] if ids[-1] in ends else None
+            ids = ids if end is None else ids[:-1]
+            with panics_as_errors():
+                text = model.tokenizer.decode(ids, skip_special_tokens=True)
+            yield number, Answer(tuple(prompt), tuple(ids), text, end)
 
 
-def _answer(
-    model: CausalLM, prompts: Sequence[Prompt], max_new_tokens: int, progress: Reporter, place: Progress
-) -> Iterator[Answer]:
-    stop_ids = prompts[0].stop_ids
-    ends = {*(special_tokens(model.model)["eos_token_id"] or ()), *stop_ids}
-    inputs = torch.cat([prompt.ids for prompt in prompts]).to(model.model.device)
-    rows = generate_ids(
-        model.model,
-        inputs,
-        Sampling(max_new_tokens),
-        stop_ids=stop_ids,
-        stopped=report_each_token(progress, place),
-    )
-    for row in rows.tolist():
-        prompt, ids = row[: inputs.shape[1]], row[inputs.shape[1] :]
-        end = next((place for place, token in enumerate(ids) if token in ends), None)
-        kept = ids[:end]
-        with panics_as_errors():
-            text = model.tokenizer.decode(kept, skip_special_tokens=True)
-        yield Answer(tuple(prompt), tuple(kept), text, None if end is None else ids[end])
+@torch.inference_mode()
+def _complete(
+    model: CausalLM,
+    prompts: Sequence[Sequence[int]],
+    ends: frozenset[int],
+    max_new_tokens: int,
+    progress: Reporter,
+    place: Progress,
+) -> list[list[int]]:
+    """Continue prompts, each until one of the tokens that end a text, which is included."""
+    body, device = model.model.base_model, model.model.device
+    accepted = inspect.signature(body.forward).parameters
+    cache_name = "cache" if "cache" in accepted else "past_key_values"
+    longest = max(map(len, prompts))
+    padding = torch.tensor([longest - len(prompt) for prompt in prompts], device=device)
+    ids = torch.tensor([[0] * (longest - len(prompt)) + [*prompt] for prompt in prompts], device=device)
+    cache = DynamicCache(config=model.model.config)
+    completions: list[list[int]] = [[] for _ in prompts]
+    running = torch.arange(len(prompts), device=device)
+    for length in range(longest, longest + max_new_tokens):
+        progress(place)
+        positions = torch.arange(length, device=device) - padding[:, None]
+        values = {"position_ids": positions[:, -ids.shape[1] :].clamp(min=0), cache_name: cache}
+        hidden = body(
+            input_ids=ids,
+            attention_mask=(positions >= 0).long(),
+            use_cache=True,
+            **{name: value for name, value in values.items() if name in accepted},
+        ).last_hidden_state
+        tokens = logits_of(model.model, hidden[:, -1]).argmax(dim=-1)
+        for number, token in zip(running.tolist(), tokens.tolist(), strict=True):
+            completions[number].append(token)
+        going = [row for row, token in enumerate(tokens.tolist()) if token not in ends]
+        if not going:
+            break
+        if len(going) < len(running):
+            kept = torch.tensor(going, device=device)
+            running, padding, tokens = running[kept], padding[kept], tokens[kept]
+            cache.batch_select_indices(kept)
+        ids = tokens[:, None]
+    return completions
