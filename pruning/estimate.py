@@ -25,7 +25,7 @@ from pruning.shape_search.sweep import FRACTIONS
 from pruning.steps import Channels, Layers, Neurons, Reconstruction
 from pruning.steps.base import Step
 from pruning.steps.layers import watching
-from pruning.text.choice import Calibration
+from pruning.text.choice import DEFAULT_CALIBRATION, Calibration
 from pruning.text.passages import GENRES
 
 SLACK = 64_000_000
@@ -211,7 +211,7 @@ def sweep(
     shape: Shape, criteria: Iterable[str], calibration: Calibration | None = None, free: int | None = None
 ) -> Cost:
     """Estimate quality against size: models under several criteria, each pruned and measured."""
-    calibration = calibration or Calibration()
+    calibration = calibration or DEFAULT_CALIBRATION
     trials = [
         [Neurons(fraction=fraction, criterion=criterion)] for criterion in criteria for fraction in FRACTIONS
     ]
@@ -227,7 +227,7 @@ def search(
     of each kind alone. What a finalist combines is not known before; it counts as one that loses a quarter of every
     kind. A thorough search also reconstructs a few by least squares.
     """
-    calibration = calibration or Calibration()
+    calibration = calibration or DEFAULT_CALIBRATION
     if not thorough:
         calibration = calibration.model_copy(update={"tokens": min(calibration.tokens, QUICK_TOKENS)})
     probes = [
@@ -290,7 +290,7 @@ def _trials(
 
 def importance(shape: Shape, calibration: Calibration | None = None, free: int | None = None) -> Cost:
     """Estimate scoring every neuron of a model on calibration text."""
-    calibration = calibration or Calibration()
+    calibration = calibration or DEFAULT_CALIBRATION
     step = Neurons(fraction=0.5, repair=False)
     sizes = Sizes(shape)
     plan = Plan(shape, shape, Reading.of(calibration, sizes), available_memory() if free is None else free)
@@ -299,7 +299,7 @@ def importance(shape: Shape, calibration: Calibration | None = None, free: int |
 
 def influence(shape: Shape, calibration: Calibration | None = None) -> Cost:
     """Estimate measuring the block influence of every layer on calibration text."""
-    calibration = calibration or Calibration()
+    calibration = calibration or DEFAULT_CALIBRATION
     sizes = Sizes(shape)
     plan = Plan(shape, shape, Reading.of(calibration, sizes), 0)
     return in_sequence(Cost.holding(SLACK), calibration_text(sizes, calibration), watching(plan))

@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import yaml
 from pydantic import AfterValidator, Field, model_validator
@@ -18,7 +18,7 @@ from pruning.errors import RecipeError, SavingError
 from pruning.files import replacing
 from pruning.schema import Frozen
 from pruning.steps import AnyStep
-from pruning.text.choice import Calibration, TextChoice, read_text
+from pruning.text.choice import DEFAULT_CALIBRATION, Calibration, TextChoice, read_text
 from pruning.text.passages import CUSTOM
 
 MAX_STEPS = 32
@@ -46,11 +46,17 @@ class Recipe(Frozen):
 
     recorded: ClassVar[frozenset[str]] = frozenset({"kept_layers"})
 
+    format: Literal[1, 2] = Field(
+        2,
+        description="Which defaults are meant by what is left out: 1, if this is left out too, those of 0.1.0",
+    )
     base: Name = Field(description="A name of the catalog, the id of a model on the Hub, or a folder")
     revision: Name | None = Field(
         None, description="The revision of the base; a run pins it to the one that it loaded"
     )
-    calibration: Calibration = Field(Calibration(), description="The text that the model reads before a cut")
+    calibration: Calibration = Field(
+        DEFAULT_CALIBRATION, description="The text that the model reads before a cut"
+    )
     steps: Annotated[tuple[AnyStep, ...], Field(min_length=1, max_length=MAX_STEPS)] = Field(
         description="What to do, in this order"
     )
@@ -149,6 +155,13 @@ class Recipe(Frozen):
         canonical = json.dumps(self.canonical(), sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()
 
+    def canonical(self) -> dict[str, Any]:
+        """Return plain values under the keys and values of release 0.1.0, from which digests are computed."""
+        plain = super().canonical()
+        if self.format == 1:
+            del plain["format"]
+        return plain
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, without those that are not set."""
         return self.model_dump(mode="json", exclude_none=True)
@@ -165,6 +178,7 @@ class Recipe(Frozen):
         return (
             "import pruning\n\n"
             "recipe = pruning.Recipe(\n"
+            f"{'    format=1,' + chr(10) if self.format == 1 else ''}"
             f"    base={self.base!r},\n{revision}"
             f"    calibration={calibration},\n"
             f"    steps=[\n{steps}    ],\n"
@@ -213,6 +227,8 @@ class Recipe(Frozen):
             raise RecipeError("The keys of a recipe are words: base, steps, calibration, seed.")
         if (place := _place_of_content(values)) is not None:
             raise RecipeError(f"{place}: a recipe never holds the text itself. Remove it.")
+        if "format" not in values:
+            values = {"format": 1, "calibration": {}} | values
         try:
             with located(text):
                 return cls.from_json(json.dumps(values, default=str))

@@ -12,13 +12,14 @@ from page.server.form import CONTROLS, MAIN, MAX_CUSTOM_TEXT, ON_PAGE, Control, 
 from page.server.look_ups import look_up
 from page.server.session import user_message, visitor_of
 from page.workers.messages import FoundModel
-from pruning import Calibration, Recipe, catalog
+from pruning import Recipe, catalog
 from pruning.architectures.shape import Shape
 from pruning.criteria import CRITERIA, DEFAULT_CRITERION, criterion_named
 from pruning.errors import RecipeError
 from pruning.steps import STEPS
 from pruning.steps.base import Step
 from pruning.steps.settings import Choices
+from pruning.text.choice import DEFAULT_CALIBRATION
 from pruning.text.passages import CALIBRATION_NAMES, CUSTOM
 
 FIRST_PROMPT = "Paris is the capital of"
@@ -153,7 +154,7 @@ def build() -> ControlPanel:
 def _build_calibration() -> CalibrationPart:
     text = gr.Dropdown(
         [(title, name) for name, title in CALIBRATION_NAMES.items()],
-        value=Calibration().text,
+        value=DEFAULT_CALIBRATION.text,
         label="Calibration text",
         info="The model reads this so we can see which parts it uses. Pick text like yours.",
         elem_id="calibration",
@@ -167,7 +168,7 @@ def _build_calibration() -> CalibrationPart:
         placeholder="At least about 250 words. It is deleted after your visit.",
     )
     tokens = gr.Number(
-        Calibration().tokens,
+        DEFAULT_CALIBRATION.tokens,
         label="Calibration tokens",
         info="More tokens give a better cut and take longer",
         precision=0,

@@ -24,11 +24,12 @@ from pruning import Calibration, LoadedModel, ModelError, Pruned, Recipe, Report
 from pruning.architectures.families import NEURON
 from pruning.architectures.shape import Shape
 from pruning.lessons import BY_KEY, Lesson, LessonRun, metrics_of_runs, metrics_of_shape
+from pruning.text.choice import DEFAULT_CALIBRATION
 from pruning.text.generation import generate
 
 PROMPT = "The old man walked to the"
 SAMPLING = Sampling(24)
-SEARCH_TOKENS = 2048
+SEARCH_TOKENS = 1024
 EVALUATION_TOKENS = 1000
 """Few enough that a lesson does not take long."""
 IMPORTANCE_CRITERIA = ("activation", "peak_to_peak")
@@ -104,8 +105,8 @@ def _prune(run: LessonRun | None, recipe: Recipe, context: TaskContext) -> tuple
 def _chart(lesson: Lesson, context: TaskContext) -> ImportanceMap | LayerInfluences | None:
     """Return what a lesson draws beside its results."""
     if lesson.chart == "importance":
-        task = ImportanceTask(catalog.DEFAULT_MODEL, IMPORTANCE_CRITERIA, 0.2, Calibration(), 0)
+        task = ImportanceTask(catalog.DEFAULT_MODEL, IMPORTANCE_CRITERIA, 0.2, DEFAULT_CALIBRATION, 0)
         return task.perform(context)
     if lesson.chart == "influence":
-        return InfluenceTask(catalog.DEFAULT_MODEL, Calibration(), 0).perform(context)
+        return InfluenceTask(catalog.DEFAULT_MODEL, DEFAULT_CALIBRATION, 0).perform(context)
     return None

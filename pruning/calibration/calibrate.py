@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 
 from pruning.calibration.cache import CacheKey, cached, find, store, store_newest
@@ -14,10 +15,21 @@ from pruning.errors import RecipeError
 from pruning.files import cache_folder, touch, trim_folder
 from pruning.loading.load import LoadedModel
 from pruning.progress import Reporter, silent
+from pruning.text.chat import PlainText
+from pruning.text.chat_learning import learn_chat_format
 from pruning.text.choice import Calibration, read_texts
 from pruning.text.generation import sample_text
-from pruning.text.passages import GENERAL, GENRES, SELF_GENERATED
-from pruning.text.tokens import Windows, bos_ids, sample_evenly, split_into_windows, token_ids, usable_window
+from pruning.text.own_answers import MOST_GENERATED, are_shipped, own_answers, pack
+from pruning.text.passages import CHAT, CHAT_AND_GENERAL, GENERAL, GENRES, SELF_GENERATED
+from pruning.text.tokens import (
+    Windows,
+    bos_ids,
+    check_vocabulary,
+    sample_evenly,
+    split_into_windows,
+    token_ids,
+    usable_window,
+)
 
 HELD_OUT = 8
 """One in eight calibration tokens is held out, to choose how far to repair."""
@@ -60,12 +72,17 @@ class StatisticsKey(CacheKey[Statistics | SavedStatistics]):
     hooked_modules: tuple[str, ...]
 
 
+CHAT_SHARE = 2 / 3
+"""The share of chat in the mix of chat and genres."""
+
+
 def windows_of(
     base: LoadedModel, calibration: Calibration, seed: int = 0, progress: Reporter = silent
 ) -> Windows:
     """Return the calibration text as token windows.
 
-    Every source of text gives the same number of tokens, the last eighth of which is held out.
+    Every source of text gives the same number of tokens, the last eighth of which is held out. Of a mix of chat and
+    genres, chat gives two thirds; a model without a chat format reads the last third alone.
 
     Args:
         base: The model that reads the text, and writes it if the text is its own.
@@ -74,8 +91,20 @@ def windows_of(
         progress: Called with the progress of downloading or generating the text, and of tokenizing it.
 
     Raises:
-        RecipeError: There is too little text, or the user's own text is missing.
+        RecipeError: There is too little text, the user's own text is missing, or the model has no chat format.
     """
+    if calibration.text == CHAT:
+        return _chat_windows(base, calibration, progress)
+    if calibration.text == CHAT_AND_GENERAL:
+        tokens = round(calibration.tokens * CHAT_SHARE)
+        general = calibration.model_copy(update={"text": GENERAL, "tokens": calibration.tokens - tokens})
+        windows = windows_of(base, general, seed, progress)
+        if isinstance(learn_chat_format(base.tokenizer), PlainText):
+            return windows
+        if not are_shipped(base.source):
+            tokens = min(tokens, MOST_GENERATED)
+        chat = _chat_windows(base, calibration.model_copy(update={"tokens": tokens}), progress)
+        return Windows(chat.fitting + windows.fitting, chat.heldout + windows.heldout)
     texts = _texts(base, calibration, seed, progress)
     share = calibration.tokens // len(texts)
     window = usable_window(base.model, calibration.window)
@@ -95,6 +124,25 @@ def windows_of(
         fitting += split_into_windows(base.tokenizer, tokens[:border], window)
         heldout += split_into_windows(base.tokenizer, tokens[border:], window)
     return Windows(tuple(fitting), tuple(heldout), calibration.sha256)
+
+
+def _chat_windows(base: LoadedModel, calibration: Calibration, progress: Reporter) -> Windows:
+    """Return the model's own answers to the bundled questions as windows, one in eight of them held out."""
+    chat_format = learn_chat_format(base.tokenizer)
+    if isinstance(chat_format, PlainText):
+        raise RecipeError(
+            f"The calibration text {CHAT} needs a model that can chat. {chat_format.reason} Choose another text."
+        )
+    answers = own_answers(base, calibration.tokens, progress)
+    window = usable_window(base.model, calibration.window)
+    packed = [torch.tensor(ids) for ids in pack(base, chat_format, answers, window, calibration.tokens)]
+    for ids in packed:
+        check_vocabulary(base.model, base.tokenizer, ids)
+    if sum(map(len, packed)) < LEAST_TOKENS or len(packed) < 2:
+        raise RecipeError("The model's answers are too short to calibrate on. Choose another text.")
+    heldout = packed[HELD_OUT - 1 :: HELD_OUT] or packed[-1:]
+    fitting = [ids for ids in packed if not any(ids is other for other in heldout)]
+    return Windows(tuple(fitting), tuple(heldout))
 
 
 def _texts(base: LoadedModel, calibration: Calibration, seed: int, progress: Reporter) -> Sequence[str]:
@@ -161,7 +209,7 @@ def statistics_of(
         save_to_disk
         and base.source.public
         and base.source.revision
-        and calibration.text in (GENERAL, *GENRES)
+        and calibration.text in (CHAT_AND_GENERAL, CHAT, GENERAL, *GENRES)
     ):
         file = _disk_cache_file(base, windows, modules)
         if (saved := read_statistics(file, base.model.device)) is not None:

@@ -1,7 +1,7 @@
 """Arguments and options that several commands share, and checks of where a command writes."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -14,8 +14,15 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value and n
 CalibrationText = Annotated[
     str, typer.Option("--calibration", help="The calibration text: a bundled text by name, or a text file.")
 ]
-CalibrationTokens = Annotated[int, typer.Option("--tokens", help="Calibration tokens.")]
+CalibrationTokens = Annotated[
+    int | None, typer.Option("--tokens", help="Calibration tokens; 24576 by default, 8192 of a single text.")
+]
 Seed = Annotated[int, typer.Option("--seed", help="The seed of everything that is drawn at random.")]
+
+
+def given(**values: object) -> dict[str, Any]:
+    """Return the options that were given, to leave the rest at its default."""
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def check_new_folder(folder: Path) -> None:

@@ -13,6 +13,7 @@ from pruning.cli.options import (
     CalibrationTokens,
     Seed,
     check_new_folder,
+    given,
 )
 from pruning.cli.output import print_json, print_parameters, reporter
 from pruning.cli.step_options import selected_steps, step_values, with_steps
@@ -21,7 +22,7 @@ from pruning.loading import load as loading
 from pruning.pipeline import Pruned
 from pruning.recipe import Recipe, located
 from pruning.text.choice import Calibration, read_text
-from pruning.text.passages import CUSTOM
+from pruning.text.passages import CHAT_AND_GENERAL, CUSTOM
 
 
 @with_steps
@@ -35,8 +36,8 @@ def prune(
             "--recipe", help="A recipe in YAML or JSON, or a model that carries one, instead of options."
         ),
     ] = None,
-    calibration: CalibrationText = "general",
-    tokens: CalibrationTokens = 8192,
+    calibration: CalibrationText = CHAT_AND_GENERAL,
+    tokens: CalibrationTokens = None,
     seed: Seed = 0,
     evaluate: Annotated[
         bool | None,
@@ -66,7 +67,7 @@ def prune(
         recipe = Recipe(
             base=model,
             steps=selected_steps(context, model),
-            calibration=Calibration.named(calibration, tokens=tokens),
+            calibration=Calibration.named(calibration, **given(tokens=tokens)),
             seed=seed,
         )
     with located(text) if text is not None else nullcontext():

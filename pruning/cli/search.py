@@ -13,11 +13,13 @@ from pruning.cli.options import (
     Model,
     Seed,
     check_writable,
+    given,
 )
 from pruning.cli.output import print_json, reporter
 from pruning.loading.load import load
 from pruning.shape_search import search as shape_search
 from pruning.text.choice import Calibration
+from pruning.text.passages import CHAT_AND_GENERAL
 
 
 def search(
@@ -26,8 +28,8 @@ def search(
     output: Annotated[
         Path | None, typer.Option("--output", help="A file for the recipe, for `prune --recipe`.")
     ] = None,
-    calibration: CalibrationText = "general",
-    tokens: CalibrationTokens = 8192,
+    calibration: CalibrationText = CHAT_AND_GENERAL,
+    tokens: CalibrationTokens = None,
     seed: Seed = 0,
     thorough: Annotated[
         bool,
@@ -41,7 +43,7 @@ def search(
     """Find the combination of cuts within a budget that loses least."""
     if output is not None:
         check_writable(output)
-    text = Calibration.named(calibration, tokens=tokens)
+    text = Calibration.named(calibration, **given(tokens=tokens))
     base = load(model, progress=reporter())
     target = shape_search.Budget.parse(budget, Shape.of(base.model.config), base.storage_dtype.itemsize)
     result = shape_search.search(

@@ -5,10 +5,12 @@ from dataclasses import dataclass
 
 from pruning.cost.cost import Cost, in_sequence
 from pruning.cost.passes import FLOAT, Sizes
+from pruning.text.answering import BATCH
 from pruning.text.choice import Calibration
 from pruning.text.generation import SAMPLE_BATCH, SAMPLE_LENGTH
 from pruning.text.likelihood import MOST_LOGITS
-from pruning.text.passages import GENERAL, GENRES, SELF_GENERATED, WIKITEXT
+from pruning.text.own_answers import MAX_NEW_TOKENS, MOST_GENERATED
+from pruning.text.passages import CHAT, CHAT_AND_GENERAL, GENERAL, GENRES, SELF_GENERATED, WIKITEXT
 
 HELD_OUT = 8
 """One in eight tokens is held out, as in `pruning.calibration.calibrate`."""
@@ -18,6 +20,12 @@ HELD_OUT_ROWS = 128
 
 BYTES_PER_TOKEN = 650
 """Memory of a token while a tokenizer splits a text: its string, its offsets and its numbers."""
+
+QUESTION_TOKENS = 96
+"""The most tokens of a bundled question in a chat format, about."""
+
+SHORT_ANSWER = 24
+"""Tokens of an answer of a model that answers briefly."""
 
 WIKITEXT_TOKENS = 2_600_000
 """The tokens of WikiText-2, all of which are split before some are chosen."""
@@ -43,7 +51,7 @@ class Reading:
     @classmethod
     def of(cls, calibration: Calibration, sizes: Sizes) -> "Reading":
         """Return how a model of some sizes reads a calibration text."""
-        sources = len(GENRES) if calibration.text == GENERAL else 1
+        sources = len(GENRES) if calibration.text in (GENERAL, CHAT_AND_GENERAL) else 1
         # Each source is split on its own, and its last eighth is held out.
         share = calibration.tokens // sources
         longest = sizes.limit(calibration.window)
@@ -110,11 +118,23 @@ def self_generated(sizes: Sizes, tokens: int) -> Cost:
     return generation(sizes, 1, SAMPLE_LENGTH, batch).times(texts / batch)
 
 
+def answered(calibration: Calibration) -> int:
+    """Return how many questions are answered for a calibration text, at most, in whole batches."""
+    most = MOST_GENERATED if calibration.text == CHAT_AND_GENERAL else calibration.tokens
+    tokens = min(calibration.tokens, most)
+    return BATCH * -(-tokens // (BATCH * SHORT_ANSWER))
+
+
 def calibration_text(sizes: Sizes, calibration: Calibration) -> Cost:
     """Return the cost of a calibration text before a model reads it."""
     written = Cost()
     if calibration.text == SELF_GENERATED:
         written = self_generated(sizes, calibration.tokens)
+    elif calibration.text in (CHAT, CHAT_AND_GENERAL):
+        # The default model's own come with the package; this is the most that another one takes.
+        written = generation(sizes, QUESTION_TOKENS, MAX_NEW_TOKENS, BATCH).times(
+            answered(calibration) / BATCH
+        )
     return written + tokenizing(calibration.text, calibration.tokens)
 
 

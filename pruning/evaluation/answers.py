@@ -132,9 +132,7 @@ def evaluate_answers(
 def compare(base: Answers, pruned: Answers) -> AnswersKept:
     """Compare the answers of a pruned model with those of its base to the same questions."""
     pairs = list(zip(base.judged, pruned.judged, strict=True))
-    shares = [
-        _common(before.tokens, after.tokens) / max(len(before.tokens), 1) for before, after in pairs
-    ]
+    shares = [_common(before.tokens, after.tokens) / max(len(before.tokens), 1) for before, after in pairs]
     kept = share_kept([before.good for before, _ in pairs], [after.good for _, after in pairs])
     return AnswersKept(kept, pruned.loops - base.loops, sum(shares) / max(len(shares), 1))
 

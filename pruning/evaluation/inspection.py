@@ -16,7 +16,7 @@ from pruning.loading.load import LoadedModel
 from pruning.progress import Progress, Reporter, silent
 from pruning.steps.neurons import Neurons
 from pruning.surgery import neuron_matrices
-from pruning.text.choice import Calibration
+from pruning.text.choice import DEFAULT_CALIBRATION, Calibration
 from pruning.text.likelihood import logits_of, token_losses
 from pruning.text.prompt import CausalLM, check_prompt, encode_prompt
 from pruning.text.tokens import token_ids, usable_window
@@ -138,7 +138,9 @@ def neuron_scores(
     moments: Mapping[str, InputMoments] = {}
     if chosen.needs_calibration:
         modules = Neurons(fraction=0.5, criterion=criterion).hooked_modules(Shape.of(base.model.config))
-        moments = statistics_of(base, calibration or Calibration(), modules, seed, progress=progress).moments
+        moments = statistics_of(
+            base, calibration or DEFAULT_CALIBRATION, modules, seed, progress=progress
+        ).moments
     scores = []
     for layer in range(anatomy.layers):
         mlp = MLP(*neuron_matrices(base.model, anatomy, layer))
@@ -195,5 +197,5 @@ def layer_influences(
     progress: Reporter = silent,
 ) -> list[float]:
     """Measure the block influence of every layer on the calibration text (see `block_influences`)."""
-    windows = windows_of(base, calibration or Calibration(), seed, progress)
+    windows = windows_of(base, calibration or DEFAULT_CALIBRATION, seed, progress)
     return block_influences(base.model, anatomy_of(base.model.config), windows, progress).tolist()

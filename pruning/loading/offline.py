@@ -3,7 +3,6 @@
 import hashlib
 import importlib.metadata
 import importlib.util
-import tempfile
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from pruning import catalog
 from pruning.errors import ModelError
-from pruning.files import cache_folder, discard, new_folder
+from pruning.files import cache_folder, discard, new_folder, temporary_folder
 from pruning.loading.files import first_line, is_complete, read_config_file
 from pruning.loading.source import Source
 from pruning.progress import Progress, Reporter
@@ -73,9 +72,9 @@ def _convert(entry: catalog.CatalogModel, folder: Path) -> None:
     assert weights is not None, entry.name
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".gguf-", dir=folder.parent) as whole:
-            _join(weights, Path(whole) / weights.file)
-            model, tokenizer = _read_gguf(Path(whole), weights.file)
+        with temporary_folder(folder.parent) as whole:
+            _join(weights, whole / weights.file)
+            model, tokenizer = _read_gguf(whole, weights.file)
     except OSError as error:
         raise _not_written(error) from error
     model.config.name_or_path = entry.hub_id

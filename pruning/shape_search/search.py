@@ -21,7 +21,7 @@ from pruning.shape_search.candidates import Candidate, all_candidates, largest_w
 from pruning.shape_search.costs import finalists, fit_costs, predict_curve
 from pruning.shape_search.result import SearchResult, Trial
 from pruning.steps import Channels, Heads, Layers, Neurons, Reconstruction
-from pruning.text.choice import Calibration
+from pruning.text.choice import DEFAULT_CALIBRATION, Calibration
 from pruning.text.likelihood import mean_loss
 
 QUICK_TOKENS = 4096
@@ -103,7 +103,7 @@ def iter_search(
             progress(Progress("Computing shapes"))
         candidates.append(candidate)
     within = largest_within(candidates, budget)
-    runner = _TrialRunner(base, calibration or Calibration(), seed, thorough, progress)
+    runner = _TrialRunner(base, calibration or DEFAULT_CALIBRATION, seed, thorough, progress)
 
     yield from runner.run("Probing one kind of unit", probes(shape, candidates))
     costs = fit_costs(runner.base_loss, runner.trials.values())

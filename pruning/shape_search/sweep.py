@@ -9,7 +9,7 @@ from pruning.pipeline import prune
 from pruning.progress import Progress, Reporter, silent
 from pruning.recipe import Recipe
 from pruning.steps.neurons import Neurons
-from pruning.text.choice import Calibration
+from pruning.text.choice import DEFAULT_CALIBRATION, Calibration
 from pruning.text.likelihood import mean_loss, perplexity_of
 
 FRACTIONS = (0.1, 0.2, 0.3, 0.4, 0.5)
@@ -64,7 +64,7 @@ def iter_sweep(
         >>> [point.fraction for point in points if point.criterion == "l1"]
         [0.1, 0.2, 0.3, 0.4, 0.5]
     """
-    calibration = calibration or Calibration()
+    calibration = calibration or DEFAULT_CALIBRATION
     heldout = windows_of(base, calibration, seed, progress).heldout
     names = list(criteria)
     plan = [(fraction, criterion) for fraction in FRACTIONS for criterion in names]

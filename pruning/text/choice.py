@@ -13,6 +13,7 @@ from pruning.progress import Reporter, silent
 from pruning.schema import Frozen
 from pruning.text.passages import (
     CALIBRATION_NAMES,
+    CHAT_AND_GENERAL,
     CUSTOM,
     GENERAL,
     GENRES,
@@ -22,6 +23,9 @@ from pruning.text.passages import (
 )
 
 MAX_TOKENS = 1_000_000
+
+MIX_TOKENS = 24_576
+"""How many tokens are read of chat and general text together, by default."""
 
 
 def read_text(file: Path) -> str:
@@ -44,8 +48,9 @@ class TextChoice(Frozen):
 
     text: str = Field(
         GENERAL,
-        description="A bundled genre, `general` for their even mix, `self_generated` for the model's own "
-        "samples, `wikitext-2` from the Hub, or `custom` for the user's own text",
+        description="A bundled genre, `general` for their even mix, `chat` for bundled questions and the model's "
+        "own answers in its chat format, `chat_and_general` for both, `self_generated` for the model's own samples, "
+        "`wikitext-2` from the Hub, or `custom` for the user's own text",
     )
     sha256: str | None = Field(None, description="The SHA-256 digest of a custom text, in hexadecimal digits")
     content: str | None = Field(None, exclude=True, repr=False, description="A custom text itself")
@@ -135,12 +140,23 @@ class Calibration(TextChoice):
     )
     window: Annotated[int, Field(ge=16, le=8192, description="How many tokens are read in one piece")] = 512
 
+    @model_validator(mode="before")
+    @classmethod
+    def _read_more_of_a_mix(cls, values: object) -> object:
+        if isinstance(values, dict) and values.get("text") == CHAT_AND_GENERAL:
+            return {"tokens": MIX_TOKENS} | values
+        return values
+
+
+DEFAULT_CALIBRATION = Calibration(text=CHAT_AND_GENERAL)
+"""What a new recipe reads: it keeps what the model is used for, and text of every kind."""
+
 
 def read_texts(choice: TextChoice, progress: Reporter = silent) -> Sequence[str]:
     """Return the whole texts of a choice, one for each source.
 
     Args:
-        choice: Any text but the model's own samples, which only a model can write.
+        choice: Any text but those that only a model can write: its own samples and its own answers.
         progress: Told of a download.
 
     Raises:

@@ -12,11 +12,15 @@ GENRES = {
 }
 
 GENERAL = "general"
+CHAT = "chat"
+CHAT_AND_GENERAL = "chat_and_general"
 SELF_GENERATED = "self_generated"
 WIKITEXT = "wikitext-2"
 CUSTOM = "custom"
 
 CALIBRATION_NAMES = {
+    CHAT_AND_GENERAL: "Chat and all five genres",
+    CHAT: "Questions, answered by the model itself",
     GENERAL: "An even mix of all five genres",
     **GENRES,
     SELF_GENERATED: "The model's own samples",

@@ -1,0 +1,71 @@
+"""Tasks of lm-evaluation-harness, where it and its data can be had."""
+
+import importlib.util
+from collections.abc import Sequence
+from typing import Any
+
+from pruning.errors import ModelError
+from pruning.loading.files import first_line
+from pruning.progress import Progress, Reporter, silent
+from pruning.text.prompt import CausalLM
+
+NEEDED = ("lm_eval", "datasets", "sacrebleu", "dill")
+"""The packages without which no task can be loaded."""
+
+
+def check_installed() -> None:
+    """Check that lm-evaluation-harness and what it needs to load a task are installed.
+
+    Raises:
+        ModelError: Something is missing; the message names it.
+    """
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ModelError(
+            f"Tasks need lm-evaluation-harness; {', '.join(missing)} is not installed. "
+            "Install it with: pip install lm-eval"
+        )
+
+
+def evaluate_tasks(
+    model: CausalLM, tasks: Sequence[str], *, limit: int | None = None, progress: Reporter = silent
+) -> dict[str, Any]:
+    """Evaluate a model on tasks of lm-evaluation-harness.
+
+    Args:
+        model: The model and its tokenizer.
+        tasks: The names of the tasks.
+        limit: The most items of a task; None for all.
+        progress: Called before the tasks are loaded.
+
+    Returns:
+        For each task, its measures as the harness names them.
+
+    Raises:
+        ModelError: There is no such task, or its data cannot be had.
+    """
+    check_installed()
+    import lm_eval  # noqa: PLC0415 (an optional package, which takes seconds to import)
+    from lm_eval.models.huggingface import HFLM  # noqa: PLC0415
+    from lm_eval.tasks import TaskManager  # noqa: PLC0415
+
+    progress(Progress(f"Loading {', '.join(tasks)}"))
+    names = [task.strip() for task in tasks if task.strip()]
+    try:
+        manager = TaskManager()
+        if unknown := [name for name in names if name not in manager.all_tasks]:
+            raise ModelError(f"lm-evaluation-harness has no task {unknown[0]!r}. Check its spelling.")
+        measured = lm_eval.simple_evaluate(
+            HFLM(pretrained=model.model, tokenizer=model.tokenizer),
+            tasks=names,
+            task_manager=manager,
+            limit=limit,
+        )
+    except ModelError:
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"The tasks {', '.join(names)} could not be evaluated: {first_line(error)} "
+            "Their data come from the Hugging Face Hub: check that it can be reached."
+        ) from error
+    return {name: dict(values) for name, values in (measured or {})["results"].items()}
