@@ -23,6 +23,7 @@ FLOORS = (
     {"recipe"},
     {"evaluation"},
     {"report"},
+    {"guard"},
     {"saving"},
     {"pipeline"},
     {"streaming", "snapshot", "shape_search", "sharing", "lessons", "estimate"},

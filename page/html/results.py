@@ -8,6 +8,7 @@ from page.html.charts import GenreRow, genre_plot
 from page.html.render import format_change, message
 from pruning.evaluation.perplexity import Perplexity
 from pruning.formatting import format_number
+from pruning.guard import warn_of_ruin
 from pruning.recipe import Recipe
 from pruning.report import Report
 from pruning.text.passages import GENRES
@@ -57,8 +58,10 @@ def measures(report: Report, recipe: Recipe) -> str:
         _bits_per_byte(report) if changes_vocabulary(recipe) else _perplexity(report),
         _speed(report),
     ]
-    warnings = [message(step.warning, "warning") for step in recipe.steps if step.warning]
-    return measures_table(rows) + "".join(warnings)
+    warnings = [step.warning for step in recipe.steps if step.warning]
+    if (ruin := warn_of_ruin(recipe.steps, report)) is not None:
+        warnings.insert(0, ruin)
+    return measures_table(rows) + "".join(message(warning, "warning") for warning in warnings)
 
 
 def measures_table(rows: Sequence[MeasureRow]) -> str:

@@ -15,9 +15,10 @@ from pruning.cli.options import (
     check_new_folder,
     given,
 )
-from pruning.cli.output import print_json, print_parameters, reporter
+from pruning.cli.output import print_json, print_parameters, reporter, warn
 from pruning.cli.step_options import selected_steps, step_values, with_steps
 from pruning.errors import RecipeError
+from pruning.guard import warn_of_ruin
 from pruning.loading import load as loading
 from pruning.pipeline import Pruned
 from pruning.recipe import Recipe, located
@@ -119,3 +120,5 @@ def _print_summary(pruned: Pruned) -> None:
     else:
         measure, values = "perplexity", (before.value, after.value)
     print(f"{measure} {values[0]:.3f} → {values[1]:.3f} ({after.text}, {after.tokens} tokens)")
+    if warning := warn_of_ruin(pruned.recipe.steps, pruned.report):
+        warn(warning)

@@ -118,11 +118,13 @@ def self_generated(sizes: Sizes, tokens: int) -> Cost:
     return generation(sizes, 1, SAMPLE_LENGTH, batch).times(texts / batch)
 
 
-def answered(calibration: Calibration) -> int:
-    """Return how many questions are answered for a calibration text, at most, in whole batches."""
-    most = MOST_GENERATED if calibration.text == CHAT_AND_GENERAL else calibration.tokens
-    tokens = min(calibration.tokens, most)
-    return BATCH * -(-tokens // (BATCH * SHORT_ANSWER))
+def chat_answers(sizes: Sizes, tokens: int) -> Cost:
+    """Return the cost of a model's answers to questions, in whole batches, until they have a number of tokens.
+
+    Those of the default model come with the package; this is the most that another one takes.
+    """
+    batches = -(-tokens // (BATCH * SHORT_ANSWER))
+    return generation(sizes, QUESTION_TOKENS, MAX_NEW_TOKENS, BATCH).times(batches)
 
 
 def calibration_text(sizes: Sizes, calibration: Calibration) -> Cost:
@@ -131,10 +133,8 @@ def calibration_text(sizes: Sizes, calibration: Calibration) -> Cost:
     if calibration.text == SELF_GENERATED:
         written = self_generated(sizes, calibration.tokens)
     elif calibration.text in (CHAT, CHAT_AND_GENERAL):
-        # The default model's own come with the package; this is the most that another one takes.
-        written = generation(sizes, QUESTION_TOKENS, MAX_NEW_TOKENS, BATCH).times(
-            answered(calibration) / BATCH
-        )
+        most = MOST_GENERATED if calibration.text == CHAT_AND_GENERAL else calibration.tokens
+        written = chat_answers(sizes, min(calibration.tokens, most))
     return written + tokenizing(calibration.text, calibration.tokens)
 
 

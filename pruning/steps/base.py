@@ -188,6 +188,11 @@ class Step(Frozen, ABC):
     def describe(self) -> str:
         """Return what the step removes or does, as a few words."""
 
+    @property
+    def gentler(self) -> str | None:
+        """What to set instead so that the same cut loses less, as a sentence; None if nothing is known."""
+        return None
+
     def without_paths(self) -> Self:
         """Return the step as others may see it: with names instead of the paths of folders."""
         return self

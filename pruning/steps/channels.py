@@ -227,6 +227,11 @@ class Channels(Cut):
         repaired = _refit_inputs(context, channels)
         return Refit({**tensors, **repaired.tensors}, repaired.notes)
 
+    @property
+    def gentler(self) -> str | None:
+        """Repair makes up for part of what was removed."""
+        return None if self.repair else "Switch repair on."
+
     def describe(self) -> str:
         """Return how many channels are removed."""
         return describe_size(self.fraction, self.hidden_size, "the channels")

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
@@ -22,7 +23,7 @@ from pruning.calibration.calibrate import HELD_OUT, LEAST_TOKENS
 from pruning.cost.cost import Cost, in_sequence
 from pruning.cost.passes import FLOAT, Sizes
 from pruning.cost.plan import Plan
-from pruning.cost.reading import losses, self_generated, tokenizing
+from pruning.cost.reading import chat_answers, losses, self_generated, tokenizing
 from pruning.distillation.checkpoint import Checkpoint
 from pruning.distillation.data import TrainingTokens
 from pruning.distillation.loss import HEAD_TOKENS
@@ -37,15 +38,29 @@ from pruning.progress import Progress
 from pruning.schema import Frozen
 from pruning.steps.base import Step, StepContext, StepResult
 from pruning.steps.settings import Setting, whole
+from pruning.text.chat import ChatFormat, PlainText
+from pruning.text.chat_learning import learn_chat_format
 from pruning.text.choice import MAX_TOKENS, TextChoice, read_texts
 from pruning.text.generation import sample_text
-from pruning.text.passages import SELF_GENERATED
-from pruning.text.tokens import bos_ids, split_into_windows, token_ids, tokenize, usable_window
+from pruning.text.own_answers import own_answers, pack
+from pruning.text.passages import CHAT, CHAT_AND_GENERAL, GENERAL, SELF_GENERATED
+from pruning.text.tokens import (
+    Windows,
+    bos_ids,
+    check_vocabulary,
+    split_into_windows,
+    token_ids,
+    tokenize,
+    usable_window,
+)
 
 DEFAULT_SAMPLES = 16_384
 """Tokens that the teacher writes if its own samples are the whole text and no number is given."""
 
 HELDOUT_WINDOW = 512
+CHAT_TOKENS = 49_152
+"""The most tokens of a teacher's answers, in its chat format."""
+
 """Tokens in one window of held-out text, at most."""
 
 
@@ -195,6 +210,8 @@ class Distillation(Training, Step):
         loading = Cost.holding(teacher.loaded if self.teacher else 0)
         samples = self.samples or (DEFAULT_SAMPLES if self.text.text == SELF_GENERATED else 0)
         writing = self_generated(teacher, samples) if samples else Cost()
+        if self.text.text in (CHAT, CHAT_AND_GENERAL):
+            writing = chat_answers(teacher, CHAT_TOKENS)
         splitting = tokenizing(self.text.text, self.dataset.tokens if self.dataset else samples)
         read = self.dataset.tokens if self.dataset else samples if self.text.text == SELF_GENERATED else None
         heldout = MAX_HELDOUT_TOKENS if read is None else min(MAX_HELDOUT_TOKENS, read // HELD_OUT)
@@ -291,12 +308,13 @@ class Distillation(Training, Step):
     def _training_tokens(self, context: StepContext, teacher: LoadedModel) -> TrainingTokens:
         """Read the texts as token ids, and hold out the end of each."""
         model, tokenizer = context.model, context.tokenizer
-        texts = self._texts(context, teacher)
+        window = usable_window(model, HELDOUT_WINDOW)
+        chat = _chat(self.text.text, context, teacher)
+        texts = self._texts(context, teacher) if self.text.text != CHAT else []
         streams = [token_ids(model, tokenizer, text, context.progress) for text in texts]
         if self.dataset is not None:
             streams = [streams[0][: self.dataset.tokens]]
-        window = usable_window(model, HELDOUT_WINDOW)
-        fitting, heldout = [], []
+        fitting, heldout = list(chat.fitting), list(chat.heldout)
         for tokens in streams:
             border = len(tokens) - len(tokens) // HELD_OUT
             fitting.append(tokens[:border])
@@ -315,10 +333,35 @@ class Distillation(Training, Step):
         if self.dataset is not None:
             return [_read_dataset(self.dataset, context)]
         only_samples = self.text.text == SELF_GENERATED
-        texts = [] if only_samples else list(read_texts(self.text, context.progress))
+        plain = TextChoice(text=GENERAL) if self.text.text == CHAT_AND_GENERAL else self.text
+        texts = [] if only_samples else list(read_texts(plain, context.progress))
         if samples := self.samples or (DEFAULT_SAMPLES if only_samples else 0):
             texts.append(sample_text(teacher, samples, context.seed, context.progress))
         return texts
+
+
+def _chat(text: str, context: StepContext, teacher: LoadedModel) -> Windows:
+    """Return the teacher's answers to the bundled questions in its chat format, if a text is or includes them.
+
+    Raises:
+        RecipeError: The text is chat alone, and the teacher has no chat format.
+    """
+    chat_format = learn_chat_format(teacher.tokenizer) if text in (CHAT, CHAT_AND_GENERAL) else None
+    if isinstance(chat_format, PlainText) and text == CHAT:
+        raise RecipeError(
+            f"The text {CHAT} needs a teacher that can chat. {chat_format.reason} Choose another."
+        )
+    if not isinstance(chat_format, ChatFormat):
+        return Windows((), ())
+    answers = own_answers(teacher, CHAT_TOKENS, context.progress)
+    student = replace(teacher, tokenizer=context.tokenizer)
+    window = usable_window(context.model, HELDOUT_WINDOW)
+    windows = [torch.tensor(ids) for ids in pack(student, chat_format, answers, window, CHAT_TOKENS)]
+    for ids in windows:
+        check_vocabulary(context.model, context.tokenizer, ids)
+    heldout = windows[HELD_OUT - 1 :: HELD_OUT][: MAX_HELDOUT_TOKENS // (2 * window)]
+    fitting = [ids for number, ids in enumerate(windows) if number % HELD_OUT != HELD_OUT - 1]
+    return Windows(tuple(fitting), tuple(heldout))
 
 
 def _layer_origins(context: StepContext, teacher: LoadedModel) -> tuple[int, ...] | None:

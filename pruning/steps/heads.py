@@ -241,6 +241,11 @@ class Heads(Cut):
         columns = [(heads[:, None] * width + torch.arange(width)).flatten() for heads in kept[QUERY]]
         return refit_output_projections(context, QUERY, columns)
 
+    @property
+    def gentler(self) -> str | None:
+        """Repair makes up for part of what was removed."""
+        return None if self.repair else "Switch repair on."
+
     def describe(self) -> str:
         """Return how many heads are removed."""
         parts = []

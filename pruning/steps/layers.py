@@ -215,6 +215,13 @@ class Layers(Cut):
         total = shape.count(LAYER)
         return list(range(1, total - 1)) if self.protect else list(range(total))
 
+    @property
+    def gentler(self) -> str | None:
+        """What a layer is worth is seen by trying to do without it."""
+        if self.layers is not None or self.method not in ("perplexity", "greedy"):
+            return "Choose the layers by perplexity, which tries to do without each of them."
+        return None if self.repair else "Switch repair on."
+
     def describe(self) -> str:
         """Return which layers are removed, or how many."""
         if self.layers is not None:

@@ -173,6 +173,13 @@ class Neurons(Cut):
         """Refit the output projections to the neurons kept."""
         return refit_output_projections(context, NEURON, kept[NEURON]) if self.repair else Refit()
 
+    @property
+    def gentler(self) -> str | None:
+        """The default criterion and repair lose less than what does without text."""
+        if not criterion_named(self.criterion).needs_calibration:
+            return f"Choose the neurons by {DEFAULT_CRITERION}, which reads text, with repair."
+        return None if self.repair else "Switch repair on."
+
     def describe(self) -> str:
         """Return how many neurons are removed."""
         return describe_size(self.fraction, self.intermediate_size, "the MLP neurons")

@@ -221,6 +221,11 @@ class Weights(Step):
         mask = torch.zeros_like(groups, dtype=torch.bool)
         return mask.scatter_(1, order[:, group - zeros :], True).view_as(scores)
 
+    @property
+    def gentler(self) -> str | None:
+        """Weights chosen with the text lose less than those chosen by their size."""
+        return "Choose the weights by wanda, which reads text." if self.criterion == "magnitude" else None
+
     def describe(self) -> str:
         """Return how many weights become zero, and by which criterion."""
         if self.fraction is not None:
