@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import yaml
 from pydantic import AfterValidator, Field, model_validator
@@ -20,6 +20,9 @@ from pruning.schema import Frozen
 from pruning.steps import AnyStep
 from pruning.text.choice import DEFAULT_CALIBRATION, Calibration, TextChoice, read_text
 from pruning.text.passages import CUSTOM
+
+FORMAT = 2
+"""The format of the recipes that are written: from 2 on, chat and general text is the default to calibrate on."""
 
 MAX_STEPS = 32
 MAX_LAYERS = 4096
@@ -46,10 +49,6 @@ class Recipe(Frozen):
 
     recorded: ClassVar[frozenset[str]] = frozenset({"kept_layers"})
 
-    format: Literal[1, 2] = Field(
-        2,
-        description="Which defaults are meant by what is left out: 1, if this is left out too, those of 0.1.0",
-    )
     base: Name = Field(description="A name of the catalog, the id of a model on the Hub, or a folder")
     revision: Name | None = Field(
         None, description="The revision of the base; a run pins it to the one that it loaded"
@@ -155,16 +154,9 @@ class Recipe(Frozen):
         canonical = json.dumps(self.canonical(), sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()
 
-    def canonical(self) -> dict[str, Any]:
-        """Return plain values under the keys and values of release 0.1.0, from which digests are computed."""
-        plain = super().canonical()
-        if self.format == 1:
-            del plain["format"]
-        return plain
-
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values, without those that are not set."""
-        return self.model_dump(mode="json", exclude_none=True)
+        """Return plain values, without those that are not set, and the format that says which defaults are meant."""
+        return {"format": FORMAT, **self.model_dump(mode="json", exclude_none=True)}
 
     def to_yaml(self) -> str:
         """Return the recipe as YAML, which `parse` reads."""
@@ -178,7 +170,6 @@ class Recipe(Frozen):
         return (
             "import pruning\n\n"
             "recipe = pruning.Recipe(\n"
-            f"{'    format=1,' + chr(10) if self.format == 1 else ''}"
             f"    base={self.base!r},\n{revision}"
             f"    calibration={calibration},\n"
             f"    steps=[\n{steps}    ],\n"
@@ -227,13 +218,32 @@ class Recipe(Frozen):
             raise RecipeError("The keys of a recipe are words: base, steps, calibration, seed.")
         if (place := _place_of_content(values)) is not None:
             raise RecipeError(f"{place}: a recipe never holds the text itself. Remove it.")
-        if "format" not in values:
-            values = {"format": 1, "calibration": {}} | values
+        values = _in_todays_format(values)
         try:
             with located(text):
                 return cls.from_json(json.dumps(values, default=str))
         except TypeError:
             raise RecipeError("The keys of a recipe are words; one of them is not.") from None
+
+
+def _in_todays_format(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the plain values of a written recipe with today's defaults for what it leaves out.
+
+    A recipe without a format is of release 0.1.0: what it leaves out has the value that was the default then.
+
+    Raises:
+        RecipeError: The format is not known.
+    """
+    format, rest = (
+        values.get("format", 1),
+        {name: value for name, value in values.items() if name != "format"},
+    )
+    if type(format) is not int or not 1 <= format <= FORMAT:
+        raise RecipeError(
+            f"format: it is {str(format)[:40]!r}; this version reads recipes of the formats 1 to {FORMAT}. "
+            "Update Secateur, or correct the number."
+        )
+    return {"calibration": {}} | rest if format == 1 else rest
 
 
 def _place_of_content(values: object, outer: str = "") -> str | None:

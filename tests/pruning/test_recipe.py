@@ -117,8 +117,9 @@ def test_digest_knows_every_setting_and_no_order():
 
 def test_defaults():
     recipe = Recipe(base="gpt2", steps=[Neurons(fraction=0.2)])
-    assert recipe == parsed()
-    assert recipe.calibration == Calibration(text="general", tokens=8192, window=512)
+    assert recipe == parsed(format=2)
+    assert recipe.calibration == Calibration(text="chat_and_general", tokens=24_576, window=512)
+    assert parsed().calibration == Calibration(text="general", tokens=8192, window=512)
     assert (recipe.seed, recipe.revision) == (0, None)
     assert recipe.steps[0].criterion == "activation_prior"
     for name, criterion in CRITERIA.items():

@@ -45,7 +45,7 @@ def test_the_digest_of_a_recipe_is_what_it_was_and_survives_a_file():
     steps = [{"step": "neurons", "fraction": 0.2}]
     old = Recipe.parse(json.dumps({"base": "smollm2-135m", "steps": steps}))
     written_out = Recipe(
-        base="smollm2-135m", steps=steps, calibration=Calibration(text="general", tokens=8192), format=1
+        base="smollm2-135m", steps=steps, calibration=Calibration(text="general", tokens=8192)
     )
     assert old.digest == written_out.digest
     new = Recipe(base="smollm2-135m", steps=steps)
@@ -55,6 +55,13 @@ def test_the_digest_of_a_recipe_is_what_it_was_and_survives_a_file():
         named = {}
         exec(recipe.to_python().split("pruned =")[0], {"pruning": pruning}, named)
         assert named["recipe"] == recipe
+
+
+@pytest.mark.parametrize("unknown", [0, 3, "2", None, [], True])
+def test_a_recipe_of_another_format_is_refused(unknown):
+    text = json.dumps({"format": unknown, "base": "a", "steps": [{"step": "neurons", "fraction": 0.2}]})
+    with pytest.raises(RecipeError, match="this version reads recipes of the formats 1 to 2"):
+        Recipe.parse(text)
 
 
 @pytest.mark.real
