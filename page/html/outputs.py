@@ -3,33 +3,36 @@
 from html import escape
 
 
-def text_pair(prompt: str, original: str, pruned: str, writing: bool = False) -> str:
-    """Render both models' continuations side by side, with the first word that differs marked.
+def text_pair(prompt: str, original: str, pruned: str, writing: bool = False, chat: bool = False) -> str:
+    """Render what both models write side by side, with the first word that differs marked.
 
     Args:
-        prompt: What both models continue.
-        original: The continuation that the original model wrote.
-        pruned: The continuation that the pruned model wrote.
+        prompt: What both models answer or continue.
+        original: What the original model wrote.
+        pruned: What the pruned model wrote.
         writing: Whether the models are still writing, shown by a cursor.
+        chat: Whether the prompt is a question, which stands above the answers.
     """
+    asked = _prompt(prompt, chat)
     return (
         '<section class="text-pair">'
-        f"{_article('Original', 'before', prompt, original, pruned, writing)}"
-        f"{_article('Pruned', 'after', prompt, pruned, original, writing)}</section>"
+        f"{_article('Original', 'before', asked, original, pruned, writing)}"
+        f"{_article('Pruned', 'after', asked, pruned, original, writing)}</section>"
     )
 
 
-def _article(title: str, element: str, prompt: str, text: str, other: str, writing: bool) -> str:
+def _prompt(prompt: str, chat: bool) -> str:
+    return f'<span class="prompt{" question" if chat else ""}">{escape(prompt)}</span>'
+
+
+def _article(title: str, element: str, asked: str, text: str, other: str, writing: bool) -> str:
     start, end = first_difference(text, other)
     body = escape(text[:start])
     if end > start:
         body += f"<mark>{escape(text[start:end])}</mark>"
     body += escape(text[end:])
     cursor = '<span class="cursor"></span>' if writing else ""
-    return (
-        f'<article><h3>{title}</h3><p class="text" id="text-{element}">'
-        f'<span class="prompt">{escape(prompt)}</span>{body}{cursor}</p></article>'
-    )
+    return f'<article><h3>{title}</h3><p class="text" id="text-{element}">{asked}{body}{cursor}</p></article>'
 
 
 def first_difference(text: str, other: str) -> tuple[int, int]:
@@ -60,9 +63,9 @@ def text_pair_placeholder() -> str:
     )
 
 
-def sample(prompt: str, text: str) -> str:
-    """Render what a model writes during its distillation."""
+def sample(prompt: str, text: str, chat: bool = False) -> str:
+    """Render what a model writes during its distillation; with `chat`, as the answer to a question."""
     return (
-        '<section class="sample"><h3>Current output</h3><p class="text"><span class="prompt">'
-        f"{escape(prompt)}</span>{escape(text)}</p></section>"
+        '<section class="sample"><h3>Current output</h3><p class="text">'
+        f"{_prompt(prompt, chat)}{escape(text)}</p></section>"
     )

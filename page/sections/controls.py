@@ -8,7 +8,18 @@ from gradio.components import Component
 
 from page.html import model_map, render
 from page.sections.events import Part, on_event
-from page.server.form import CONTROLS, MAIN, MAX_CUSTOM_TEXT, ON_PAGE, Control, steps_from, values_of
+from page.server.form import (
+    CHAT,
+    CONTINUE,
+    CONTROLS,
+    FIRST_PROMPTS,
+    MAIN,
+    MAX_CUSTOM_TEXT,
+    ON_PAGE,
+    Control,
+    steps_from,
+    values_of,
+)
 from page.server.look_ups import look_up
 from page.server.session import user_message, visitor_of
 from page.workers.messages import FoundModel
@@ -22,8 +33,14 @@ from pruning.steps.settings import Choices
 from pruning.text.choice import DEFAULT_CALIBRATION
 from pruning.text.passages import CALIBRATION_NAMES, CUSTOM
 
-FIRST_PROMPT = "Paris is the capital of"
 FIRST_LENGTH = 40
+
+MODES: list[tuple[str, str | int | float]] = [("Chat", CHAT), ("Continue", CONTINUE)]
+PROMPT_LABELS = {
+    CHAT: ("Question", "Both models answer it"),
+    CONTINUE: ("Text to continue", "Both models continue it"),
+}
+BASE_MODEL = "This is a base model: it was not trained to answer questions, so it continues a text."
 
 ControlComponent = gr.Slider | gr.Dropdown | gr.Checkbox
 
@@ -39,12 +56,42 @@ class CalibrationPart:
 
 @dataclass(frozen=True)
 class SamplingPart:
-    """The prompt, and how to continue it. The seed is that of the recipe too."""
+    """The prompt, and what becomes of it. The seed is that of the recipe too.
 
+    Attributes:
+        mode: Whether both models answer a question in their chat format, or continue a text.
+        mode_note: Why they continue a text, if that is not what the visitor chose.
+        prompt: The question or the text.
+        length: The most tokens that they write.
+        temperature: How they are sampled.
+        seed: The seed of the sampling, and of the recipe.
+    """
+
+    mode: gr.Radio
+    mode_note: gr.HTML
     prompt: gr.Textbox
     length: gr.Slider
     temperature: gr.Slider
     seed: gr.Number
+
+    @property
+    def mode_outputs(self) -> list[Part]:
+        """What `show_mode` sets."""
+        return [self.mode, self.mode_note, self.prompt]
+
+    def show_mode(self, mode: str, note: str = "", prompt: object = None) -> dict[Part, object]:
+        """Return the mode, a note on it, and the prompt: the mode's first, unless the visitor wrote one.
+
+        Args:
+            mode: The mode.
+            note: Why it is not another one, if that needs to be said.
+            prompt: What stands in the box; None to leave it.
+        """
+        label, info = PROMPT_LABELS[mode]
+        box = gr.Textbox(label=label, info=info)
+        if prompt is not None:
+            box = gr.Textbox(to_first_prompt(prompt, mode), label=label, info=info)
+        return {self.mode: mode, self.mode_note: render.message(note) if note else "", self.prompt: box}
 
 
 @dataclass(frozen=True)
@@ -86,8 +133,9 @@ class ControlPanel:
 
     @property
     def sampling_inputs(self) -> list[Component]:
-        """The arguments of `sampling_from`, after the prompt."""
-        return [self.sampling.prompt, self.sampling.length, self.sampling.temperature]
+        """The arguments of `prompt_from`, and then those of `sampling_from` without the seed."""
+        part = self.sampling
+        return [part.prompt, part.mode, part.length, part.temperature]
 
     @property
     def recipe_outputs(self) -> list[Part]:
@@ -101,6 +149,7 @@ class ControlPanel:
             self.recipe,
             self.recipe_note,
             self.note,
+            *self.sampling.mode_outputs,
             *self.values,
         ]
 
@@ -180,9 +229,10 @@ def _build_calibration() -> CalibrationPart:
 
 
 def _build_sampling() -> SamplingPart:
-    prompt = gr.Textbox(
-        FIRST_PROMPT, label="Prompt", info="The model continues it", lines=2, elem_id="prompt"
-    )
+    mode = gr.Radio(MODES, value=CHAT, label="Mode", elem_id="mode")
+    mode_note = gr.HTML(elem_id="mode-note")
+    label, info = PROMPT_LABELS[CHAT]
+    prompt = gr.Textbox(FIRST_PROMPTS[CHAT], label=label, info=info, lines=2, elem_id="prompt")
     with gr.Accordion("Text generation settings", open=False, elem_id="generation"):
         length = gr.Slider(5, 200, value=FIRST_LENGTH, step=1, label="New tokens", elem_id="length")
         temperature = gr.Slider(
@@ -195,7 +245,7 @@ def _build_sampling() -> SamplingPart:
             elem_id="temperature",
         )
         seed = gr.Number(0, label="Seed", precision=0, info="Used for both texts", elem_id="seed")
-    return SamplingPart(prompt, length, temperature, seed)
+    return SamplingPart(mode, mode_note, prompt, length, temperature, seed)
 
 
 def _models() -> list[tuple[str, str | int | float]]:
@@ -271,6 +321,16 @@ def wire(panel: ControlPanel, picture: gr.HTML) -> None:
         trigger_mode="always_last",
     )
     on_event([panel.model.input], fit_sliders, [panel.model], [value for _, value in panel.sliders])
+    sampling = panel.sampling
+
+    def switch_mode(mode: str, prompt: str) -> dict[Part, object]:
+        return sampling.show_mode(mode if mode in FIRST_PROMPTS else CHAT, prompt=prompt)
+
+    def suit_mode(model: str, prompt: str) -> dict[Part, object]:
+        return sampling.show_mode(*mode_for(model), prompt)
+
+    on_event([sampling.mode.input], switch_mode, [sampling.mode, sampling.prompt], sampling.mode_outputs)
+    on_event([panel.model.input], suit_mode, [panel.model, sampling.prompt], sampling.mode_outputs)
     criterion, repair = panel.value_of(f"{MAIN}-criterion"), panel.value_of(f"{MAIN}-repair")
     on_event([criterion.input], describe_criterion, [criterion], [panel.criterion_note, repair])
     on_event(
@@ -331,7 +391,23 @@ def _fit(control: Control, shape: Shape) -> gr.Slider:
     return gr.Slider(maximum=max(largest, 1), interactive=largest > 0)
 
 
-def show_recipe(panel: ControlPanel, recipe: Recipe, before: Shape) -> dict[Part, object]:
+def mode_for(model: object) -> tuple[str, str]:
+    """Return the mode that suits a model, and why if it is not to chat.
+
+    Whether a model that is not in the catalog can chat is found out when it is loaded.
+    """
+    entry = catalog.find(model) if isinstance(model, str) else None
+    return (CHAT, "") if entry is None or entry.instruct else (CONTINUE, BASE_MODEL)
+
+
+def to_first_prompt(prompt: object, mode: str) -> str:
+    """Return the first prompt of a mode in place of another mode's or of none; what a visitor wrote remains."""
+    if isinstance(prompt, str) and prompt.strip() and prompt not in FIRST_PROMPTS.values():
+        return prompt
+    return FIRST_PROMPTS[mode]
+
+
+def show_recipe(panel: ControlPanel, recipe: Recipe, before: Shape, prompt: object) -> dict[Part, object]:
     """Return the controls for a recipe.
 
     If it holds more than they can say, they remain, and Prune follows the recipe until one of them moves.
@@ -340,8 +416,10 @@ def show_recipe(panel: ControlPanel, recipe: Recipe, before: Shape) -> dict[Part
         panel: The controls.
         recipe: The recipe.
         before: The shape of its base.
+        prompt: What stands in the box for the prompt.
     """
     updates: dict[Part, object] = {
+        **panel.sampling.show_mode(*mode_for(recipe.base), prompt),
         panel.model: recipe.base,
         panel.calibration.text: recipe.calibration.text,
         panel.calibration.tokens: recipe.calibration.tokens,

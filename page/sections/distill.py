@@ -11,7 +11,7 @@ from page.html.outputs import sample as draw_sample
 from page.sections.events import JobPanel, Part, Updates, on_event, on_start
 from page.sections.prune import PruneRequest, outputs, prune_and_show, sampling_from
 from page.sections.section import Page
-from page.server.form import with_text
+from page.server.form import prompt_from, with_text
 from page.server.jobs import run_job
 from page.server.session import (
     DISTILLATION_OVERHEAD,
@@ -20,7 +20,7 @@ from page.server.session import (
     jobs,
     visitor_of,
 )
-from page.workers.messages import Done, Partial, PrunedSummary, TrainingUpdate
+from page.workers.messages import Done, Partial, Prompt, PrunedSummary, TrainingUpdate
 from page.workers.tasks import DistillTask, Task
 from pruning import Distillation, Recipe, Sampling
 from pruning.distillation.progress import TrainingProgress
@@ -63,11 +63,12 @@ class DistillSection:
             minutes: object,
             custom_text: object,
             prompt: str,
+            mode: str,
             length: object,
             temperature: object,
             seed: object,
         ) -> Iterator[Updates]:
-            samplings: list[Sampling] = []
+            settings: list[tuple[Prompt, Sampling]] = []
             distilled: list[Recipe] = []
             rows: list[tuple[float, float, str]] = []
 
@@ -75,13 +76,13 @@ class DistillSection:
                 step = Distillation(minutes=_check_minutes(minutes))
                 if recipe is None:
                     raise RecipeError("There is nothing to distill yet: press Prune first.")
-                samplings.append(sampling_from(length, temperature, seed))
-                return [DistillTask(with_text(recipe, custom_text), step, prompt, samplings[0])]
+                settings.append((prompt_from(prompt, mode), sampling_from(length, temperature, seed)))
+                return [DistillTask(with_text(recipe, custom_text), step, *settings[0])]
 
             def show(event: Partial | Done) -> Updates:
                 match event:
                     case Partial(TrainingUpdate(progress, sample)):
-                        return self._show_progress(rows, progress, prompt, sample)
+                        return self._show_progress(rows, progress, settings[0][0], sample)
                     case Done(PrunedSummary() as pruned):
                         distilled.append(pruned.recipe)
                         return self._show_note(pruned)
@@ -95,7 +96,7 @@ class DistillSection:
             )
             yield from JobPanel(self.status, self.start, self.stop).follow(events, show)
             if distilled:
-                results = PruneRequest(distilled[0], prompt, samplings[0])
+                results = PruneRequest(distilled[0], *settings[0])
                 yield from prune_and_show(page, lambda: results, request, token)
 
         def stop(request: gr.Request) -> None:
@@ -121,14 +122,14 @@ class DistillSection:
         self,
         rows: list[tuple[float, float, str]],
         progress: TrainingProgress,
-        prompt: str,
+        prompt: Prompt,
         sample: str | None,
     ) -> Updates:
         updates: dict[Part, object] = {self.status: render.training_status(progress)}
         if progress.evaluated:
             rows.append((progress.seconds, progress.perplexity, "distilled"))
             updates[self.curve] = gr.LinePlot(_frame(rows, progress), visible=True)
-            updates[self.sample] = draw_sample(prompt, sample or "")
+            updates[self.sample] = draw_sample(prompt.text, sample or "", chat=prompt.chat is not False)
         return updates
 
     def _show_note(self, pruned: PrunedSummary) -> Updates:

@@ -93,7 +93,7 @@ class ExportSection:
             self.column: gr.Column(visible=True),
             self.recipe.recipe: pruned.recipe.to_yaml(),
             self.recipe.python: pruned.recipe.to_python(),
-            self.recipe.link: links.link(pruned.recipe, request),
+            self.recipe.link: links.link(pruned.recipe, request, pruned.prompt),
             self.download.status: "",
             self.publish.status: "",
         }

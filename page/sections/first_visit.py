@@ -11,7 +11,7 @@ from page.sections.events import Updates, on_event
 from page.sections.recipe_box import open_recipe, recipe_outputs
 from page.sections.section import Page
 from page.server import links
-from page.server.form import CONTROLS
+from page.server.form import CHAT, CONTROLS, FIRST_PROMPTS
 from page.server.warm_up import WarmUp
 from pruning import Recipe, catalog
 
@@ -35,16 +35,22 @@ def wire(demo: gr.Blocks, tabs: gr.Tabs, page: Page, course: CourseTab, warm_up:
             **dict(zip(sliders, fit_sliders(model, request, token), strict=True)),
         }
         if value := request.query_params.get(links.PARAMETER):
-            yield open_recipe(page, lambda: links.decode(value), request, token)
+            updates = open_recipe(page, lambda: links.decode(value), FIRST_PROMPTS[CHAT], request, token)
+            if asked := links.decode_prompt(request.query_params):
+                mode, prompt = asked
+                updates |= controls.sampling.show_mode(mode, prompt=prompt)
+            yield updates
 
     def show_linked_lesson(request: gr.Request) -> Updates:
         key = lesson_of_link(request.query_params.get(PARAMETER, ""))
         return {tabs: gr.Tabs(selected="course"), course.chosen: key} if key else {tabs: gr.skip()}
 
-    def open_result(recipe: object, request: gr.Request, token: gr.OAuthToken | None) -> Updates:
+    def open_result(
+        recipe: object, prompt: object, request: gr.Request, token: gr.OAuthToken | None
+    ) -> Updates:
         if not isinstance(recipe, Recipe):
             return {tabs: gr.skip()}
-        return {tabs: gr.Tabs(selected="prune")} | open_recipe(page, lambda: recipe, request, token)
+        return {tabs: gr.Tabs(selected="prune")} | open_recipe(page, lambda: recipe, prompt, request, token)
 
     demo.load(
         show_first,
@@ -55,4 +61,9 @@ def wire(demo: gr.Blocks, tabs: gr.Tabs, page: Page, course: CourseTab, warm_up:
         api_visibility="private",
     )
     on_event([demo.load], show_linked_lesson, outputs=[tabs, course.chosen])
-    on_event([course.open_result.click], open_result, [course.recipe], [tabs, *recipe_outputs(page)])
+    on_event(
+        [course.open_result.click],
+        open_result,
+        [course.recipe, controls.sampling.prompt],
+        [tabs, *recipe_outputs(page)],
+    )

@@ -7,10 +7,10 @@ import gradio as gr
 import pandas as pd
 
 from page.html import charts
-from page.sections.controls import FIRST_PROMPT, follow_recipe
+from page.sections.controls import follow_recipe
 from page.sections.events import JobPanel, Part, Updates, on_event, on_start
 from page.sections.section import Page
-from page.server.form import MAIN, calibration_from, to_integer, with_text
+from page.server.form import CONTINUE, FIRST_PROMPTS, MAIN, calibration_from, to_integer, with_text
 from page.server.jobs import run_job
 from page.server.session import job_name, visitor_of
 from page.workers.messages import Done, ImportanceMap, LayerInfluences, NextTokens, Partial, PrunedSummary
@@ -290,7 +290,7 @@ def build() -> InspectSection:
 
 
 def _build_next_tokens() -> NextTokensPart:
-    prompt = gr.Textbox(FIRST_PROMPT, label="Text so far", max_length=2_000, elem_id="next-prompt")
+    prompt = gr.Textbox(FIRST_PROMPTS[CONTINUE], label="Text so far", max_length=2_000, elem_id="next-prompt")
     start = gr.Button("Show the ten likeliest next words", elem_id="next")
     return NextTokensPart(prompt, start, gr.HTML(elem_id="next-words", min_height=60))
 

@@ -9,20 +9,20 @@ from page.html import model_map, render
 from page.html.outputs import text_pair
 from page.sections.events import Part, Updates, on_event, on_start
 from page.sections.section import Page
-from page.server.form import recipe_from, to_integer, to_number
+from page.server.form import CONTINUE, prompt_from, recipe_from, to_integer, to_number
 from page.server.jobs import run_job
 from page.server.session import job_name, jobs, visitor_of
-from page.workers.messages import Done, Evaluation, Partial, PrunedSummary, Texts
+from page.workers.messages import Done, Evaluation, Partial, Prompt, PrunedSummary, Texts
 from page.workers.tasks import CompareTask, EvaluateTask, PruneTask, Task
 from pruning import Recipe, Sampling
 
 
 @dataclass(frozen=True)
 class PruneRequest:
-    """A recipe, and the prompt that both models continue."""
+    """A recipe, and the prompt that both models answer or continue."""
 
     recipe: Recipe
-    prompt: str
+    prompt: Prompt
     sampling: Sampling
 
     @property
@@ -41,6 +41,7 @@ def wire(page: Page) -> None:
         request: gr.Request,
         token: gr.OAuthToken | None,
         prompt: str,
+        mode: str,
         length: object,
         temperature: object,
         opened: Recipe | None,
@@ -48,7 +49,8 @@ def wire(page: Page) -> None:
     ) -> Iterator[Updates]:
         def plan() -> PruneRequest:
             recipe = recipe_from(opened, *values)
-            return PruneRequest(recipe, prompt, sampling_from(length, temperature, recipe.seed))
+            sampling = sampling_from(length, temperature, recipe.seed)
+            return PruneRequest(recipe, prompt_from(prompt, mode), sampling)
 
         yield from prune_and_show(page, plan, request, token)
 
@@ -71,11 +73,12 @@ def wire(page: Page) -> None:
 
 def outputs(page: Page) -> list[Part]:
     """Return what `prune_and_show` changes."""
-    return [*page.results.outputs, *(part for section in page.sections for part in section.result_outputs)]
+    sections = (part for section in page.sections for part in section.result_outputs)
+    return [*page.results.outputs, *page.controls.sampling.mode_outputs, *sections]
 
 
 def sampling_from(length: object, temperature: object, seed: object) -> Sampling:
-    """Return how to continue the prompt.
+    """Return how to answer or continue the prompt.
 
     Raises:
         RecipeError: A value is out of range.
@@ -90,7 +93,7 @@ def sampling_from(length: object, temperature: object, seed: object) -> Sampling
 def prune_and_show(
     page: Page, plan: Callable[[], PruneRequest], request: gr.Request, token: gr.OAuthToken | None
 ) -> Iterator[Updates]:
-    """Prune, continue the prompt with both models, and evaluate them.
+    """Prune, give both models the prompt, and evaluate them.
 
     Args:
         page: Where the results are shown.
@@ -100,20 +103,23 @@ def prune_and_show(
     """
     pane = page.results
     planned: list[PruneRequest] = []
+    summaries: list[PrunedSummary] = []
 
     def tasks() -> list[Task]:
         planned.append(plan())
         return planned[0].tasks
 
     def show(event: Partial | Done) -> Updates:
-        recipe, prompt = planned[0].recipe, planned[0].prompt
+        recipe, prompt = planned[0].recipe, planned[0].prompt.text
         match event:
             case Done(PrunedSummary() as pruned):
+                summaries.append(pruned)
                 return _show_pruned(page, pruned, planned[0], request)
             case Partial(Texts(before, after)):
-                return {pane.texts: text_pair(prompt, before, after, writing=True)}
+                chat = summaries[0].is_chat
+                return {pane.texts: text_pair(prompt, before, after, writing=True, chat=chat)}
             case Done(Texts(before, after)):
-                return {pane.texts: text_pair(prompt, before, after)}
+                return {pane.texts: text_pair(prompt, before, after, chat=summaries[0].is_chat)}
             case Partial(Evaluation(report=report)):
                 return pane.show_report(report, recipe)
             case Done(Evaluation(report=report)):
@@ -135,10 +141,13 @@ def _show_pruned(
             pruned.before, pruned.after, model_map.weights_origin(pruned.source)
         ),
         pane.job.status: render.status("Writing", kind="busy"),
-        pane.texts: text_pair(planned.prompt, "", "", writing=True),
+        pane.texts: text_pair(planned.prompt.text, "", "", writing=True, chat=pruned.is_chat),
         pane.recipe: planned.recipe.without_custom_text(),
     }
     updates |= pane.show_report(pruned.report, planned.recipe)
+    if pruned.plain_reason:
+        note = f"This model cannot chat, so it continues a text. {pruned.plain_reason}"
+        updates |= page.controls.sampling.show_mode(CONTINUE, note)
     for section in page.sections:
         updates |= section.show_result(pruned, request)
     return updates

@@ -41,10 +41,13 @@ def build() -> RecipeBox:
 def wire(page: Page, box: RecipeBox) -> None:
     """Connect the button."""
 
-    def open_pasted_recipe(text: object, request: gr.Request, token: gr.OAuthToken | None) -> Updates:
-        return open_recipe(page, lambda: links.read(text), request, token)
+    def open_pasted_recipe(
+        text: object, prompt: object, request: gr.Request, token: gr.OAuthToken | None
+    ) -> Updates:
+        return open_recipe(page, lambda: links.read(text), prompt, request, token)
 
-    on_event([box.use.click], open_pasted_recipe, [box.text], recipe_outputs(page))
+    inputs = [box.text, page.controls.sampling.prompt]
+    on_event([box.use.click], open_pasted_recipe, inputs, recipe_outputs(page))
 
 
 def recipe_outputs(page: Page) -> list[Part]:
@@ -53,13 +56,18 @@ def recipe_outputs(page: Page) -> list[Part]:
 
 
 def open_recipe(
-    page: Page, read: Callable[[], Recipe], request: gr.Request, token: gr.OAuthToken | None
+    page: Page,
+    read: Callable[[], Recipe],
+    prompt: object,
+    request: gr.Request,
+    token: gr.OAuthToken | None,
 ) -> dict[Part, object]:
     """Set the page to a recipe.
 
     Args:
         page: The page.
         read: Returns the recipe; it may raise what the visitor is then told.
+        prompt: What stands in the box for the prompt.
         request: The visitor's request.
         token: The visitor's token, if they are signed in.
     """
@@ -67,7 +75,7 @@ def open_recipe(
     try:
         recipe = read()
         base = look_up(recipe.base, visitor_of(request, token))
-        return show_recipe(page.controls, recipe, base.shape) | {
+        return show_recipe(page.controls, recipe, base.shape, prompt) | {
             page.results.picture: draw_recipe(recipe, base),
             status: render.status("The recipe is set. Press Prune."),
         }

@@ -16,7 +16,7 @@ from page.server.form import CONTROLS, steps_from
 from page.server.jobs import run_job
 from page.server.look_ups import look_up
 from page.server.session import job_name, user_message
-from page.workers.messages import Done, Evaluation, Failed, PrunedSummary, Stopped, Texts
+from page.workers.messages import Done, Evaluation, Failed, Prompt, PrunedSummary, Stopped, Texts
 from page.workers.tasks import CompareTask, EvaluateTask, PruneTask, PublishTask, Task
 from page.workers.workbench import Visitor
 from pruning import Preview, Recipe, Sampling, catalog
@@ -103,11 +103,13 @@ def generate(
     max_new_tokens: int = 40,
     temperature: float = 0.0,
     seed: int = 0,
+    chat: bool | None = None,
+    system: str = "",
 ) -> Answer:
-    """Continue a prompt with a model and with the same model after a cut, from the same sampling noise.
+    """Give a prompt to a model and to the same model after a cut, with the same sampling noise.
 
     Args:
-        prompt: The text to continue.
+        prompt: The question, or the text to continue.
         model: A name in the catalog, such as smollm2-135m, or the id of a public model on the Hub.
         neurons: MLP neurons to remove in each layer, in percent, from 0 to 90.
         heads: Groups of attention heads that share keys and values to remove in each layer.
@@ -117,9 +119,13 @@ def generate(
         max_new_tokens: The most tokens to generate, up to 200.
         temperature: 0 always picks the likeliest token; up to 2 is more varied.
         seed: The seed of the sampling noise, if the temperature is above 0.
+        chat: Whether to ask the prompt in the model's chat format; null asks it if the model has one, and
+            continues it as a text otherwise.
+        system: A system prompt for the chat; empty for the one of the model's chat template, if it has one.
 
     Returns:
-        prompt, before and after (the two continuations), and the recipe.
+        prompt, before and after (what the two models write), chat (whether they were asked in their chat format),
+        plain_reason (if not, why, in case chat was null), and the recipe.
     """
 
     def plan() -> list[Task]:
@@ -127,7 +133,8 @@ def generate(
         if isinstance(max_new_tokens, int) and max_new_tokens > MAX_NEW_TOKENS:
             raise RecipeError(f"max_new_tokens is {max_new_tokens}; it must be at most {MAX_NEW_TOKENS}.")
         sampling = Sampling(max_new_tokens, temperature, seed)
-        return [PruneTask(planned, prompt), CompareTask(planned, prompt, sampling)]
+        asked = _prompt(prompt, chat, system)
+        return [PruneTask(planned, asked), CompareTask(planned, asked, sampling)]
 
     def answer(results: Sequence[object]) -> Answer:
         pruned, texts = results
@@ -137,6 +144,8 @@ def generate(
             "prompt": prompt,
             "before": texts.before,
             "after": texts.after,
+            "chat": pruned.is_chat,
+            "plain_reason": pruned.plain_reason,
             "recipe": pruned.recipe.to_dict(),
         }
 
@@ -245,6 +254,15 @@ def _recipe(
     if not steps:
         raise RecipeError("Nothing to cut: give a number of neurons, heads, layers or channels, or a recipe.")
     return Recipe(base=model, steps=steps)
+
+
+def _prompt(text: object, chat: object, system: object) -> Prompt:
+    """Return what a call gives both models. Raises `RecipeError` for values of other kinds."""
+    if not isinstance(text, str) or not isinstance(system, str):
+        raise RecipeError("prompt and system must be texts.")
+    if chat is not None and not isinstance(chat, bool):
+        raise RecipeError("chat must be true, false or null.")
+    return Prompt(text, chat, system or None)
 
 
 def _run(

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 
 from page.server.look_ups import look_up
 from page.server.session import JOB_SECONDS, pools
+from page.workers.messages import Prompt
 from page.workers.pool import worker_memory
 from page.workers.tasks import (
     ZIP,
@@ -50,6 +51,9 @@ MAX_STEPS = 20
 
 ELSEWHERE = "Or run Secateur on your own machine."
 ASK_FOR_LESS = "Ask for less, or choose a smaller model."
+
+CHAT_TOKENS = 256
+"""At most of what chat templates write around a question, with a system prompt of their own."""
 
 CHARACTERS_PER_TOKEN = 4
 """Of a text in English. What is refused must be certain, so a text counts as no more tokens than that."""
@@ -114,7 +118,7 @@ def check_task(task: Task, visitor: Visitor, seconds: float) -> None:
             check_recipe(recipe.model_copy(update={"steps": (*before, step)}))
         case CompareTask(recipe, prompt, sampling):
             check_recipe(recipe)
-            tokens = least_tokens(prompt, MAX_PROMPT_TOKENS)
+            tokens = prompt_tokens(prompt)
             check_cost(
                 lambda shape, _: generating((shape, shape), tokens, sampling.max_new_tokens), recipe.base
             )
@@ -135,6 +139,14 @@ def check_task(task: Task, visitor: Visitor, seconds: float) -> None:
         case ImportanceTask(model, _, _, calibration) | InfluenceTask(model, calibration):
             # The same text is read for a cut of neurons, of which it is known what would fit.
             check_recipe(Recipe(base=model, calibration=calibration, steps=(Neurons(fraction=0.2),)))
+
+
+def prompt_tokens(prompt: Prompt) -> int:
+    """Return how many tokens a prompt has at least; if it may be a question, with room for its chat format."""
+    around = 0 if prompt.chat is False else CHAT_TOKENS
+    return min(
+        around + least_tokens(prompt.text + (prompt.system or ""), MAX_PROMPT_TOKENS), MAX_PROMPT_TOKENS
+    )
 
 
 def least_tokens(text: str, most: int) -> int:

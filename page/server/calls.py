@@ -265,7 +265,11 @@ def _check_arguments(function: BlockFunction, given: dict[str, object]) -> None:
 def _kind_of(block: Block) -> str:
     """Return the name of a component, or of the type of an argument of the API."""
     name = block.get_block_name()
-    return str(block.api_info().get("type")) if name == "api" and isinstance(block, Component) else name
+    if name != "api" or not isinstance(block, Component):
+        return name
+    kinds = block.api_info()
+    # An argument that may be null names null first, then its type.
+    return str(kinds["oneOf"][-1].get("type") if "oneOf" in kinds else kinds.get("type"))
 
 
 def _fits(block: Block, value: object) -> bool:

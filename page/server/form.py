@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from page.workers.messages import Prompt
 from pruning import Calibration, Recipe
 from pruning.errors import RecipeError
 from pruning.steps import STEPS, AnyStep
@@ -15,6 +16,9 @@ MAX_PERCENT = 99
 MAIN = "neurons"
 MAIN_START = 20
 """The percentage of neurons to remove when the page opens."""
+CHAT, CONTINUE = "chat", "continue"
+FIRST_PROMPTS = {CHAT: "What is the capital of France?", CONTINUE: "Paris is the capital of"}
+"""The prompt in each mode before the visitor writes one: a question to answer, or a text to continue."""
 SEPARATE_SECTIONS = ("distillation",)
 """Steps that have a section of their own on the page."""
 
@@ -186,6 +190,19 @@ def with_text(recipe: Recipe, custom_text: object) -> Recipe:
             "Calibration text, paste it again, and repeat."
         )
     return recipe.with_custom_text(custom_text)
+
+
+def prompt_from(text: object, mode: object) -> Prompt:
+    """Return the prompt that the visitor gives both models.
+
+    Raises:
+        RecipeError: It is not a text, or there is no such mode.
+    """
+    if not isinstance(text, str):
+        raise RecipeError("The prompt is empty. Write a few words.")
+    if not isinstance(mode, str) or mode not in FIRST_PROMPTS:
+        raise RecipeError(f"The mode is {str(mode)[:40]!r}. Choose Chat or Continue.")
+    return Prompt(text, chat=None if mode == CHAT else False)
 
 
 def to_integer(value: object, name: str) -> int:

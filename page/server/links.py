@@ -1,15 +1,21 @@
-"""A recipe in the address of the page."""
+"""A recipe, and what its models were asked, in the address of the page."""
 
 import base64
 import json
+from collections.abc import Mapping
+from urllib.parse import urlencode
 
 import gradio as gr
 
+from page.server.form import CHAT, CONTINUE, FIRST_PROMPTS
+from page.workers.messages import Prompt
 from pruning import Recipe
 from pruning.errors import RecipeError
 
-PARAMETER = "recipe"
+PARAMETER, PROMPT, MODE = "recipe", "prompt", "mode"
 MAX_LENGTH = 8_000
+MAX_PROMPT = 500
+"""A longer prompt is left out of a link."""
 
 
 def encode(recipe: Recipe) -> str:
@@ -47,8 +53,18 @@ def decode(value: str) -> Recipe:
     return Recipe.parse(text)
 
 
-def link(recipe: Recipe, request: gr.Request) -> str:
+def decode_prompt(parameters: Mapping[str, str]) -> tuple[str, str] | None:
+    """Return the mode and the prompt in the query parameters of a link; None if they name no mode."""
+    mode = parameters.get(MODE)
+    if mode not in FIRST_PROMPTS:
+        return None
+    return mode, parameters.get(PROMPT, FIRST_PROMPTS[mode])[:MAX_PROMPT]
+
+
+def link(recipe: Recipe, request: gr.Request, prompt: Prompt | None = None) -> str:
     """Return the address that opens the page with a recipe, as the visitor's browser sees the page.
+
+    A prompt that the visitor wrote comes along, unless it is long.
 
     The host that a proxy forwards is there only if the page believes it: `middleware.Gate` removes others.
     """
@@ -56,4 +72,9 @@ def link(recipe: Recipe, request: gr.Request) -> str:
     scheme = headers.get("x-forwarded-proto", "http").split(",")[0].strip()
     host = headers.get("x-forwarded-host") or headers.get("host", "")
     address = f"{'https' if scheme == 'https' else 'http'}://{host.split(',')[0].strip()}/"
-    return f"{address}?{PARAMETER}={encode(recipe)}"
+    query = {PARAMETER: encode(recipe)}
+    if prompt is not None:
+        query[MODE] = CHAT if prompt.chat else CONTINUE
+        if len(prompt.text) <= MAX_PROMPT and prompt.text != FIRST_PROMPTS[query[MODE]]:
+            query[PROMPT] = prompt.text
+    return f"{address}?{urlencode(query)}"

@@ -28,6 +28,7 @@ from pruning.text.choice import DEFAULT_CALIBRATION
 from pruning.text.generation import generate
 
 PROMPT = "The old man walked to the"
+"""A text to continue, so that models with a chat format and models without one can be compared."""
 SAMPLING = Sampling(24)
 SEARCH_TOKENS = 1024
 EVALUATION_TOKENS = 1000
@@ -75,7 +76,7 @@ class LessonTask(Task):
 
 
 def _model(title: str, report: Report, model: LoadedModel | Pruned) -> LessonModel:
-    text = generate(model, PROMPT, SAMPLING)
+    text = generate(model, PROMPT, SAMPLING, chat=False)
     return LessonModel(title, report, isinstance(model, Pruned), text)
 
 

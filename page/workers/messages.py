@@ -103,6 +103,21 @@ class FoundModel:
 
 
 @dataclass(frozen=True)
+class Prompt:
+    """What both models are given.
+
+    Attributes:
+        text: A question, or a text to continue.
+        chat: Whether it is a question in the models' chat format; None: if they have one.
+        system: A system prompt for the chat; None for that of the chat template, if it has one.
+    """
+
+    text: str
+    chat: bool | None = None
+    system: str | None = None
+
+
+@dataclass(frozen=True)
 class PrunedSummary:
     """A pruned model without its weights.
 
@@ -112,6 +127,8 @@ class PrunedSummary:
         before: The shape of the base.
         after: The shape of the pruned model.
         source: Where the base comes from.
+        prompt: The prompt as both models read it: its `chat` is true or false. None if there was none.
+        plain_reason: Why they continue the prompt as a text although it might be a question, in one sentence.
     """
 
     recipe: Recipe
@@ -119,10 +136,17 @@ class PrunedSummary:
     before: Shape
     after: Shape
     source: Source
+    prompt: Prompt | None = None
+    plain_reason: str = ""
 
     @classmethod
     def of(cls, pruned: Pruned, before: Shape) -> "PrunedSummary":
         return cls(pruned.recipe, pruned.report, before, pruned.shape, pruned.source)
+
+    @property
+    def is_chat(self) -> bool:
+        """Whether both models answer the prompt as a question."""
+        return self.prompt is not None and self.prompt.chat is True
 
     def to_dict(self) -> dict[str, object]:
         """Return plain values: parameters, config, recipe and report."""
@@ -140,7 +164,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Texts:
-    """The continuations of one prompt by the original and by the pruned model."""
+    """What the original and the pruned model make of one prompt."""
 
     before: str
     after: str

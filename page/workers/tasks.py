@@ -2,7 +2,7 @@
 
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar, Literal, Protocol
@@ -15,6 +15,7 @@ from page.workers.messages import (
     NextTokens,
     Partial,
     Progress,
+    Prompt,
     PrunedSummary,
     Released,
     TaskEvent,
@@ -34,7 +35,9 @@ from pruning.pipeline import Pruned
 from pruning.progress import TrainingPulse
 from pruning.shape_search.search import SearchResult
 from pruning.sharing.gguf import GGUF_TYPES, export, gguf_types
-from pruning.text.generation import encode_prompt, generate, stream_pair
+from pruning.text.chat import PlainText
+from pruning.text.chat_learning import learn_chat_format
+from pruning.text.generation import CausalLM, generate, prepare_prompt, stream_pair
 
 ZIP = "zip"
 FORMS = (ZIP, *GGUF_TYPES)
@@ -126,8 +129,9 @@ class LoadTask(Task):
     name: str
 
     def perform(self, context: TaskContext) -> None:
-        """Load it."""
-        context.workbench.load(self.name, context.visitor, progress=context.emit)
+        """Load it, and learn its chat format."""
+        base = context.workbench.load(self.name, context.visitor, progress=context.emit)
+        learn_chat_format(base.tokenizer)
 
 
 @dataclass(frozen=True)
@@ -143,37 +147,65 @@ class WarmUpTask(Task):
 
 @dataclass(frozen=True)
 class PruneTask(Task):
-    """Prune a model. A `prompt` that is to be continued later is checked before the result is shown."""
+    """Prune a model. A `prompt` that both models are given later is checked before the result is shown."""
 
     recipe: Recipe
-    prompt: str | None = None
+    prompt: Prompt | None = None
 
     def perform(self, context: TaskContext) -> PrunedSummary:
         """Return the pruned model's summary."""
-        pruned = context.workbench.prune(self.recipe, context.visitor, context.emit)
+        base, pruned = context.workbench.load_pair(self.recipe, context.visitor, context.emit)
         summary = context.summarize(pruned)
         if self.prompt is not None:
-            encode_prompt(pruned.tokenizer, self.prompt)
+            prompt, reason = as_read(self.prompt, (base, pruned))
+            summary = replace(summary, prompt=prompt, plain_reason=reason)
         return summary
+
+
+def as_read(prompt: Prompt, models: Sequence[CausalLM]) -> tuple[Prompt, str]:
+    """Return a prompt as all of some models read it, and why as a text to continue, if it might be a question.
+
+    Raises:
+        RecipeError: One of them cannot read it, or not as is asked.
+    """
+    read = [
+        prepare_prompt(model.tokenizer, prompt.text, chat=prompt.chat, system=prompt.system)
+        for model in models
+    ]
+    if all(each.is_chat for each in read):
+        return replace(prompt, chat=True), ""
+    formats = [learn_chat_format(model.tokenizer) for model in models] if prompt.chat is None else []
+    reasons = [learned.reason for learned in formats if isinstance(learned, PlainText)]
+    return replace(prompt, chat=False), next(iter(reasons), "")
 
 
 @dataclass(frozen=True)
 class CompareTask(Task):
-    """Continue a prompt with the original and the pruned model."""
+    """Let the original and the pruned model answer a question or continue a text."""
 
     recipe: Recipe
-    prompt: str
+    prompt: Prompt
     sampling: Sampling
 
     def perform(self, context: TaskContext) -> Texts:
         """Emit both texts as they grow, and return them."""
         base, pruned = context.workbench.load_pair(self.recipe, context.visitor, context.emit)
+        prompt, _ = as_read(self.prompt, (base, pruned))
         texts = Texts("", "")
 
         def stopped() -> bool:
             return context.control.stopped
 
-        for before, after in stream_pair(base, pruned, self.prompt, self.sampling, stopped=stopped):
+        pair = stream_pair(
+            base,
+            pruned,
+            prompt.text,
+            self.sampling,
+            chat=prompt.chat,
+            system=prompt.system,
+            stopped=stopped,
+        )
+        for before, after in pair:
             texts = Texts(before, after)
             context.emit(Partial(texts))
         return texts
@@ -225,18 +257,19 @@ class SearchTask(Task):
 
 @dataclass(frozen=True)
 class DistillTask(Task):
-    """Distill a pruned model from its base; `prompt` is continued at each evaluation."""
+    """Distill a pruned model from its base; `prompt` is given to it at each evaluation."""
 
     kind = LONG
     recipe: Recipe
     step: Distillation
-    prompt: str
+    prompt: Prompt
     sampling: Sampling
 
     def perform(self, context: TaskContext) -> PrunedSummary:
         """Emit an update after every step, and return the distilled model's summary."""
         bench, visitor = context.workbench, context.visitor
-        base, _ = bench.load_pair(self.recipe, visitor, context.emit)
+        base, pruned = bench.load_pair(self.recipe, visitor, context.emit)
+        prompt, _ = as_read(self.prompt, (base, pruned))
         sampling = replace(self.sampling, max_new_tokens=min(SAMPLE_TOKENS, self.sampling.max_new_tokens))
 
         def report(progress: Progress) -> None:
@@ -250,7 +283,8 @@ class DistillTask(Task):
                 progress.stop()
             sample = None
             if progress.evaluated:
-                sample = generate(replace(base, model=progress.model), self.prompt, sampling)
+                student = replace(base, model=progress.model)
+                sample = generate(student, prompt.text, sampling, chat=prompt.chat, system=prompt.system)
             context.emit(Partial(TrainingUpdate(progress.detached(), sample)))
 
         return context.summarize(bench.distill(self.recipe, self.step, visitor, report))

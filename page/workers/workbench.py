@@ -32,6 +32,7 @@ from pruning.shape_search.search import Budget, SearchResult, Trial, iter_search
 from pruning.shape_search.sweep import SweepPoint, iter_sweep
 from pruning.snapshot import read_snapshot, snapshot_bytes, write_snapshot
 from pruning.steps import Distillation, Reconstruction
+from pruning.text.chat_learning import learn_chat_format
 from pruning.text.choice import Calibration, TextChoice
 from pruning.text.passages import CUSTOM
 
@@ -235,6 +236,7 @@ class Workbench:
     def warm_up(self, recipe: Recipe, visitor: Visitor, progress: Reporter = silent) -> None:
         """Do ahead what the first visitor would wait for: load, calibrate, and measure the base."""
         base = self.load(recipe.base, visitor, progress=progress)
+        learn_chat_format(base.tokenizer)
         shape = Shape.of(base.model.config)
         for step in recipe.steps:
             modules = step.hooked_modules(shape)

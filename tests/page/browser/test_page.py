@@ -13,6 +13,7 @@ from tests.helpers.browser import WORK
 
 pytestmark = [pytest.mark.browser, pytest.mark.real]
 
+QUESTION, TEXT = "What is the capital of France?", "Paris is the capital of"
 ORIGINAL, AT_30_PERCENT = 134_515_008, 110_668_608
 
 
@@ -71,9 +72,9 @@ def test_prune_read_download_and_push(visit, served_hub, tmp_path):
     assert prune(page, 30).startswith("Done")
     assert count(page) == AT_30_PERCENT
     before, after = page.inner_text("#text-before"), page.inner_text("#text-after")
-    assert before.startswith("Paris is the capital of the")
-    assert after.startswith("Paris is the capital of")
-    assert len(after) > 40
+    assert before == f"{QUESTION}\nThe capital of France is Paris."
+    assert after.startswith(QUESTION)
+    assert len(after) > len(QUESTION) + 20
     table = page.inner_text("#measures")
     assert "110,668,608" in table
     assert "−17.7" in table
@@ -90,12 +91,13 @@ def test_prune_read_download_and_push(visit, served_hub, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(folder)
     assert sum(p.numel() for p in model.parameters()) == AT_30_PERCENT
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    ids = tokenizer("Paris is the capital of", return_tensors="pt")
+    ids = tokenizer.apply_chat_template(
+        [{"role": "user", "content": QUESTION}], add_generation_prompt=True, return_tensors="pt"
+    )["input_ids"]
     with torch.inference_mode():
-        text = tokenizer.decode(
-            model.generate(**ids, max_new_tokens=40, do_sample=False)[0], skip_special_tokens=True
-        )
-    assert text == after
+        generated = model.generate(ids, max_new_tokens=40, do_sample=False)
+    answer = tokenizer.decode(generated[0, ids.shape[1] :], skip_special_tokens=True)
+    assert f"{QUESTION}\n{answer}" == after
 
     page.get_by_role("tab", name="Push to the Hub").click()
     page.fill("#repository input, #repository textarea", "smaller")
@@ -105,6 +107,31 @@ def test_prune_read_download_and_push(visit, served_hub, tmp_path):
     repository = served_hub.repos["ada/smaller"]
     assert repository.private
     assert json.loads(repository.files["config.json"])["intermediate_size"] == 1536 - 460
+
+
+def test_the_first_answer_is_right_and_a_text_can_be_continued_instead(visit):
+    page = visit()
+    assert page.input_value("#prompt textarea") == QUESTION
+    page.click("#prune")
+    page.wait_for_selector("#text-before:has-text('Paris')", timeout=WORK)
+    page.click("#stop")
+    page.wait_for_selector("#prune:visible")
+    assert page.inner_text("#text-before").startswith(f"{QUESTION}\nThe capital of France is Paris")
+
+    page.click("#mode label:has-text('Continue')")
+    page.wait_for_function(f"document.querySelector('#prompt textarea').value == '{TEXT}'")
+    page.click("#prune")
+    page.wait_for_selector("#export:visible, #status .failed", timeout=WORK)
+    assert page.inner_text("#text-before").startswith(TEXT)
+    page.get_by_role("tab", name="Recipe").click()
+    other = visit(address=page.input_value("#link input, #link textarea"))
+    other.wait_for_function(f"document.querySelector('#prompt textarea').value == '{TEXT}'")
+    assert other.is_checked("#mode label:has-text('Continue') input")
+
+    page.fill("#prompt textarea", "Once upon a time")
+    page.click("#mode label:has-text('Chat')")
+    page.wait_for_selector("#prompt:has-text('Both models answer it')")
+    assert page.input_value("#prompt textarea") == "Once upon a time"
 
 
 def test_every_part_can_be_cut_and_a_link_opens_the_same(visit):
@@ -202,9 +229,9 @@ def test_distill_stops_with_the_best_and_continues_as_the_visitor_asks(visit, sm
     )
     assert page.inner_text("#distill-status").startswith("Distilled on")
     page.wait_for_function("document.querySelector('#status').innerText.includes('Measuring')", timeout=WORK)
-    prompt, text = "Paris is the capital of", page.inner_text("#text-after")
-    assert text.startswith(prompt)
-    assert len(smollm2.tokenizer(text).input_ids) <= len(smollm2.tokenizer(prompt).input_ids) + 5
+    text = page.inner_text("#text-after")
+    assert text.startswith(QUESTION)
+    assert len(smollm2.tokenizer(text).input_ids) <= len(smollm2.tokenizer(QUESTION).input_ids) + 6
 
 
 def test_stop_leaves_the_page_usable(visit):
@@ -262,7 +289,7 @@ def test_what_a_visitor_writes_is_shown_as_text(visit):
     page = visit()
     page.fill("#prompt textarea", "<img src=x onerror=alert(1)> is")
     assert prune(page, 30).startswith("Done")
-    assert page.inner_text("#text-before").startswith("<img src=x onerror=alert(1)> is")
+    assert page.inner_text("#text-before").startswith("<img src=x onerror=alert(1)> is\n")
     assert page.locator("#texts img").count() == 0
 
 

@@ -49,6 +49,12 @@ def test_each_text_is_whole_and_marked_once():
     assert "hill" in page.pieces
 
 
+def test_a_question_stands_above_its_answers():
+    for html in (outputs.text_pair("Why?", "So", "Thus", chat=True), outputs.sample("Why?", "So", chat=True)):
+        assert "prompt question" in Page(html).values("class")
+    assert "prompt question" not in Page(outputs.text_pair("Why?", "So", "Thus")).values("class")
+
+
 def test_a_cursor_stands_behind_texts_that_are_still_written():
     assert Page(outputs.text_pair("Once", "", "", writing=True)).values("class").count("cursor") == 2
     assert "cursor" not in Page(outputs.text_pair("Once", "", "")).values("class")

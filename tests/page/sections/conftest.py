@@ -28,7 +28,8 @@ def handler(demo):
         )
 
         def call(*values):
-            for updates in function.fn(*values):
+            made = function.fn(*values)
+            for updates in [made] if isinstance(made, dict) else made:
                 assert set(updates) <= set(function.outputs)
                 yield {part.elem_id or part.get_block_name(): value for part, value in updates.items()}
 

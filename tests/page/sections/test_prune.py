@@ -5,7 +5,17 @@ from dataclasses import replace
 import pytest
 
 from page.server.form import CONTROLS
-from page.workers.messages import Done, Failed, Partial, Progress, PrunedSummary, Queued, Stopped, Texts
+from page.workers.messages import (
+    Done,
+    Failed,
+    Partial,
+    Progress,
+    Prompt,
+    PrunedSummary,
+    Queued,
+    Stopped,
+    Texts,
+)
 from page.workers.tasks import CompareTask, DistillTask, EvaluateTask, PruneTask
 from pruning import Calibration, Distillation, Neurons, Recipe, Sampling
 from pruning.architectures.shape import Shape
@@ -44,16 +54,16 @@ def summary(*notes):
     return PrunedSummary(pruned.recipe, report, shape, pruned.shape, pruned.source)
 
 
-def test_prune_continues_the_prompt_as_the_visitor_asks(handler, request_of, run):
+def test_prune_gives_both_models_the_prompt_as_the_visitor_asks(handler, request_of, run):
     tasks = run([])
-    given = ["Once", 60, 0.7, None, "smollm2-135m", "story", "", 512, 3, *VALUES]
+    given = ["Once", "chat", 60, 0.7, None, "smollm2-135m", "story", "", 512, 3, *VALUES]
     list(handler("prune")(request_of(), None, *given))
     ((prune, compare, evaluate),) = tasks
     recipe = prune.recipe
     assert (recipe.base, recipe.calibration.text, recipe.calibration.tokens) == ("smollm2-135m", "story", 512)
     assert recipe.seed == 3
-    assert prune == PruneTask(recipe, "Once")
-    assert compare == CompareTask(recipe, "Once", Sampling(60, 0.7, 3))
+    assert prune == PruneTask(recipe, Prompt("Once"))
+    assert compare == CompareTask(recipe, Prompt("Once"), Sampling(60, 0.7, 3))
     assert evaluate == EvaluateTask(recipe)
 
 
@@ -78,30 +88,30 @@ def test_the_texts_after_a_distillation_follow_the_visitors_settings(handler, re
     )
     distilled = summary((note,))
     tasks = run([Done(distilled)], [])
-    list(handler("distill")(request_of(), None, RECIPE, 2, "", "Once", 60, 0.7, 3))
+    list(handler("distill")(request_of(), None, RECIPE, 2, "", "Once", "chat", 60, 0.7, 3))
     (distill,), (prune, compare, _) = tasks
     sampling = Sampling(60, 0.7, 3)
-    assert distill == DistillTask(RECIPE, Distillation(minutes=2), "Once", sampling)
-    assert prune == PruneTask(distilled.recipe, "Once")
-    assert compare == CompareTask(distilled.recipe, "Once", sampling)
+    assert distill == DistillTask(RECIPE, Distillation(minutes=2), Prompt("Once"), sampling)
+    assert prune == PruneTask(distilled.recipe, Prompt("Once"))
+    assert compare == CompareTask(distilled.recipe, Prompt("Once"), sampling)
 
 
 @pytest.mark.parametrize("minutes", [0, -1, 61, "2", None, True, float("nan")])
 def test_the_training_time_is_bounded(minutes, handler, request_of):
-    updates = list(handler("distill")(request_of(), None, RECIPE, minutes, "", "Once", 60, 0.7, 3))
+    updates = list(handler("distill")(request_of(), None, RECIPE, minutes, "", "Once", "chat", 60, 0.7, 3))
     assert "Choose 1 to 60 minutes." in updates[1]["distill-status"]
 
 
 @pytest.mark.parametrize("values", [("a", 0.7, 3), (60, None, 3), (60, 3.0, 3), (60, 0.7, -1), (0, 0.7, 3)])
 def test_bad_settings_of_the_texts_are_refused(values, handler, request_of):
-    updates = list(handler("distill")(request_of(), None, RECIPE, 2, "", "Once", *values))
+    updates = list(handler("distill")(request_of(), None, RECIPE, 2, "", "Once", "chat", *values))
     assert 'class="status failed"' in updates[1]["distill-status"]
 
 
 def test_each_event_has_its_place_and_the_buttons_come_back(handler, request_of, run):
     result = summary()
     run([Queued(2), Progress("Cutting", 1, 2), Done(result), Partial(Texts("a", "")), Done(Texts("a", "b"))])
-    given = ["Once", 60, 0.7, None, "smollm2-135m", "story", "", 512, 3, *VALUES]
+    given = ["Once", "chat", 60, 0.7, None, "smollm2-135m", "story", "", 512, 3, *VALUES]
     updates = list(handler("prune")(request_of(), None, *given))
     busy, queued, cutting, pruned, growing, written, idle = updates
     assert [busy["prune"].visible, busy["stop"].visible] == [False, True]
@@ -112,6 +122,7 @@ def test_each_event_has_its_place_and_the_buttons_come_back(handler, request_of,
     assert pruned["link"].startswith("http://page/?recipe=")
     assert "cursor" in growing["texts"]
     assert "cursor" not in written["texts"]
+    assert "question" not in written["texts"]
     assert [idle["prune"].visible, idle["stop"].visible] == [True, False]
 
 
@@ -126,7 +137,7 @@ def test_a_job_that_ends_early_says_so_and_brings_the_buttons_back(
     event, kind, text, handler, request_of, run
 ):
     run([event])
-    given = ["Once", 60, 0.7, None, "smollm2-135m", "story", "", 512, 3, *VALUES]
+    given = ["Once", "chat", 60, 0.7, None, "smollm2-135m", "story", "", 512, 3, *VALUES]
     _, shown, idle = handler("prune")(request_of(), None, *given)
     assert f'class="status {kind}"' in shown["status"]
     assert text in shown["status"]
@@ -138,7 +149,7 @@ def test_the_page_keeps_the_digest_of_a_visitors_own_text_and_not_the_text(handl
     own = RECIPE.model_copy(update={"calibration": Calibration.custom(text, tokens=512)})
     pruned = summary()
     tasks = run([Done(replace(pruned, recipe=own))])
-    given = ["Once", 60, 0.7, None, "smollm2-135m", "custom", text, 512, 3, *VALUES]
+    given = ["Once", "chat", 60, 0.7, None, "smollm2-135m", "custom", text, 512, 3, *VALUES]
     updates = list(handler("prune")(request_of(), None, *given))
     assert tasks[0][0].recipe.calibration.content == text
     kept = next(update["state"] for update in updates if "state" in update)
@@ -152,7 +163,46 @@ def test_a_distillation_takes_the_visitors_own_text_along(handler, request_of, r
     tasks = run([])
     list(
         handler("distill")(
-            request_of(), None, own.without_custom_text(), 2, "text " * 300, "Once", 60, 0.7, 3
+            request_of(), None, own.without_custom_text(), 2, "text " * 300, "Once", "chat", 60, 0.7, 3
         )
     )
     assert tasks[0][0].recipe.calibration.content == "text " * 300
+
+
+GIVEN = [60, 0.7, None, "smollm2-135m", "story", "", 512, 3, *VALUES]
+
+
+def test_a_text_is_continued_in_the_mode_that_says_so(handler, request_of, run):
+    tasks = run([])
+    list(handler("prune")(request_of(), None, "Once", "continue", *GIVEN))
+    prune, compare, _ = tasks[0]
+    assert prune.prompt == compare.prompt == Prompt("Once", chat=False)
+
+
+@pytest.mark.parametrize(("prompt", "mode"), [("Once", "ask"), ("Once", None), (None, "chat")])
+def test_a_prompt_or_a_mode_that_no_control_sends_is_refused(prompt, mode, handler, request_of):
+    updates = list(handler("prune")(request_of(), None, prompt, mode, *GIVEN))
+    assert 'class="status failed"' in updates[1]["status"]
+
+
+def test_a_question_stands_above_its_answers_and_comes_along_with_the_link(handler, request_of, run):
+    pruned = replace(summary(), prompt=Prompt("Why?", chat=True))
+    run([Done(pruned), Partial(Texts("a", "")), Done(Texts("a", "b"))])
+    updates = list(handler("prune")(request_of(), None, "Why?", "chat", *GIVEN))
+    shown = [update["texts"] for update in updates if "texts" in update]
+    assert len(shown) == 3
+    assert all('class="prompt question">Why?</span>' in texts for texts in shown)
+    assert updates[1]["link"].endswith("&mode=chat&prompt=Why%3F")
+    assert not any("mode" in update for update in updates)
+
+
+def test_a_model_that_cannot_chat_continues_the_text_and_the_page_says_why(handler, request_of, run):
+    reason = "The tokenizer has no chat template."
+    pruned = replace(summary(), prompt=Prompt("Why?", chat=False), plain_reason=reason)
+    run([Done(pruned), Done(Texts("a", "b"))])
+    updates = list(handler("prune")(request_of(), None, "Why?", "chat", *GIVEN))
+    assert updates[1]["mode"] == "continue"
+    assert f"so it continues a text. {reason}</p>" in updates[1]["mode-note"]
+    assert updates[1]["prompt"].label == "Text to continue"
+    assert "question" not in updates[2]["texts"]
+    assert updates[1]["link"].endswith("&mode=continue&prompt=Why%3F")

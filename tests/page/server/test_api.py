@@ -58,7 +58,7 @@ def test_every_function_documents_what_it_takes(served):
     for name, endpoint in named.items():
         assert len(endpoint["description"]) > 40, name
         for parameter in endpoint["parameters"]:
-            assert parameter["python_type"]["type"] in ("str", "int", "float", "bool"), name
+            assert parameter["python_type"]["type"] in ("str", "int", "float", "bool", "None | bool"), name
 
 
 def test_preview_gives_what_the_library_gives(client, smollm2):
@@ -77,14 +77,34 @@ def test_prune_answers_with_a_recipe_of_the_same_model(client):
     assert answer["parameters"]["after"] == 118_600_128
 
 
-def test_generate_continues_with_both_models(client, smollm2):
-    prompt = "Paris is the capital of"
-    answer = client.predict(prompt, neurons=60, max_new_tokens=6, api_name="/generate")
+@pytest.mark.parametrize(
+    ("settings", "chat"),
+    [({}, True), ({"chat": True, "system": "Answer in French."}, True), ({"chat": False}, False)],
+)
+def test_generate_answers_or_continues_with_both_models(client, smollm2, settings, chat):
+    prompt = "What is the capital of France?"
+    answer = client.predict(prompt, neurons=60, max_new_tokens=6, **settings, api_name="/generate")
     assert answer["prompt"] == prompt
-    expected = pruning.generate(smollm2, prompt, pruning.Sampling(6), chat=False)
+    assert (answer["chat"], answer["plain_reason"]) == (chat, "")
+    expected = pruning.generate(smollm2, prompt, pruning.Sampling(6), **settings)
     assert answer["before"] == expected
     assert answer["after"].strip()
     assert answer["after"] != expected
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"chat": "yes"}, "chat"),
+        ({"chat": 1}, "chat"),
+        ({"chat": False, "system": "Be brief."}, "A system prompt is for a chat"),
+        ({"system": " "}, "The system prompt is empty"),
+        ({"prompt": " "}, "is empty"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_in_a_sentence(client, values, message):
+    with pytest.raises(AppError, match=message):
+        client.predict(**{"prompt": "Why?"} | values, api_name="/generate")
 
 
 def test_evaluate_and_push_with_the_callers_own_token(served, client):

@@ -6,12 +6,20 @@ from itertools import count
 import pytest
 
 from page.server import budget, session
-from page.server.budget import MAX_STEPS, allowance, check_budget, check_request, check_task
+from page.server.budget import (
+    CHAT_TOKENS,
+    MAX_STEPS,
+    allowance,
+    check_budget,
+    check_request,
+    check_task,
+    prompt_tokens,
+)
 from page.server.jobs import run_job
 from page.server.queue import JobKey
 from page.workers import tasks as page_tasks
 from page.workers.lesson import LessonTask
-from page.workers.messages import Failed, FoundModel
+from page.workers.messages import Failed, FoundModel, Prompt
 from page.workers.storage import Storage
 from page.workers.tasks import (
     ZIP,
@@ -53,6 +61,7 @@ from pruning.estimate import estimate, generating, next_tokens, saving, search
 from pruning.lessons import LESSONS
 from pruning.steps import Heads
 from pruning.steps.distillation import HubDataset
+from pruning.text.prompt import MAX_PROMPT_TOKENS
 from tests.helpers import models
 
 GB = 10**9
@@ -180,6 +189,13 @@ def test_a_long_prompt_is_refused_with_a_length_that_fits():
     check_request(1_024, "new tokens", lambda new: generating([DEFAULT, DEFAULT], 1_000, new), SPACE)
 
 
+def test_a_question_counts_with_what_its_chat_format_adds():
+    plain, chat = (prompt_tokens(Prompt("x" * 400, chat)) for chat in (False, None))
+    assert (plain, chat) == (100, 100 + CHAT_TOKENS)
+    assert prompt_tokens(Prompt("x" * 400, True, "y" * 40)) == chat + 10
+    assert prompt_tokens(Prompt("x" * 10**6, True)) == MAX_PROMPT_TOKENS
+
+
 def test_a_saved_model_that_would_fill_the_disk_is_refused():
     full = Allowance(300, 240 * GB, 6 * GB, 100_000_000)
     with pytest.raises(RecipeError, match="of disk"):
@@ -236,16 +252,17 @@ def test_this_machine_has_an_allowance():
 NEURONS = recipe(Neurons(fraction=0.2))
 ENDLESS = recipe(*[Reconstruction(epochs=100)] * 3)
 TEXT, SAMPLING = "Once upon a time there was a model. " * 5, Sampling(max_new_tokens=40)
+PROMPT = Prompt(TEXT)
 LONG_TEXT = Calibration(tokens=1_000_000, window=8192)
 USUAL = Calibration()
 
 TASKS = {
     "prune": (PruneTask(NEURONS), PruneTask(ENDLESS)),
-    "compare": (CompareTask(NEURONS, TEXT, SAMPLING), CompareTask(ENDLESS, TEXT, SAMPLING)),
+    "compare": (CompareTask(NEURONS, PROMPT, SAMPLING), CompareTask(ENDLESS, PROMPT, SAMPLING)),
     "evaluate": (EvaluateTask(NEURONS), EvaluateTask(ENDLESS)),
     "distill": (
-        DistillTask(NEURONS, Distillation(minutes=2), TEXT, SAMPLING),
-        DistillTask(NEURONS, Distillation(steps=100_000), TEXT, SAMPLING),
+        DistillTask(NEURONS, Distillation(minutes=2), PROMPT, SAMPLING),
+        DistillTask(NEURONS, Distillation(steps=100_000), PROMPT, SAMPLING),
     ),
     "next tokens": (NextTokensTask(NEURONS, TEXT), NextTokensTask(ENDLESS, TEXT)),
     "token losses": (TokenLossTask(NEURONS, TEXT), TokenLossTask(ENDLESS, TEXT)),
@@ -322,12 +339,20 @@ def test_a_model_that_is_kept_on_disk_is_not_estimated_again(machine, monkeypatc
     monkeypatch.setattr(session.pools, "models", storage)
     step = Distillation(minutes=4)
     long = NEURONS.model_copy(update={"steps": (*NEURONS.steps, step, step)})
-    for task in (PruneTask(long), CompareTask(long, TEXT, SAMPLING), DistillTask(long, step, TEXT, SAMPLING)):
+    for task in (
+        PruneTask(long),
+        CompareTask(long, PROMPT, SAMPLING),
+        DistillTask(long, step, PROMPT, SAMPLING),
+    ):
         with pytest.raises(RecipeError, match="it may take"):
             check_task(task, VISITOR, 300)
     with storage.new(long.sha256, VISITOR.owner):
         pass
-    for task in (PruneTask(long), CompareTask(long, TEXT, SAMPLING), DistillTask(long, step, TEXT, SAMPLING)):
+    for task in (
+        PruneTask(long),
+        CompareTask(long, PROMPT, SAMPLING),
+        DistillTask(long, step, PROMPT, SAMPLING),
+    ):
         check_task(task, VISITOR, 300)
 
 

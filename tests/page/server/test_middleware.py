@@ -21,7 +21,7 @@ from page.server.bodies import (
 from page.server.middleware import RequestCheck, request_middleware
 
 
-def echo(text: str, number: float = 0, flag: bool = False) -> str:
+def echo(text: str, number: float = 0, flag: bool = False, maybe: bool | None = None) -> str:
     return text
 
 
@@ -349,6 +349,10 @@ def test_a_selection_needs_its_cell(demo, send, index):
         ({"text": "a", "number": "2"}, 422),
         ({"text": "a", "number": True}, 422),
         ({"text": "a", "flag": 1}, 422),
+        ({"text": "a", "maybe": None}, 200),
+        ({"text": "a", "maybe": False}, 200),
+        ({"text": "a", "maybe": "no"}, 422),
+        ({"text": "a", "maybe": 0}, 422),
         ({"text": "a", "other": 1}, 422),
     ],
 )

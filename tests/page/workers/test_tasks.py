@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import pytest
 
+import pruning
 from page.workers.lesson import LessonTask
 from page.workers.messages import (
     Done,
@@ -20,6 +21,7 @@ from page.workers.messages import (
     NextTokens,
     Partial,
     Progress,
+    Prompt,
     PrunedSummary,
     Queued,
     Released,
@@ -53,6 +55,7 @@ from pruning.shape_search.candidates import Candidate
 from pruning.shape_search.search import SearchResult, Trial
 from pruning.shape_search.sweep import SweepPoint
 from tests.helpers import models
+from tests.helpers.chat import named
 from tests.helpers.saved import cut
 
 RECIPE = Recipe(base="public", steps=(Neurons(fraction=0.25, criterion="l2", repair=False),))
@@ -60,12 +63,12 @@ CUSTOM = Recipe(base="public", calibration=Calibration.custom("text " * 300), st
 CALIBRATION = Calibration(text="story", tokens=256)
 
 TASKS = [
-    PruneTask(RECIPE, "Once"),
+    PruneTask(RECIPE, Prompt("Once")),
     PruneTask(CUSTOM),
-    CompareTask(RECIPE, "Once", Sampling(8)),
+    CompareTask(RECIPE, Prompt("Once", True, "Be brief."), Sampling(8)),
     EvaluateTask(RECIPE),
     SearchTask("public", "25%", CALIBRATION, 0),
-    DistillTask(RECIPE, Distillation(minutes=1), "Once", Sampling(8)),
+    DistillTask(RECIPE, Distillation(minutes=1), Prompt("Once"), Sampling(8)),
     NextTokensTask(RECIPE, "Once"),
     TokenLossTask(RECIPE, "Once upon a time"),
     ImportanceTask("public", ("l1", "l2"), 0.2, CALIBRATION, 0),
@@ -140,6 +143,13 @@ def test_neither_a_token_nor_a_custom_text_is_printed():
     assert "secret" not in repr(Visitor("ada", Access(token="secret")))
 
 
+def chatting():
+    """Return a small random model with a chat format."""
+    words = named("chatml_default_system")
+    model = models.tiny("llama", vocab_size=len(words))
+    return replace(models.loaded("llama"), model=model, tokenizer=words)
+
+
 class Job:
     stopped = finish_requested = False
 
@@ -148,9 +158,10 @@ class Job:
 def perform(monkeypatch, tmp_path):
     """`perform(task)` returns what a task emits and its result, on a small random model."""
 
-    loaded = models.loaded("llama")
+    bases, plain = {"chat": chatting()}, models.loaded("llama")
 
     def load(name, **settings):
+        loaded = bases.get(name, plain)
         return replace(loaded, source=replace(loaded.source, name=name, public=True))
 
     monkeypatch.setattr("pruning.loading.load.load", load)
@@ -175,11 +186,35 @@ def test_pruning_gives_what_the_pruned_model_says_of_itself(perform):
 
 def test_an_empty_prompt_is_refused_before_a_result_is_shown(perform):
     with pytest.raises(Exception, match="prompt is empty"):
-        perform(PruneTask(RECIPE, " "))
+        perform(PruneTask(RECIPE, Prompt(" ")))
+
+
+def test_a_prompt_is_a_question_where_there_is_a_chat_format(perform):
+    chat, plain = RECIPE.model_copy(update={"base": "chat"}), RECIPE
+    asked = {
+        (name, wish): perform(PruneTask(recipe, Prompt("Why?", wish)))[1]
+        for name, recipe in (("chat", chat), ("plain", plain))
+        for wish in (None, False)
+    }
+    assert [key for key, summary in asked.items() if summary.is_chat] == [("chat", None)]
+    reasons = {key: summary.plain_reason for key, summary in asked.items() if summary.plain_reason}
+    assert reasons == {("plain", None): "The tokenizer has no chat template."}
+    assert perform(PruneTask(chat, Prompt("Why?", True, "Be brief.")))[1].is_chat
+    for prompt in (Prompt("Why?", True), Prompt("Why?", None, "Be brief.")):
+        with pytest.raises(Exception, match="This model cannot chat"):
+            perform(PruneTask(plain, prompt))
+
+
+@pytest.mark.parametrize("wish", [None, True, False])
+def test_both_models_read_the_prompt_in_the_same_way(perform, wish):
+    recipe = RECIPE.model_copy(update={"base": "chat"})
+    _, texts = perform(CompareTask(recipe, Prompt("Why?", wish), Sampling(6)))
+    assert texts.before == pruning.generate(chatting(), "Why?", Sampling(6), chat=wish is not False)
+    assert texts.before != pruning.generate(chatting(), "Why?", Sampling(6), chat=wish is False)
 
 
 def test_comparing_emits_growing_texts_and_returns_the_last(perform):
-    emitted, texts = perform(CompareTask(RECIPE, models.PROMPT, Sampling(6)))
+    emitted, texts = perform(CompareTask(RECIPE, Prompt(models.PROMPT), Sampling(6)))
     grown = [event.value for event in emitted if isinstance(event, Partial)]
     assert grown[-1] == texts
     assert all(len(a.before) <= len(b.before) for a, b in pairwise(grown))
@@ -190,14 +225,14 @@ def test_comparing_emits_growing_texts_and_returns_the_last(perform):
 def test_distilling_samples_as_the_visitor_asks_and_stops_when_asked(perform, monkeypatch):
     samplings = []
 
-    def generate(model, prompt, sampling):
+    def generate(model, prompt, sampling, *, chat, system):
         samplings.append(sampling)
         return "sample"
 
     monkeypatch.setattr("page.workers.tasks.generate", generate)
     perform.job.finish_requested = True
     step = Distillation(steps=50)
-    emitted, summary = perform(DistillTask(RECIPE, step, models.PROMPT, Sampling(8, 0.7, 3)))
+    emitted, summary = perform(DistillTask(RECIPE, step, Prompt(models.PROMPT), Sampling(8, 0.7, 3)))
     updates = [event.value for event in emitted if isinstance(event, Partial)]
     assert set(samplings) == {Sampling(8, 0.7, 3)}
     assert [update.sample for update in updates if update.progress.evaluated] == ["sample"] * len(samplings)
@@ -209,9 +244,9 @@ def test_distilling_samples_as_the_visitor_asks_and_stops_when_asked(perform, mo
 
 def test_a_long_sample_is_kept_short_while_training(perform, monkeypatch):
     samplings = []
-    monkeypatch.setattr("page.workers.tasks.generate", lambda *given: samplings.append(given[2]) or "")
+    monkeypatch.setattr("page.workers.tasks.generate", lambda *given, **_: samplings.append(given[2]) or "")
     perform.job.finish_requested = True
-    perform(DistillTask(RECIPE, Distillation(steps=2), models.PROMPT, Sampling(200, 0.7, 3)))
+    perform(DistillTask(RECIPE, Distillation(steps=2), Prompt(models.PROMPT), Sampling(200, 0.7, 3)))
     assert set(samplings) == {Sampling(24, 0.7, 3)}
 
 
