@@ -26,6 +26,7 @@ DEFAULT = {
 """What runs if no benchmark is named."""
 
 LONG = {
+    "answers": "good answers kept and skills of pruned models, by calibration text",
     "distillation": "the share of the lost quality that distillation recovers, and its arithmetic speed",
     "reconstruction": "perplexity before and after reconstruction, and its time",
     "load": "many visitors at the same time, over HTTP, while workers are killed",
