@@ -24,7 +24,7 @@ def one_thread():
 def student():
     """The trained model without most of its neurons."""
     step = Neurons(fraction=0.9, criterion="random")
-    return pruning.prune(Recipe(base="tiny", steps=[step]), trained()).model
+    return pruning.prune(Recipe(base="tiny", steps=[step]), trained(), share_memory=True).model
 
 
 @pytest.fixture(scope="module")
