@@ -37,7 +37,7 @@ COMMANDS = {
     "prune": Command("Prune a model and save it for plain transformers."),
     "search": Command("Find the combination of cuts within a budget that loses least."),
     "distill": Command("Train a pruned model to predict what its teacher predicts."),
-    "evaluate": Command("Measure perplexity and bits per byte, and what a model can still do."),
+    "evaluate": Command("Measure perplexity, answers and skills."),
     "generate": Command("Answer a question, or continue a text."),
     "verify": Command("Check a saved or published model against its recipe and its card."),
     "export": Command("Convert a saved model to GGUF, the format of llama.cpp."),

@@ -35,7 +35,7 @@ def evaluate(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure perplexity and bits per byte, and what a model can still do.
+    """Measure perplexity, answers and skills.
 
     Reads the bundled held-out passages in five genres, or a text file.
     """
