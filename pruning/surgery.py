@@ -11,7 +11,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from pruning.architectures.anatomy import Anatomy, TensorSpec
 from pruning.architectures.config import build_on_meta
-from pruning.architectures.families import CHANNEL, KEY_VALUE, LAYER, Label, family_of, kind_of, parts_of
+from pruning.architectures.families import CHANNEL, KEY_VALUE, LAYER, Label, kind_of, parts_of
+from pruning.architectures.layer_numbers import differing_layer
+from pruning.architectures.lookup import family_for
 from pruning.architectures.placement import (
     DISK,
     DeviceMap,
@@ -21,6 +23,7 @@ from pruning.architectures.placement import (
     parameter,
 )
 from pruning.architectures.shape import Shape
+from pruning.errors import ModelError
 from pruning.progress import Progress, Reporter, silent
 
 KeptIndices = Mapping[str, Sequence[torch.Tensor]]
@@ -62,10 +65,11 @@ def pieces(
     replaced: Mapping[str, torch.Tensor] | None = None,
 ) -> "LazyTensors":
     """Return the parameters of the new model, each cut out of the base's when it is asked for; see `cut`."""
-    replacements, parameters = replaced or {}, dict(base.named_parameters())
+    replacements = replaced or {}
+    stored = dict(base.named_parameters()) | dict(base.named_buffers())
 
     def make(spec: TensorSpec) -> torch.Tensor:
-        values = loaded_values(base, spec.name, parameters[spec.name])
+        values = loaded_values(base, spec.name, stored[spec.name])
         replacement = replacements.get(spec.name)
         if replacement is not None:
             return replacement.to(values)
@@ -99,11 +103,11 @@ def kept_layers(anatomy: Anatomy, kept: KeptIndices) -> list[int]:
 
 
 def kept_parameters(anatomy: Anatomy, kept: KeptIndices) -> dict[str, TensorSpec]:
-    """Return the name of each parameter of the new model, and the base's parameter that it is made of."""
+    """Return the name of each tensor that the new model's files hold, and the base's tensor that it is made of."""
     new_numbers = {layer: number for number, layer in enumerate(kept_layers(anatomy, kept))}
     return {
         anatomy.renamed(spec, None if spec.layer is None else new_numbers[spec.layer]): spec
-        for spec in anatomy.tensors
+        for spec in (*anatomy.tensors, *anatomy.buffers)
         if spec.layer is None or spec.layer in new_numbers
     }
 
@@ -130,12 +134,15 @@ def assemble(
     left on disk are not kept in memory: `tensors` is asked for them whenever they are needed.
 
     Args:
-        base: The base model, from which buffers come (except the one that depends on the number of
-            channels), the placement and the generation config.
+        base: The base model, from which buffers come that are not saved (except the one that depends on the
+            number of channels), the placement and the generation config.
         config: The config of the new model.
-        tensors: Its parameters by name.
+        tensors: Its parameters and saved buffers by name.
         layers: Which of the base's layers it keeps; None for all.
         progress: Called before each tensor.
+
+    Raises:
+        ModelError: A layer would become another one under its new number, or a buffer has another size.
     """
     devices = device_map_of_kept(base, layers)
     in_memory = {}
@@ -145,7 +152,9 @@ def assemble(
             in_memory[name] = tensors[name]
     dtype = next(iter((in_memory or tensors).values())).dtype
     model = build_on_meta(config, dtype, base.config._attn_implementation)
-    _fill(model, in_memory, _buffers(base, config))
+    if layers is not None:
+        _check_layers(base, model, layers)
+    _fill(model, in_memory, _buffers(base, config, layers))
     model.tie_weights()
     missing = [
         name
@@ -162,10 +171,39 @@ def assemble(
     return model.eval()
 
 
-def _buffers(base: PreTrainedModel, config: PreTrainedConfig) -> dict[str, torch.Tensor]:
-    """Return the base's buffers, those that depend on the number of channels computed for a new config."""
+def _check_layers(base: PreTrainedModel, model: PreTrainedModel, layers: Sequence[int]) -> None:
+    """Refuse a config that makes other layers of those kept, such as one that counts every fourth."""
+    place = family_for(base.config).layers
+    if len(layers) == len(base.get_submodule(place)):  # type: ignore[arg-type]
+        return
+    if difference := differing_layer(base, model, place, layers):
+        raise ModelError(
+            f"These layers cannot be removed, because what a layer is depends on its number: {difference}. "
+            "Remove other layers."
+        )
+
+
+def _buffers(
+    base: PreTrainedModel, config: PreTrainedConfig, layers: Sequence[int] | None
+) -> dict[str, torch.Tensor]:
+    """Return the base's buffers by their names in a new model, whose layers have other numbers.
+
+    Those that depend on the number of channels are computed for the new config.
+    """
+    family = family_for(base.config)
     buffers = dict(base.named_buffers())
-    family = family_of(config.model_type)
+    if layers is not None:
+        old = {number: f"{family.layers}.{layer}." for number, layer in enumerate(layers)}
+        new = {number: f"{family.layers}.{number}." for number in old}
+        outside = {
+            name: values for name, values in buffers.items() if not name.startswith(f"{family.layers}.")
+        }
+        buffers = outside | {
+            name.replace(old[number], new[number], 1): values
+            for number in old
+            for name, values in buffers.items()
+            if name.startswith(old[number])
+        }
     if family.embedding_scale:
         scale = getattr(config, family.sizes[CHANNEL]) ** 0.5
         buffers[family.embedding_scale] = torch.full_like(buffers[family.embedding_scale], scale)
@@ -177,11 +215,19 @@ def _fill(
 ) -> None:
     """Give a model on the meta device its values."""
     modules, expected = dict(model.named_modules()), dict(model.named_parameters())
-    values: dict[str, torch.Tensor] = {name: buffers[name] for name, _ in model.named_buffers()}
+    places = dict(model.named_buffers())
+    values: dict[str, torch.Tensor] = {name: buffers[name] for name in places if name not in parameters}
+    for name, buffer in values.items():
+        if buffer.shape != places[name].shape:
+            raise ModelError(
+                f"The buffer {name} of a model of this type has {[*places[name].shape]} entries after such a cut "
+                f"instead of {[*buffer.shape]}, and which ones is not known."
+            )
     for name, tensor in parameters.items():
-        if tensor.shape != expected[name].shape:
-            raise AssertionError(f"surgery cut {name} to {[*tensor.shape]}, not {[*expected[name].shape]}")
-        values[name] = nn.Parameter(tensor, requires_grad=False)
+        place = expected[name] if name in expected else places[name]
+        if tensor.shape != place.shape:
+            raise AssertionError(f"surgery cut {name} to {[*tensor.shape]}, not {[*place.shape]}")
+        values[name] = nn.Parameter(tensor, requires_grad=False) if name in expected else tensor
     for name, value in values.items():
         module, _, attribute = name.rpartition(".")
         setattr(modules[module], attribute, value)

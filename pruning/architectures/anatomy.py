@@ -1,15 +1,18 @@
 """The anatomy of a model, from its config alone: every tensor, and how many units of each kind there are."""
 
 import json
+import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 from transformers import PreTrainedConfig
 
 from pruning.architectures.config import build_on_meta, config_from_dict
-from pruning.architectures.families import CHANNEL, LAYER, NEURON, Family, Label, family_of, kind_of
+from pruning.architectures.differences import saved_buffers
+from pruning.architectures.families import CHANNEL, LAYER, NEURON, Family, Label, kind_of
+from pruning.architectures.lookup import family_for
 from pruning.errors import ModelError
 
 
@@ -49,12 +52,14 @@ class Anatomy:
         config: The config.
         tensors: All parameters, in the order of `named_parameters()`.
         units: How many units of each kind there are (neurons and heads: in each layer).
+        buffers: The buffers that are saved with the parameters.
     """
 
     family: Family
     config: PreTrainedConfig
     tensors: tuple[TensorSpec, ...]
     units: Mapping[str, int]
+    buffers: tuple[TensorSpec, ...] = ()
 
     @property
     def layers(self) -> int:
@@ -91,6 +96,11 @@ class Anatomy:
     def of_layer(self, layer: int) -> Sequence[TensorSpec]:
         """Return the parameters of a layer."""
         return self._by_layer.get(layer, ())
+
+    @property
+    def names(self) -> Collection[str]:
+        """The names of the parameters."""
+        return self._by_name.keys()
 
     @cached_property
     def _by_name(self) -> dict[str, TensorSpec]:
@@ -166,22 +176,51 @@ def anatomy_of(config: PreTrainedConfig) -> Anatomy:
 @lru_cache(maxsize=64)
 def _anatomy(config_json: str) -> Anatomy:
     config = config_from_dict(json.loads(config_json))
-    family = family_of(config.model_type)
+    return anatomy_with(config, family_for(config))
+
+
+def anatomy_with(config: PreTrainedConfig, family: Family) -> Anatomy:
+    """Return the anatomy of a model by an entry of the table that is not necessarily the right one.
+
+    Raises:
+        ModelError: The config describes no model of the family.
+    """
     model = build_on_meta(config)
-    tensors = tuple(
-        TensorSpec(name, tuple(parameter.shape), labels, component, layer)
-        for name, parameter in model.named_parameters()
-        for component, layer, labels in [family.component(name)]
+    tensors = tuple(_spec(family, name, tuple(values.shape)) for name, values in model.named_parameters())
+    buffers = tuple(
+        _buffer_spec(family, name, tuple(values.shape)) for name, values in saved_buffers(model).items()
     )
     units = {
-        kind: int(size)
+        kind: size
         for kind, key in family.sizes.items()
-        if (size := getattr(config, key, None)) is not None
+        if isinstance(size := getattr(config, key, None), int) and not isinstance(size, bool)
     }
-    output_weight = f"{family.layers}.0.{family.output_projections[NEURON]}.weight"
-    spec = next((spec for spec in tensors if spec.name == output_weight), None)
-    if spec is None:
+    numbers = [spec.layer for spec in tensors if spec.layer is not None]
+    if not numbers:
         raise ModelError(f"This {family.title} config has no layers: there is nothing to cut.")
-    units[NEURON] = spec.shape[spec.labels.index(NEURON)]
-    units[LAYER] = 1 + max(spec.layer for spec in tensors if spec.layer is not None)
-    return Anatomy(family, config, tensors, units)
+    units[LAYER] = 1 + max(numbers)
+    output = family.output_projections.get(NEURON)
+    for spec in tensors:
+        if (
+            output
+            and spec.layer is not None
+            and spec.name.endswith(f".{output}.weight")
+            and NEURON in spec.labels
+        ):
+            units[NEURON] = spec.shape[spec.labels.index(NEURON)]
+            break
+    return Anatomy(family, config, tensors, units, buffers)
+
+
+def _buffer_spec(family: Family, name: str, shape: tuple[int, ...]) -> TensorSpec:
+    """Return a buffer, whose axes count nothing unless the family says what."""
+    try:
+        return _spec(family, name, shape)
+    except ModelError:
+        match = re.match(rf"{re.escape(family.layers)}\.(\d+)\.", name)
+        return TensorSpec(name, shape, (None,) * len(shape), "attention", int(match[1]) if match else None)
+
+
+def _spec(family: Family, name: str, shape: tuple[int, ...]) -> TensorSpec:
+    component, layer, labels = family.component(name)
+    return TensorSpec(name, shape, labels, component, layer)

@@ -35,6 +35,9 @@ TOKEN = "token"
 
 LAYER = "layer"
 
+EXPERT = "expert"
+"""An MLP of a mixture, to which a router sends some of the tokens."""
+
 COMPONENTS = ("embeddings", "attention", "mlp", "norms", "head")
 
 Label = str | tuple[str, ...] | None
@@ -94,6 +97,8 @@ class Family:
             embedding.
         post_norms: The names in the layer of the norms through which its outputs pass on their way into the
             residual stream.
+        companions: For kinds of unit, further config keys that hold their number.
+        derived: Whether the entry was derived (`pruning.architectures.derive`) and is not a line of the table.
     """
 
     model_type: str
@@ -111,6 +116,8 @@ class Family:
     norm_offset: float = 0.0
     embedding_scale: str = ""
     post_norms: tuple[str, ...] = ()
+    companions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    derived: bool = False
 
     @property
     def gated(self) -> bool:
@@ -279,8 +286,14 @@ def family_of(model_type: str | None) -> Family:
     """Return the family of a `model_type`; raise `ModelError`, which names the known ones, if unknown."""
     if isinstance(model_type, str) and model_type in FAMILIES:
         return FAMILIES[model_type]
-    raise ModelError(
-        f"Models of type {model_type!r} cannot be pruned here. Known families: {', '.join(sorted(FAMILIES))}."
+    raise unknown_family(model_type)
+
+
+def unknown_family(model_type: object) -> ModelError:
+    """Return the error for a type of model that the installed transformers does not know."""
+    return ModelError(
+        f"Models of type {str(model_type)[:100]!r} cannot be pruned here: the installed transformers has no causal "
+        f"language model of that name. The best known families: {', '.join(sorted(FAMILIES))}."
     )
 
 

@@ -7,8 +7,8 @@ from math import prod
 from transformers import PreTrainedConfig
 
 from pruning.architectures.anatomy import Anatomy, anatomy_of
-from pruning.architectures.config import resize
 from pruning.architectures.families import COMPONENTS, LAYER, Label, kind_of
+from pruning.architectures.resize import resize
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Shape:
 
     def count(self, kind: str) -> int:
         """Return how many units of a kind there are (neurons and heads: in each layer)."""
-        return self.units.get(kind, self.anatomy.units[kind])
+        return self.units.get(kind, self.anatomy.units.get(kind, 1))
 
     def resized(self, kind: str, count: int) -> "Shape":
         """Return the shape with another number of units of a kind."""
@@ -52,12 +52,11 @@ class Shape:
         """Parameters by component; tied embeddings are counted once, under `embeddings`."""
         totals = dict.fromkeys(COMPONENTS, 0)
         for spec in self.anatomy.tensors:
-            # All layers of a model have one shape, so the first stands in for those that are kept.
-            if spec.layer in (None, 0):
-                size = prod(
+            # Layers may differ; until it is known which are kept, the first ones stand in for them.
+            if spec.layer is None or spec.layer < self.count(LAYER):
+                totals[spec.component] += prod(
                     self.length(label, length) for label, length in zip(spec.labels, spec.shape, strict=True)
                 )
-                totals[spec.component] += size * (1 if spec.layer is None else self.count(LAYER))
         return totals
 
     @property

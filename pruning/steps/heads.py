@@ -7,7 +7,7 @@ import torch
 from pydantic import Field, model_validator
 
 from pruning.architectures.anatomy import Anatomy
-from pruning.architectures.config import head_size
+from pruning.architectures.resize import head_size
 from pruning.architectures.families import CHANNEL, KEY_VALUE, QUERY
 from pruning.architectures.placement import parameter
 from pruning.architectures.shape import Shape

@@ -1,0 +1,182 @@
+"""What a size in a config changes: which axes of which tensors grow with it, and by how much."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from pruning.architectures.config import LAYER_KEYS, build_on_meta
+from pruning.architectures.families import CHANNEL, EXPERT, KEY_VALUE, LAYER, NEURON, QUERY, TOKEN
+from pruning.architectures.layer_numbers import keep_layers
+from pruning.architectures.probe import config_of_values
+from pruning.errors import ModelError
+
+Axis = tuple[str, int]
+"""The name of a tensor, and one of its axes."""
+
+KEYS: Mapping[str, Sequence[str]] = {
+    NEURON: (
+        "intermediate_size",
+        "ffn_dim",
+        "n_inner",
+        "decoder_ffn_dim",
+        "ffn_hidden_size",
+        "d_inner",
+        "dff",
+        "dim_ff",
+        "feed_forward_size",
+        "intermediate_size_mlp",
+        "dense_intermediate_size",
+        "moe_intermediate_size",
+        "expert_ffn_hidden_size",
+    ),
+    QUERY: (
+        "num_attention_heads",
+        "decoder_attention_heads",
+        "num_decoder_attention_heads",
+        "n_head",
+        "n_heads",
+        "num_heads",
+        "attention_heads",
+    ),
+    KEY_VALUE: ("num_key_value_heads", "num_kv_heads"),
+    CHANNEL: ("hidden_size", "d_model", "n_embd", "embedding_dim", "emb_dim"),
+    TOKEN: ("vocab_size", "decoder_vocab_size"),
+    EXPERT: ("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts"),
+    LAYER: LAYER_KEYS,
+}
+"""For each kind of unit, the keys of configs that may hold their number, the likeliest first."""
+
+STEPS: Mapping[str, Sequence[int]] = {
+    NEURON: (16,),
+    QUERY: (4, 2, 1),
+    KEY_VALUE: (2, -1),
+    CHANNEL: (64,),
+    TOKEN: (32,),
+    EXPERT: (8,),
+}
+"""By how much each number is changed; the first change that still makes a model counts."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A small model without weights, and what its tensors become when a size changes.
+
+    Attributes:
+        config: Its config.
+        model: The model, on the meta device.
+    """
+
+    config: PreTrainedConfig
+    model: PreTrainedModel
+
+    @classmethod
+    def of(cls, config: PreTrainedConfig) -> "Probe":
+        """Build the model of a config. Raises `ModelError`."""
+        return cls(config, build_on_meta(config))
+
+    @cached_property
+    def values(self) -> dict[str, Any]:
+        """The values of the config."""
+        return self.config.to_dict()
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each parameter and of each buffer that is saved, by name."""
+        return shapes_of(self.model)
+
+    def with_values(self, **changed: Any) -> "Probe | None":
+        """Return the probe with some values changed, or None if that makes no model."""
+        try:
+            return Probe.of(config_of_values(type(self.config), self.values | changed))
+        except ModelError:
+            return None
+
+    def count(self, key: str) -> int:
+        """Return the number that a key of the config holds."""
+        value = self.values[key]
+        return value if isinstance(value, int) else 0
+
+    def grown(self, other: "Probe") -> dict[Axis, int] | None:
+        """Return by how much each axis is longer in another model; None if its tensors are others."""
+        if self.shapes.keys() != other.shapes.keys():
+            return None
+        return {
+            (name, axis): other.shapes[name][axis] - length
+            for name, shape in self.shapes.items()
+            for axis, length in enumerate(shape)
+            if other.shapes[name][axis] != length
+        }
+
+    def widths(self, kind: str) -> tuple[str, dict[Axis, int]] | None:
+        """Find the key that counts the units of a kind, and the entries that each has on every axis.
+
+        Returns:
+            The key, and the entries of one unit by axis; None if no key changes anything.
+        """
+        for key in KEYS[kind]:
+            if not isinstance(self.values.get(key), int) or isinstance(self.values[key], bool):
+                continue
+            for step in STEPS[kind]:
+                other = self.with_values(**{key: self.values[key] + step})
+                grown = None if other is None else self.grown(other)
+                if grown is None:
+                    continue
+                if grown and all(change % step == 0 for change in grown.values()):
+                    return key, {axis: change // step for axis, change in grown.items()}
+                break
+        return None
+
+    def layers(self) -> tuple[str, str, list[str]] | None:
+        """Find the key that counts the layers, and the module that holds them.
+
+        Returns:
+            The key, the name of the module, and the names of other modules that have an entry for each layer;
+            None if no key does.
+        """
+        lists = {
+            name: len(module)
+            for name, module in self.model.named_modules()
+            if isinstance(module, (nn.ModuleList, nn.ModuleDict, nn.ParameterList))
+        }
+        for key in LAYER_KEYS:
+            count = self.values.get(key)
+            if not isinstance(count, int) or count < 2:
+                continue
+            kept = keep_layers(self.values, list(range(count - 1)), count)
+            other = self.with_values(**kept | {key: count - 1})
+            if other is None:
+                continue
+            modules = dict(other.model.named_modules())
+            shorter = [
+                name for name, length in lists.items() if name in modules and len(modules[name]) == length - 1
+            ]
+            if shorter:
+                weight = {name: _parameters(self.model.get_submodule(name)) for name in shorter}
+                largest = max(shorter, key=weight.__getitem__)
+                others = [name for name in shorter if name != largest and weight[name]]
+                return key, largest, others
+        return None
+
+
+def _parameters(module: nn.Module) -> int:
+    return sum(values.numel() for values in module.parameters())
+
+
+def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each parameter and of each buffer that is saved, by name."""
+    parameters = {name: tuple(values.shape) for name, values in model.named_parameters()}
+    return parameters | {name: tuple(values.shape) for name, values in saved_buffers(model).items()}
+
+
+def saved_buffers(model: nn.Module) -> dict[str, Any]:
+    """Return the buffers of a model that its files hold, by name."""
+    return {
+        f"{place}.{name}" if place else name: values
+        for place, module in model.named_modules()
+        for name, values in module._buffers.items()
+        if values is not None and name not in module._non_persistent_buffers_set
+    }
