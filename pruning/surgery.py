@@ -1,6 +1,7 @@
 """From a base model and the units to keep, make a new model that shares every tensor that was not cut."""
 
 import copy
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
@@ -11,7 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from pruning.architectures.anatomy import Anatomy, TensorSpec
 from pruning.architectures.config import build_on_meta
-from pruning.architectures.families import CHANNEL, KEY_VALUE, LAYER, Label, kind_of, parts_of
+from pruning.architectures.families import CHANNEL, KEY_VALUE, LAYER, NEURON, Label, kind_of, parts_of
 from pruning.architectures.layer_numbers import differing_layer
 from pruning.architectures.lookup import family_for
 from pruning.architectures.placement import (
@@ -228,9 +229,13 @@ def _fill(
         if tensor.shape != place.shape:
             raise AssertionError(f"surgery cut {name} to {[*tensor.shape]}, not {[*place.shape]}")
         values[name] = nn.Parameter(tensor, requires_grad=False) if name in expected else tensor
+    aliases: dict[int, list[str]] = defaultdict(list)
+    for name, tied in model.named_parameters(remove_duplicate=False):
+        aliases[id(tied)].append(name)
     for name, value in values.items():
-        module, _, attribute = name.rpartition(".")
-        setattr(modules[module], attribute, value)
+        for alias in aliases[id(expected[name])] if name in expected else [name]:
+            module, _, attribute = alias.rpartition(".")
+            setattr(modules[module], attribute, value)
 
 
 def _dispatch(
@@ -302,6 +307,7 @@ def neuron_matrices(
         matrix
         for spec in anatomy.of_layer(layer)
         if spec.component == "mlp" and len(spec.shape) == 2 and spec.name != output_name
+        if any(kind_of(part) == NEURON for label in spec.labels for part in parts_of(label))
         for _, matrix in _unfused(model, anatomy, spec)
     ]
     output_weight = as_channels_first(parameter(model, output_name), anatomy.tensor(output_name))

@@ -4,15 +4,15 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 
 from transformers import PreTrainedConfig
 
 from pruning.architectures.config import build_on_meta, config_from_dict
-from pruning.architectures.differences import saved_buffers
-from pruning.architectures.families import CHANNEL, LAYER, NEURON, Family, Label, kind_of
+from pruning.architectures.families import CHANNEL, LAYER, NEURON, QUERY, Family, Label, kind_of
 from pruning.architectures.lookup import family_for
+from pruning.architectures.tiny_model import saved_buffers
 from pruning.errors import ModelError
 
 
@@ -53,6 +53,7 @@ class Anatomy:
         tensors: All parameters, in the order of `named_parameters()`.
         units: How many units of each kind there are (neurons and heads: in each layer).
         buffers: The buffers that are saved with the parameters.
+        reasons: Why units cannot be removed, as far as `pruning.architectures.prove` has been asked.
     """
 
     family: Family
@@ -60,6 +61,7 @@ class Anatomy:
     tensors: tuple[TensorSpec, ...]
     units: Mapping[str, int]
     buffers: tuple[TensorSpec, ...] = ()
+    reasons: dict[str, str | None] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def layers(self) -> int:
@@ -113,6 +115,15 @@ class Anatomy:
             layers[spec.layer].append(spec)
         return dict(layers)
 
+    @cached_property
+    def layers_are_alike(self) -> bool:
+        """Whether all layers have the same tensors."""
+        tensors = [
+            {(self.renamed(spec, 0), spec.shape, spec.labels) for spec in self.of_layer(layer)}
+            for layer in range(self.layers)
+        ]
+        return all(each == tensors[0] for each in tensors)
+
     def output_projection(self, layer: int, kind: str = NEURON) -> str:
         """Return the full name of the projection through which a layer's neurons or heads write."""
         return f"{self.layer_module(layer)}.{self.family.output_projections[kind]}"
@@ -123,11 +134,35 @@ class Anatomy:
         The channels are on the other axis if it writes into the residual stream, and on this one if it reads
         from there.
         """
+        if self.family.derived and spec.layer is not None:
+            return (
+                0
+                if spec.name.removeprefix(f"{self.layer_module(spec.layer)}.") in self.family.transposed
+                else 1
+            )
         channel_axis = spec.labels.index(CHANNEL)
         writes = spec.layer is not None and spec.module in (
             self.output_projection(spec.layer, kind) for kind in self.family.output_projections
         )
         return 1 - channel_axis if writes else channel_axis
+
+    @property
+    def head_width(self) -> int:
+        """The entries of one query head's output, which attention's output projection reads."""
+        name = self.output_projections(QUERY)[0]
+        spec = self.tensor(f"{name}.weight")
+        return spec.shape[self.input_axis(spec)] // self.units[QUERY]
+
+    def output_projections(self, kind: str) -> list[str]:
+        """Return the full names of the projections through which all layers' neurons or heads write."""
+        names = (self.output_projection(layer, kind) for layer in range(self.layers))
+        return [name for name in names if f"{name}.weight" in self._by_name]
+
+    @property
+    def expert_groups(self) -> int:
+        """In how many groups a router sorts the experts: it chooses groups first, and then experts of these."""
+        keys = ("n_group", "num_expert_group")
+        return max((getattr(self.config, key, None) or 1 for key in keys), default=1)
 
     @property
     def norms(self) -> tuple[TensorSpec, ...]:
@@ -146,6 +181,7 @@ class Anatomy:
             for spec in self.of_layer(layer)
             if spec.component == component
             and len(spec.shape) == 2
+            and CHANNEL in spec.labels
             and spec.labels[self.input_axis(spec)] == CHANNEL
         )
 

@@ -48,15 +48,15 @@ def config_from_dict(values: dict) -> PreTrainedConfig:
     Raises:
         ModelError: transformers has no such model, or a value makes no model of it.
     """
-    model_type = values.get("model_type")
-    if not isinstance(model_type, str) or model_type not in known_types():
-        raise unknown_family(model_type)
+    name = values.get("model_type")
+    if not isinstance(name, str) or name not in known_types():
+        raise unknown_family(name)
     for key in LAYER_KEYS:
         _check_size(values, key, MAX_LAYERS)
-    family = FAMILIES.get(model_type)
+    family = FAMILIES.get(name)
     for key in {*SIZE_KEYS, *(family.sizes.values() if family else ()), "max_position_embeddings"}:
         _check_size(values, key, MAX_WIDTH if key != "max_position_embeddings" else 10 * MAX_WIDTH)
-    kind = CONFIG_MAPPING[model_type]
+    kind = CONFIG_MAPPING[name]
     title = family.title if family else kind.__name__.removesuffix("Config")
     values = {key: value for key, value in values.items() if key != "model_type"}
     try:
@@ -74,6 +74,10 @@ def known_types() -> list[str]:
 def _check_size(values: dict, key: str, largest: int) -> None:
     value = values.get(key)
     if value is None:
+        return
+    if isinstance(value, list):  # One for each layer.
+        for each in value:
+            _check_size({key: each}, key, largest)
         return
     if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= largest:
         raise ModelError(
@@ -115,7 +119,11 @@ def build_on_meta(
         config._attn_implementation = attention
     try:
         with torch.device("meta"), _Unfilled():
-            return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(
+                config, dtype=dtype, trust_remote_code=False
+            )
+            model.tie_weights()  # Some classes only tie what was loaded.
+            return model
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise ModelError(f"The config describes a model that cannot be built: {reason}") from error

@@ -5,47 +5,42 @@ becomes longer with a size counts what the size counts, and how many entries eac
 are asked for what sizes cannot show: which matrix is the gate, and which norm stands where.
 """
 
-import re
+import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 from torch import nn
 from transformers import PreTrainedConfig
 
-from pruning.architectures.differences import KEYS, Axis, Probe
+from pruning.architectures.axis_labels import ATTENTION, AxisLabels
+from pruning.architectures.differences import KEYS, Probe
 from pruning.architectures.families import (
     CHANNEL,
     EXPERT,
-    GATE,
     KEY_VALUE,
     LAYER,
     NEURON,
     QUERY,
     TOKEN,
-    UP,
     Family,
     Label,
     TensorLabels,
     kind_of,
     parts_of,
 )
+from pruning.architectures.norms import norm_offset, post_norms
 from pruning.architectures.probe import HEAD, MOST_PARAMETERS, probe_config
 from pruning.errors import ModelError
 
+MOST_REMEMBERED = 256
+
+_DERIVED: dict[str, Family] = {}
+"""The entries that were derived, by the values of their probes."""
+
 UNITS = (NEURON, QUERY, KEY_VALUE, CHANNEL, TOKEN, EXPERT)
-
-_GATE_NAME = re.compile(r"gate|(^|\.)(w1|wi_0|linear_v)$")
-
-_KEY_OR_VALUE = re.compile(r"(^|[._])(k|v|key|value|k_lin|v_lin|kv)([._]|$)|[kv]_proj|wk$|wv$")
-
-_ATTENTION_INPUT = re.compile(
-    r"(^|[._])(q|k|v|qkv|query|key|value)([._]|$)|[qkv]_proj|c_attn|query_key_value|Wqkv"
-)
-
-_ATTENTION = re.compile(r"attn|attention|mixer|mamba|conv|ssm|recurrent|temporal|linear_attn|short_conv")
 
 _NO_HEAD_SIZE = (
     "its config has no head size of its own: it follows from the hidden size and the number of heads, "
@@ -62,7 +57,13 @@ def derive(config: PreTrainedConfig) -> Family:
     Raises:
         ModelError: transformers builds no small model with these options, or it has no list of layers.
     """
-    return _derive(_probe(config))
+    probe = _probe(config)
+    key = json.dumps(probe.values, sort_keys=True, default=str)
+    if key not in _DERIVED:
+        while len(_DERIVED) >= MOST_REMEMBERED:
+            del _DERIVED[next(iter(_DERIVED))]
+        _DERIVED[key] = _derive(probe)
+    return _DERIVED[key]
 
 
 def _probe(config: PreTrainedConfig) -> Probe:
@@ -96,37 +97,19 @@ def _derive(probe: Probe) -> Family:
     return family
 
 
-@dataclass
-class _Reading:
-    """The labels of a small model's tensors, as its differences show them.
-
-    Attributes:
-        probe: The small model.
-        place: The module that holds its layers.
-        found: For each kind of unit, the key that counts it and the entries of a unit on every axis; None if
-            nothing grows with a key.
-        unprunable: For kinds that cannot be cut, the reason, filled as labels are read.
-    """
-
-    probe: Probe
-    place: str
-    found: Mapping[str, tuple[str, dict[Axis, int]] | None]
-    unprunable: dict[str, str] = field(default_factory=dict)
+class _Reading(AxisLabels):
+    """The entry of the table that the labels of a small model make."""
 
     def family(self, layer_key: str) -> Family:
         """Return the entry of the table."""
         self._check_heads()
-        labels = {name: self._labels(name, shape) for name, shape in self.probe.shapes.items()}
+        labels = self._all_labels
         components = self._components(labels)
         outputs = self._outputs(labels)
         sizes = {kind: found[0] for kind, found in self.found.items() if found}
         sizes[LAYER] = layer_key
         self._fill_sizes(sizes)
         norms = self._norm_names()
-        gated = any(
-            label in ((GATE, UP), (UP, GATE)) or GATE in axes for axes in labels.values() for label in axes
-        )
-        del gated
         return Family(
             model_type=self.probe.config.model_type,
             title=type(self.probe.config).__name__.removesuffix("Config"),
@@ -134,130 +117,17 @@ class _Reading:
             output_projections=outputs,
             sizes=sizes,
             unprunable=self.unprunable,
-            post_norms=tuple(
-                name for name in norms if re.search(r"post.*(feedforward|mlp|ffn|attention_output)", name)
-            ),
+            norm_offset=self._norm_offset(norms),
+            post_norms=self._post_norms(norms),
             companions=self._companions(sizes),
+            transposed=frozenset(self.split(name)[1] for name in labels if self.is_transposed(name)),
             derived=True,
             **components,
         )
 
-    def _widths(self, axis: Axis) -> dict[str, int]:
-        """Return the kinds of unit that an axis counts, each with the entries of one unit."""
-        return {kind: found[1][axis] for kind, found in self.found.items() if found and axis in found[1]}
-
-    def _count(self, kind: str) -> int:
-        found = self.found[kind]
-        return self.probe.count(found[0]) if found else 0
-
-    def _labels(self, name: str, shape: tuple[int, ...]) -> tuple[Label, ...]:
-        labels = tuple(self._label(name, axis, length) for axis, length in enumerate(shape))
-        if self._has_head_size or not self._in_layer(name) or CHANNEL not in labels:
-            return labels
-        return self._attention_labels(name, labels)
-
-    def _label(self, name: str, axis: int, length: int) -> Label:
-        widths = self._widths((name, axis))
-        kinds = frozenset(widths)
-        whole = sum(self._count(kind) * width for kind, width in widths.items())
-        if kinds == {QUERY, KEY_VALUE} and whole == length and widths[KEY_VALUE] == 2 * widths[QUERY]:
-            return (QUERY, KEY_VALUE, KEY_VALUE)
-        if len(kinds) == 1 and whole == length:
-            (kind,) = kinds
-            return _READERS.get(kind, _Reading._plain)(self, name, widths[kind], kind)
-        if not kinds and self.found[CHANNEL] is None and length == self._hidden:
-            return CHANNEL
-        for kind in kinds:
-            self.unprunable.setdefault(
-                kind,
-                f"{_short(name)} has an axis of {length} entries in a small model that also counts something else",
-            )
-        return None
-
-    def _plain(self, name: str, width: int, kind: str) -> Label:
-        return kind
-
-    def _neuron(self, name: str, width: int, kind: str) -> Label:
-        if width == 2:
-            return (GATE, UP)
-        if width > 2:
-            self.unprunable.setdefault(kind, f"{_short(name)} has {width} entries for each neuron")
-            return None
-        return self._gate_or_up.get(
-            name.rpartition(".")[0] if name.endswith((".weight", ".bias")) else name, NEURON
-        )
-
-    def _channel(self, name: str, width: int, kind: str) -> Label:
-        if width == 1:
-            return CHANNEL
-        self.unprunable.setdefault(
-            kind, f"{_short(name)} is {width} times as wide as the residual stream, and would shrink with it"
-        )
-        return None
-
-    def _query(self, name: str, width: int, kind: str) -> Label:
-        short = _short(name)
-        if (
-            self.found[KEY_VALUE] is None
-            and _KEY_OR_VALUE.search(short.rsplit(".", 1)[0])
-            and "kv_b" not in short
-        ):
-            return KEY_VALUE
-        if self.found[KEY_VALUE] is None and re.search(r"qkv|query_key_value|c_attn", short):
-            return (QUERY, KEY_VALUE, KEY_VALUE)
-        return QUERY
-
-    def _attention_labels(self, name: str, labels: tuple[Label, ...]) -> tuple[Label, ...]:
-        """Label the projections of attention that are as wide as the residual stream on both sides."""
-        short = _short(name)
-        if not _ATTENTION.search(short) and not _ATTENTION_INPUT.search(short):
-            return labels
-        module = self._module(name)
-        if not isinstance(module, nn.Linear) and type(module).__name__ != "Conv1D":
-            return labels
-        outputs = 0 if isinstance(module, nn.Linear) else len(labels) - 1
-        inner: Label = KEY_VALUE if _KEY_OR_VALUE.search(short.rsplit(".", 1)[0]) else QUERY
-        reads = _ATTENTION_INPUT.search(short.rsplit(".", 1)[0])
-        new = list(labels)
-        if reads:
-            new[outputs] = inner
-        elif len(labels) == 2:
-            new[1 - outputs] = QUERY
-        return tuple(new)
-
     @cached_property
-    def _gate_or_up(self) -> dict[str, Label]:
-        """Tell the gate from the other matrix where two of a module compute neurons."""
-        by_parent: dict[str, list[str]] = defaultdict(list)
-        found = self.found[NEURON]
-        for (name, axis), width in (found[1] if found else {}).items():
-            shape = self.probe.shapes[name]
-            owner = name.removesuffix(".weight")
-            module = self._module(name)
-            outputs = len(shape) - 1 if type(module).__name__ == "Conv1D" else len(shape) - 2
-            if (
-                len(shape) >= 2
-                and axis == outputs
-                and width == 1
-                and CHANNEL
-                in self._widths((name, len(shape) - 1 - axis if len(shape) == 2 else -1)) | {CHANNEL: 0}
-            ):
-                by_parent[owner.rpartition(".")[0]].append(owner)
-        named: dict[str, Label] = {}
-        for owners in by_parent.values():
-            gates = [owner for owner in owners if _GATE_NAME.search(owner.rpartition(".")[2])]
-            if len(owners) == 2 and len(gates) == 1:
-                named |= {owner: GATE if owner in gates else UP for owner in owners}
-        return named
-
-    @cached_property
-    def _hidden(self) -> int:
-        return next((self.probe.count(key) for key in KEYS[CHANNEL] if key in self.probe.values), 0)
-
-    @cached_property
-    def _has_head_size(self) -> bool:
-        found = self.found[QUERY]
-        return bool(found) and all(width > 0 for width in found[1].values())
+    def _all_labels(self) -> dict[str, tuple[Label, ...]]:
+        return {name: self.labels(name, shape) for name, shape in self.probe.shapes.items()}
 
     def _check_heads(self) -> None:
         found = dict(self.found)
@@ -266,7 +136,7 @@ class _Reading:
             if each and any(width <= 0 for width in each[1].values()):
                 found[kind] = None
         self.found = found
-        if not self._has_head_size:
+        if not self.has_head_size:
             has_heads = any(key in self.probe.values for key in KEYS[QUERY])
             reason = (
                 _NO_HEAD_SIZE.format(units="the heads that remain")
@@ -290,12 +160,12 @@ class _Reading:
     def _outputs(self, labels: Mapping[str, tuple[Label, ...]]) -> dict[str, str]:
         """Find the projections through which neurons and heads write, and refuse where some layers have none."""
         outputs: dict[str, str] = {}
-        count = len(self.probe.model.get_submodule(self.place))
+        count = len(list(self.probe.model.get_submodule(self.place).children()))
         for kind in (NEURON, QUERY):
             writers: dict[str, set[int]] = defaultdict(set)
             packed = False
             for name, axes in labels.items():
-                layer, short = self._split(name)
+                layer, short = self.split(name)
                 if layer is None or not any(
                     kind_of(part) == kind for label in axes for part in parts_of(label)
                 ):
@@ -328,11 +198,8 @@ class _Reading:
 
     def _writes(self, name: str, axes: tuple[Label, ...], kind: str) -> bool:
         """Return whether a matrix reads units of a kind and writes channels."""
-        module = self._module(name)
-        inputs = 0 if type(module).__name__ == "Conv1D" else 1
-        if not isinstance(module, nn.Linear) and type(module).__name__ != "Conv1D":
-            return False
-        return axes[inputs] == kind and axes[1 - inputs] in (CHANNEL, None)
+        inputs = 0 if self.is_transposed(name) else 1
+        return self.is_projection(name) and axes[inputs] == kind and axes[1 - inputs] in (CHANNEL, None)
 
     def _fill_sizes(self, sizes: dict[str, str]) -> None:
         """Name the keys of kinds that cannot be cut too: their numbers are shown."""
@@ -344,7 +211,7 @@ class _Reading:
             groups = next(
                 (key for key in KEYS[KEY_VALUE] if isinstance(self.probe.values.get(key), int)), None
             )
-            sizes.setdefault(KEY_VALUE, groups if groups and not self._has_head_size else sizes[QUERY])
+            sizes.setdefault(KEY_VALUE, groups if groups and not self.has_head_size else sizes[QUERY])
 
     def _companions(self, sizes: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
         """Return keys that must hold the same number as the one that counts a kind."""
@@ -354,26 +221,30 @@ class _Reading:
             companions[QUERY] = tuple(key for key in KEYS[KEY_VALUE] if isinstance(values.get(key), int))
         return {kind: keys for kind, keys in companions.items() if keys}
 
-    def _split(self, name: str) -> tuple[int | None, str]:
-        match = re.match(rf"{re.escape(self.place)}\.(\d+)\.(.+)", name)
-        return (int(match[1]), match[2]) if match else (None, name)
-
-    def _in_layer(self, name: str) -> bool:
-        return self._split(name)[0] is not None
-
-    def _module(self, name: str) -> nn.Module:
-        return self.probe.model.get_submodule(name.rpartition(".")[0])
-
-    def _is_norm(self, name: str) -> bool:
-        return "norm" in type(self._module(name)).__name__.lower()
-
     def _norm_names(self) -> list[str]:
-        names = (
-            self._split(name)[1].removesuffix(".weight")
-            for name in self.probe.shapes
-            if self._in_layer(name) and self._is_norm(name)
-        )
-        return list(dict.fromkeys(name for name in names if "." not in name))
+        """Return the norms over the channels that are parts of a layer, by their names in it."""
+        names = [
+            name.removesuffix(".weight")
+            for full, axes in self._all_labels.items()
+            for layer, name in [self.split(full)]
+            if layer is not None and axes == (CHANNEL,) and name.endswith(".weight") and self.is_norm(full)
+        ]
+        return [name for name in dict.fromkeys(names) if "." not in name]
+
+    def _norm_offset(self, names: Sequence[str]) -> float:
+        layer = self.probe.model.get_submodule(self.place).get_submodule("0")
+        offsets = {norm_offset(layer.get_submodule(name)) for name in names if hasattr(layer, name)}
+        if None in offsets or len(offsets) > 1:
+            self.unprunable.setdefault(CHANNEL, "its norms do more than to multiply by a weight")
+        return next((offset for offset in offsets if offset is not None), 0.0)
+
+    def _post_norms(self, names: Sequence[str]) -> tuple[str, ...]:
+        layer = self.probe.model.get_submodule(self.place).get_submodule("0")
+        try:
+            return post_norms(self.probe.config, self.place, [name for name in names if hasattr(layer, name)])
+        except Exception:
+            # The proof of each cut will say that the model does not run.
+            return ()
 
     def _components(self, labels: Mapping[str, tuple[Label, ...]]) -> dict[str, Any]:
         """Sort the tensors by what they belong to."""
@@ -386,8 +257,8 @@ class _Reading:
         }
         groups = self._groups(labels)
         for name, axes in labels.items():
-            layer, short = self._split(name)
-            norm = self._is_norm(name) and axes and all(label in (CHANNEL, None) for label in axes)
+            layer, short = self.split(name)
+            norm = self.is_norm(name) and axes and all(label in (CHANNEL, None) for label in axes)
             if layer is None:
                 values = parameters.get(name)
                 of_head = values is not None and id(values) in heads and id(values) not in inputs
@@ -412,14 +283,14 @@ class _Reading:
         """Return whether each part of a layer is attention, or something like it, or an MLP."""
         kinds: dict[str, set[str | None]] = defaultdict(set)
         for name, axes in labels.items():
-            layer, short = self._split(name)
+            layer, short = self.split(name)
             if layer is not None:
                 kinds[short.split(".")[0]] |= {kind_of(part) for label in axes for part in parts_of(label)}
         return {
             group: "mlp"
             if found & {NEURON, EXPERT}
             else "attention"
-            if found & {QUERY, KEY_VALUE} or _ATTENTION.search(group)
+            if found & {QUERY, KEY_VALUE} or ATTENTION.search(group)
             else "mlp"
             for group, found in kinds.items()
         }
@@ -431,15 +302,3 @@ class _Reading:
                     self.unprunable.setdefault(
                         kind_of(part), f"{name} counts different things in different layers"
                     )
-
-
-_READERS = {
-    NEURON: _Reading._neuron,
-    CHANNEL: _Reading._channel,
-    QUERY: _Reading._query,
-}
-
-
-def _short(name: str) -> str:
-    """Return a tensor's name without the numbers of layers."""
-    return re.sub(r"^.*?\.\d+\.", "", name)

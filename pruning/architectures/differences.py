@@ -12,6 +12,7 @@ from pruning.architectures.config import LAYER_KEYS, build_on_meta
 from pruning.architectures.families import CHANNEL, EXPERT, KEY_VALUE, LAYER, NEURON, QUERY, TOKEN
 from pruning.architectures.layer_numbers import keep_layers
 from pruning.architectures.probe import config_of_values
+from pruning.architectures.tiny_model import saved_buffers
 from pruning.errors import ModelError
 
 Axis = tuple[str, int]
@@ -170,13 +171,3 @@ def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
     """Return the shape of each parameter and of each buffer that is saved, by name."""
     parameters = {name: tuple(values.shape) for name, values in model.named_parameters()}
     return parameters | {name: tuple(values.shape) for name, values in saved_buffers(model).items()}
-
-
-def saved_buffers(model: nn.Module) -> dict[str, Any]:
-    """Return the buffers of a model that its files hold, by name."""
-    return {
-        f"{place}.{name}" if place else name: values
-        for place, module in model.named_modules()
-        for name, values in module._buffers.items()
-        if values is not None and name not in module._non_persistent_buffers_set
-    }

@@ -98,6 +98,7 @@ class Family:
         post_norms: The names in the layer of the norms through which its outputs pass on their way into the
             residual stream.
         companions: For kinds of unit, further config keys that hold their number.
+        transposed: Of a derived entry, the names in the layer of weights that are `[in, out]`.
         derived: Whether the entry was derived (`pruning.architectures.derive`) and is not a line of the table.
     """
 
@@ -117,6 +118,7 @@ class Family:
     embedding_scale: str = ""
     post_norms: tuple[str, ...] = ()
     companions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    transposed: frozenset[str] = frozenset()
     derived: bool = False
 
     @property

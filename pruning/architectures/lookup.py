@@ -16,11 +16,11 @@ def family_for(config: PreTrainedConfig) -> Family:
     Raises:
         ModelError: transformers has no causal language model of the type, or nothing can be derived for it.
     """
-    model_type = getattr(config, "model_type", None)
-    if model_type in FAMILIES:
-        return FAMILIES[model_type]
-    if model_type not in known_types():
-        raise unknown_family(model_type)
+    name = getattr(config, "model_type", None)
+    if name in FAMILIES:
+        return FAMILIES[name]
+    if name not in known_types():
+        raise unknown_family(name)
     return _derived(json.dumps(config.to_dict(), sort_keys=True, default=str))
 
 

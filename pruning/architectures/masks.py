@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
-from torch.utils.hooks import RemovableHandle
+from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
 from pruning.architectures.anatomy import Anatomy
@@ -14,6 +14,13 @@ from pruning.architectures.families import CHANNEL, EXPERT, KEY_VALUE, LAYER, NE
 
 Kept = Mapping[str, Sequence[torch.Tensor]]
 """For each kind of unit, the kept indices of each layer; for the layers themselves, one entry."""
+
+
+class Removable(Protocol):
+    """Something that was done to a model, and can be undone."""
+
+    def remove(self) -> None:
+        """Undo it."""
 
 
 @contextmanager
@@ -38,8 +45,8 @@ def masked(model: PreTrainedModel, anatomy: Anatomy, kept: Kept) -> Iterator[Non
         yield
 
 
-def _mask_inputs(kind: str) -> Callable[..., Iterator[RemovableHandle]]:
-    def mask(model: PreTrainedModel, anatomy: Anatomy, kept: Kept) -> Iterator[RemovableHandle]:
+def _mask_inputs(kind: str) -> Callable[..., Iterator[Removable]]:
+    def mask(model: PreTrainedModel, anatomy: Anatomy, kept: Kept) -> Iterator[Removable]:
         for layer in range(anatomy.layers):
             name = anatomy.output_projection(layer, kind)
             if f"{name}.weight" not in anatomy.names:
@@ -49,7 +56,9 @@ def _mask_inputs(kind: str) -> Callable[..., Iterator[RemovableHandle]]:
             units[kept[kind][layer]] = 1
             entries = units.repeat_interleave(spec.shape[spec.labels.index(kind)] // len(units))
 
-            def zero(_module: nn.Module, args: tuple[Any, ...], entries: torch.Tensor = entries) -> tuple[Any, ...]:
+            def zero(
+                _module: nn.Module, args: tuple[Any, ...], entries: torch.Tensor = entries
+            ) -> tuple[Any, ...]:
                 return (args[0] * entries, *args[1:])
 
             yield model.get_submodule(name).register_forward_pre_hook(zero)
@@ -57,7 +66,7 @@ def _mask_inputs(kind: str) -> Callable[..., Iterator[RemovableHandle]]:
     return mask
 
 
-def _skip_layers(model: PreTrainedModel, anatomy: Anatomy, kept: Kept) -> Iterator[RemovableHandle]:
+def _skip_layers(model: PreTrainedModel, anatomy: Anatomy, kept: Kept) -> Iterator[Removable]:
     remaining = set(kept[LAYER][0].tolist())
 
     def skip(_module: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Any) -> Any:
@@ -70,7 +79,7 @@ def _skip_layers(model: PreTrainedModel, anatomy: Anatomy, kept: Kept) -> Iterat
             yield module.register_forward_hook(skip, with_kwargs=True)
 
 
-def _mask_channels(model: PreTrainedModel, anatomy: Anatomy, kept: Kept) -> Iterator[RemovableHandle]:
+def _mask_channels(model: PreTrainedModel, anatomy: Anatomy, kept: Kept) -> Iterator[Removable]:
     mask = torch.zeros(anatomy.units[CHANNEL])
     mask[kept[CHANNEL][0]] = 1
     # Embeddings that are multiplied by √(hidden size) become smaller.
@@ -121,12 +130,62 @@ def _subtracts_mean(module: nn.Module) -> bool:
     return bool(torch.allclose(raw(module, probe), raw(module, probe + 1), atol=1e-4))
 
 
-def _mask_experts(model: PreTrainedModel, anatomy: Anatomy, kept: Kept) -> Iterator[RemovableHandle]:
-    raise NotImplementedError("masking experts")
-    yield
+def _mask_experts(model: PreTrainedModel, anatomy: Anatomy, kept: Kept) -> Iterator[Removable]:
+    """Make the score of removed experts the least there is, in the router and in what corrects its choice."""
+    routers: dict[int, torch.Tensor] = {}
+    for spec in (*anatomy.tensors, *anatomy.buffers):
+        if spec.layer is None or spec.labels[0] != EXPERT or len(spec.shape) > 2:
+            continue
+        removed = torch.ones(anatomy.units[EXPERT], dtype=torch.bool)
+        removed[kept[EXPERT][spec.layer]] = False
+        module, name = model.get_submodule(spec.module), spec.name.rpartition(".")[2]
+        values = getattr(module, name)
+        if spec.labels == (EXPERT, CHANNEL):
+            routers[id(values)] = removed
+        elif spec.labels == (EXPERT,) and name != "bias":
+            yield _Replaced(values, removed)
+    yield _Routing(routers)
 
 
-def _nothing(_model: PreTrainedModel, _anatomy: Anatomy, _kept: Kept) -> Iterator[RemovableHandle]:
+class _Replaced:
+    """Values that are -∞ where they were removed, until they are put back."""
+
+    def __init__(self, values: torch.Tensor, removed: torch.Tensor) -> None:
+        self._values, self._before = values, values.clone()
+        values[removed] = float("-inf")
+
+    def remove(self) -> None:
+        """Put the values back."""
+        self._values.copy_(self._before)
+
+
+class _Routing(TorchFunctionMode):
+    """Give removed experts the logit -∞ wherever a router's matrix is multiplied."""
+
+    def __init__(self, routers: Mapping[int, torch.Tensor]) -> None:
+        super().__init__()
+        self._routers = routers
+        self.__enter__()
+
+    def remove(self) -> None:
+        """Leave products as they are."""
+        self.__exit__(None, None, None)
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> object:
+        output = func(*args, **(kwargs or {}))
+        weight = args[1] if len(args) > 1 else (kwargs or {}).get("weight")
+        if func is nn.functional.linear and (removed := self._routers.get(id(weight))) is not None:
+            return output.masked_fill(removed, float("-inf"))
+        return output
+
+
+def _nothing(_model: PreTrainedModel, _anatomy: Anatomy, _kept: Kept) -> Iterator[Removable]:
     return iter(())
 
 

@@ -13,7 +13,7 @@ from pruning.errors import ModelError
 
 HIDDEN, HEADS, GROUPS, HEAD, NEURONS, TOKENS, POSITIONS, WINDOW, EXPERTS = 64, 4, 2, 16, 48, 96, 128, 8, 8
 
-LAYERS = 4
+LAYERS = 3
 """The least number of layers; there are more if the real model has more kinds of them."""
 
 MOST_LAYERS = 12
@@ -134,9 +134,6 @@ SIZES: Mapping[str, int] = (
         "mamba_n_heads": 8,
         "mamba_num_heads": 8,
         "n_mamba_heads": 2,
-        "mamba_d_head": 16,
-        "mamba_head_dim": 16,
-        "mamba_headdim": 16,
         "mamba_d_ssm": 2 * HIDDEN,
         "mamba_d_state": 8,
         "ssm_state_size": 8,
@@ -161,6 +158,10 @@ SIZES: Mapping[str, int] = (
         "router_hidden_size": 16,
         "dim_model_base": 16,
         "zero_expert_num": 2,
+        "pronunciation_vocab_size": 16,
+        "shape_vocab_size": 16,
+        "pronunciation_embed_dim": 16,
+        "shape_embed_dim": 16,
     }
 )
 """The size that each key gets, if the config has it and it is larger."""
@@ -180,13 +181,13 @@ def probe_config(config: PreTrainedConfig, **overrides: Any) -> PreTrainedConfig
     """
     values = copy.deepcopy(config.to_dict())
     values = _fewer_layers(values)
-    values = {key: _small(key, value, values) for key, value in values.items()}
+    values = {key: _small(key, value) for key, value in values.items()}
     real = config.to_dict()
     hidden = next((real[key] for key in ("hidden_size", "d_model", "n_embd") if real.get(key)), None)
     for key, value in real.items():
         if key not in SIZES and "dim" in key + "size" and value == hidden and isinstance(value, int):
             values[key] = HIDDEN if values.get(key) == hidden else values.get(key)
-    values |= _head_counts(real)
+    values |= _consistent(real, values)
     values = _fit_rotary(values) | overrides
     return config_of_values(type(config), values)
 
@@ -200,12 +201,32 @@ def config_of_values(kind: type[PreTrainedConfig], values: Mapping[str, Any]) ->
         raise ModelError(f"transformers makes no small model of this config: {reason}") from error
 
 
+DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "bamba": {"attn_layer_indices": [1, 3], "num_hidden_layers": 6},
+    "cohere_compass_text": {
+        "layer_types": ["sliding_attention", "full_attention"] * 3,
+        "num_hidden_layers": 6,
+    },
+    "dots1": {
+        "n_routed_experts": 8,
+        "n_shared_experts": 1,
+        "num_experts_per_tok": 2,
+        "first_k_dense_replace": 1,
+    },
+    "granitemoehybrid": {"layer_types": ["mamba", "attention"] * 3, "num_hidden_layers": 6},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 3, "num_hidden_layers": 6},
+}
+"""Values of types whose own defaults describe no model, or none of the usual kind."""
+
+
 def default_config(model_type: str) -> PreTrainedConfig:
     """Return the config that transformers gives a model type, as a decoder. Raises `ModelError`."""
     kind = CONFIG_MAPPING[model_type]
     try:
-        config = kind()
-        return kind(is_decoder=True) if getattr(config, "is_decoder", None) is False else config
+        config = kind(**DEFAULTS.get(model_type, {}))
+        return (
+            kind.from_dict({"is_decoder": True}) if getattr(config, "is_decoder", None) is False else config
+        )
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise ModelError(f"transformers builds no config of this type without values: {reason}") from error
@@ -249,11 +270,11 @@ def _representatives(values: Mapping[str, Any], count: int) -> set[int]:
     return chosen
 
 
-def _small(key: str, value: Any, values: Mapping[str, Any]) -> Any:
+def _small(key: str, value: Any) -> Any:
     if re.search(r"(token_id|token_index|pad_index|_index|_idx)$", key):
         return _small_id(value)
     if isinstance(value, dict) and (key.endswith("_config") or key.isdecimal()):
-        return {inner: _small(inner, each, value) for inner, each in value.items()}
+        return {inner: _small(inner, each) for inner, each in value.items()}
     if isinstance(value, bool) or not isinstance(value, int):
         if key in SIZES and isinstance(value, (list, tuple)) and value and isinstance(value[0], int):
             return [min(each, SIZES[key]) for each in value]
@@ -271,9 +292,21 @@ def _small_id(value: Any) -> Any:
     return 1 if isinstance(value, int) and value >= TOKENS else value
 
 
-def _head_counts(real: Mapping[str, Any]) -> dict[str, Any]:
-    """Give a model whose config can hold them fewer groups than heads, and a head size of its own."""
-    return {"head_dim": HEAD} if "head_dim" in real and real["head_dim"] is None else {}
+def _consistent(real: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return sizes that follow from one another."""
+    fixed: dict[str, Any] = {}
+    if "head_dim" in real and real["head_dim"] is None:
+        fixed["head_dim"] = HEAD
+    for key in ("mamba_d_head", "mamba_head_dim", "mamba_headdim"):
+        if isinstance(real.get(key), int):
+            fixed[key] = 2 * HIDDEN // 8
+    if "expand" in real and "num_heads" in real:  # A state-space model: no attention.
+        fixed |= {"num_heads": 8, "head_dim": 2 * HIDDEN // 8}
+    if values.get("num_key_value_heads") is None and "num_key_value_heads" in real:
+        fixed["num_key_value_heads"] = GROUPS
+    if "kv_lora_rank" in real and "num_key_value_heads" in real:  # Latent attention: no groups.
+        fixed["num_key_value_heads"] = HEADS
+    return fixed
 
 
 def _fit_rotary(values: dict[str, Any]) -> dict[str, Any]:

@@ -1,12 +1,12 @@
 """The sizes of a model, computed before any weight is touched."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 
 from transformers import PreTrainedConfig
 
-from pruning.architectures.anatomy import Anatomy, anatomy_of
+from pruning.architectures.anatomy import Anatomy, TensorSpec, anatomy_of
 from pruning.architectures.families import COMPONENTS, LAYER, Label, kind_of
 from pruning.architectures.resize import resize
 
@@ -51,13 +51,26 @@ class Shape:
     def components(self) -> dict[str, int]:
         """Parameters by component; tied embeddings are counted once, under `embeddings`."""
         totals = dict.fromkeys(COMPONENTS, 0)
-        for spec in self.anatomy.tensors:
-            # Layers may differ; until it is known which are kept, the first ones stand in for them.
-            if spec.layer is None or spec.layer < self.count(LAYER):
-                totals[spec.component] += prod(
-                    self.length(label, length) for label, length in zip(spec.labels, spec.shape, strict=True)
-                )
+        for spec, times in self.weighted():
+            totals[spec.component] += times * prod(
+                self.length(label, length) for label, length in zip(spec.labels, spec.shape, strict=True)
+            )
         return totals
+
+    def weighted(self) -> Iterator[tuple[TensorSpec, int]]:
+        """Yield tensors, and how many like them this shape has; a tensor of the first layer stands for all."""
+        for spec in self.anatomy.tensors:
+            if times := self.times(spec):
+                yield spec, times
+
+    def times(self, spec: TensorSpec) -> int:
+        """Return how many tensors of this shape a tensor stands for: none, if another one stands for it."""
+        if spec.layer is None:
+            return 1
+        if self.anatomy.layers_are_alike:
+            return self.count(LAYER) if spec.layer == 0 else 0
+        # Until it is known which layers are kept, the first ones stand in for them.
+        return int(spec.layer < self.count(LAYER))
 
     @property
     def parameters(self) -> int:

@@ -15,7 +15,7 @@ from pruning.cost.reading import refits
 from pruning.criteria import CRITERIA, DEFAULT_CRITERION, MLP, PUBLISHED_NAMES, Criterion, criterion_named
 from pruning.errors import RecipeError
 from pruning.progress import Progress
-from pruning.steps.base import Cut, Refit, StepContext, refit_output_projections, top
+from pruning.steps.base import Cut, Refit, StepContext, check_prunable, most, refit_output_projections, top
 from pruning.steps.settings import Choices, Setting, Slider, Switch, share, whole, word
 from pruning.steps.sizes import (
     MULTIPLES,
@@ -56,7 +56,7 @@ class Neurons(Cut):
             "--neurons",
             "MLP neurons to cut, %",
             share,
-            Slider(lambda _shape: 90, percent=True),
+            Slider(lambda shape: most(shape, "neurons", 90), percent=True),
             activates_step=True,
             usage="A share, such as 20%",
         ),
@@ -126,6 +126,7 @@ class Neurons(Cut):
 
     def reshape(self, shape: Shape) -> Shape:
         """Return the shape with fewer neurons."""
+        check_prunable(shape, "neurons")
         criterion = criterion_named(self.criterion)
         family = shape.anatomy.family
         if criterion.gated_only and not family.gated:
