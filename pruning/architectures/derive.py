@@ -57,6 +57,11 @@ def derive(config: PreTrainedConfig) -> Family:
     Raises:
         ModelError: transformers builds no small model with these options, or it has no list of layers.
     """
+    text = config.get_text_config(decoder=True)
+    if text is not config and text.model_type != config.model_type:
+        raise ModelError(
+            f"it is a model of more than text, of which only the text half, {text.model_type}, could be cut"
+        )
     probe = _probe(config)
     key = json.dumps(probe.values, sort_keys=True, default=str)
     if key not in _DERIVED:
@@ -216,7 +221,7 @@ class _Reading(AxisLabels):
     def _companions(self, sizes: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
         """Return keys that must hold the same number as the one that counts a kind."""
         values = self.probe.values
-        companions = {}
+        companions = {kind: self.probe.companions(kind) for kind in UNITS}
         if QUERY in sizes and sizes.get(KEY_VALUE) == sizes[QUERY]:
             companions[QUERY] = tuple(key for key in KEYS[KEY_VALUE] if isinstance(values.get(key), int))
         return {kind: keys for kind, keys in companions.items() if keys}

@@ -51,6 +51,9 @@ KEYS: Mapping[str, Sequence[str]] = {
 }
 """For each kind of unit, the keys of configs that may hold their number, the likeliest first."""
 
+COMPANIONS: Mapping[str, Sequence[str]] = {TOKEN: ("vocab_size_per_layer_input",)}
+"""Further keys that hold the same number, if a config has them."""
+
 STEPS: Mapping[str, Sequence[int]] = {
     NEURON: (16,),
     QUERY: (4, 2, 1),
@@ -97,9 +100,14 @@ class Probe:
             return None
 
     def count(self, key: str) -> int:
-        """Return the number that a key of the config holds."""
-        value = self.values[key]
-        return value if isinstance(value, int) else 0
+        """Return the number that a key of the config holds, or the first one of a list for all layers."""
+        value = self.values.get(key)
+        first = value[0] if isinstance(value, list) and value else value
+        return first if isinstance(first, int) and not isinstance(first, bool) else 0
+
+    def companions(self, kind: str) -> tuple[str, ...]:
+        """Return further keys that hold the number of units of a kind."""
+        return tuple(key for key in COMPANIONS.get(kind, ()) if self.count(key))
 
     def grown(self, other: "Probe") -> dict[Axis, int] | None:
         """Return by how much each axis is longer in another model; None if its tensors are others."""
@@ -119,10 +127,11 @@ class Probe:
             The key, and the entries of one unit by axis; None if no key changes anything.
         """
         for key in KEYS[kind]:
-            if not isinstance(self.values.get(key), int) or isinstance(self.values[key], bool):
+            if not self.count(key):
                 continue
             for step in STEPS[kind]:
-                other = self.with_values(**{key: self.values[key] + step})
+                keys = (key, *self.companions(kind))
+                other = self.with_values(**{each: _added(self.values[each], step) for each in keys})
                 grown = None if other is None else self.grown(other)
                 if grown is None:
                     continue
@@ -161,6 +170,11 @@ class Probe:
                 others = [name for name in shorter if name != largest and weight[name]]
                 return key, largest, others
         return None
+
+
+def _added(value: Any, step: int) -> Any:
+    """Return a size, or one size for each layer, changed by a step."""
+    return [each + step for each in value] if isinstance(value, list) else value + step
 
 
 def _parameters(module: nn.Module) -> int:

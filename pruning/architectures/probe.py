@@ -166,6 +166,9 @@ SIZES: Mapping[str, int] = (
 )
 """The size that each key gets, if the config has it and it is larger."""
 
+EXACT: Mapping[str, Any] = {"block_auto_adjust_ff_dim": False}
+"""Values with which the number of neurons in a config is that of the tensors."""
+
 MOST_PARAMETERS = 3_000_000
 
 
@@ -188,6 +191,7 @@ def probe_config(config: PreTrainedConfig, **overrides: Any) -> PreTrainedConfig
         if key not in SIZES and "dim" in key + "size" and value == hidden and isinstance(value, int):
             values[key] = HIDDEN if values.get(key) == hidden else values.get(key)
     values |= _consistent(real, values)
+    values |= {key: value for key, value in EXACT.items() if key in values}
     values = _fit_rotary(values) | overrides
     return config_of_values(type(config), values)
 

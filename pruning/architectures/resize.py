@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 from transformers import PreTrainedConfig
 
 from pruning.architectures.config import config_from_dict
-from pruning.architectures.families import CHANNEL, LAYER, QUERY
+from pruning.architectures.families import CHANNEL, LAYER, NEURON, QUERY
 from pruning.architectures.layer_numbers import keep_layers
 from pruning.architectures.lookup import family_for
+from pruning.architectures.probe import EXACT
 
 
 def resize(
@@ -33,7 +34,9 @@ def resize(
         values = keep_layers(values, kept_layers, values[family.sizes[LAYER]])
     for kind, count in units.items():
         for key in (family.sizes[kind], *family.companions.get(kind, ())):
-            values[key] = count
+            values[key] = [count] * len(values[key]) if isinstance(values.get(key), list) else count
+    if NEURON in units:
+        values |= {key: value for key, value in EXACT.items() if key in values}
     resized = config_from_dict(values)
     resized._attn_implementation = config._attn_implementation
     return resized
