@@ -12,7 +12,17 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from pruning.architectures.anatomy import Anatomy, TensorSpec
 from pruning.architectures.config import build_on_meta
-from pruning.architectures.families import CHANNEL, KEY_VALUE, LAYER, NEURON, Label, kind_of, parts_of
+from pruning.architectures.families import (
+    CHANNEL,
+    EXPERT,
+    KEY_VALUE,
+    LAYER,
+    NEURON,
+    SHARED,
+    Label,
+    kind_of,
+    parts_of,
+)
 from pruning.architectures.layer_numbers import differing_layer
 from pruning.architectures.lookup import family_for
 from pruning.architectures.placement import (
@@ -31,7 +41,8 @@ KeptIndices = Mapping[str, Sequence[torch.Tensor]]
 """For each kind of unit, the kept indices of each layer, ascending.
 
 `neuron:gate` and `neuron:up` may be given apart from `neuron`; otherwise they follow it. For the
-layers themselves there is one entry, which holds the kept layers. Of a kind that is not named, all units are
+layers themselves there is one entry, which holds the kept layers. Neurons inside experts are `[experts, kept]`, and
+`neuron:shared` those of an MLP beside them. Of a kind that is not named, all units are
 kept.
 """
 
@@ -117,8 +128,11 @@ def cut_tensor(tensor: torch.Tensor, spec: TensorSpec, anatomy: Anatomy, kept: K
     """Return the kept part of one parameter; the tensor itself if none of its axes is cut."""
     for axis, label in enumerate(spec.labels):
         index = _indices(anatomy, label, tensor.shape[axis], spec.layer, kept)
-        if index is not None:
+        if index is not None and index.ndim == 1:
             tensor = tensor.index_select(axis, index.to(tensor.device))
+        elif index is not None:
+            rows = zip(tensor, index.to(tensor.device), strict=True)
+            tensor = torch.stack([expert.index_select(axis - 1, kept_rows) for expert, kept_rows in rows])
     return tensor
 
 
@@ -314,6 +328,38 @@ def neuron_matrices(
     return tuple(input_weights), output_weight
 
 
+def expert_matrices(
+    model: PreTrainedModel, anatomy: Anatomy, layer: int
+) -> list[tuple[tuple[torch.Tensor, ...], torch.Tensor]]:
+    """Return, for each expert of a layer, the matrices that compute its neurons and the one that reads them.
+
+    Returns:
+        As `neuron_matrices`, one pair for each expert; empty for a layer without experts.
+    """
+    specs = [
+        spec
+        for spec in anatomy.of_layer(layer)
+        if len(spec.shape) == 3 and spec.labels[0] == EXPERT
+        if any(kind_of(part) == NEURON for label in spec.labels for part in parts_of(label))
+    ]
+    # The projection back into the residual stream comes last.
+    parts = [[matrices for _, matrices in _unfused(model, anatomy, spec)] for spec in specs]
+    if not parts:
+        return []
+    inputs, (outputs,) = [matrix for matrices in parts[:-1] for matrix in matrices], parts[-1]
+    return [(tuple(each[expert] for each in inputs), outputs[expert].T) for expert in range(len(outputs))]
+
+
+def shared_matrices(
+    model: PreTrainedModel, anatomy: Anatomy, layer: int
+) -> tuple[tuple[torch.Tensor, ...], torch.Tensor] | None:
+    """Return the matrices of an MLP beside the experts, as `neuron_matrices` does; None if there is none."""
+    specs = [spec for spec in anatomy.of_layer(layer) if len(spec.shape) == 2 and SHARED in spec.labels]
+    inputs = tuple(parameter(model, spec.name) for spec in specs if spec.labels[0] == SHARED)
+    outputs = [parameter(model, spec.name) for spec in specs if spec.labels[1] == SHARED]
+    return (inputs, outputs[0]) if inputs and outputs else None
+
+
 def value_matrix(model: PreTrainedModel, anatomy: Anatomy, layer: int) -> torch.Tensor:
     """Return the matrix that computes the values of a layer's attention.
 
@@ -337,14 +383,16 @@ def _unfused(
     """Yield the matrices side by side in one that reads the residual stream.
 
     Yields:
-        The kind of unit, and the part of the matrix `[entries, channels]`. Views, not copies.
+        The kind of unit, and the part of the matrix `[entries, channels]`, or one for each expert
+        `[experts, entries, channels]`. Views, not copies.
     """
     tensor = parameter(model, spec.name)
-    axis = 1 - spec.labels.index(CHANNEL)
+    last = len(spec.labels) - 1
+    axis = 2 * last - 1 - spec.labels.index(CHANNEL)
     start = 0
     for part, count, width in anatomy.segments(spec.labels[axis], tensor.shape[axis]):
         matrix = tensor.narrow(axis, start, count * width)
-        yield part, matrix if axis == 0 else matrix.T
+        yield part, matrix if axis < last else matrix.mT
         start += count * width
 
 
@@ -356,7 +404,11 @@ def as_channels_first(weight: torch.Tensor, spec: TensorSpec) -> torch.Tensor:
 def _indices(
     anatomy: Anatomy, label: Label, length: int, layer: int | None, kept: KeptIndices
 ) -> torch.Tensor | None:
-    """Return the kept entries of an axis, ascending; None if all are kept."""
+    """Return the kept entries of an axis, ascending; None if all are kept.
+
+    Returns:
+        `[entries]`, or `[experts, entries]` if each expert keeps others.
+    """
     kinds = {part: kind_of(part) for part in parts_of(label) if part is not None}
     if not any(part in kept or kind in kept for part, kind in kinds.items()):
         return None
@@ -364,6 +416,6 @@ def _indices(
     for part, count, width in anatomy.segments(label, length):
         kept_units = None if part is None else kept.get(part) or kept.get(kind_of(part))
         units = torch.arange(count) if kept_units is None else kept_units[layer or 0].cpu()
-        runs.append((start + units[:, None] * width + torch.arange(width)).flatten())
+        runs.append((start + units[..., None] * width + torch.arange(width)).flatten(-2))
         start += count * width
-    return torch.cat(runs)
+    return torch.cat(runs, dim=-1)

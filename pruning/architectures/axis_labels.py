@@ -9,7 +9,7 @@ from functools import cached_property
 from torch import nn
 
 from pruning.architectures.differences import KEYS, Axis, Probe
-from pruning.architectures.families import CHANNEL, GATE, KEY_VALUE, NEURON, QUERY, UP, Label
+from pruning.architectures.families import CHANNEL, EXPERT, GATE, KEY_VALUE, NEURON, QUERY, SHARED, UP, Label
 
 _GATE_NAME = re.compile(r"gate|(^|\.)(w1|wi_0|linear_v)$")
 
@@ -74,7 +74,17 @@ class AxisLabels:
             )
         return None
 
+    @cached_property
+    def _packed(self) -> frozenset[str]:
+        """The tensors that hold a matrix of neurons for each expert."""
+        neurons, experts = self.found[NEURON], self.found[EXPERT]
+        if neurons is None or experts is None:
+            return frozenset()
+        return frozenset(name for name, _ in neurons[1] if (name, 0) in experts[1])
+
     def _neuron(self, name: str, width: int) -> Label:
+        if self._packed and name not in self._packed:
+            return SHARED
         if width == 2:
             return (GATE, UP)
         if width > 2:

@@ -16,7 +16,7 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from pruning.architectures.axis_labels import ATTENTION, AxisLabels
-from pruning.architectures.differences import KEYS, Probe
+from pruning.architectures.differences import EXPERT_KEYS, KEYS, Probe
 from pruning.architectures.families import (
     CHANNEL,
     EXPERT,
@@ -94,7 +94,11 @@ def _derive(probe: Probe) -> Family:
     if layers is None:
         raise ModelError("no module of this model holds one entry for each layer that its config counts")
     key, place, others = layers
-    reading = _Reading(probe, place, {kind: probe.widths(kind) for kind in UNITS})
+    found = {kind: probe.widths(kind) for kind in UNITS}
+    if found[EXPERT]:
+        # Most layers of a mixture have experts, and few an MLP of another width.
+        found[NEURON] = probe.widths(NEURON, EXPERT_KEYS) or found[NEURON]
+    reading = _Reading(probe, place, found)
     family = reading.family(key)
     if others:
         reason = f"a layer is not one module: its parts are in {', '.join((place, *others))}"
@@ -175,8 +179,9 @@ class _Reading(AxisLabels):
                     kind_of(part) == kind for label in axes for part in parts_of(label)
                 ):
                     continue
-                if len(axes) > 2:
-                    packed = True
+                if len(axes) > 2 and axes[0] != EXPERT:
+                    self.unprunable.setdefault(kind, f"{short} is not a plain projection")
+                packed = packed or axes[0] == EXPERT
                 if len(axes) == 2 and name.endswith(".weight") and self._writes(name, axes, kind):
                     writers[short.removesuffix(".weight")].add(layer)
             self._choose_output(kind, writers, packed, count, outputs)
@@ -193,9 +198,7 @@ class _Reading(AxisLabels):
                 kind, f"one number counts the {what} of {', '.join(sorted(writers))} together"
             )
         elif packed:
-            self.unprunable.setdefault(
-                kind, f"its {what} are inside experts, whose weights are packed into one tensor"
-            )
+            return  # Each expert has its own.
         elif not writers:
             self.unprunable.setdefault(kind, f"no projection was found through which its {what} write")
         elif len(writers[outputs[kind]]) < count:

@@ -51,6 +51,9 @@ KEYS: Mapping[str, Sequence[str]] = {
 }
 """For each kind of unit, the keys of configs that may hold their number, the likeliest first."""
 
+EXPERT_KEYS = ("moe_intermediate_size", "expert_ffn_hidden_size")
+"""Keys that hold the number of neurons of an expert, if other MLPs have another one."""
+
 COMPANIONS: Mapping[str, Sequence[str]] = {TOKEN: ("vocab_size_per_layer_input",)}
 """Further keys that hold the same number, if a config has them."""
 
@@ -120,18 +123,22 @@ class Probe:
             if other.shapes[name][axis] != length
         }
 
-    def widths(self, kind: str) -> tuple[str, dict[Axis, int]] | None:
+    def widths(self, kind: str, keys: Sequence[str] = ()) -> tuple[str, dict[Axis, int]] | None:
         """Find the key that counts the units of a kind, and the entries that each has on every axis.
+
+        Args:
+            kind: The kind of unit.
+            keys: The keys to try; by default those of `KEYS`.
 
         Returns:
             The key, and the entries of one unit by axis; None if no key changes anything.
         """
-        for key in KEYS[kind]:
+        for key in keys or KEYS[kind]:
             if not self.count(key):
                 continue
             for step in STEPS[kind]:
-                keys = (key, *self.companions(kind))
-                other = self.with_values(**{each: _added(self.values[each], step) for each in keys})
+                changed = (key, *self.companions(kind))
+                other = self.with_values(**{each: _added(self.values[each], step) for each in changed})
                 grown = None if other is None else self.grown(other)
                 if grown is None:
                     continue

@@ -24,6 +24,9 @@ NEURON = "neuron"
 GATE, UP = "neuron:gate", "neuron:up"
 """The two rows that compute a neuron of a gated MLP. They are usually cut together, but need not be."""
 
+SHARED = "neuron:shared"
+"""A neuron of an MLP that reads every token beside the experts of a mixture, and that is as wide as they are."""
+
 QUERY, KEY_VALUE = "query head", "key/value head"
 """The attention heads; several query heads may share one key/value head."""
 
@@ -125,6 +128,15 @@ class Family:
     def gated(self) -> bool:
         """Whether a neuron has a gate row and an up row that only make sense together."""
         return any(GATE in parts_of(label) for axes in self.mlp.values() for label in axes)
+
+    @property
+    def neurons_in_experts(self) -> bool:
+        """Whether neurons are those inside the experts of a mixture, whose weights are packed into one tensor."""
+        return any(
+            axes[0] == EXPERT and any(kind_of(part) == NEURON for label in axes for part in parts_of(label))
+            for axes in self.mlp.values()
+            if axes
+        )
 
     def component(self, tensor: str) -> tuple[str, int | None, tuple[Label, ...]]:
         """Look up a tensor by its full name.

@@ -10,7 +10,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
 from pruning.architectures.anatomy import Anatomy
-from pruning.architectures.families import CHANNEL, EXPERT, KEY_VALUE, LAYER, NEURON, QUERY, TOKEN
+from pruning.architectures.families import CHANNEL, EXPERT, KEY_VALUE, LAYER, NEURON, QUERY, SHARED, TOKEN
 
 Kept = Mapping[str, Sequence[torch.Tensor]]
 """For each kind of unit, the kept indices of each layer; for the layers themselves, one entry."""
@@ -64,6 +64,28 @@ def _mask_inputs(kind: str) -> Callable[..., Iterator[Removable]]:
             yield model.get_submodule(name).register_forward_pre_hook(zero)
 
     return mask
+
+
+def _mask_neurons(model: PreTrainedModel, anatomy: Anatomy, kept: Kept) -> Iterator[Removable]:
+    """Mask the inputs of the projection that neurons write through; inside experts, its columns."""
+    if not anatomy.family.neurons_in_experts:
+        yield from _mask_inputs(NEURON)(model, anatomy, kept)
+        return
+    for spec in anatomy.tensors:
+        if spec.layer is None or CHANNEL not in spec.labels:
+            continue
+        if NEURON in spec.labels and spec.labels[0] == EXPERT:
+            removed = torch.ones(anatomy.units[EXPERT], anatomy.units[NEURON], dtype=torch.bool)
+            removed.scatter_(1, kept[NEURON][spec.layer], False)
+            values = model.get_parameter(spec.name)
+            across = removed[:, None] if spec.labels[2] == NEURON else removed[:, :, None]
+            yield _Replaced(values, across.expand_as(values), 0.0)
+        elif spec.labels == (CHANNEL, SHARED):
+            units = torch.ones(anatomy.units[NEURON], dtype=torch.bool)
+            units[kept[SHARED][spec.layer]] = False
+            values = model.get_parameter(spec.name)
+            columns = units.repeat_interleave(values.shape[1] // len(units))
+            yield _Replaced(values, columns.expand_as(values), 0.0)
 
 
 def _skip_layers(model: PreTrainedModel, anatomy: Anatomy, kept: Kept) -> Iterator[Removable]:
@@ -143,16 +165,16 @@ def _mask_experts(model: PreTrainedModel, anatomy: Anatomy, kept: Kept) -> Itera
         if spec.labels == (EXPERT, CHANNEL):
             routers[id(values)] = removed
         elif spec.labels == (EXPERT,) and name != "bias":
-            yield _Replaced(values, removed)
+            yield _Replaced(values, removed, float("-inf"))
     yield _Routing(routers)
 
 
 class _Replaced:
-    """Values that are -∞ where they were removed, until they are put back."""
+    """Values that are replaced where units were removed, until they are put back."""
 
-    def __init__(self, values: torch.Tensor, removed: torch.Tensor) -> None:
+    def __init__(self, values: torch.Tensor, removed: torch.Tensor, by: float) -> None:
         self._values, self._before = values, values.clone()
-        values[removed] = float("-inf")
+        values[removed] = by
 
     def remove(self) -> None:
         """Put the values back."""
@@ -190,7 +212,8 @@ def _nothing(_model: PreTrainedModel, _anatomy: Anatomy, _kept: Kept) -> Iterato
 
 
 _MASKS = {
-    NEURON: _mask_inputs(NEURON),
+    NEURON: _mask_neurons,
+    SHARED: _nothing,  # Masked with the experts beside them.
     QUERY: _mask_inputs(QUERY),
     KEY_VALUE: _nothing,  # Their query heads are masked.
     LAYER: _skip_layers,

@@ -23,6 +23,7 @@ from pruning.architectures.families import (
     LAYER,
     NEURON,
     QUERY,
+    SHARED,
     TOKEN,
     Family,
 )
@@ -151,6 +152,11 @@ def _some(count: int, kept: int, number: int) -> torch.Tensor:
 
 def _choose_neurons(anatomy: Anatomy) -> KeptIndices | None:
     count = anatomy.units.get(NEURON, 1)
+    if anatomy.family.neurons_in_experts:
+        experts, kept = range(anatomy.units[EXPERT]), count * 2 // 3
+        layers = range(anatomy.layers)
+        inside = [torch.stack([_some(count, kept, layer + each) for each in experts]) for layer in layers]
+        return {NEURON: inside, SHARED: [_some(count, kept, layer) for layer in layers]}
     return (
         {NEURON: [_some(count, count * 2 // 3, layer) for layer in range(anatomy.layers)]}
         if count > 2
@@ -231,7 +237,7 @@ def _cut(model: PreTrainedModel, anatomy: Anatomy, kept: KeptIndices) -> PreTrai
     shape = Shape(anatomy)
     for kind, indices in kept.items():
         if kind in anatomy.family.sizes:
-            shape = shape.resized(kind, len(indices[0]))
+            shape = shape.resized(kind, indices[0].shape[-1])
     return cut(model, shape, kept)
 
 
