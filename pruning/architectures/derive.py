@@ -93,15 +93,15 @@ def _derive(probe: Probe) -> Family:
     layers = probe.layers()
     if layers is None:
         raise ModelError("no module of this model holds one entry for each layer that its config counts")
-    key, place, others = layers
     found = {kind: probe.widths(kind) for kind in UNITS}
     if found[EXPERT]:
         # Most layers of a mixture have experts, and few an MLP of another width.
         found[NEURON] = probe.widths(NEURON, EXPERT_KEYS) or found[NEURON]
-    reading = _Reading(probe, place, found)
-    family = reading.family(key)
-    if others:
-        reason = f"a layer is not one module: its parts are in {', '.join((place, *others))}"
+    found[LAYER] = (layers.key, dict(layers.widths))
+    reading = _Reading(probe, layers.place, found)
+    family = reading.family(layers.key)
+    if layers.others:
+        reason = f"a layer is not one module: its parts are in {', '.join((layers.place, *layers.others))}"
         family = replace(family, unprunable={**family.unprunable, LAYER: reason})
     return family
 

@@ -147,13 +147,8 @@ class Probe:
                 break
         return None
 
-    def layers(self) -> tuple[str, str, list[str]] | None:
-        """Find the key that counts the layers, and the module that holds them.
-
-        Returns:
-            The key, the name of the module, and the names of other modules that have an entry for each layer;
-            None if no key does.
-        """
+    def layers(self) -> "LayerList | None":
+        """Find the key that counts the layers, and the module that holds them; None if no key does."""
         lists = {
             name: len(module)
             for name, module in self.model.named_modules()
@@ -175,8 +170,35 @@ class Probe:
                 weight = {name: _parameters(self.model.get_submodule(name)) for name in shorter}
                 largest = max(shorter, key=weight.__getitem__)
                 others = [name for name in shorter if name != largest and weight[name]]
-                return key, largest, others
+                return LayerList(key, largest, tuple(others), self._grown_outside(largest, other))
         return None
+
+    def _grown_outside(self, place: str, shorter: "Probe") -> dict[Axis, int]:
+        """Return by how much axes of tensors outside the layers are longer than in a model with one layer less."""
+        return {
+            (name, axis): length - other
+            for name, shape in self.shapes.items()
+            if not name.startswith(f"{place}.") and len(shorter.shapes.get(name, ())) == len(shape)
+            for axis, (length, other) in enumerate(zip(shape, shorter.shapes[name], strict=True))
+            if length != other
+        }
+
+
+@dataclass(frozen=True)
+class LayerList:
+    """Where the layers of a model are.
+
+    Attributes:
+        key: The key of the config that counts them.
+        place: The name of the module that holds them.
+        others: The names of other modules with parameters that have an entry for each layer.
+        widths: For axes of tensors outside the layers, the entries that each layer has there.
+    """
+
+    key: str
+    place: str
+    others: tuple[str, ...]
+    widths: Mapping[Axis, int]
 
 
 def _added(value: Any, step: int) -> Any:

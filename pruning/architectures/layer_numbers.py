@@ -18,7 +18,7 @@ _NO_NUMBERS = re.compile(r"token|architectures|label|dim|shape|group")
 
 _PLAIN = (bool, int, float, str, type(None))
 
-_NUMBERS_OF_LAYERS = ("layer_idx", "layer_id", "layer_number", "layer_index", "training")
+_NUMBERS_OF_LAYERS = ("layer_idx", "layer_id", "layer_number", "layer_index", "training", "num_hidden_layers")
 
 
 def keep_layers(values: Mapping[str, Any], layers: Sequence[int], count: int) -> dict[str, Any]:

@@ -169,6 +169,9 @@ SIZES: Mapping[str, int] = (
 EXACT: Mapping[str, Any] = {"block_auto_adjust_ff_dim": False}
 """Values with which the number of neurons in a config is that of the tensors."""
 
+UNSET = ("n_inner", "intermediate_size", "ffn_hidden_size", "num_experts_per_tok")
+"""Keys that the defaults of some types leave open, and that real configs hold."""
+
 MOST_PARAMETERS = 3_000_000
 
 
@@ -282,9 +285,7 @@ def _small(key: str, value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, int):
         if key in SIZES and isinstance(value, (list, tuple)) and value and isinstance(value[0], int):
             return [min(each, SIZES[key]) for each in value]
-        return (
-            NEURONS if key in ("n_inner", "intermediate_size", "ffn_hidden_size") and value is None else value
-        )
+        return SIZES[key] if key in UNSET and value is None else value
     if key in SIZES:
         return min(value, SIZES[key])
     return value

@@ -194,7 +194,7 @@ def _groups(anatomy: Anatomy) -> tuple[int, int]:
 
 def _choose_layers(anatomy: Anatomy) -> KeptIndices | None:
     kept = [layer for layer in range(anatomy.layers) if layer != 1]
-    return {LAYER: [torch.tensor(kept)]} if len(kept) > 1 else None
+    return {LAYER: [torch.tensor(kept)]} if len(kept) < anatomy.layers else None
 
 
 def _choose_channels(anatomy: Anatomy) -> KeptIndices | None:
