@@ -51,7 +51,7 @@ class AxisLabels:
 
     def labels(self, name: str, shape: tuple[int, ...]) -> tuple[Label, ...]:
         labels = tuple(self._label(name, axis, length) for axis, length in enumerate(shape))
-        if self.has_head_size or not self._in_layer(name) or CHANNEL not in labels:
+        if self.has_head_size or not self.in_layer(name) or CHANNEL not in labels:
             return labels
         return self._attention_labels(name, labels)
 
@@ -154,7 +154,7 @@ class AxisLabels:
         match = re.match(rf"{re.escape(self.place)}\.(\d+)\.(.+)", name)
         return (int(match[1]), match[2]) if match else (None, name)
 
-    def _in_layer(self, name: str) -> bool:
+    def in_layer(self, name: str) -> bool:
         return self.split(name)[0] is not None
 
     def module(self, name: str) -> nn.Module:

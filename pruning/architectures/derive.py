@@ -164,7 +164,7 @@ class _Reading(AxisLabels):
             if self.found[kind] is None:
                 self.unprunable.setdefault(kind, f"no key of its config changes the {what} alone")
         if self.found[NEURON] is None:
-            self.unprunable[NEURON] = "no key of its config changes the number of MLP neurons alone"
+            self.unprunable[NEURON] = "no key of its config counts MLP neurons one by one"
 
     def _outputs(self, labels: Mapping[str, tuple[Label, ...]]) -> dict[str, str]:
         """Find the projections through which neurons and heads write, and refuse where some layers have none."""
@@ -240,8 +240,13 @@ class _Reading(AxisLabels):
         return [name for name in dict.fromkeys(names) if "." not in name]
 
     def _norm_offset(self, names: Sequence[str]) -> float:
-        layer = self.probe.model.get_submodule(self.place).get_submodule("0")
-        offsets = {norm_offset(layer.get_submodule(name)) for name in names if hasattr(layer, name)}
+        # The first layer may have no norm where the others have one.
+        norms = {
+            self.split(name)[1].rpartition(".")[0]: self.module(name)
+            for name in self.probe.shapes
+            if self.in_layer(name)
+        }
+        offsets = {norm_offset(norms[name]) for name in names}
         if None in offsets or len(offsets) > 1:
             self.unprunable.setdefault(CHANNEL, "its norms do more than to multiply by a weight")
         return next((offset for offset in offsets if offset is not None), 0.0)

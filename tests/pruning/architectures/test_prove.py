@@ -131,7 +131,7 @@ def test_a_reason_names_what_stands_in_the_way():
     heads = proof_failure(default_config("bloom"), "heads")
     assert "no head size of its own" in heads
     assert "computes something else" in proof_failure(default_config("olmo2"), "groups")
-    assert "number of MLP neurons" in proof_failure(default_config("bloom"), "neurons")
+    assert "counts MLP neurons" in proof_failure(default_config("bloom"), "neurons")
 
 
 def test_layers_whose_number_says_what_they_are_are_not_removed():
