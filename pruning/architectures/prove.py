@@ -6,6 +6,7 @@ the removed units are masked by hooks.
 """
 
 import json
+import warnings
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -91,13 +92,14 @@ def known_reason(family: Family, unit: str) -> str | None:
 def reason_against(anatomy: Anatomy, unit: str) -> str | None:
     """Return why units of a kind cannot be removed from a model; None if they can.
 
-    A line of the table of families is proven by this project's tests, a derived entry when it is first needed.
+    A line of the table of families is proven by this project's tests, a derived entry when it is first needed. Cuts
+    of layers are proven for both, because options decide whether a layer's number counts.
 
     Args:
         anatomy: The model.
         unit: One of `UNITS`.
     """
-    if not anatomy.family.derived:
+    if not anatomy.family.derived and unit != "layers":
         return known_reason(anatomy.family, unit)
     if unit not in anatomy.reasons:
         anatomy.reasons[unit] = proof_failure(anatomy.config, unit)
@@ -263,7 +265,8 @@ def _compare(
     generator = torch.Generator().manual_seed(SEED)
     rows = kept[TOKEN][0] if TOKEN in kept else torch.arange(anatomy.units[TOKEN])
     places = 4 + torch.randint(len(rows) - 4, (2, TOKENS_READ), generator=generator)
-    with torch.inference_mode():
+    with torch.inference_mode(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Names of arguments that a later transformers changes.
         for how, run in (("without a cache", _run), ("with a cache", _run_cached)):
             with masked(base, anatomy, kept):
                 try:

@@ -153,7 +153,6 @@ class Layers(Cut):
 
     def reshape(self, shape: Shape) -> Shape:
         """Return the shape with fewer layers."""
-        check_prunable(shape, "layers")
         total = shape.count(LAYER)
         for layer in self.layers or ():
             if layer >= total:
@@ -166,6 +165,7 @@ class Layers(Cut):
             raise RecipeError(
                 f"{removed} of {total} layers cannot be removed: at least {spared} must remain. Remove fewer."
             )
+        check_prunable(shape, "layers")
         return shape.resized(LAYER, total - removed)
 
     def cost(self, plan: Plan) -> Cost:

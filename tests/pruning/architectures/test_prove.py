@@ -137,7 +137,7 @@ def test_a_reason_names_what_stands_in_the_way():
 def test_layers_whose_number_says_what_they_are_are_not_removed():
     """DiffLlama scales attention by the number of the layer, which no config can hold."""
     assert "lambda_init" in proof_failure(default_config("diffllama"), "layers")
-    base = config("gpt2", scale_attn_by_inverse_layer_idx=True)
+    base = config("gpt2", n_layer=4, scale_attn_by_inverse_layer_idx=True)
     assert "computes something else" in proof_failure(base, "layers")
 
 
