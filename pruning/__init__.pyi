@@ -17,7 +17,18 @@ from .shape_search.sweep import SweepPoint, iter_sweep
 from .sharing.gguf import export
 from .sharing.publish import publish
 from .sharing.verify import Verification, verify
-from .steps import STEPS, Channels, Distillation, Heads, Layers, Neurons, Reconstruction, Vocabulary, Weights
+from .steps import (
+    STEPS,
+    Channels,
+    Distillation,
+    Experts,
+    Heads,
+    Layers,
+    Neurons,
+    Reconstruction,
+    Vocabulary,
+    Weights,
+)
 from .steps.distillation import HubDataset
 from .text.choice import Calibration, TextChoice
 from .text.generation import Sampling, generate, stream
@@ -36,6 +47,7 @@ __all__ = [
     "Channels",
     "Criterion",
     "Distillation",
+    "Experts",
     "Heads",
     "HubDataset",
     "Layers",

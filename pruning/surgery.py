@@ -1,6 +1,7 @@
 """From a base model and the units to keep, make a new model that shares every tensor that was not cut."""
 
 import copy
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
@@ -11,7 +12,19 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from pruning.architectures.anatomy import Anatomy, TensorSpec
 from pruning.architectures.config import build_on_meta
-from pruning.architectures.families import CHANNEL, KEY_VALUE, LAYER, Label, family_of, kind_of, parts_of
+from pruning.architectures.families import (
+    CHANNEL,
+    EXPERT,
+    KEY_VALUE,
+    LAYER,
+    NEURON,
+    SHARED,
+    Label,
+    kind_of,
+    parts_of,
+)
+from pruning.architectures.layer_numbers import differing_layer
+from pruning.architectures.lookup import family_for
 from pruning.architectures.placement import (
     DISK,
     DeviceMap,
@@ -21,13 +34,15 @@ from pruning.architectures.placement import (
     parameter,
 )
 from pruning.architectures.shape import Shape
+from pruning.errors import ModelError
 from pruning.progress import Progress, Reporter, silent
 
 KeptIndices = Mapping[str, Sequence[torch.Tensor]]
 """For each kind of unit, the kept indices of each layer, ascending.
 
 `neuron:gate` and `neuron:up` may be given apart from `neuron`; otherwise they follow it. For the
-layers themselves there is one entry, which holds the kept layers. Of a kind that is not named, all units are
+layers themselves there is one entry, which holds the kept layers. Neurons inside experts are `[experts, kept]`, and
+`neuron:shared` those of an MLP beside them. Of a kind that is not named, all units are
 kept.
 """
 
@@ -62,10 +77,11 @@ def pieces(
     replaced: Mapping[str, torch.Tensor] | None = None,
 ) -> "LazyTensors":
     """Return the parameters of the new model, each cut out of the base's when it is asked for; see `cut`."""
-    replacements, parameters = replaced or {}, dict(base.named_parameters())
+    replacements = replaced or {}
+    stored = dict(base.named_parameters()) | dict(base.named_buffers())
 
     def make(spec: TensorSpec) -> torch.Tensor:
-        values = loaded_values(base, spec.name, parameters[spec.name])
+        values = loaded_values(base, spec.name, stored[spec.name])
         replacement = replacements.get(spec.name)
         if replacement is not None:
             return replacement.to(values)
@@ -99,11 +115,11 @@ def kept_layers(anatomy: Anatomy, kept: KeptIndices) -> list[int]:
 
 
 def kept_parameters(anatomy: Anatomy, kept: KeptIndices) -> dict[str, TensorSpec]:
-    """Return the name of each parameter of the new model, and the base's parameter that it is made of."""
+    """Return the name of each tensor that the new model's files hold, and the base's tensor that it is made of."""
     new_numbers = {layer: number for number, layer in enumerate(kept_layers(anatomy, kept))}
     return {
         anatomy.renamed(spec, None if spec.layer is None else new_numbers[spec.layer]): spec
-        for spec in anatomy.tensors
+        for spec in (*anatomy.tensors, *anatomy.buffers)
         if spec.layer is None or spec.layer in new_numbers
     }
 
@@ -112,8 +128,11 @@ def cut_tensor(tensor: torch.Tensor, spec: TensorSpec, anatomy: Anatomy, kept: K
     """Return the kept part of one parameter; the tensor itself if none of its axes is cut."""
     for axis, label in enumerate(spec.labels):
         index = _indices(anatomy, label, tensor.shape[axis], spec.layer, kept)
-        if index is not None:
+        if index is not None and index.ndim == 1:
             tensor = tensor.index_select(axis, index.to(tensor.device))
+        elif index is not None:
+            rows = zip(tensor, index.to(tensor.device), strict=True)
+            tensor = torch.stack([expert.index_select(axis - 1, kept_rows) for expert, kept_rows in rows])
     return tensor
 
 
@@ -130,12 +149,15 @@ def assemble(
     left on disk are not kept in memory: `tensors` is asked for them whenever they are needed.
 
     Args:
-        base: The base model, from which buffers come (except the one that depends on the number of
-            channels), the placement and the generation config.
+        base: The base model, from which buffers come that are not saved (except the one that depends on the
+            number of channels), the placement and the generation config.
         config: The config of the new model.
-        tensors: Its parameters by name.
+        tensors: Its parameters and saved buffers by name.
         layers: Which of the base's layers it keeps; None for all.
         progress: Called before each tensor.
+
+    Raises:
+        ModelError: A layer would become another one under its new number, or a buffer has another size.
     """
     devices = device_map_of_kept(base, layers)
     in_memory = {}
@@ -145,7 +167,9 @@ def assemble(
             in_memory[name] = tensors[name]
     dtype = next(iter((in_memory or tensors).values())).dtype
     model = build_on_meta(config, dtype, base.config._attn_implementation)
-    _fill(model, in_memory, _buffers(base, config))
+    if layers is not None:
+        _check_layers(base, model, layers)
+    _fill(model, in_memory, _buffers(base, config, layers))
     model.tie_weights()
     missing = [
         name
@@ -162,10 +186,39 @@ def assemble(
     return model.eval()
 
 
-def _buffers(base: PreTrainedModel, config: PreTrainedConfig) -> dict[str, torch.Tensor]:
-    """Return the base's buffers, those that depend on the number of channels computed for a new config."""
+def _check_layers(base: PreTrainedModel, model: PreTrainedModel, layers: Sequence[int]) -> None:
+    """Refuse a config that makes other layers of those kept, such as one that counts every fourth."""
+    place = family_for(base.config).layers
+    if len(layers) == len(base.get_submodule(place)):  # type: ignore[arg-type]
+        return
+    if difference := differing_layer(base, model, place, layers):
+        raise ModelError(
+            f"These layers cannot be removed, because what a layer is depends on its number: {difference}. "
+            "Remove other layers."
+        )
+
+
+def _buffers(
+    base: PreTrainedModel, config: PreTrainedConfig, layers: Sequence[int] | None
+) -> dict[str, torch.Tensor]:
+    """Return the base's buffers by their names in a new model, whose layers have other numbers.
+
+    Those that depend on the number of channels are computed for the new config.
+    """
+    family = family_for(base.config)
     buffers = dict(base.named_buffers())
-    family = family_of(config.model_type)
+    if layers is not None:
+        old = {number: f"{family.layers}.{layer}." for number, layer in enumerate(layers)}
+        new = {number: f"{family.layers}.{number}." for number in old}
+        outside = {
+            name: values for name, values in buffers.items() if not name.startswith(f"{family.layers}.")
+        }
+        buffers = outside | {
+            name.replace(old[number], new[number], 1): values
+            for number in old
+            for name, values in buffers.items()
+            if name.startswith(old[number])
+        }
     if family.embedding_scale:
         scale = getattr(config, family.sizes[CHANNEL]) ** 0.5
         buffers[family.embedding_scale] = torch.full_like(buffers[family.embedding_scale], scale)
@@ -177,14 +230,26 @@ def _fill(
 ) -> None:
     """Give a model on the meta device its values."""
     modules, expected = dict(model.named_modules()), dict(model.named_parameters())
-    values: dict[str, torch.Tensor] = {name: buffers[name] for name, _ in model.named_buffers()}
+    places = dict(model.named_buffers())
+    values: dict[str, torch.Tensor] = {name: buffers[name] for name in places if name not in parameters}
+    for name, buffer in values.items():
+        if buffer.shape != places[name].shape:
+            raise ModelError(
+                f"The buffer {name} of a model of this type has {[*places[name].shape]} entries after such a cut "
+                f"instead of {[*buffer.shape]}, and which ones is not known."
+            )
     for name, tensor in parameters.items():
-        if tensor.shape != expected[name].shape:
-            raise AssertionError(f"surgery cut {name} to {[*tensor.shape]}, not {[*expected[name].shape]}")
-        values[name] = nn.Parameter(tensor, requires_grad=False)
+        place = expected[name] if name in expected else places[name]
+        if tensor.shape != place.shape:
+            raise AssertionError(f"surgery cut {name} to {[*tensor.shape]}, not {[*place.shape]}")
+        values[name] = nn.Parameter(tensor, requires_grad=False) if name in expected else tensor
+    aliases: dict[int, list[str]] = defaultdict(list)
+    for name, tied in model.named_parameters(remove_duplicate=False):
+        aliases[id(tied)].append(name)
     for name, value in values.items():
-        module, _, attribute = name.rpartition(".")
-        setattr(modules[module], attribute, value)
+        for alias in aliases[id(expected[name])] if name in expected else [name]:
+            module, _, attribute = alias.rpartition(".")
+            setattr(modules[module], attribute, value)
 
 
 def _dispatch(
@@ -256,10 +321,43 @@ def neuron_matrices(
         matrix
         for spec in anatomy.of_layer(layer)
         if spec.component == "mlp" and len(spec.shape) == 2 and spec.name != output_name
+        if any(kind_of(part) == NEURON for label in spec.labels for part in parts_of(label))
         for _, matrix in _unfused(model, anatomy, spec)
     ]
     output_weight = as_channels_first(parameter(model, output_name), anatomy.tensor(output_name))
     return tuple(input_weights), output_weight
+
+
+def expert_matrices(
+    model: PreTrainedModel, anatomy: Anatomy, layer: int
+) -> list[tuple[tuple[torch.Tensor, ...], torch.Tensor]]:
+    """Return, for each expert of a layer, the matrices that compute its neurons and the one that reads them.
+
+    Returns:
+        As `neuron_matrices`, one pair for each expert; empty for a layer without experts.
+    """
+    specs = [
+        spec
+        for spec in anatomy.of_layer(layer)
+        if len(spec.shape) == 3 and spec.labels[0] == EXPERT
+        if any(kind_of(part) == NEURON for label in spec.labels for part in parts_of(label))
+    ]
+    # The projection back into the residual stream comes last.
+    parts = [[matrices for _, matrices in _unfused(model, anatomy, spec)] for spec in specs]
+    if not parts:
+        return []
+    inputs, (outputs,) = [matrix for matrices in parts[:-1] for matrix in matrices], parts[-1]
+    return [(tuple(each[expert] for each in inputs), outputs[expert].T) for expert in range(len(outputs))]
+
+
+def shared_matrices(
+    model: PreTrainedModel, anatomy: Anatomy, layer: int
+) -> tuple[tuple[torch.Tensor, ...], torch.Tensor] | None:
+    """Return the matrices of an MLP beside the experts, as `neuron_matrices` does; None if there is none."""
+    specs = [spec for spec in anatomy.of_layer(layer) if len(spec.shape) == 2 and SHARED in spec.labels]
+    inputs = tuple(parameter(model, spec.name) for spec in specs if spec.labels[0] == SHARED)
+    outputs = [parameter(model, spec.name) for spec in specs if spec.labels[1] == SHARED]
+    return (inputs, outputs[0]) if inputs and outputs else None
 
 
 def value_matrix(model: PreTrainedModel, anatomy: Anatomy, layer: int) -> torch.Tensor:
@@ -285,14 +383,16 @@ def _unfused(
     """Yield the matrices side by side in one that reads the residual stream.
 
     Yields:
-        The kind of unit, and the part of the matrix `[entries, channels]`. Views, not copies.
+        The kind of unit, and the part of the matrix `[entries, channels]`, or one for each expert
+        `[experts, entries, channels]`. Views, not copies.
     """
     tensor = parameter(model, spec.name)
-    axis = 1 - spec.labels.index(CHANNEL)
+    last = len(spec.labels) - 1
+    axis = 2 * last - 1 - spec.labels.index(CHANNEL)
     start = 0
     for part, count, width in anatomy.segments(spec.labels[axis], tensor.shape[axis]):
         matrix = tensor.narrow(axis, start, count * width)
-        yield part, matrix if axis == 0 else matrix.T
+        yield part, matrix if axis < last else matrix.mT
         start += count * width
 
 
@@ -304,7 +404,11 @@ def as_channels_first(weight: torch.Tensor, spec: TensorSpec) -> torch.Tensor:
 def _indices(
     anatomy: Anatomy, label: Label, length: int, layer: int | None, kept: KeptIndices
 ) -> torch.Tensor | None:
-    """Return the kept entries of an axis, ascending; None if all are kept."""
+    """Return the kept entries of an axis, ascending; None if all are kept.
+
+    Returns:
+        `[entries]`, or `[experts, entries]` if each expert keeps others.
+    """
     kinds = {part: kind_of(part) for part in parts_of(label) if part is not None}
     if not any(part in kept or kind in kept for part, kind in kinds.items()):
         return None
@@ -312,6 +416,6 @@ def _indices(
     for part, count, width in anatomy.segments(label, length):
         kept_units = None if part is None else kept.get(part) or kept.get(kind_of(part))
         units = torch.arange(count) if kept_units is None else kept_units[layer or 0].cpu()
-        runs.append((start + units[:, None] * width + torch.arange(width)).flatten())
+        runs.append((start + units[..., None] * width + torch.arange(width)).flatten(-2))
         start += count * width
-    return torch.cat(runs)
+    return torch.cat(runs, dim=-1)

@@ -14,10 +14,10 @@ FLOORS = (
     {"errors", "progress", "formatting", "files", "version", "memory"}
     | {"child_environment", "child_limits", "limited_child"},
     {"schema", "catalog"},
-    {"architectures"},
+    {"architectures", "surgery"},
     {"loading"},
     {"text"},
-    {"runtime", "surgery", "calibration", "cost"},
+    {"runtime", "calibration", "cost"},
     {"criteria", "repair", "distillation"},
     {"steps"},
     {"recipe"},

@@ -1,15 +1,18 @@
 """The anatomy of a model, from its config alone: every tensor, and how many units of each kind there are."""
 
 import json
+import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 
 from transformers import PreTrainedConfig
 
 from pruning.architectures.config import build_on_meta, config_from_dict
-from pruning.architectures.families import CHANNEL, LAYER, NEURON, Family, Label, family_of, kind_of
+from pruning.architectures.families import CHANNEL, LAYER, NEURON, QUERY, Family, Label, kind_of
+from pruning.architectures.lookup import family_for
+from pruning.architectures.tiny_model import saved_buffers
 from pruning.errors import ModelError
 
 
@@ -49,12 +52,16 @@ class Anatomy:
         config: The config.
         tensors: All parameters, in the order of `named_parameters()`.
         units: How many units of each kind there are (neurons and heads: in each layer).
+        buffers: The buffers that are saved with the parameters.
+        reasons: Why units cannot be removed, as far as `pruning.architectures.prove` has been asked.
     """
 
     family: Family
     config: PreTrainedConfig
     tensors: tuple[TensorSpec, ...]
     units: Mapping[str, int]
+    buffers: tuple[TensorSpec, ...] = ()
+    reasons: dict[str, str | None] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def layers(self) -> int:
@@ -92,6 +99,11 @@ class Anatomy:
         """Return the parameters of a layer."""
         return self._by_layer.get(layer, ())
 
+    @property
+    def names(self) -> Collection[str]:
+        """The names of the parameters."""
+        return self._by_name.keys()
+
     @cached_property
     def _by_name(self) -> dict[str, TensorSpec]:
         return {spec.name: spec for spec in self.tensors}
@@ -103,6 +115,15 @@ class Anatomy:
             layers[spec.layer].append(spec)
         return dict(layers)
 
+    @cached_property
+    def layers_are_alike(self) -> bool:
+        """Whether all layers have the same tensors."""
+        tensors = [
+            {(self.renamed(spec, 0), spec.shape, spec.labels) for spec in self.of_layer(layer)}
+            for layer in range(self.layers)
+        ]
+        return all(each == tensors[0] for each in tensors)
+
     def output_projection(self, layer: int, kind: str = NEURON) -> str:
         """Return the full name of the projection through which a layer's neurons or heads write."""
         return f"{self.layer_module(layer)}.{self.family.output_projections[kind]}"
@@ -113,11 +134,35 @@ class Anatomy:
         The channels are on the other axis if it writes into the residual stream, and on this one if it reads
         from there.
         """
+        if self.family.derived and spec.layer is not None:
+            return (
+                0
+                if spec.name.removeprefix(f"{self.layer_module(spec.layer)}.") in self.family.transposed
+                else 1
+            )
         channel_axis = spec.labels.index(CHANNEL)
         writes = spec.layer is not None and spec.module in (
             self.output_projection(spec.layer, kind) for kind in self.family.output_projections
         )
         return 1 - channel_axis if writes else channel_axis
+
+    @property
+    def head_width(self) -> int:
+        """The entries of one query head's output, which attention's output projection reads."""
+        name = self.output_projections(QUERY)[0]
+        spec = self.tensor(f"{name}.weight")
+        return spec.shape[self.input_axis(spec)] // self.units[QUERY]
+
+    def output_projections(self, kind: str) -> list[str]:
+        """Return the full names of the projections through which all layers' neurons or heads write."""
+        names = (self.output_projection(layer, kind) for layer in range(self.layers))
+        return [name for name in names if f"{name}.weight" in self._by_name]
+
+    @property
+    def expert_groups(self) -> int:
+        """In how many groups a router sorts the experts: it chooses groups first, and then experts of these."""
+        keys = ("n_group", "num_expert_group")
+        return max((getattr(self.config, key, None) or 1 for key in keys), default=1)
 
     @property
     def norms(self) -> tuple[TensorSpec, ...]:
@@ -136,6 +181,7 @@ class Anatomy:
             for spec in self.of_layer(layer)
             if spec.component == component
             and len(spec.shape) == 2
+            and CHANNEL in spec.labels
             and spec.labels[self.input_axis(spec)] == CHANNEL
         )
 
@@ -166,22 +212,51 @@ def anatomy_of(config: PreTrainedConfig) -> Anatomy:
 @lru_cache(maxsize=64)
 def _anatomy(config_json: str) -> Anatomy:
     config = config_from_dict(json.loads(config_json))
-    family = family_of(config.model_type)
+    return anatomy_with(config, family_for(config))
+
+
+def anatomy_with(config: PreTrainedConfig, family: Family) -> Anatomy:
+    """Return the anatomy of a model by an entry of the table that is not necessarily the right one.
+
+    Raises:
+        ModelError: The config describes no model of the family.
+    """
     model = build_on_meta(config)
-    tensors = tuple(
-        TensorSpec(name, tuple(parameter.shape), labels, component, layer)
-        for name, parameter in model.named_parameters()
-        for component, layer, labels in [family.component(name)]
+    tensors = tuple(_spec(family, name, tuple(values.shape)) for name, values in model.named_parameters())
+    buffers = tuple(
+        _buffer_spec(family, name, tuple(values.shape)) for name, values in saved_buffers(model).items()
     )
     units = {
-        kind: int(size)
+        kind: size
         for kind, key in family.sizes.items()
-        if (size := getattr(config, key, None)) is not None
+        if isinstance(size := getattr(config, key, None), int) and not isinstance(size, bool)
     }
-    output_weight = f"{family.layers}.0.{family.output_projections[NEURON]}.weight"
-    spec = next((spec for spec in tensors if spec.name == output_weight), None)
-    if spec is None:
+    numbers = [spec.layer for spec in tensors if spec.layer is not None]
+    if not numbers:
         raise ModelError(f"This {family.title} config has no layers: there is nothing to cut.")
-    units[NEURON] = spec.shape[spec.labels.index(NEURON)]
-    units[LAYER] = 1 + max(spec.layer for spec in tensors if spec.layer is not None)
-    return Anatomy(family, config, tensors, units)
+    units[LAYER] = 1 + max(numbers)
+    output = family.output_projections.get(NEURON)
+    for spec in tensors:
+        if (
+            output
+            and spec.layer is not None
+            and spec.name.endswith(f".{output}.weight")
+            and NEURON in spec.labels
+        ):
+            units[NEURON] = spec.shape[spec.labels.index(NEURON)]
+            break
+    return Anatomy(family, config, tensors, units, buffers)
+
+
+def _buffer_spec(family: Family, name: str, shape: tuple[int, ...]) -> TensorSpec:
+    """Return a buffer, whose axes count nothing unless the family says what."""
+    try:
+        return _spec(family, name, shape)
+    except ModelError:
+        match = re.match(rf"{re.escape(family.layers)}\.(\d+)\.", name)
+        return TensorSpec(name, shape, (None,) * len(shape), "attention", int(match[1]) if match else None)
+
+
+def _spec(family: Family, name: str, shape: tuple[int, ...]) -> TensorSpec:
+    component, layer, labels = family.component(name)
+    return TensorSpec(name, shape, labels, component, layer)

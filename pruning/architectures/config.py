@@ -1,47 +1,83 @@
-"""Check a config, resize it, and build the model that it describes without weights."""
+"""Check a config, and build the model that it describes without weights."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from pruning.architectures.families import CHANNEL, LAYER, QUERY, family_of
+from pruning.architectures.families import FAMILIES, unknown_family
 from pruning.errors import ModelError
 
 MAX_LAYERS = 1_000
 
 MAX_WIDTH = 1_000_000
 
+LAYER_KEYS = (
+    "num_hidden_layers",
+    "decoder_layers",
+    "n_layer",
+    "n_layers",
+    "num_layers",
+    "num_decoder_layers",
+)
+"""The keys of configs that hold the number of layers."""
+
+SIZE_KEYS = (
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "vocab_size",
+    "head_dim",
+    "n_positions",
+)
+"""The keys that are checked in every config; a family of the table has further ones."""
+
 
 def config_from_dict(values: dict) -> PreTrainedConfig:
-    """Build a config of a known family.
+    """Build a config of a causal language model.
 
     Args:
         values: The content of a `config.json`.
 
     Raises:
-        ModelError: The family is unknown, or a value makes no model of it.
+        ModelError: transformers has no such model, or a value makes no model of it.
     """
-    family = family_of(values.get("model_type"))
-    for key in ("num_hidden_layers", "n_layer"):
+    name = values.get("model_type")
+    if not isinstance(name, str) or name not in known_types():
+        raise unknown_family(name)
+    for key in LAYER_KEYS:
         _check_size(values, key, MAX_LAYERS)
-    for key in {*family.sizes.values(), "head_dim", "max_position_embeddings", "n_positions"}:
+    family = FAMILIES.get(name)
+    for key in {*SIZE_KEYS, *(family.sizes.values() if family else ()), "max_position_embeddings"}:
         _check_size(values, key, MAX_WIDTH if key != "max_position_embeddings" else 10 * MAX_WIDTH)
+    kind = CONFIG_MAPPING[name]
+    title = family.title if family else kind.__name__.removesuffix("Config")
     values = {key: value for key, value in values.items() if key != "model_type"}
     try:
-        return CONFIG_MAPPING[family.model_type](**values)
+        return kind(**values)
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
-        raise ModelError(f"The config describes no valid {family.title} model: {reason}") from error
+        raise ModelError(f"The config describes no valid {title} model: {reason}") from error
+
+
+def known_types() -> list[str]:
+    """Return the names of the causal language models that the installed transformers has."""
+    return sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 
 
 def _check_size(values: dict, key: str, largest: int) -> None:
     value = values.get(key)
     if value is None:
+        return
+    if isinstance(value, list):  # One for each layer.
+        for each in value:
+            _check_size({key: each}, key, largest)
         return
     if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= largest:
         raise ModelError(
@@ -83,43 +119,11 @@ def build_on_meta(
         config._attn_implementation = attention
     try:
         with torch.device("meta"), _Unfilled():
-            return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(
+                config, dtype=dtype, trust_remote_code=False
+            )
+            model.tie_weights()  # Some classes only tie what was loaded.
+            return model
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise ModelError(f"The config describes a model that cannot be built: {reason}") from error
-
-
-def resize(
-    config: PreTrainedConfig, units: Mapping[str, int], layers: Sequence[int] | None = None
-) -> PreTrainedConfig:
-    """Return a copy of the config with new numbers of units, under the keys that the family uses.
-
-    Args:
-        config: The config.
-        units: The new number of each kind of unit that changes.
-        layers: Which layers are kept, if some are removed: lists with an entry for each layer (such as
-            `layer_types`) keep the entries of these. If it is not yet known which, the first ones stand in.
-
-    Raises:
-        ModelError: The new numbers make no model of the family.
-    """
-    family = family_of(config.model_type)
-    values = config.to_dict()
-    if QUERY in units or CHANNEL in units:
-        values["head_dim"] = head_size(config)
-    if LAYER in units:
-        layer_count = values[family.sizes[LAYER]]
-        kept_layers = range(units[LAYER]) if layers is None else layers
-        for key, value in values.items():
-            if isinstance(value, list) and len(value) == layer_count and "layer" in key:
-                values[key] = [value[layer] for layer in kept_layers]
-    for kind, count in units.items():
-        values[family.sizes[kind]] = count
-    resized = config_from_dict(values)
-    resized._attn_implementation = config._attn_implementation
-    return resized
-
-
-def head_size(config: PreTrainedConfig) -> int:
-    """Return the number of entries of one head's query."""
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

@@ -24,6 +24,9 @@ NEURON = "neuron"
 GATE, UP = "neuron:gate", "neuron:up"
 """The two rows that compute a neuron of a gated MLP. They are usually cut together, but need not be."""
 
+SHARED = "neuron:shared"
+"""A neuron of an MLP that reads every token beside the experts of a mixture, and that is as wide as they are."""
+
 QUERY, KEY_VALUE = "query head", "key/value head"
 """The attention heads; several query heads may share one key/value head."""
 
@@ -34,6 +37,9 @@ TOKEN = "token"
 """An entry of the vocabulary."""
 
 LAYER = "layer"
+
+EXPERT = "expert"
+"""An MLP of a mixture, to which a router sends some of the tokens."""
 
 COMPONENTS = ("embeddings", "attention", "mlp", "norms", "head")
 
@@ -94,6 +100,9 @@ class Family:
             embedding.
         post_norms: The names in the layer of the norms through which its outputs pass on their way into the
             residual stream.
+        companions: For kinds of unit, further config keys that hold their number.
+        transposed: Of a derived entry, the names in the layer of weights that are `[in, out]`.
+        derived: Whether the entry was derived (`pruning.architectures.derive`) and is not a line of the table.
     """
 
     model_type: str
@@ -111,11 +120,23 @@ class Family:
     norm_offset: float = 0.0
     embedding_scale: str = ""
     post_norms: tuple[str, ...] = ()
+    companions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    transposed: frozenset[str] = frozenset()
+    derived: bool = False
 
     @property
     def gated(self) -> bool:
         """Whether a neuron has a gate row and an up row that only make sense together."""
         return any(GATE in parts_of(label) for axes in self.mlp.values() for label in axes)
+
+    @property
+    def neurons_in_experts(self) -> bool:
+        """Whether neurons are those inside the experts of a mixture, whose weights are packed into one tensor."""
+        return any(
+            axes[0] == EXPERT and any(kind_of(part) == NEURON for label in axes for part in parts_of(label))
+            for axes in self.mlp.values()
+            if axes
+        )
 
     def component(self, tensor: str) -> tuple[str, int | None, tuple[Label, ...]]:
         """Look up a tensor by its full name.
@@ -279,8 +300,14 @@ def family_of(model_type: str | None) -> Family:
     """Return the family of a `model_type`; raise `ModelError`, which names the known ones, if unknown."""
     if isinstance(model_type, str) and model_type in FAMILIES:
         return FAMILIES[model_type]
-    raise ModelError(
-        f"Models of type {model_type!r} cannot be pruned here. Known families: {', '.join(sorted(FAMILIES))}."
+    raise unknown_family(model_type)
+
+
+def unknown_family(model_type: object) -> ModelError:
+    """Return the error for a type of model that the installed transformers does not know."""
+    return ModelError(
+        f"Models of type {str(model_type)[:100]!r} cannot be pruned here: the installed transformers has no causal "
+        f"language model of that name. The best known families: {', '.join(sorted(FAMILIES))}."
     )
 
 

@@ -7,7 +7,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.integrations.accelerate import load_offloaded_parameter
 
-from pruning.architectures.families import family_of
+from pruning.architectures.lookup import family_for
 from pruning.errors import ModelError
 
 DISK = "disk"
@@ -60,7 +60,7 @@ def device_map_of_kept(base: PreTrainedModel, layers: Sequence[int] | None) -> D
     devices = device_map(base)
     if layers is None:
         return devices
-    prefix = f"{family_of(base.config.model_type).layers}."
+    prefix = f"{family_for(base.config).layers}."
     new_numbers = {str(old): new for new, old in enumerate(layers)}
     renamed: DeviceMap = {}
     for module, device in devices.items():

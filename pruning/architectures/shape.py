@@ -1,14 +1,14 @@
 """The sizes of a model, computed before any weight is touched."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 
 from transformers import PreTrainedConfig
 
-from pruning.architectures.anatomy import Anatomy, anatomy_of
-from pruning.architectures.config import resize
+from pruning.architectures.anatomy import Anatomy, TensorSpec, anatomy_of
 from pruning.architectures.families import COMPONENTS, LAYER, Label, kind_of
+from pruning.architectures.resize import resize
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Shape:
 
     def count(self, kind: str) -> int:
         """Return how many units of a kind there are (neurons and heads: in each layer)."""
-        return self.units.get(kind, self.anatomy.units[kind])
+        return self.units.get(kind, self.anatomy.units.get(kind, 1))
 
     def resized(self, kind: str, count: int) -> "Shape":
         """Return the shape with another number of units of a kind."""
@@ -51,14 +51,26 @@ class Shape:
     def components(self) -> dict[str, int]:
         """Parameters by component; tied embeddings are counted once, under `embeddings`."""
         totals = dict.fromkeys(COMPONENTS, 0)
-        for spec in self.anatomy.tensors:
-            # All layers of a model have one shape, so the first stands in for those that are kept.
-            if spec.layer in (None, 0):
-                size = prod(
-                    self.length(label, length) for label, length in zip(spec.labels, spec.shape, strict=True)
-                )
-                totals[spec.component] += size * (1 if spec.layer is None else self.count(LAYER))
+        for spec, times in self.weighted():
+            totals[spec.component] += times * prod(
+                self.length(label, length) for label, length in zip(spec.labels, spec.shape, strict=True)
+            )
         return totals
+
+    def weighted(self) -> Iterator[tuple[TensorSpec, int]]:
+        """Yield tensors, and how many like them this shape has; a tensor of the first layer stands for all."""
+        for spec in self.anatomy.tensors:
+            if times := self.times(spec):
+                yield spec, times
+
+    def times(self, spec: TensorSpec) -> int:
+        """Return how many tensors of this shape a tensor stands for: none, if another one stands for it."""
+        if spec.layer is None:
+            return 1
+        if self.anatomy.layers_are_alike:
+            return self.count(LAYER) if spec.layer == 0 else 0
+        # Until it is known which layers are kept, the first ones stand in for them.
+        return int(spec.layer < self.count(LAYER))
 
     @property
     def parameters(self) -> int:

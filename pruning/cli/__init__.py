@@ -31,6 +31,7 @@ class Command:
 
 COMMANDS = {
     "models": Command("List the models of the catalog.", runs_models=False),
+    "families": Command("List the model families, and what was proven to be removable from each."),
     "criteria": Command("List the criteria that rank which neurons to prune."),
     "lessons": Command("List the lessons of the course."),
     "preview": Command("Show how large a pruned model would be, from the config alone."),

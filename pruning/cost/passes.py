@@ -111,8 +111,8 @@ class Sizes:
 
     def inputs(self, kind: str) -> int:
         """Return the number of inputs of a layer's output projection, for neurons or for query heads."""
-        anatomy = self.shape.anatomy
-        return self.input_width(anatomy.output_projection(0, kind))
+        projections = self.shape.anatomy.output_projections(kind)
+        return self.input_width(projections[0]) if projections else 0
 
     def input_width(self, module: str) -> int:
         """Return the number of inputs of a projection, by its name in the base."""
@@ -191,13 +191,11 @@ class Sizes:
 def copied(before: Shape, after: Shape) -> int:
     """Return the bytes of the tensors that a cut copies: those whose shape it changes. Others are shared."""
     count = 0
-    for spec in before.anatomy.tensors:
-        if spec.layer not in (None, 0):  # All layers have the same shape.
-            continue
+    for spec, _ in before.weighted():
         size = changed = 1
         for label, length in zip(spec.labels, spec.shape, strict=True):
             size *= before.length(label, length)
             changed *= after.length(label, length)
         if size != changed:
-            count += changed * (1 if spec.layer is None else after.count(LAYER))
+            count += changed * after.times(spec)
     return FLOAT * count

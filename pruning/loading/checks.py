@@ -9,7 +9,8 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from pruning import catalog
 from pruning.architectures.anatomy import anatomy_of
-from pruning.architectures.families import LAYER, family_of
+from pruning.architectures.families import LAYER
+from pruning.architectures.lookup import family_for
 from pruning.architectures.placement import parameter
 from pruning.architectures.shape import Shape
 from pruning.errors import ModelError, panics_as_errors
@@ -111,8 +112,7 @@ def check_bounds(values: dict[str, Any], name: str) -> None:
 
 def check_size(config: PreTrainedConfig, name: str) -> None:
     """Refuse a model with absurdly many layers, or absurdly large ones, before any of it is built."""
-    family = family_of(config.model_type)
-    for kind, key in family.sizes.items():
+    for kind, key in family_for(config).sizes.items():
         size, limit = getattr(config, key, None), MAX_LAYERS if kind == LAYER else MAX_WIDTH
         if size is None:
             continue

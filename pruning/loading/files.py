@@ -56,7 +56,12 @@ def read_config_file(folder: Path) -> PreTrainedConfig:
 def config_from_values(values: dict[str, Any]) -> PreTrainedConfig:
     """Build a config from the values of a config.json. Raises `ModelError`."""
     # Attention kernels that a config asks for may be missing here, or be code to download.
-    ours = {key: value for key, value in values.items() if not key.endswith("attn_implementation")}
+    # Code that it names is not used: transformers knows the type itself.
+    ours = {
+        key: value
+        for key, value in values.items()
+        if not key.endswith("attn_implementation") and key != "auto_map"
+    }
     return config_from_dict(ours)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pruning.architectures.config import known_types
 from pruning.errors import ModelError
 from pruning.loading.metadata import MAX_RECIPE_BYTES, RECIPE_FILE
 
@@ -185,7 +186,12 @@ def check_settings_files(folder: Path, name: str) -> None:
 
 
 def check_brings_no_code(values: object, file: str, name: str) -> None:
-    """Refuse settings that ask for code, at any depth. Raises `ModelError`."""
+    """Refuse settings that ask for code, at any depth. Raises `ModelError`.
+
+    A config may name code for a type of model that transformers knows itself: its own class is used then.
+    """
+    if file == CONFIG_FILE and isinstance(values, dict) and values.get("model_type") in known_types():
+        values = {key: value for key, value in values.items() if key != "auto_map"}
     for key, value in _entries(values, file, name):
         if key in CODE_KEYS and value:
             raise ModelError(

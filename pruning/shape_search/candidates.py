@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 
-from pruning.architectures.families import CHANNEL, KEY_VALUE, LAYER, NEURON, QUERY
+from pruning.architectures.families import CHANNEL, KEY_VALUE, LAYER, NEURON
+from pruning.architectures.prove import UNITS, reason_against
 from pruning.architectures.shape import Shape
 from pruning.errors import RecipeError
 from pruning.shape_search.budget import Budget
@@ -119,6 +120,7 @@ class Candidate:
 def all_candidates(shape: Shape) -> Iterator[Candidate]:
     """Yield every combination of amounts that gives a model which loads."""
     *others, neurons = PRUNABLE_UNITS
+    widths = () if _is_unprunable(neurons, shape) else neurons.amounts(shape)
     amounts = [[0, *(() if _is_unprunable(kind, shape) else kind.amounts(shape))] for kind in others]
     for combination in product(*amounts):
         reshaped = shape
@@ -131,14 +133,16 @@ def all_candidates(shape: Shape) -> Iterator[Candidate]:
         # The number of parameters is linear in the intermediate size.
         width, parameters = reshaped.count(NEURON), reshaped.parameters
         per_neuron = parameters - reshaped.resized(NEURON, width - 1).parameters
-        for count in (0, *neurons.amounts(shape)):
+        for count in (0, *widths):
             if count or any(combination):
                 yield Candidate((*combination, count), parameters - count * per_neuron)
 
 
 def _is_unprunable(kind: PrunableUnit, shape: Shape) -> bool:
-    """Return whether the family cannot lose units of this kind."""
-    return (QUERY if kind.unit == KEY_VALUE else kind.unit) in shape.anatomy.family.unprunable
+    """Return whether models of this type cannot lose units of this kind."""
+    return any(
+        reason_against(shape.anatomy, name) is not None for name, unit in UNITS.items() if unit == kind.unit
+    )
 
 
 def largest_within(candidates: Sequence[Candidate], budget: Budget) -> list[Candidate]:

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from pruning.steps.channels import Channels
 from pruning.steps.distillation import Distillation
+from pruning.steps.experts import Experts
 from pruning.steps.heads import Heads
 from pruning.steps.layers import Layers
 from pruning.steps.neurons import Neurons
@@ -17,14 +18,14 @@ from pruning.steps.vocabulary import Vocabulary
 from pruning.steps.weights import Weights
 
 AnyStep = Annotated[
-    Neurons | Heads | Layers | Channels | Vocabulary | Weights | Reconstruction | Distillation,
+    Neurons | Heads | Layers | Channels | Vocabulary | Weights | Reconstruction | Distillation | Experts,
     Field(discriminator="step"),
 ]
 """Every step, told apart by its field `step`."""
 
 STEPS = {
     step.model_fields["step"].default: step
-    for step in (Layers, Heads, Neurons, Reconstruction, Channels, Vocabulary, Distillation, Weights)
+    for step in (Layers, Experts, Heads, Neurons, Reconstruction, Channels, Vocabulary, Distillation, Weights)
 }
 """Every step by name, in the order in which they are best carried out."""
 
@@ -33,6 +34,7 @@ __all__ = [
     "AnyStep",
     "Channels",
     "Distillation",
+    "Experts",
     "Heads",
     "Layers",
     "Neurons",

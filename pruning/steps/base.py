@@ -10,10 +10,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pruning.architectures.families import LAYER
 from pruning.architectures.placement import parameter
+from pruning.architectures.prove import reason_against
 from pruning.architectures.shape import Shape
 from pruning.calibration.statistics import SavedStatistics, Statistics
 from pruning.cost.cost import Cost
 from pruning.cost.plan import Plan
+from pruning.errors import RecipeError
 from pruning.loading.load import LoadedModel
 from pruning.progress import Progress, Reporter, silent
 from pruning.repair.projection import repair_projection
@@ -243,6 +245,26 @@ def refit_output_projections(context: StepContext, kind: str, kept: Sequence[tor
             tensors[spec.name] = as_channels_first(repair.weight, spec)
         notes.append(ProjectionNote(layer, repair.damping, repair.error_before, repair.error_after))
     return Refit(tensors, tuple(notes))
+
+
+def check_prunable(shape: Shape, unit: str) -> None:
+    """Refuse a cut of units that models of this type cannot lose.
+
+    Args:
+        shape: The model.
+        unit: One of `pruning.architectures.prove.UNITS`.
+
+    Raises:
+        RecipeError: They cannot be removed. The message says why.
+    """
+    if reason := reason_against(shape.anatomy, unit):
+        title = shape.anatomy.family.title
+        raise RecipeError(f"The {unit} of {title} cannot be cut: {reason}. Cut something else.")
+
+
+def most(shape: Shape, unit: str, number: int) -> int:
+    """Return the end of a slider: a number, or 0 if these units cannot be removed."""
+    return 0 if reason_against(shape.anatomy, unit) else number
 
 
 def top(scores: torch.Tensor, count: int) -> torch.Tensor:

@@ -20,7 +20,7 @@ from pruning.cost.reading import refits
 from pruning.errors import ModelError, RecipeError
 from pruning.progress import Progress
 from pruning.repair.projection import repair_projection
-from pruning.steps.base import Cut, Refit, StepContext, top
+from pruning.steps.base import Cut, Refit, StepContext, check_prunable, most, top
 from pruning.steps.settings import Choices, Setting, Slider, Switch, share, whole, word
 from pruning.steps.sizes import (
     MULTIPLES,
@@ -85,7 +85,7 @@ class Channels(Cut):
             "--channels",
             "Channels to cut, %",
             share,
-            Slider(lambda shape: 0 if CHANNEL in shape.anatomy.family.unprunable else 75, percent=True),
+            Slider(lambda shape: most(shape, "channels", 75), percent=True),
             activates_step=True,
             usage="A share, such as 25%",
         ),
@@ -158,9 +158,7 @@ class Channels(Cut):
 
     def reshape(self, shape: Shape) -> Shape:
         """Return the shape with fewer channels."""
-        family = shape.anatomy.family
-        if CHANNEL in family.unprunable:
-            raise RecipeError(f"The channels of {family.title} cannot be cut: {family.unprunable[CHANNEL]}.")
+        check_prunable(shape, "channels")
         channels, heads = shape.count(CHANNEL), shape.count(QUERY)
         multiple = lcm(heads, self.multiple_of)
         kept = kept_size(channels, self.fraction, self.hidden_size, multiple)

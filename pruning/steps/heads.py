@@ -7,7 +7,6 @@ import torch
 from pydantic import Field, model_validator
 
 from pruning.architectures.anatomy import Anatomy
-from pruning.architectures.config import head_size
 from pruning.architectures.families import CHANNEL, KEY_VALUE, QUERY
 from pruning.architectures.placement import parameter
 from pruning.architectures.shape import Shape
@@ -15,9 +14,9 @@ from pruning.cost.cost import Cost, in_sequence
 from pruning.cost.passes import FLOAT, Sizes, copied
 from pruning.cost.plan import Plan
 from pruning.cost.reading import refits
-from pruning.errors import RecipeError
+from pruning.errors import ModelError, RecipeError
 from pruning.progress import Progress
-from pruning.steps.base import Cut, Refit, StepContext, refit_output_projections, top
+from pruning.steps.base import Cut, Refit, StepContext, check_prunable, most, refit_output_projections, top
 from pruning.steps.settings import Choices, Setting, Slider, Switch, whole, word
 from pruning.steps.sizes import Size, one_number
 from pruning.surgery import KeptIndices, as_channels_first, value_matrix
@@ -37,13 +36,11 @@ HEAD_CRITERIA: Mapping[object, str] = {
 
 
 def _most_groups(shape: Shape) -> int:
-    return 0 if QUERY in shape.anatomy.family.unprunable else shape.count(KEY_VALUE) - 1
+    return most(shape, "groups", shape.count(KEY_VALUE) - 1)
 
 
 def _most_queries(shape: Shape) -> int:
-    if QUERY in shape.anatomy.family.unprunable:
-        return 0
-    return shape.count(QUERY) // shape.count(KEY_VALUE) - 1
+    return most(shape, "heads", shape.count(QUERY) // shape.count(KEY_VALUE) - 1)
 
 
 class Heads(Cut):
@@ -148,9 +145,8 @@ class Heads(Cut):
 
     def reshape(self, shape: Shape) -> Shape:
         """Return the shape with fewer heads."""
-        family = shape.anatomy.family
-        if QUERY in family.unprunable:
-            raise RecipeError(f"The heads of {family.title} cannot be cut: {family.unprunable[QUERY]}.")
+        for unit in ("heads",) * bool(self.queries) + ("groups",) * (self.queries == 0 or self.groups > 0):
+            check_prunable(shape, unit)
         groups, group_size = shape.count(KEY_VALUE), shape.count(QUERY) // shape.count(KEY_VALUE)
         removed_groups = self._removed_groups(groups)
         for removed, total, unit in (
@@ -162,13 +158,15 @@ class Heads(Cut):
                     f"There are {total} {unit}; {removed} cannot be removed. At least one must remain."
                 )
         groups, group_size = groups - removed_groups, group_size - self.queries
-        channels = shape.count(CHANNEL)
-        if channels % (groups * group_size):
+        resized = shape.resized(KEY_VALUE, groups).resized(QUERY, groups * group_size)
+        try:
+            resized.config  # noqa: B018 - raises if there is no such config
+        except ModelError as error:
             raise RecipeError(
-                f"{groups * group_size} query heads would remain, which does not divide the hidden size "
-                f"{channels}, and such a config does not load. Remove another number of heads."
-            )
-        return shape.resized(KEY_VALUE, groups).resized(QUERY, groups * group_size)
+                f"A model with {groups * group_size} query heads would not load: its hidden size is "
+                f"{shape.count(CHANNEL)}. {error} Remove another number of heads."
+            ) from None
+        return resized
 
     def cost(self, plan: Plan) -> Cost:
         """Estimate the contributions, ⟨H, Wᵀ W⟩ in double precision, the repair and the copies of attention."""
@@ -221,7 +219,7 @@ class Heads(Cut):
     ) -> torch.Tensor:
         """Return the scores of a layer's runs of `heads_per_unit` query heads, `[heads / heads_per_unit]`."""
         module = anatomy.output_projection(layer, QUERY)
-        width = head_size(anatomy.config) * heads_per_unit
+        width = anatomy.head_width * heads_per_unit
         if self.criterion == "minitron":
             return context.required_statistics.moments[module].sequence.view(-1, width).norm(dim=1)
         spec = anatomy.tensor(f"{module}.weight")
@@ -237,7 +235,7 @@ class Heads(Cut):
         """Refit the output projections to the heads kept."""
         if not self.repair:
             return Refit()
-        width = head_size(context.shape.anatomy.config)
+        width = context.shape.anatomy.head_width
         columns = [(heads[:, None] * width + torch.arange(width)).flatten() for heads in kept[QUERY]]
         return refit_output_projections(context, QUERY, columns)
 
@@ -266,7 +264,7 @@ def _circuit_norms(output: torch.Tensor, values: torch.Tensor, anatomy: Anatomy)
         values: W_V, `[key/value heads · head size, channels]`.
         anatomy: The layout of the model.
     """
-    width = head_size(anatomy.config)
+    width = anatomy.head_width
     values = values.double().view(anatomy.units[KEY_VALUE], width, -1)
     outputs = output.view(len(output), anatomy.units[QUERY], width).permute(1, 2, 0)
     group_size = anatomy.units[QUERY] // anatomy.units[KEY_VALUE]

@@ -17,7 +17,7 @@ from pruning.cost.plan import Plan
 from pruning.errors import RecipeError
 from pruning.progress import Progress
 from pruning.repair.removed_layers import repair_gaps, runs_of
-from pruning.steps.base import Cut, Refit, StepContext, top
+from pruning.steps.base import Cut, Refit, StepContext, check_prunable, most, top
 from pruning.steps.settings import Choices, Setting, Slider, Switch, word
 from pruning.steps.sizes import exactly_one
 from pruning.surgery import KeptIndices, cut
@@ -91,7 +91,7 @@ class Layers(Cut):
             "--layers",
             "Layers to cut",
             _read,
-            Slider(lambda shape: max(shape.count(LAYER) - 2, 0)),
+            Slider(lambda shape: most(shape, "layers", max(shape.count(LAYER) - 2, 0))),
             activates_step=True,
             usage="A number, such as 3, or which ones, from 0 on, such as 4,5,9",
         ),
@@ -165,6 +165,7 @@ class Layers(Cut):
             raise RecipeError(
                 f"{removed} of {total} layers cannot be removed: at least {spared} must remain. Remove fewer."
             )
+        check_prunable(shape, "layers")
         return shape.resized(LAYER, total - removed)
 
     def cost(self, plan: Plan) -> Cost:

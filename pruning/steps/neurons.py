@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal, Self
 import torch
 from pydantic import Field, model_validator
 
-from pruning.architectures.families import GATE, NEURON, UP
+from pruning.architectures.families import GATE, NEURON, SHARED, UP
 from pruning.architectures.shape import Shape
 from pruning.cost.cost import Cost, in_sequence
 from pruning.cost.passes import FLOAT, copied
@@ -15,7 +15,7 @@ from pruning.cost.reading import refits
 from pruning.criteria import CRITERIA, DEFAULT_CRITERION, MLP, PUBLISHED_NAMES, Criterion, criterion_named
 from pruning.errors import RecipeError
 from pruning.progress import Progress
-from pruning.steps.base import Cut, Refit, StepContext, refit_output_projections, top
+from pruning.steps.base import Cut, Refit, StepContext, check_prunable, most, refit_output_projections, top
 from pruning.steps.settings import Choices, Setting, Slider, Switch, share, whole, word
 from pruning.steps.sizes import (
     MULTIPLES,
@@ -27,7 +27,7 @@ from pruning.steps.sizes import (
     kept_size,
     one_number,
 )
-from pruning.surgery import KeptIndices, neuron_matrices
+from pruning.surgery import KeptIndices, expert_matrices, neuron_matrices, shared_matrices
 
 UNIFORM = one_number(
     "every layer keeps the same number of neurons: a config holds one intermediate size for all layers, so a "
@@ -56,7 +56,7 @@ class Neurons(Cut):
             "--neurons",
             "MLP neurons to cut, %",
             share,
-            Slider(lambda _shape: 90, percent=True),
+            Slider(lambda shape: most(shape, "neurons", 90), percent=True),
             activates_step=True,
             usage="A share, such as 20%",
         ),
@@ -122,10 +122,13 @@ class Neurons(Cut):
         if not (self.repair or criterion_named(self.criterion).needs_calibration):
             return ()
         anatomy = shape.anatomy
+        if anatomy.family.neurons_in_experts:
+            return ()
         return tuple(anatomy.output_projection(layer) for layer in range(anatomy.layers))
 
     def reshape(self, shape: Shape) -> Shape:
         """Return the shape with fewer neurons."""
+        check_prunable(shape, "neurons")
         criterion = criterion_named(self.criterion)
         family = shape.anatomy.family
         if criterion.gated_only and not family.gated:
@@ -135,6 +138,11 @@ class Neurons(Cut):
             )
         if criterion.gated_only and self.repair:
             raise RecipeError(f"{criterion.name} leaves no whole neurons to repair with. Switch repair off.")
+        if family.neurons_in_experts and (self.repair or criterion.needs_calibration or criterion.gated_only):
+            raise RecipeError(
+                f"The neurons of {family.title} are inside experts, whose activations cannot be watched. Choose a "
+                "criterion that needs weights alone, such as peak_to_peak, and switch repair off."
+            )
         neurons = shape.count(NEURON)
         kept = kept_size(neurons, self.fraction, self.intermediate_size, self.multiple_of)
         if kept >= neurons:
@@ -159,6 +167,8 @@ class Neurons(Cut):
         criterion = criterion_named(self.criterion)
         layers = context.shape.anatomy.layers
         count = self.reshape(context.shape).count(NEURON)
+        if context.shape.anatomy.family.neurons_in_experts:
+            return _rank_in_experts(criterion, context, count)
         kinds = (GATE, UP) if criterion.gated_only else (NEURON,)
         kept: dict[str, list[torch.Tensor]] = {kind: [] for kind in kinds}
         for layer in range(layers):
@@ -183,6 +193,23 @@ class Neurons(Cut):
     def describe(self) -> str:
         """Return how many neurons are removed."""
         return describe_size(self.fraction, self.intermediate_size, "the MLP neurons")
+
+
+def _rank_in_experts(criterion: Criterion, context: StepContext, count: int) -> KeptIndices:
+    """Return the neurons with the highest scores in each expert, and in each MLP beside the experts."""
+    anatomy = context.shape.anatomy
+    total = anatomy.units[NEURON]
+    generator = torch.Generator().manual_seed(context.seed % 2**63)
+    kept: dict[str, list[torch.Tensor]] = {NEURON: [], SHARED: []}
+    for layer in range(anatomy.layers):
+        context.progress(Progress("Ranking neurons, layers", layer + 1, anatomy.layers))
+        experts = expert_matrices(context.model, anatomy, layer)
+        rows = [top(criterion.score(MLP(*each), None, generator), count) for each in experts]
+        kept[NEURON].append(torch.stack(rows) if rows else torch.arange(count))
+        shared = shared_matrices(context.model, anatomy, layer)
+        scores = criterion.score(MLP(*shared), None, generator) if shared else torch.zeros(total)
+        kept[SHARED].append(top(scores.view(total, -1).sum(dim=1), count))
+    return kept
 
 
 def _scores(criterion: Criterion, context: StepContext, layer: int) -> torch.Tensor:

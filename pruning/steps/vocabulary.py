@@ -21,7 +21,7 @@ from pruning.cost.reading import tokenizing
 from pruning.errors import ModelError, RecipeError
 from pruning.loading import load as loading
 from pruning.progress import Progress, Reporter, silent
-from pruning.steps.base import Step, StepContext, StepResult
+from pruning.steps.base import Step, StepContext, StepResult, check_prunable, most
 from pruning.steps.settings import Choices, Setting, Slider, share, whole
 from pruning.steps.sizes import MULTIPLES, Multiple, Size, exactly_one, fraction_of, kept_size
 from pruning.surgery import assemble, pieces
@@ -92,7 +92,7 @@ class Vocabulary(Step):
             "--vocabulary",
             "Tokens to cut, %",
             _read,
-            Slider(lambda _shape: 95, percent=True),
+            Slider(lambda shape: most(shape, "vocabulary", 95), percent=True),
             activates_step=True,
             usage="A share, such as 20%, or a text whose tokens are kept, by name or file",
         ),
@@ -172,6 +172,7 @@ class Vocabulary(Step):
 
     def reshape(self, shape: Shape) -> Shape:
         """Return the shape with fewer tokens."""
+        check_prunable(shape, "vocabulary")
         tokens = shape.count(TOKEN)
         kept = kept_size(tokens, self.fraction, self.vocab_size, self.multiple_of)
         if kept >= tokens:

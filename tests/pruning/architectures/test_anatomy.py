@@ -10,9 +10,10 @@ from transformers import LlamaConfig, PreTrainedConfig
 
 import pruning
 from pruning.architectures.anatomy import anatomy_of
-from pruning.architectures.config import build_on_meta, config_from_dict, resize
+from pruning.architectures.config import build_on_meta, config_from_dict
 from pruning.architectures.families import COMPONENTS, KEY_VALUE, NEURON, QUERY, family_of
 from pruning.architectures.families import FAMILIES as KNOWN
+from pruning.architectures.resize import resize
 from pruning.surgery import neuron_matrices
 from tests.helpers.models import (
     FAMILIES,
@@ -148,10 +149,10 @@ def test_segments_cover_axes_of_any_size(family, heads, width):
 
 
 def test_unknown_family_lists_the_known_ones(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", "hidden_size": 32}))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "t5", "hidden_size": 32}))
     recipe = pruning.Recipe(base=str(tmp_path), steps=[pruning.Neurons(fraction=0.2)])
     for raising in (
-        lambda: family_of("bert"),
+        lambda: family_of("t5"),
         lambda: family_of(None),
         lambda: anatomy_of(PreTrainedConfig()),
         lambda: pruning.preview(recipe),

@@ -96,7 +96,7 @@ def test_a_config_with_512_layers_is_accepted_and_one_more_is_not():
         (b"\xff\xfe{}", "cannot be read"),
         (b'{"a": ' * 300_000, "nested too deeply|has 1.8 MB"),
         (b'{"vocab_size": ' + b"9" * 5_000 + b"}", "cannot be read"),
-        (b'{"model_type": "llama", "model_type": "bert"}', "'bert' cannot be pruned here"),
+        (b'{"model_type": "llama", "model_type": "t5"}', "'t5' cannot be pruned here"),
         (b'{"model_type": ["llama"]}', "cannot be pruned here"),
         (b'{"model_type": {}}', "cannot be pruned here"),
         (b"null", "is not a JSON object"),

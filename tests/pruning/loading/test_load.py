@@ -151,10 +151,10 @@ def test_unknown_revisions(hub, revision):
 
 REFUSED = {
     "architecture": (
-        {"config__json": config(model_type="bert")},
-        "'bert' cannot be pruned here. Known families: gemma2, gemma3_text, gpt2,",
+        {"config__json": config(model_type="t5")},
+        "'t5' cannot be pruned here: the installed transformers has no causal language model of that name.",
     ),
-    "code": ({"config__json": config(auto_map={"AutoModel": "code.Model"})}, "auto_map"),
+    "code": ({"config__json": config(model_type="mine", auto_map={"AutoModel": "code.Model"})}, "auto_map"),
     "quantised": ({"config__json": config(quantization_config={"bits": 4})}, "quantized"),
     "own file": (
         {"config__json": config(transformers_weights="a.safetensors.index.json")},

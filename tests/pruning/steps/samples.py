@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from pruning import (
     Channels,
     Distillation,
+    Experts,
     Heads,
     Layers,
     Neurons,
@@ -45,6 +46,9 @@ SAMPLES: dict[str, Sample] = {
         random=st.builds(
             Layers, layers=st.sampled_from([(0,), (1,), (2,), (0, 2), (1, 2)]), repair=st.booleans()
         ),
+    ),
+    "experts": Sample(
+        alone=(Experts(fraction=0.5), Experts(num_experts=2, criterion="random")), in_matrix=False
     ),
     "heads": Sample(
         alone=(

@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM
 import pruning
 from pruning import Channels, Heads, Layers, Neurons, Recipe, RecipeError, Weights
 from pruning.architectures.anatomy import anatomy_of
-from pruning.architectures.config import resize
 from pruning.architectures.families import LAYER, NEURON, QUERY
+from pruning.architectures.resize import resize
 from pruning.architectures.shape import Shape
 from pruning.calibration.block_influence import block_influences, residual_streams
 from pruning.calibration.calibrate import windows_of

@@ -1,0 +1,30 @@
+"""Find the family of a config: its line in the table, or else the entry that is derived for its type and options."""
+
+import json
+from functools import lru_cache
+
+from transformers import CONFIG_MAPPING, PreTrainedConfig
+
+from pruning.architectures.config import known_types
+from pruning.architectures.derive import derive
+from pruning.architectures.families import FAMILIES, Family, unknown_family
+
+
+def family_for(config: PreTrainedConfig) -> Family:
+    """Return the family of a config.
+
+    Raises:
+        ModelError: transformers has no causal language model of the type, or nothing can be derived for it.
+    """
+    name = getattr(config, "model_type", None)
+    if name in FAMILIES:
+        return FAMILIES[name]
+    if name not in known_types():
+        raise unknown_family(name)
+    return _derived(json.dumps(config.to_dict(), sort_keys=True, default=str))
+
+
+@lru_cache(maxsize=256)
+def _derived(config_json: str) -> Family:
+    values = json.loads(config_json)
+    return derive(CONFIG_MAPPING[values.pop("model_type")](**values))

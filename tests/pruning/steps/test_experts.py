@@ -1,0 +1,95 @@
+"""Experts: their saliency is that of the formula, and what remains computes as if the others were never chosen."""
+
+import pytest
+import torch
+
+import pruning
+from pruning.architectures.anatomy import anatomy_of
+from pruning.architectures.probe import default_config, probe_config
+from pruning.architectures.tiny_model import random_model
+from pruning.calibration.expert_saliency import expert_saliencies
+from pruning.text.tokens import Windows
+from tests.helpers.models import tokenizer
+
+KEYS = {
+    "mixtral": "num_local_experts",
+    "olmoe": "num_experts",
+    "deepseek_v3": "n_routed_experts",
+    "gpt_oss": "num_local_experts",
+}
+
+
+def small(name, **values):
+    """Return a small mixture's config that fits the test tokenizer."""
+    words = tokenizer()
+    ids = {"vocab_size": len(words), "bos_token_id": 0, "eos_token_id": 1}
+    return probe_config(default_config(name), **ids | values)
+
+
+def save(folder, name, **values):
+    random_model(small(name, **values)).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_experts_are_removed_and_the_model_is_read_by_transformers(name, tmp_path):
+    base = save(tmp_path / "base", name)
+    recipe = pruning.Recipe(base=base, steps=[pruning.Experts(fraction=0.5)])
+    pruned = pruning.run(recipe, evaluate=False)
+    pruned.save(tmp_path / "out")
+    assert pruned.report.after.parameters < pruned.report.before.parameters
+    again = pruning.load(str(tmp_path / "out")).model.config
+    assert getattr(again, KEYS[name]) == 4
+
+
+def test_saliency_is_the_mean_of_weight_times_size_over_the_tokens_sent():
+    base = small("mixtral")
+    model, anatomy = random_model(base), anatomy_of(base)
+    ids = torch.arange(2, 50)
+    seen = {}
+    block = model.model.layers[1].mlp
+    handle = block.register_forward_pre_hook(lambda _module, args: seen.update(states=args[0].detach()[0]))
+    with torch.inference_mode():
+        model(ids[None], use_cache=False)
+    handle.remove()
+    states = seen["states"]
+    weights = torch.softmax(states @ block.gate.weight.T, dim=1)
+    values, chosen = weights.topk(2, dim=1)
+    values = values / values.sum(dim=1, keepdim=True)
+    expected = torch.zeros(8, dtype=torch.float64)
+    for expert in range(8):
+        token, place = torch.where(chosen == expert)
+        gate, up = (states[token] @ block.experts.gate_up_proj[expert].T).chunk(2, dim=1)
+        outputs = (torch.nn.functional.silu(gate) * up) @ block.experts.down_proj[expert].T
+        sizes = values[token, place] * outputs.norm(dim=1)
+        expected[expert] = sizes.double().mean() if len(sizes) else 0
+    windows = Windows((ids,), ())
+    found = expert_saliencies(model, anatomy, windows, weighted=True)[1]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    counts = expert_saliencies(model, anatomy, windows, weighted=False)[1]
+    assert torch.equal(counts, torch.bincount(chosen.flatten(), minlength=8).double())
+
+
+def test_as_many_experts_are_removed_of_each_group(tmp_path):
+    base = save(tmp_path / "base", "deepseek_v3", topk_group=2)
+    pruned = pruning.run(
+        pruning.Recipe(base=base, steps=[pruning.Experts(num_experts=4, criterion="random")]), evaluate=False
+    )
+    assert pruned.model.config.n_routed_experts == 4
+    before = random_model(small("deepseek_v3", topk_group=2)).model.layers[-1].mlp.gate.weight
+    after = pruned.model.model.layers[-1].mlp.gate.weight
+    places = [int((before == row).all(dim=1).nonzero()) for row in after]
+    assert sum(place < 4 for place in places) == 2
+
+
+def test_no_fewer_experts_remain_than_read_a_token(tmp_path):
+    base = save(tmp_path / "base", "mixtral")
+    with pytest.raises(pruning.RecipeError, match="Each token is read by 2 experts"):
+        pruning.preview(pruning.Recipe(base=base, steps=[pruning.Experts(num_experts=1)]))
+
+
+def test_a_model_without_experts_is_refused(tmp_path):
+    base = save(tmp_path / "base", "smollm3")
+    with pytest.raises(pruning.RecipeError, match="experts of SmolLM3 cannot be cut"):
+        pruning.preview(pruning.Recipe(base=base, steps=[pruning.Experts(fraction=0.5)]))
