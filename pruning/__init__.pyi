@@ -8,8 +8,9 @@ from .evaluation.perplexity import Perplexity, Quality, evaluate, perplexity
 from .lessons import LESSONS
 from .loading.load import LoadedModel, load
 from .loading.source import Access, Source
-from .pipeline import Preview, Pruned, evaluate_pruned, preview, prune, run
+from .pipeline import evaluate_pruned, preview, prune, run
 from .progress import Progress
+from .pruned import Preview, Pruned
 from .recipe import Recipe
 from .report import Report
 from .shape_search.search import Budget, SearchResult, Trial, iter_search, search
