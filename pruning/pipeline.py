@@ -15,7 +15,7 @@ from pruning.loading.given import AnyModel, config_of
 from pruning.loading.load import LoadedModel
 from pruning.loading.source import Access, Token
 from pruning.progress import Progress, Reporter, silent
-from pruning.pruned import Preview, Pruned
+from pruning.pruned import Preview, Pruned, numbers_in_base
 from pruning.recipe import Recipe
 from pruning.report import Measured, Report, Sample
 from pruning.request import AnyCalibration, Request, Steps
@@ -241,6 +241,7 @@ def _apply(step: Step, pruned: Pruned, base: LoadedModel, progress: Reporter) ->
         report=report,
         shape=shape,
         layers=layers,
+        units=numbers_in_base(pruned.units, result.kept, result.layers),
     )
 
 

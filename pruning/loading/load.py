@@ -59,6 +59,10 @@ class LoadedModel:
     source: Source
     storage_dtype: torch.dtype
 
+    def __repr__(self) -> str:
+        size = sum(values.numel() for values in self.model.parameters())
+        return f"LoadedModel({self.source.name!r}, {type(self.model).__name__}, {size:,} parameters)"
+
 
 @dataclass(frozen=True)
 class StoredModel:
