@@ -18,9 +18,10 @@ from pruning.progress import Progress, Reporter, silent
 from pruning.pruned import Preview, Pruned, numbers_in_base
 from pruning.recipe import Recipe
 from pruning.report import Measured, Report, Sample
-from pruning.request import AnyCalibration, Request, Steps
+from pruning.request import Request, Steps
 from pruning.steps.base import Step, StepContext
 from pruning.surgery import with_own_memory
+from pruning.text.choice import AnyCalibration
 from pruning.text.generation import Sampling, generate, report_each_token
 
 SAMPLE_PROMPTS = ("Paris is the capital of", "The best way to learn is", "def add(a, b):")
@@ -106,7 +107,7 @@ def run(
         >>> type(pruned.model).__name__  # An ordinary transformers model, with fewer parameters.
         'LlamaForCausalLM'
     """
-    request = Request.of(model, tokenizer, steps, recipe, calibration, seed, base)
+    request = Request.of(model, tokenizer, steps, recipe, calibration, seed, base, progress)
     recipe, loaded = request.open(token, progress)
     pruned = _carry_out(recipe, loaded, share_memory, progress)
     return evaluate_pruned(pruned, loaded, progress=progress) if evaluate else pruned
@@ -156,7 +157,7 @@ def prune(
         >>> for fraction in (0.2, 0.4):  # The calibration text is read once.
         ...     pruned = pruning.prune(base, steps=pruning.Neurons(fraction=fraction))
     """
-    request = Request.of(model, tokenizer, steps, recipe, calibration, seed, base)
+    request = Request.of(model, tokenizer, steps, recipe, calibration, seed, base, progress)
     recipe, loaded = request.open(token, progress)
     return _carry_out(recipe, loaded, share_memory, progress)
 

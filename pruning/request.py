@@ -13,10 +13,9 @@ from pruning.loading.source import Source, Token
 from pruning.progress import Reporter, silent
 from pruning.recipe import Recipe
 from pruning.steps.base import Step
-from pruning.text.choice import Calibration
+from pruning.text.choice import AnyCalibration, Calibration
 
 Steps = Step | Sequence[Step]
-AnyCalibration = Calibration | str
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,7 @@ class Request:
         calibration: AnyCalibration | None = None,
         seed: int | None = None,
         base: AnyModel | None = None,
+        progress: Reporter = silent,
     ) -> "Request":
         """Read the arguments of `pruning.prune`, which describes them.
 
@@ -52,7 +52,7 @@ class Request:
         """
         if isinstance(tokenizer, LoadedModel):
             base, tokenizer = tokenizer, None
-        changes = _changes(calibration, seed)
+        changes = _changes(calibration, seed, progress)
         if isinstance(model, Recipe):
             if recipe is not None or steps is not None:
                 raise RecipeError("Give steps or another recipe with a model, not with a recipe.")
@@ -103,11 +103,10 @@ def _changed(recipe: Recipe, changes: dict[str, object]) -> Recipe:
     return Recipe(**dict(recipe) | changes) if changes else recipe
 
 
-def _changes(calibration: AnyCalibration | None, seed: int | None) -> dict[str, object]:
+def _changes(calibration: AnyCalibration | None, seed: int | None, progress: Reporter) -> dict[str, object]:
     changes: dict[str, object] = {}
     if calibration is not None:
-        named = isinstance(calibration, str)
-        changes["calibration"] = Calibration.named(str(calibration)) if named else calibration
+        changes["calibration"] = Calibration.of(calibration, progress=progress)
     if seed is not None:
         changes["seed"] = seed
     return changes
