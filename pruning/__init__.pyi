@@ -2,7 +2,7 @@
 
 from . import criteria, streaming
 from .catalog import DEFAULT_MODEL, MODELS, CatalogModel
-from .criteria import CRITERIA, Criterion
+from .criteria import CRITERIA, Criterion, criterion
 from .errors import Cancelled, ModelError, PruningError, RecipeError, SavingError
 from .evaluation.perplexity import Perplexity, Quality, evaluate, perplexity
 from .lessons import LESSONS
@@ -64,6 +64,7 @@ __all__ = [
     "Vocabulary",
     "Weights",
     "criteria",
+    "criterion",
     "evaluate",
     "evaluate_pruned",
     "export",
