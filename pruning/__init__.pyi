@@ -2,14 +2,15 @@
 
 from . import criteria, streaming
 from .catalog import DEFAULT_MODEL, MODELS, CatalogModel
-from .criteria import CRITERIA, Criterion
+from .criteria import CRITERIA, Criterion, criterion
 from .errors import Cancelled, ModelError, PruningError, RecipeError, SavingError
 from .evaluation.perplexity import Perplexity, Quality, evaluate, perplexity
 from .lessons import LESSONS
 from .loading.load import LoadedModel, load
 from .loading.source import Access, Source
-from .pipeline import Preview, Pruned, evaluate_pruned, preview, prune, run
+from .pipeline import evaluate_pruned, preview, prune, run
 from .progress import Progress
+from .pruned import Preview, Pruned
 from .recipe import Recipe
 from .report import Report
 from .shape_search.search import Budget, SearchResult, Trial, iter_search, search
@@ -75,6 +76,7 @@ __all__ = [
     "Vocabulary",
     "Weights",
     "criteria",
+    "criterion",
     "evaluate",
     "evaluate_pruned",
     "export",

@@ -2,132 +2,45 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
 
-import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from pruning.architectures.shape import Shape
 from pruning.calibration.calibrate import statistics_of, windows_of
 from pruning.evaluation import perplexity
 from pruning.evaluation.base_quality import base_quality
 from pruning.evaluation.speed import tokens_per_second
-from pruning.loading.load import LoadedModel, find, load
-from pruning.loading.source import Access, Source, Token
+from pruning.loading.given import AnyModel, config_of
+from pruning.loading.load import LoadedModel
+from pruning.loading.source import Access, Token
 from pruning.progress import Progress, Reporter, silent
+from pruning.pruned import Preview, Pruned, numbers_in_base
 from pruning.recipe import Recipe
-from pruning.report import Measured, Report, Sample, compare_components
-from pruning.saving.save import save_model
+from pruning.report import Measured, Report, Sample
+from pruning.request import Request, Steps
 from pruning.steps.base import Step, StepContext
 from pruning.surgery import with_own_memory
+from pruning.text.choice import AnyCalibration
 from pruning.text.generation import Sampling, generate, report_each_token
 
 SAMPLE_PROMPTS = ("Paris is the capital of", "The best way to learn is", "def add(a, b):")
 
 
-@dataclass(frozen=True)
-class Preview:
-    """The shapes before and after a recipe, from the config alone."""
-
-    recipe: Recipe
-    before: Shape
-    after: Shape
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values: parameters, config and recipe."""
-        return {
-            "parameters": compare_components(self.before.components, self.after.components),
-            "config": self.after.config.to_dict(),
-            "recipe": self.recipe.to_dict(),
-        }
-
-
-@dataclass(frozen=True)
-class Pruned:
-    """A pruned model: an ordinary transformers model, and how it came about.
-
-    Attributes:
-        model: The model.
-        tokenizer: Its tokenizer.
-        recipe: The recipe, pinned to the revision of the base.
-        report: What was done and measured.
-        source: Where the base comes from.
-        shape: The model's shape.
-        storage_dtype: The precision in which it is saved.
-        layers: The number that each of its layers has in the base.
-    """
-
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    recipe: Recipe
-    report: Report
-    source: Source
-    shape: Shape
-    storage_dtype: torch.dtype
-    layers: tuple[int, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values: parameters, config, recipe and report."""
-        return {
-            "parameters": self.report.parameters,
-            "config": self.model.config.to_dict(),
-            "recipe": self.recipe.to_dict(),
-            "report": self.report.to_dict(),
-        }
-
-    def save(
-        self,
-        folder: str | Path,
-        *,
-        name: str | None = None,
-        max_shard_size: int | str = "50GB",
-        progress: Reporter = silent,
-    ) -> Path:
-        """Write everything that plain transformers loads, a model card and the recipe.
-
-        The folder appears when it is complete and its model was read back; on failure nothing is left.
-
-        Args:
-            folder: The folder to write. It must not exist, or be empty.
-            name: The model's name on its card; the folder's name by default.
-            max_shard_size: The largest weights file, in bytes.
-            progress: Is called with each stage.
-
-        Returns:
-            The folder.
-
-        Raises:
-            SavingError: The folder cannot be written.
-
-        Example:
-            >>> import pruning
-            >>> recipe = pruning.Recipe(base="smollm2-135m", steps=[pruning.Neurons(fraction=0.2)])
-            >>> folder = pruning.run(recipe, evaluate=False).save("smaller")
-            >>> sorted(file.name for file in folder.iterdir())  # doctest: +NORMALIZE_WHITESPACE
-            ['README.md', 'config.json', 'generation_config.json', 'model.safetensors', 'recipe.yaml',
-             'tokenizer.json', 'tokenizer_config.json']
-        """
-        return save_model(
-            Path(folder),
-            model=self.model,
-            tokenizer=self.tokenizer,
-            source=self.source,
-            recipe=self.recipe,
-            report=self.report,
-            storage_dtype=self.storage_dtype,
-            name=name,
-            max_shard_size=max_shard_size,
-            progress=progress,
-        )
-
-
-def preview(recipe: Recipe, *, token: Token = None, access: Access | None = None) -> Preview:
+def preview(
+    model: AnyModel | Recipe,
+    *,
+    steps: Steps | None = None,
+    recipe: Recipe | None = None,
+    token: Token = None,
+    access: Access | None = None,
+) -> Preview:
     """Work out the shape that a recipe leads to, from the base's config alone.
 
     Args:
-        recipe: The recipe.
+        model: A recipe, or the base as `prune` takes it.
+        steps: What to do with the base.
+        recipe: What to do with it, instead of steps.
         token: The access token of the caller, if `access` is not given.
         access: Who asks.
 
@@ -140,33 +53,42 @@ def preview(recipe: Recipe, *, token: Token = None, access: Access | None = None
 
     Example:
         >>> import pruning
-        >>> recipe = pruning.Recipe(base="smollm2-135m", steps=[pruning.Neurons(fraction=0.2)])
-        >>> shapes = pruning.preview(recipe)
+        >>> shapes = pruning.preview("smollm2-135m", steps=[pruning.Neurons(fraction=0.2)])
         >>> shapes.after.parameters < shapes.before.parameters
         True
     """
-    source = find(recipe.base, revision=recipe.revision, token=token, access=access)
-    before = Shape.of(source.config)
-    return Preview(recipe, before, recipe.check(before))
+    request = Request.of(model, steps=steps, recipe=recipe)
+    before = Shape.of(config_of(request.model, revision=request.revision, token=token, access=access))
+    return Preview(request.recipe, before, request.recipe.check(before))
 
 
 def run(
-    recipe: Recipe,
+    model: AnyModel | Recipe,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     *,
-    base: LoadedModel | None = None,
+    steps: Steps | None = None,
+    recipe: Recipe | None = None,
+    calibration: AnyCalibration | None = None,
+    seed: int | None = None,
+    base: AnyModel | None = None,
     token: Token = None,
     evaluate: bool = True,
     share_memory: bool = False,
     progress: Reporter = silent,
 ) -> Pruned:
-    """Carry out a recipe. The base is not changed, and training the result does not change it.
+    """Prune a model as `prune` does, and measure what it lost: perplexity, speed and samples.
 
     Args:
-        recipe: The recipe.
-        base: The base, if it is loaded already.
+        model: The model, or a recipe.
+        tokenizer: See `prune`, as for `steps`, `recipe`, `calibration`, `seed` and `base`.
+        steps: What to do.
+        recipe: What to do, instead of steps.
+        calibration: The text that the model reads.
+        seed: The seed of all that is random.
+        base: The base of a recipe that is given first, if it is loaded already.
         token: The access token of the caller.
-        evaluate: Whether to measure perplexity and speed of both models.
-        share_memory: Whether the result shares the tensors that were not cut with the base, as `prune` says.
+        evaluate: Whether to measure both models.
+        share_memory: See `prune`.
         progress: Is called with each stage.
 
     Returns:
@@ -185,26 +107,39 @@ def run(
         >>> type(pruned.model).__name__  # An ordinary transformers model, with fewer parameters.
         'LlamaForCausalLM'
     """
-    if base is None:
-        source = find(recipe.base, revision=recipe.revision, token=token, weights=True, progress=progress)
-        recipe.check(Shape.of(source.config))
-        base = load(source, token=token, progress=progress)
-        pruned = apply_steps(recipe, base, progress=progress)
-        if not share_memory:
-            pruned = replace(pruned, model=with_own_memory(pruned.model, base.model))
-    else:
-        pruned = prune(recipe, base, share_memory=share_memory, progress=progress)
-    return evaluate_pruned(pruned, base, progress=progress) if evaluate else pruned
+    request = Request.of(model, tokenizer, steps, recipe, calibration, seed, base, progress)
+    recipe, loaded = request.open(token, progress)
+    pruned = _carry_out(recipe, loaded, share_memory, progress)
+    return evaluate_pruned(pruned, loaded, progress=progress) if evaluate else pruned
 
 
 def prune(
-    recipe: Recipe, base: LoadedModel, *, share_memory: bool = False, progress: Reporter = silent
+    model: AnyModel | Recipe,
+    tokenizer: PreTrainedTokenizerBase | LoadedModel | None = None,
+    *,
+    steps: Steps | None = None,
+    recipe: Recipe | None = None,
+    calibration: AnyCalibration | None = None,
+    seed: int | None = None,
+    base: AnyModel | None = None,
+    token: Token = None,
+    share_memory: bool = False,
+    progress: Reporter = silent,
 ) -> Pruned:
-    """Carry out the steps of a recipe on a loaded base, without measuring anything.
+    """Prune a model, without measuring anything. The model is not changed, and training the result does not change it.
+
+    A recipe may be given first, and its base second if it is loaded already: `prune(recipe, base)`, as in release
+    0.1.0.
 
     Args:
-        recipe: The recipe; its `base` is not looked up.
-        base: The loaded base, which is not changed.
+        model: A catalog name, a Hub id, a folder, or a model that is loaded: by `load`, or by transformers.
+        tokenizer: The tokenizer of a model that transformers loaded.
+        steps: What to do: a step, or several.
+        recipe: What to do, instead of steps. Its `base` is not looked up.
+        calibration: The text that the model reads before it is cut; by default that of the recipe.
+        seed: The seed of all that is random; by default that of the recipe, or 0.
+        base: The base of a recipe that is given first.
+        token: The access token of the caller.
         share_memory: Whether the result shares the tensors that were not cut with the base. It is then made
             without a copy, and must not be trained: that would change the base.
         progress: Is called with each stage.
@@ -214,15 +149,20 @@ def prune(
 
     Raises:
         RecipeError: A step does not fit the base; the error knows which.
+        ModelError: The base cannot be used.
 
     Example:
         >>> import pruning
         >>> base = pruning.load("smollm2-135m")
         >>> for fraction in (0.2, 0.4):  # The calibration text is read once.
-        ...     step = pruning.Neurons(fraction=fraction)
-        ...     pruned = pruning.prune(pruning.Recipe(base="smollm2-135m", steps=[step]), base)
+        ...     pruned = pruning.prune(base, steps=pruning.Neurons(fraction=fraction))
     """
-    recipe.check(Shape.of(base.model.config))
+    request = Request.of(model, tokenizer, steps, recipe, calibration, seed, base, progress)
+    recipe, loaded = request.open(token, progress)
+    return _carry_out(recipe, loaded, share_memory, progress)
+
+
+def _carry_out(recipe: Recipe, base: LoadedModel, share_memory: bool, progress: Reporter) -> Pruned:
     pruned = apply_steps(recipe, base, progress=progress)
     return pruned if share_memory else replace(pruned, model=with_own_memory(pruned.model, base.model))
 
@@ -302,6 +242,7 @@ def _apply(step: Step, pruned: Pruned, base: LoadedModel, progress: Reporter) ->
         report=report,
         shape=shape,
         layers=layers,
+        units=numbers_in_base(pruned.units, result.kept, result.layers),
     )
 
 

@@ -5,6 +5,7 @@ Same recipe, same base revision → the same weights, bit for bit, on the same m
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -70,8 +71,10 @@ class Recipe(Frozen):
 
     @model_validator(mode="before")
     @classmethod
-    def _lists_to_tuples(cls, values: object) -> object:
+    def _plain_values(cls, values: object) -> object:
         if isinstance(values, dict):
+            if isinstance(base := values.get("base"), os.PathLike):
+                values = values | {"base": os.fspath(base)}
             lists = {name: values.get(name) for name in ("steps", "kept_layers")}
             values = values | {name: tuple(part) for name, part in lists.items() if isinstance(part, list)}
         return values

@@ -25,7 +25,7 @@ FLOORS = (
     {"report"},
     {"guard"},
     {"saving"},
-    {"pipeline"},
+    {"pipeline", "pruned", "request"},
     {"streaming", "snapshot", "shape_search", "sharing", "lessons", "estimate"},
     {"__init__", "cli", "__main__"},
 )

@@ -3,13 +3,14 @@
 import hashlib
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 
 from pruning.calibration.cache import CacheKey, cached, find, store, store_newest
+from pruning.calibration.given_windows import read_windows
 from pruning.calibration.statistics import SavedStatistics, Statistics, read_statistics
 from pruning.errors import RecipeError
 from pruning.files import cache_folder, touch, trim_folder
@@ -95,6 +96,8 @@ def windows_of(
     """
     if calibration.text == CHAT:
         return _chat_windows(base, calibration, progress)
+    if calibration.kind != "text":
+        return _given_windows(base, calibration)
     if calibration.text == CHAT_AND_GENERAL:
         tokens = round(calibration.tokens * CHAT_SHARE)
         general = calibration.model_copy(update={"text": GENERAL, "tokens": calibration.tokens - tokens})
@@ -140,8 +143,26 @@ def _chat_windows(base: LoadedModel, calibration: Calibration, progress: Reporte
         check_vocabulary(base.model, base.tokenizer, ids)
     if sum(map(len, packed)) < LEAST_TOKENS or len(packed) < 2:
         raise RecipeError("The model's answers are too short to calibrate on. Choose another text.")
-    heldout = packed[HELD_OUT - 1 :: HELD_OUT] or packed[-1:]
-    fitting = [ids for ids in packed if not any(ids is other for other in heldout)]
+    return _split(packed)
+
+
+def _given_windows(base: LoadedModel, calibration: Calibration) -> Windows:
+    """Return conversations or tokens that the user gave as windows, one in eight of them held out."""
+    windows = read_windows(base, calibration)
+    if (count := sum(map(len, windows))) < LEAST_TOKENS:
+        raise RecipeError(
+            f"The calibration text has {count} tokens; at least {LEAST_TOKENS} are needed. Give more of it."
+        )
+    if len(windows) == 1:
+        border = count - count // HELD_OUT
+        windows = [windows[0][:border], windows[0][border:]]
+    return replace(_split(windows), text_sha256=calibration.sha256)
+
+
+def _split(windows: list[torch.Tensor]) -> Windows:
+    """Hold out one window in eight, and at least one."""
+    heldout = windows[HELD_OUT - 1 :: HELD_OUT] or windows[-1:]
+    fitting = [ids for ids in windows if not any(ids is other for other in heldout)]
     return Windows(tuple(fitting), tuple(heldout))
 
 

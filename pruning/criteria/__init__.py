@@ -15,7 +15,7 @@ from pruning.criteria import (
     variance,
     wanda,
 )
-from pruning.criteria.base import MLP, Criterion
+from pruning.criteria.base import MLP, OWN, Criterion, criterion
 from pruning.errors import RecipeError
 
 _FILES = (
@@ -45,17 +45,44 @@ PUBLISHED_NAMES = {
 
 
 def criterion_named(name: str) -> Criterion:
-    """Return the criterion of a name, or of its name in release 0.1.0.
+    """Return the criterion of a name, of its name in release 0.1.0, or one that the user defined in this process.
 
     Raises:
         RecipeError: If there is no such criterion; the message lists those there are.
     """
     if name in CRITERIA:
         return CRITERIA[name]
-    for criterion in CRITERIA.values():
-        if name and name == criterion.published_name:
-            return criterion
-    raise RecipeError(f"There is no criterion {name!r}. Choose one of: {', '.join(CRITERIA)}.")
+    for known in CRITERIA.values():
+        if name and name == known.published_name:
+            return known
+    if name in OWN:
+        return OWN[name]
+    plain, _, digest = name.partition("@")
+    if digest and plain in OWN:
+        raise RecipeError(
+            f"The recipe was made with another version of the criterion {plain}: its digest is {digest[:12]}, that of "
+            f"yours is {OWN[plain].digest}."
+        )
+    own = f" {plain} is somebody's own: define it first, or give its file with --criterion FILE.py:{plain}."
+    raise RecipeError(
+        f"There is no criterion {name!r}. Choose one of: {', '.join(CRITERIA)}.{own if digest else ''}"
+    )
 
 
-__all__ = ["CRITERIA", "DEFAULT_CRITERION", "MLP", "PUBLISHED_NAMES", "Criterion", "criterion_named"]
+def own_criterion(given: object) -> Criterion | None:
+    """Return the criterion that was given itself, or by the name of one that the user defined; None for any other."""
+    if isinstance(given, Criterion):
+        return given
+    return OWN.get(given) if isinstance(given, str) else None
+
+
+__all__ = [
+    "CRITERIA",
+    "DEFAULT_CRITERION",
+    "MLP",
+    "PUBLISHED_NAMES",
+    "Criterion",
+    "criterion",
+    "criterion_named",
+    "own_criterion",
+]

@@ -11,10 +11,10 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pruning.errors import RecipeError
+from pruning.loading.given import AnyModel, CausalLM, with_tokenizer
 from pruning.progress import Progress, Reporter, silent
 from pruning.text.likelihood import perplexity_of, token_losses
 from pruning.text.passages import GENRES, passage
-from pruning.text.prompt import CausalLM
 from pruning.text.tokens import bos_ids, check_vocabulary, split_into_windows, tokenize, usable_window
 
 WINDOW = 512
@@ -122,11 +122,18 @@ def perplexity(
     return Perplexity(perplexity_of(total / count), read, window, name, total / math.log(2) / max(size, 1))
 
 
-def evaluate(model: CausalLM, *, tokens: int | None = None, progress: Reporter = silent) -> Quality:
+def evaluate(
+    model: AnyModel,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    *,
+    tokens: int | None = None,
+    progress: Reporter = silent,
+) -> Quality:
     """Measure perplexity and bits per byte on the bundled held-out passages of five genres.
 
     Args:
-        model: The model and its tokenizer, such as `LoadedModel` or `Pruned`.
+        model: The model: a name, a folder, one that is loaded, or one that was pruned.
+        tokenizer: The tokenizer of a model that transformers loaded.
         tokens: How many tokens to read in all, the same number of each genre: quicker, but not the
             same text for every vocabulary. None reads the same characters of each genre.
         progress: Called before every window.
@@ -135,6 +142,7 @@ def evaluate(model: CausalLM, *, tokens: int | None = None, progress: Reporter =
         The results over all genres and for each of them.
 
     Raises:
+        ModelError: The model cannot be used.
         RecipeError: The tokenizer has a token that the model has no embedding for.
 
     Example:
@@ -144,7 +152,8 @@ def evaluate(model: CausalLM, *, tokens: int | None = None, progress: Reporter =
         >>> list(quality.genres)
         ['encyclopedia', 'story', 'code', 'dialogue', 'documentation']
     """
-    return summarize(dict(iter_evaluate(model, tokens=tokens, progress=progress)))
+    given = with_tokenizer(model, tokenizer, progress=progress)
+    return summarize(dict(iter_evaluate(given, tokens=tokens, progress=progress)))
 
 
 def iter_evaluate(

@@ -1,5 +1,6 @@
 """Texts from datasets on the Hugging Face Hub."""
 
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -164,7 +165,14 @@ def _texts_of(name: str, column: str, stream: Any, progress: Reporter) -> Iterat
             values = batch[column]
             if is_string(values.type) or is_large_string(values.type):
                 values = compute.utf8_slice_codeunits(values, 0, MAX_CHARACTERS)
-            yield from (str(value)[:MAX_CHARACTERS] for value in values.to_pylist() if value)
+            yield from (_as_text(value) for value in values.to_pylist() if value)
+
+
+def _as_text(value: object) -> str:
+    """Return the text of a cell; what is not a text, such as a conversation, is written as JSON."""
+    if isinstance(value, list | dict):
+        return json.dumps(value, ensure_ascii=False, default=str)
+    return str(value)[:MAX_CHARACTERS]
 
 
 def _column_bytes(group: Any, column: str) -> int:

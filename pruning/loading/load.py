@@ -59,6 +59,10 @@ class LoadedModel:
     source: Source
     storage_dtype: torch.dtype
 
+    def __repr__(self) -> str:
+        size = sum(values.numel() for values in self.model.parameters())
+        return f"LoadedModel({self.source.name!r}, {type(self.model).__name__}, {size:,} parameters)"
+
 
 @dataclass(frozen=True)
 class StoredModel:
@@ -70,7 +74,7 @@ class StoredModel:
 
 
 def find(
-    name: str,
+    name: str | os.PathLike[str],
     *,
     revision: str | None = None,
     token: Token = None,
@@ -98,7 +102,7 @@ def find(
     Raises:
         ModelError: The model cannot be used. The message says why, and what to do.
     """
-    access = access or Access(token)
+    access, name = access or Access(token), os.fspath(name)
     entry = catalog.find(name)
     if entry is None and access.local and is_folder(name):
         return _find_folder(name, revision, weights)
@@ -130,7 +134,7 @@ def find(
 
 
 def load(
-    name: str | Source,
+    name: str | os.PathLike[str] | Source,
     *,
     revision: str | None = None,
     token: Token = None,
@@ -168,7 +172,7 @@ def load(
     """
     access = access or Access(token)
     source = name
-    if isinstance(source, str):
+    if isinstance(source, str | os.PathLike):
         source = find(source, revision=revision, access=access, weights=True, progress=progress)
     elif source.remote is None and source.hub_id and not weight_files(source.folder):
         # It was found by its config alone.

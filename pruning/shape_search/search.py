@@ -9,9 +9,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from pruning.architectures.shape import Shape
 from pruning.calibration.calibrate import windows_of
+from pruning.loading.given import AnyModel, open_model
 from pruning.loading.load import LoadedModel
 from pruning.pipeline import prune
 from pruning.progress import Progress, Reporter, silent
@@ -37,8 +39,9 @@ __all__ = ["Budget", "SearchResult", "Trial", "iter_search", "search"]
 
 
 def search(
-    base: LoadedModel,
-    budget: Budget,
+    model: AnyModel,
+    budget: Budget | str | int,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     *,
     calibration: Calibration | None = None,
     seed: int = 0,
@@ -48,8 +51,9 @@ def search(
     """Search the shape within a budget that loses least on held-out calibration text.
 
     Args:
-        base: The model to prune; it is not changed.
-        budget: The most parameters to keep.
+        model: The model to prune, as `pruning.prune` takes it; it is not changed.
+        budget: The most parameters to keep: a `Budget`, a number, or a text such as `30%`, `100M` or `300MB`.
+        tokenizer: The tokenizer of a model that transformers loaded.
         calibration: The text to calibrate and measure on.
         seed: The seed of the recipes.
         thorough: Whether to choose layers by trying each, to reconstruct the best models, and to read all
@@ -61,15 +65,16 @@ def search(
 
     Raises:
         RecipeError: No shape is within the budget.
+        ModelError: The model cannot be used.
 
     Example:
         >>> import pruning
         >>> base = pruning.load("smollm2-135m")
-        >>> result = pruning.search(base, pruning.Budget(100_000_000), thorough=False)
+        >>> result = pruning.search(base, "25%", thorough=False)
         >>> pruned = pruning.run(result.chosen.recipe, base=base)
     """
     for event in iter_search(
-        base, budget, calibration=calibration, seed=seed, thorough=thorough, progress=progress
+        model, budget, tokenizer, calibration=calibration, seed=seed, thorough=thorough, progress=progress
     ):
         if isinstance(event, SearchResult):
             return event
@@ -77,8 +82,9 @@ def search(
 
 
 def iter_search(
-    base: LoadedModel,
-    budget: Budget,
+    model: AnyModel,
+    budget: Budget | str | int,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     *,
     calibration: Calibration | None = None,
     seed: int = 0,
@@ -96,7 +102,10 @@ def iter_search(
         ...     if isinstance(event, pruning.Trial):
         ...         perplexity = event.perplexity
     """
+    base = open_model(model, tokenizer, progress=progress)
     shape = Shape.of(base.model.config)
+    if not isinstance(budget, Budget):
+        budget = Budget.parse(str(budget), shape, base.storage_dtype.itemsize)
     candidates = []
     for number, candidate in enumerate(all_candidates(shape)):
         if number % SHAPES_BETWEEN_REPORTS == 0:
@@ -185,7 +194,7 @@ class _TrialRunner:
             self.progress(place)
 
         read = recipe.model_copy(update={"calibration": self._text})
-        pruned = prune(read, self.base, share_memory=True, progress=report)
+        pruned = prune(self.base, recipe=read, share_memory=True, progress=report)
         trial = Trial(candidate, recipe, mean_loss(pruned.model, self._heldout, report))
         self.trials[recipe.digest] = trial
         yield trial

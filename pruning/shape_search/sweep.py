@@ -74,7 +74,7 @@ def iter_sweep(
         step = Neurons(fraction=fraction, criterion=criterion)
         recipe = Recipe(base=base.source.name, calibration=calibration, steps=(step,), seed=seed)
         report = _at(place, progress)
-        pruned = prune(recipe, base, share_memory=True, progress=report)
+        pruned = prune(base, recipe=recipe, share_memory=True, progress=report)
         yield SweepPoint(
             criterion,
             fraction,

@@ -78,12 +78,14 @@ class StepResult:
         tokenizer: Its tokenizer.
         notes: For the report: frozen dataclasses, such as one for each projection.
         layers: Which of the former model's layers remain, ascending from 0 on; None if all do.
+        kept: Which of the former model's other units remain.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     notes: tuple[object, ...] = ()
     layers: tuple[int, ...] | None = None
+    kept: KeptIndices = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -221,7 +223,7 @@ class Cut(Step):
         tensors = {name: value.to(context.base.storage_dtype) for name, value in refit.tensors.items()}
         model = cut(context.model, self.reshape(context.shape), kept, tensors, context.progress)
         layers = tuple(kept[LAYER][0].tolist()) if LAYER in kept else None
-        return StepResult(model, context.tokenizer, refit.notes, layers)
+        return StepResult(model, context.tokenizer, refit.notes, layers, kept)
 
 
 def refit_output_projections(context: StepContext, kind: str, kept: Sequence[torch.Tensor]) -> Refit:

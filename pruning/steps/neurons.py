@@ -12,7 +12,15 @@ from pruning.cost.cost import Cost, in_sequence
 from pruning.cost.passes import FLOAT, copied
 from pruning.cost.plan import Plan
 from pruning.cost.reading import refits
-from pruning.criteria import CRITERIA, DEFAULT_CRITERION, MLP, PUBLISHED_NAMES, Criterion, criterion_named
+from pruning.criteria import (
+    CRITERIA,
+    DEFAULT_CRITERION,
+    MLP,
+    PUBLISHED_NAMES,
+    Criterion,
+    criterion_named,
+    own_criterion,
+)
 from pruning.errors import RecipeError
 from pruning.progress import Progress
 from pruning.steps.base import Cut, Refit, StepContext, check_prunable, most, refit_output_projections, top
@@ -104,6 +112,8 @@ class Neurons(Cut):
     @model_validator(mode="before")
     @classmethod
     def _default_repair(cls, values: object) -> object:
+        if isinstance(values, dict) and (own := own_criterion(values.get("criterion"))) is not None:
+            values = values | {"criterion": own.key}
         if isinstance(values, dict) and values.get("repair") is None:
             name = values.get("criterion", DEFAULT_CRITERION)
             if isinstance(name, str):
@@ -219,10 +229,5 @@ def _scores(criterion: Criterion, context: StepContext, layer: int) -> torch.Ten
     if criterion.needs_calibration:
         moments = context.required_statistics.moments[anatomy.output_projection(layer)]
     generator = torch.Generator().manual_seed((context.seed + layer) % 2**63)
-    scores = criterion.score(MLP(*neuron_matrices(context.model, anatomy, layer)), moments, generator)
-    if not torch.isfinite(scores).all():
-        raise RecipeError(
-            f"The scores of layer {layer} are not finite: the weights or the calibration "
-            "text are damaged. Load the model again or choose another text."
-        )
-    return scores
+    mlp = MLP(*neuron_matrices(context.model, anatomy, layer))
+    return criterion.scores(mlp, moments, generator, f"layer {layer}")

@@ -201,7 +201,7 @@ class Vocabulary(Step):
         tokenizer = ranked.pairs.rebuild(kept)
         model = _cut(context.model, shape, kept, context.progress)
         note = VocabularyNote(size, ranked.needed, ranked.covered(kept))
-        return StepResult(model, tokenizer, (note,))
+        return StepResult(model, tokenizer, (note,), kept={TOKEN: [torch.tensor(kept)]})
 
     def describe(self) -> str:
         """Return how many tokens are removed."""

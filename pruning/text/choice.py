@@ -21,24 +21,13 @@ from pruning.text.passages import (
     WIKITEXT,
     passage,
 )
+from pruning.text.sources import HUB, AnySource, Kind, read_source
+from pruning.text.sources import read_text as read_text
 
 MAX_TOKENS = 1_000_000
 
 MIX_TOKENS = 24_576
 """How many tokens are read of chat and general text together, by default."""
-
-
-def read_text(file: Path) -> str:
-    """Return the text of a file.
-
-    Raises:
-        RecipeError: If the file cannot be read or is not UTF-8 text.
-    """
-    try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise RecipeError(f"{file} cannot be read: {reason}.") from None
 
 
 class TextChoice(Frozen):
@@ -116,9 +105,13 @@ class TextChoice(Frozen):
 
     def to_python(self) -> str:
         """Return the expression that makes this choice; a custom text is read from a file."""
-        left_out = {"sha256", "content"} | ({"text"} if self.text == CUSTOM else set())
+        left_out = {"sha256", "content", "kind", "address"} | ({"text"} if self.text == CUSTOM else set())
         values = [f"{name}={value!r}" for name, value in self if name not in left_out]
         if self.text == CUSTOM:
+            address, kind = getattr(self, "address", None), getattr(self, "kind", "text")
+            if address or kind != "text":
+                arguments = ", ".join([repr(address or "my-text.jsonl"), *values])
+                return f"pruning.{type(self).__name__}.of({arguments})"
             arguments = ", ".join(['open("my-text.txt").read()', *values])
             return f"pruning.{type(self).__name__}.custom({arguments})"
         return f"pruning.{type(self).__name__}({', '.join(values)})"
@@ -135,10 +128,65 @@ class TextChoice(Frozen):
 class Calibration(TextChoice):
     """The text that a model reads before it is cut, and how much of it."""
 
+    added: ClassVar[frozenset[str]] = frozenset({"kind"})
+    recorded: ClassVar[frozenset[str]] = frozenset({"address"})
+
     tokens: Annotated[int, Field(ge=256, le=MAX_TOKENS, description="How many tokens are read at most")] = (
         8192
     )
     window: Annotated[int, Field(ge=16, le=8192, description="How many tokens are read in one piece")] = 512
+
+    kind: Kind = Field(
+        "text",
+        description="What a custom text holds: a text, conversations that are written in the model's chat format, or "
+        "token ids",
+    )
+    address: str | None = Field(
+        None, description="Where a custom text comes from: a file, or a dataset on the Hub"
+    )
+
+    @classmethod
+    def of(cls, source: "AnyCalibration", *, progress: Reporter = silent, **values: Any) -> Self:
+        """Make a calibration of whatever holds a text.
+
+        Args:
+            source: The name of a bundled text; a text file; a JSONL file or rows with `text`, `prompt` and
+                `completion`, or `messages`; a dataset on the Hub as `hub:OWNER/NAME[:COLUMN]`; a list of texts;
+                conversations, as lists of messages with `role` and `content`; or batches of token ids, such as a
+                `DataLoader` yields.
+            progress: Called while a dataset is downloaded.
+            **values: The other fields: `tokens` and `window`.
+
+        Returns:
+            The calibration, with the digest of what was read.
+
+        Raises:
+            RecipeError: It is empty, or cannot be read as a text.
+            ModelError: The dataset on the Hub cannot be read.
+
+        Example:
+            >>> import pruning
+            >>> chat = [[{"role": "user", "content": "Hi!"}, {"role": "assistant", "content": "Hello."}]]
+            >>> pruning.Calibration.of(chat).kind
+            'messages'
+        """
+        if isinstance(source, Calibration):
+            return cls(**dict(source) | values)
+        if isinstance(source, str) and not source.startswith(HUB) and not Path(source).is_file():
+            return super().named(source, **values)
+        content = read_source(source, values.get("tokens", MIX_TOKENS), progress)
+        return cls.custom(content.text, kind=content.kind, address=content.address, **values)
+
+    @classmethod
+    def named(cls, name: str, **values: Any) -> Self:
+        """Choose a text by its name, a file by its path, or a dataset by its address; see `of`."""
+        return cls.of(name, **values)
+
+    @model_validator(mode="after")
+    def _check_kind(self) -> Self:
+        if self.text != CUSTOM and (self.kind != "text" or self.address is not None):
+            raise ValueError("only a custom text has a kind and an address")
+        return self
 
     @model_validator(mode="before")
     @classmethod
@@ -147,6 +195,9 @@ class Calibration(TextChoice):
             return {"tokens": MIX_TOKENS} | values
         return values
 
+
+AnyCalibration = Calibration | AnySource
+"""What `Calibration.of` accepts."""
 
 DEFAULT_CALIBRATION = Calibration(text=CHAT_AND_GENERAL)
 """What a new recipe reads: it keeps what the model is used for, and text of every kind."""
@@ -171,8 +222,14 @@ def read_texts(choice: TextChoice, progress: Reporter = silent) -> Sequence[str]
             return [datasets.wikitext(progress=progress)]
     if choice.content is None:
         raise RecipeError(
-            f"This recipe was calibrated on the user's own text (sha256 {str(choice.sha256)[:12]}…), which a "
+            f"This recipe was calibrated on the user's own text ({_described(choice)}), which a "
             "recipe never holds. Give the same text again."
         )
     assert choice.text == CUSTOM
     return [choice.content]
+
+
+def _described(choice: TextChoice) -> str:
+    """Say which custom text it was."""
+    digest = f"sha256 {str(choice.sha256)[:12]}…"
+    return f"{address}, {digest}" if (address := getattr(choice, "address", None)) else digest

@@ -14,15 +14,17 @@ from transformers import (
     LogitsProcessor,
     LogitsProcessorList,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
     StoppingCriteria,
     StoppingCriteriaList,
     TextIteratorStreamer,
 )
 
 from pruning.errors import RecipeError, panics_as_errors
+from pruning.loading.given import AnyModel, CausalLM, with_tokenizer
 from pruning.progress import Progress, Reporter, silent
 from pruning.text.prompt import MAX_PROMPT_TOKENS as MAX_PROMPT_TOKENS
-from pruning.text.prompt import CausalLM, Prompt, check_prompt, prepare_prompt
+from pruning.text.prompt import Prompt, check_prompt, prepare_prompt
 from pruning.text.prompt import encode_prompt as encode_prompt
 
 MAX_STOP_TOKENS = 64
@@ -113,10 +115,11 @@ def report_each_token(progress: Reporter, place: Progress) -> Callable[[], bool]
 
 
 def generate(
-    model: CausalLM,
+    model: AnyModel,
     prompt: str,
     sampling: Sampling | None = None,
     *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     chat: bool | None = None,
     system: str | None = None,
     stopped: Callable[[], bool] = lambda: False,
@@ -133,14 +136,16 @@ def generate(
         >>> base = pruning.load("smollm2-135m")
         >>> text = pruning.generate(base, "Paris is the capital of", pruning.Sampling(max_new_tokens=8))
     """
-    return "".join(stream(model, prompt, sampling, chat=chat, system=system, stopped=stopped))
+    options = {"tokenizer": tokenizer, "chat": chat, "system": system, "stopped": stopped}
+    return "".join(stream(model, prompt, sampling, **options))  # type: ignore[arg-type]
 
 
 def stream(
-    model: CausalLM,
+    model: AnyModel,
     prompt: str,
     sampling: Sampling | None = None,
     *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     chat: bool | None = None,
     system: str | None = None,
     stopped: Callable[[], bool] = lambda: False,
@@ -148,9 +153,10 @@ def stream(
     """Generate the answer to a question, or the continuation of a text, piece by piece.
 
     Args:
-        model: The model and its tokenizer.
+        model: The model: a name, a folder, one that is loaded, or one that was pruned.
         prompt: The question, or the text to continue.
         sampling: How to sample; by default 40 tokens, each time the likeliest.
+        tokenizer: The tokenizer of a model that transformers loaded.
         chat: Whether to ask the question in the model's chat format; None to do so if it has one.
         system: A system prompt for the chat; None for the one of the model's chat template, if it has one.
         stopped: Called after every token; the generation ends as soon as it returns true.
@@ -159,6 +165,7 @@ def stream(
         An iterator over pieces of text. Closing it early ends the generation.
 
     Raises:
+        ModelError: The model cannot be used.
         RecipeError: The model cannot continue this prompt, or cannot chat. Raised here, before the first piece.
 
     Example:
@@ -166,10 +173,10 @@ def stream(
         >>> base = pruning.load("smollm2-135m")
         >>> pieces = list(pruning.stream(base, "Paris is the capital of", pruning.Sampling(max_new_tokens=8)))
     """
-    sampling = sampling or Sampling()
-    prepared = prepare_prompt(model.tokenizer, prompt, chat=chat, system=system)
-    check_prompt(model, prepared.ids, sampling.max_new_tokens)
-    return _stream_in_thread(model, prepared, sampling, stopped)
+    sampling, given = sampling or Sampling(), with_tokenizer(model, tokenizer)
+    prepared = prepare_prompt(given.tokenizer, prompt, chat=chat, system=system)
+    check_prompt(given, prepared.ids, sampling.max_new_tokens)
+    return _stream_in_thread(given, prepared, sampling, stopped)
 
 
 class TextStreamer(TextIteratorStreamer):

@@ -1,12 +1,12 @@
 """A prompt as token ids: a text to continue, or a question in the model's chat format."""
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from pruning.errors import RecipeError, panics_as_errors
+from pruning.loading.given import CausalLM as CausalLM
 from pruning.text.chat import PlainText
 from pruning.text.chat_learning import learn_chat_format
 from pruning.text.tokens import check_vocabulary, usable_window
@@ -15,16 +15,6 @@ MAX_PROMPT_CHARACTERS = 20_000
 
 MAX_PROMPT_TOKENS = 8_192
 """The most tokens of a prompt, however long a context the model's config claims."""
-
-
-class CausalLM(Protocol):
-    """A model with the tokenizer that belongs to it, such as `LoadedModel` and `Pruned`."""
-
-    @property
-    def model(self) -> PreTrainedModel: ...
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase: ...
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,12 @@ from pruning import (
     pipeline,
     preview,
     prune,
+    request,
     run,
 )
+from pruning import pruned as pruned_model
 from pruning.evaluation.perplexity import Quality
+from pruning.loading import given
 from pruning.pipeline import evaluate_pruned
 from pruning.text.passages import GENRES, passage
 from tests.helpers.models import FAMILIES, count, folder_of, loaded, save_tiny, trained
@@ -55,12 +58,12 @@ def test_same_recipe_gives_the_same_weights(family, tmp_path):
 def test_a_recipe_enters_each_stage_once(tmp_path, monkeypatch):
     stages = []
     walk = {
-        "find": ("pruning.pipeline.find", pipeline.find),
+        "find": ("pruning.request.find", request.find),
         "check": ("pruning.recipe.Recipe.check", Recipe.check),
-        "load": ("pruning.pipeline.load", pipeline.load),
+        "load": ("pruning.loading.given.load", given.load),
         "prune": ("pruning.pipeline.apply_steps", pipeline.apply_steps),
         "evaluate": ("pruning.pipeline.evaluate_pruned", pipeline.evaluate_pruned),
-        "save": ("pruning.pipeline.save_model", pipeline.save_model),
+        "save": ("pruning.pruned.save_model", pruned_model.save_model),
     }
 
     def recorded(stage, function):
