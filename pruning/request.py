@@ -1,5 +1,6 @@
 """What a caller asks for: a recipe, or a model with steps, resolved to a recipe and a loaded base."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -82,7 +83,7 @@ class Request:
             ModelError: The model cannot be used.
         """
         model = self.model
-        if isinstance(model, str) or hasattr(model, "__fspath__"):
+        if isinstance(model, str | os.PathLike):
             model = find(model, revision=self.revision, token=token, weights=True, progress=progress)
         if isinstance(model, Source):
             self.recipe.check(Shape.of(model.config))

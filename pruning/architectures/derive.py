@@ -58,7 +58,7 @@ def derive(config: PreTrainedConfig) -> Family:
         ModelError: transformers builds no small model with these options, or it has no list of layers.
     """
     text = config.get_text_config(decoder=True)
-    if text is not config and text.model_type != config.model_type:
+    if text is not config and type(text) is not type(config):
         raise ModelError(
             f"it is a model of more than text, of which only the text half, {text.model_type}, could be cut"
         )

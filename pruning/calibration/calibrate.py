@@ -99,14 +99,14 @@ def windows_of(
     if calibration.kind != "text":
         return _given_windows(base, calibration)
     if calibration.text == CHAT_AND_GENERAL:
-        tokens = round(calibration.tokens * CHAT_SHARE)
-        general = calibration.model_copy(update={"text": GENERAL, "tokens": calibration.tokens - tokens})
+        of_chat = round(calibration.tokens * CHAT_SHARE)
+        general = calibration.model_copy(update={"text": GENERAL, "tokens": calibration.tokens - of_chat})
         windows = windows_of(base, general, seed, progress)
         if isinstance(learn_chat_format(base.tokenizer), PlainText):
             return windows
         if not are_shipped(base.source):
-            tokens = min(tokens, MOST_GENERATED)
-        chat = _chat_windows(base, calibration.model_copy(update={"tokens": tokens}), progress)
+            of_chat = min(of_chat, MOST_GENERATED)
+        chat = _chat_windows(base, calibration.model_copy(update={"tokens": of_chat}), progress)
         return Windows(chat.fitting + windows.fitting, chat.heldout + windows.heldout)
     texts = _texts(base, calibration, seed, progress)
     share = calibration.tokens // len(texts)

@@ -40,16 +40,16 @@ def to_dict(measures: Measures, base: Measures | None = None) -> dict[str, Any]:
     if measures.perplexity is not None:
         values |= _perplexity(measures, base)
     if measures.answers is not None:
-        values["answers"] = _answers(measures.answers, base and base.answers)
+        values["answers"] = _answers(measures.answers, base.answers if base else None)
     if measures.skills is not None:
-        values["skills"] = _skills(measures.skills, base and base.skills)
+        values["skills"] = _skills(measures.skills, base.skills if base else None)
     return values
 
 
 def _perplexity(measures: Measures, base: Measures | None) -> dict[str, Any]:
     measured, genres = measures.perplexity, measures.genres or {}
     assert measured is not None
-    values = {
+    values: dict[str, Any] = {
         "perplexity": measured.value,
         "bits_per_byte": measured.bits_per_byte,
         "tokens": measured.tokens,
@@ -87,7 +87,7 @@ def _genre_interval(
     ]
     if len(pairs) < 2:
         return None
-    interval = paired_mean_difference(*zip(*pairs, strict=True))
+    interval = paired_mean_difference([before for before, _ in pairs], [after for _, after in pairs])
     return [interval.low, interval.high]
 
 

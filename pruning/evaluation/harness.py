@@ -2,6 +2,7 @@
 
 import importlib.util
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
 from pruning.errors import ModelError
@@ -45,18 +46,18 @@ def evaluate_tasks(
         ModelError: There is no such task, or its data cannot be had.
     """
     check_installed()
-    import lm_eval  # noqa: PLC0415 (an optional package, which takes seconds to import)
-    from lm_eval.models.huggingface import HFLM  # noqa: PLC0415
-    from lm_eval.tasks import TaskManager  # noqa: PLC0415
-
     progress(Progress(f"Loading {', '.join(tasks)}"))
     names = [task.strip() for task in tasks if task.strip()]
+    # An optional package, which takes seconds to import.
+    lm_eval, models, loaders = (
+        import_module(f"lm_eval{part}") for part in ("", ".models.huggingface", ".tasks")
+    )
     try:
-        manager = TaskManager()
+        manager = loaders.TaskManager()
         if unknown := [name for name in names if name not in manager.all_tasks]:
             raise ModelError(f"lm-evaluation-harness has no task {unknown[0]!r}. Check its spelling.")
         measured = lm_eval.simple_evaluate(
-            HFLM(pretrained=model.model, tokenizer=model.tokenizer),
+            models.HFLM(pretrained=model.model, tokenizer=model.tokenizer),
             tasks=names,
             task_manager=manager,
             limit=limit,

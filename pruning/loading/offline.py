@@ -122,7 +122,7 @@ def _read_gguf(folder: Path, file: str) -> tuple[PreTrainedModel, PreTrainedToke
     model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
     # Left behind by the GGUF reader; save_pretrained refuses models that look quantized.
     del model.config.quantization_config
-    model.hf_quantizer = None
+    model.hf_quantizer = None  # type: ignore[assignment]
     return model, tokenizer
 
 

@@ -75,14 +75,13 @@ def iter_answers(
         batch = order[start : start + BATCH]
         read = [prompts[number].ids[0].tolist() for number in batch]
         place = Progress(task, start, len(order))
-        for number, prompt, ids in zip(
-            batch, read, _complete(model, read, ends, max_new_tokens, progress, place), strict=True
-        ):
+        completed = _complete(model, read, ends, max_new_tokens, progress, place)
+        for number, question, ids in zip(batch, read, completed, strict=True):
             end = ids[-1] if ids[-1] in ends else None
             ids = ids if end is None else ids[:-1]
             with panics_as_errors():
-                text = model.tokenizer.decode(ids, skip_special_tokens=True)
-            yield number, Answer(tuple(prompt), tuple(ids), text, end)
+                text = str(model.tokenizer.decode(ids, skip_special_tokens=True))
+            yield number, Answer(tuple(question), tuple(ids), text, end)
 
 
 @torch.inference_mode()

@@ -9,6 +9,7 @@ from importlib.resources import files
 
 from pruning import catalog
 from pruning.files import cache_folder, replacing, trim_folder
+from pruning.loading.load import LoadedModel
 from pruning.loading.source import Source
 from pruning.progress import Reporter, silent
 from pruning.text import questions
@@ -44,21 +45,14 @@ class Conversation:
     ended: bool
 
 
-class NamedCausalLM(CausalLM):
-    """A model, its tokenizer and where it comes from, such as `LoadedModel`."""
-
-    @property
-    def source(self) -> Source: ...
-
-
-def own_answers(model: NamedCausalLM, tokens: int, progress: Reporter = silent) -> tuple[Conversation, ...]:
+def own_answers(model: LoadedModel, tokens: int, progress: Reporter = silent) -> tuple[Conversation, ...]:
     """Return a model's answers to bundled questions of all kinds, the likeliest token each time.
 
     Those of the default model come with the package. Those of another model are generated, as many as are needed;
     of a public one they are kept on disk.
 
     Args:
-        model: The model, its tokenizer and its source.
+        model: The model.
         tokens: Enough questions are answered for about this number of tokens.
         progress: Called before every token.
 
