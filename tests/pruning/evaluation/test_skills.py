@@ -64,7 +64,7 @@ def test_items_are_well_formed(skill):
         assert all(re.fullmatch(r" \S(.*\S)?", text) for text in item.completions), item
 
 
-@pytest.mark.parametrize("skill", SKILLS.keys() - {"languages", "code"})
+@pytest.mark.parametrize("skill", [skill for skill in SKILLS if skill not in ("languages", "code")])
 def test_the_right_completion_has_the_right_article(skill):
     for item in ITEMS:
         if item.skill == skill:
