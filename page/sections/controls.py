@@ -59,8 +59,8 @@ class SamplingPart:
     """The prompt, and what becomes of it. The seed is that of the recipe too.
 
     Attributes:
-        mode: Whether both models answer a question in their chat format, or continue a text.
-        mode_note: Why they continue a text, if that is not what the visitor chose.
+        mode: Whether both models answer a question in their chat format, or continue a text; and why they do, if
+            that is not what the visitor chose.
         prompt: The question or the text.
         length: The most tokens that they write.
         temperature: How they are sampled.
@@ -68,7 +68,6 @@ class SamplingPart:
     """
 
     mode: gr.Radio
-    mode_note: gr.HTML
     prompt: gr.Textbox
     length: gr.Slider
     temperature: gr.Slider
@@ -77,7 +76,7 @@ class SamplingPart:
     @property
     def mode_outputs(self) -> list[Part]:
         """What `show_mode` sets."""
-        return [self.mode, self.mode_note, self.prompt]
+        return [self.mode, self.prompt]
 
     def show_mode(self, mode: str, note: str = "", prompt: object = None) -> dict[Part, object]:
         """Return the mode, a note on it, and the prompt: the mode's first, unless the visitor wrote one.
@@ -91,7 +90,7 @@ class SamplingPart:
         box = gr.Textbox(label=label, info=info)
         if prompt is not None:
             box = gr.Textbox(to_first_prompt(prompt, mode), label=label, info=info)
-        return {self.mode: mode, self.mode_note: render.message(note) if note else "", self.prompt: box}
+        return {self.mode: gr.Radio(value=mode, info=note), self.prompt: box}
 
 
 @dataclass(frozen=True)
@@ -230,7 +229,6 @@ def _build_calibration() -> CalibrationPart:
 
 def _build_sampling() -> SamplingPart:
     mode = gr.Radio(MODES, value=CHAT, label="Mode", elem_id="mode")
-    mode_note = gr.HTML(elem_id="mode-note")
     label, info = PROMPT_LABELS[CHAT]
     prompt = gr.Textbox(FIRST_PROMPTS[CHAT], label=label, info=info, lines=2, elem_id="prompt")
     with gr.Accordion("Text generation settings", open=False, elem_id="generation"):
@@ -245,7 +243,7 @@ def _build_sampling() -> SamplingPart:
             elem_id="temperature",
         )
         seed = gr.Number(0, label="Seed", precision=0, info="Used for both texts", elem_id="seed")
-    return SamplingPart(mode, mode_note, prompt, length, temperature, seed)
+    return SamplingPart(mode, prompt, length, temperature, seed)
 
 
 def _models() -> list[tuple[str, str | int | float]]:

@@ -18,7 +18,7 @@ def changed(handler):
 
     def call(name, *values):
         (updates,) = handler(name)(*values)
-        return updates["mode"], updates["mode-note"], updates["prompt"]
+        return updates["mode"].value, updates["mode"].info, updates["prompt"]
 
     return call
 

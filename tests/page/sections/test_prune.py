@@ -201,8 +201,8 @@ def test_a_model_that_cannot_chat_continues_the_text_and_the_page_says_why(handl
     pruned = replace(summary(), prompt=Prompt("Why?", chat=False), plain_reason=reason)
     run([Done(pruned), Done(Texts("a", "b"))])
     updates = list(handler("prune")(request_of(), None, "Why?", "chat", *GIVEN))
-    assert updates[1]["mode"] == "continue"
-    assert f"so it continues a text. {reason}</p>" in updates[1]["mode-note"]
+    assert updates[1]["mode"].value == "continue"
+    assert updates[1]["mode"].info.endswith(f"so it continues a text. {reason}")
     assert updates[1]["prompt"].label == "Text to continue"
     assert "question" not in updates[2]["texts"]
     assert updates[1]["link"].endswith("&mode=continue&prompt=Why%3F")

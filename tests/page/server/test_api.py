@@ -95,8 +95,6 @@ def test_generate_answers_or_continues_with_both_models(client, smollm2, setting
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"chat": "yes"}, "chat"),
-        ({"chat": 1}, "chat"),
         ({"chat": False, "system": "Be brief."}, "A system prompt is for a chat"),
         ({"system": " "}, "The system prompt is empty"),
         ({"prompt": " "}, "is empty"),
@@ -105,6 +103,14 @@ def test_generate_answers_or_continues_with_both_models(client, smollm2, setting
 def test_what_cannot_be_asked_is_refused_in_a_sentence(client, values, message):
     with pytest.raises(AppError, match=message):
         client.predict(**{"prompt": "Why?"} | values, api_name="/generate")
+
+
+@pytest.mark.parametrize(
+    "values", [{"chat": "yes"}, {"chat": 1}, {"system": None, "chat": []}, {"system": 5}]
+)
+def test_a_chat_is_asked_for_with_true_or_false(served, values):
+    answer = httpx.post(f"{served[0]}/gradio_api/call/v2/generate", json={"prompt": "Why?"} | values)
+    assert answer.status_code == 422
 
 
 def test_evaluate_and_push_with_the_callers_own_token(served, client):
