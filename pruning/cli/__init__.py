@@ -13,7 +13,9 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from pruning.cli.output import warn_renamed
+from pruning.cli.suggestions import suggest_command, suggest_option
 from pruning.errors import PruningError
+from pruning.version import __version__
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ COMMANDS = {
     "families": Command("List the model families, and what was proven to be removable from each."),
     "criteria": Command("List the criteria that rank which neurons to prune."),
     "lessons": Command("List the lessons of the course."),
+    "info": Command("Show what a model consists of, from its config alone."),
     "preview": Command("Show how large a pruned model would be, from the config alone."),
     "prune": Command("Prune a model and save it for plain transformers."),
     "search": Command("Find the combination of cuts within a budget that loses least."),
@@ -91,12 +94,30 @@ def main() -> int:
         rich_markup_mode=None,
     )
     arguments = sys.argv[1:]
+    if arguments in (["--version"], ["-V"], ["version"]):
+        print(f"secateur {__version__}")
+        return 0
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in commands:
+        print(f"Error: {suggest_command(arguments[0], COMMANDS)}", file=sys.stderr)
+        return 2
     try:
         shell.main(arguments or ["--help"], standalone_mode=False)
     except (PruningError, typer.TyperException) as error:
-        message = error.format_message() if isinstance(error, typer.TyperException) else str(error)
+        message = _message_of(error)
         print(f"Error: {message}", file=sys.stderr)
         return 2
     except typer.Abort:
         return 130
     return 0 if arguments else 2
+
+
+def _message_of(error: Exception) -> str:
+    """Return one line for an error, which names the option that does what an unknown one asks for."""
+    if not isinstance(error, typer.TyperException):
+        return str(error)
+    context, written = getattr(error, "ctx", None), getattr(error, "option_name", None)
+    if written and context is not None and error.message.startswith("No such option"):
+        parameters = context.command.params
+        options = [name for each in parameters for name in (*each.opts, *each.secondary_opts)]
+        return suggest_option(written, context.info_name or "secateur", options)
+    return error.format_message()

@@ -20,7 +20,7 @@ from pruning.text.choice import TextChoice
 def distill(
     model: Model,
     teacher: Annotated[str, typer.Option("--teacher", help="The model that it was pruned from.")],
-    output: Annotated[Path, typer.Option("--output", help="The folder to write.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write.")],
     minutes: Annotated[
         float | None, typer.Option("--minutes", help="Minutes of training; 5 by default.")
     ] = None,

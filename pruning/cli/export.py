@@ -13,7 +13,7 @@ from pruning.sharing import gguf
 
 def export(
     folder: SavedFolder,
-    output: Annotated[Path, typer.Option("--output", help="The file to write.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")],
     file_format: Annotated[str, typer.Option("--format", help="gguf, the format of llama.cpp.")] = "gguf",
     weight_type: Annotated[
         str, typer.Option("--type", help=f"How to store weights: {' or '.join(gguf.GGUF_TYPES)}.")

@@ -1,18 +1,32 @@
 """Arguments and options that several commands share, and checks of where a command writes."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
 from pruning.errors import RecipeError
 from pruning.files import temporary_folder
+from pruning.loading.metadata import RECIPE_FILE
+
+Saved = TypeVar("Saved")
 
 Model = Annotated[str, typer.Argument(help="A catalog name, a Hub id, or a folder.")]
 SavedFolder = Annotated[Path, typer.Argument(help="A folder that `prune` wrote.")]
+OwnCriterion = Annotated[
+    str | None,
+    typer.Option(
+        "--criterion", metavar="FILE.py:NAME", help="The file of the user's own criterion in the recipe."
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value and nothing else.")]
 CalibrationText = Annotated[
-    str, typer.Option("--calibration", help="The calibration text: a bundled text by name, or a text file.")
+    str,
+    typer.Option(
+        "--calibration",
+        help="The calibration text: a bundled one by name, a text or JSONL file, or hub:OWNER/NAME[:COLUMN].",
+    ),
 ]
 CalibrationTokens = Annotated[
     int | None, typer.Option("--tokens", help="Calibration tokens; 24576 by default, 8192 of a single text.")
@@ -25,15 +39,42 @@ def given(**values: object) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def check_new_folder(folder: Path) -> None:
+def check_new_folder(folder: Path, overwrite: bool = False) -> None:
     """Check before any work that a folder can be written.
+
+    Args:
+        folder: The folder.
+        overwrite: Whether a model that Secateur saved there may be replaced.
 
     Raises:
         RecipeError: If it exists and is not empty, or cannot be created.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise RecipeError(f"{folder} exists and is not empty. Choose another folder.")
+        is_ours = (folder / RECIPE_FILE).is_file()
+        if not (overwrite and is_ours):
+            more = ", or replace the model there with --overwrite" if is_ours and not overwrite else ""
+            why = "" if is_ours or not overwrite else ", and is not a model that Secateur saved"
+            raise RecipeError(f"{folder} exists and is not empty{why}. Choose another folder{more}.")
     check_writable(folder)
+
+
+def save_instead(save: Callable[[Path], Saved], folder: Path) -> Saved:
+    """Save a model in a folder, in place of one that is there, which remains if this fails.
+
+    Args:
+        save: Writes a new folder, and is called with it.
+        folder: The folder that is wanted.
+
+    Returns:
+        What `save` returned.
+    """
+    if not folder.exists() or not any(folder.iterdir()):
+        return save(folder)
+    with temporary_folder(folder.absolute().parent) as beside:
+        saved = save(beside / folder.name)
+        folder.rename(beside / "replaced")
+        (beside / folder.name).rename(folder)
+    return saved
 
 
 def check_writable(output: Path) -> None:

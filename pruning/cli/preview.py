@@ -13,6 +13,11 @@ from pruning.recipe import Recipe
 def preview(context: typer.Context, model: Model, as_json: AsJson = False) -> None:
     """Show how large a pruned model would be, from the config alone."""
     recipe = Recipe(base=model, steps=selected_steps(context, model))
+    show_preview(recipe, as_json)
+
+
+def show_preview(recipe: Recipe, as_json: bool) -> None:
+    """Print how large the model of a recipe would be."""
     result = pipeline.preview(recipe).to_dict()
     if as_json:
         print_json(result)

@@ -14,27 +14,32 @@ from pruning.cli.options import (
     Seed,
     check_new_folder,
     given,
+    save_instead,
 )
 from pruning.cli.output import print_json, print_parameters, reporter, warn
-from pruning.cli.step_options import selected_steps, step_values, with_steps
+from pruning.cli.preview import show_preview
+from pruning.cli.step_options import load_own_criterion, selected_steps, step_values, with_steps
 from pruning.errors import RecipeError
 from pruning.guard import warn_of_ruin
 from pruning.loading import load as loading
 from pruning.pipeline import Pruned
 from pruning.recipe import Recipe, located
-from pruning.text.choice import Calibration, read_text
+from pruning.text.choice import Calibration, TextChoice, read_text
 from pruning.text.passages import CHAT_AND_GENERAL, CUSTOM
+from pruning.text.sources import HUB
 
 
 @with_steps
 def prune(
     context: typer.Context,
-    output: Annotated[Path, typer.Option("--output", help="The folder to write.")],
     model: Annotated[str | None, typer.Argument(help="A catalog name, a Hub id, or a folder.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="The folder to write.")] = None,
     recipe_source: Annotated[
         str | None,
         typer.Option(
-            "--recipe", help="A recipe in YAML or JSON, or a model that carries one, instead of options."
+            "--recipe",
+            help="A recipe in YAML or JSON, or a model that carries one, instead of options. A model that is named too "
+            "takes the place of the recipe's base.",
         ),
     ] = None,
     calibration: CalibrationText = CHAT_AND_GENERAL,
@@ -50,18 +55,30 @@ def prune(
     stream: Annotated[
         bool, typer.Option("--stream", help="Never hold the whole model: for one larger than memory.")
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show how large the model would be, and write nothing.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a model that Secateur saved in the folder.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Prune a model and save it for plain transformers."""
-    check_new_folder(output)
+    if output is not None:
+        check_new_folder(output, overwrite)
+    elif not dry_run:
+        raise RecipeError("Name the folder to write with --output, or look at the size alone with --dry-run.")
     if stream and evaluate:
         raise RecipeError("A streamed model is never run, so it cannot be evaluated. Remove --evaluate.")
     text = None
     if recipe_source is not None:
-        if model is not None or step_values(context):
+        if step_values(context).keys() - {"--criterion"}:
             raise RecipeError("Give either a recipe, or a model with steps, and not both.")
+        load_own_criterion(context)
         text = _recipe_text(recipe_source)
         recipe = _read_recipe(text, calibration)
+        if model is not None:
+            recipe = recipe.model_copy(update={"base": model})
     elif model is None:
         raise RecipeError("Name a model, or give a recipe with --recipe.")
     else:
@@ -72,11 +89,14 @@ def prune(
             seed=seed,
         )
     with located(text) if text is not None else nullcontext():
+        if output is None or dry_run:
+            show_preview(recipe, as_json)
+            return
         if stream:
-            pruned = streaming.prune(recipe, output, progress=reporter())
+            pruned = save_instead(lambda folder: streaming.prune(recipe, folder, progress=reporter()), output)
         else:
             pruned = pipeline.run(recipe, evaluate=evaluate is not False, progress=reporter())
-            pruned.save(output, progress=reporter())
+            save_instead(lambda folder: pruned.save(folder, name=output.name, progress=reporter()), output)
     if as_json:
         print_json(pruned.to_dict() | {"output": str(output)})
     else:
@@ -100,12 +120,20 @@ def _read_recipe(text: str, calibration: str) -> Recipe:
     missing = [choice for choice in recipe.texts if choice.text == CUSTOM and choice.content is None]
     if not missing:
         return recipe
-    if not Path(calibration).is_file():
+    if not Path(calibration).is_file() and not calibration.startswith(HUB):
         raise RecipeError(
             f"This recipe was calibrated on the user's own text (sha256 {str(missing[0].sha256)[:12]}…), which a "
-            "recipe never holds. Give the same text again, with --calibration FILE."
+            f"recipe never holds. Give the same text again, with --calibration {_address(missing[0])}."
         )
-    return recipe.with_custom_text(read_text(Path(calibration)))
+    made = Calibration.of(calibration, tokens=recipe.calibration.tokens, progress=reporter())
+    if made.sha256 != missing[0].sha256 and Path(calibration).is_file():
+        # Of a step, or of release 0.1.0, which read every file as a plain text.
+        return recipe.with_custom_text(read_text(Path(calibration)))
+    return recipe.with_custom_text(made.content or "")
+
+
+def _address(choice: TextChoice) -> str:
+    return getattr(choice, "address", None) or "FILE"
 
 
 def _print_summary(pruned: Pruned) -> None:

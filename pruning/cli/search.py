@@ -16,6 +16,7 @@ from pruning.cli.options import (
     given,
 )
 from pruning.cli.output import print_json, reporter
+from pruning.errors import RecipeError
 from pruning.loading.load import load
 from pruning.shape_search import search as shape_search
 from pruning.text.choice import Calibration
@@ -24,9 +25,12 @@ from pruning.text.passages import CHAT_AND_GENERAL
 
 def search(
     model: Model,
-    budget: Annotated[str, typer.Option("--budget", help="100M parameters, 300MB on disk, or 30% smaller.")],
+    budget: Annotated[
+        str | None,
+        typer.Option("--budget", "--parameters", help="100M parameters, 300MB on disk, or 30% smaller."),
+    ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", help="A file for the recipe, for `prune --recipe`.")
+        Path | None, typer.Option("--output", "-o", help="A file for the recipe, for `prune --recipe`.")
     ] = None,
     calibration: CalibrationText = CHAT_AND_GENERAL,
     tokens: CalibrationTokens = None,
@@ -41,6 +45,8 @@ def search(
     as_json: AsJson = False,
 ) -> None:
     """Find the combination of cuts within a budget that loses least."""
+    if budget is None:
+        raise RecipeError("Say how large the model may be, for example with --budget 30%.")
     if output is not None:
         check_writable(output)
     text = Calibration.named(calibration, **given(tokens=tokens))

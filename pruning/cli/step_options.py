@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from pruning.cli.output import warn_renamed
+from pruning.criteria.own import is_file_name, load_criterion
 from pruning.errors import RecipeError
 from pruning.steps import STEPS, AnyStep
 from pruning.steps.settings import Setting, Switch
@@ -85,6 +86,21 @@ def step_values(context: typer.Context) -> StepValues:
     return context.meta.setdefault("steps", {})
 
 
+def load_own_criterion(context: typer.Context) -> None:
+    """Read the user's own criterion that `--criterion` names, for a recipe that was made with it.
+
+    Raises:
+        RecipeError: It is not a file's, or cannot be read.
+    """
+    if (written := step_values(context).get("--criterion")) is None:
+        return
+    if not is_file_name(str(written)):
+        raise RecipeError(
+            "A recipe says which criterion it uses. Give --criterion only for the file of your own."
+        )
+    load_criterion(str(written))
+
+
 def selected_steps(context: typer.Context, model: str) -> tuple[AnyStep, ...]:
     """Return the steps that the options ask for, in the order in which they were written.
 
@@ -125,4 +141,6 @@ def selected_steps(context: typer.Context, model: str) -> tuple[AnyStep, ...]:
 def _fields(setting: Setting, written: str | bool) -> dict[str, object]:
     """Return the values of fields that one option sets."""
     value = setting.read(setting.flag, str(written)) if setting.read else written
+    if setting.field == "criterion" and is_file_name(str(value)):
+        value = load_criterion(str(value)).key
     return dict(value) if isinstance(value, Mapping) else {setting.field: value}

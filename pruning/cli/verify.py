@@ -1,12 +1,15 @@
 """The command `verify`."""
 
-from pruning.cli.options import AsJson, Model
+from pruning.cli.options import AsJson, Model, OwnCriterion
 from pruning.cli.output import print_json, reporter
+from pruning.criteria.own import load_criterion
 from pruning.sharing import verify as verification
 
 
-def verify(model: Model, as_json: AsJson = False) -> None:
+def verify(model: Model, criterion: OwnCriterion = None, as_json: AsJson = False) -> None:
     """Check a saved or published model against its recipe and its card."""
+    if criterion is not None:
+        load_criterion(criterion)
     result = verification.verify(model, progress=reporter())
     result.require()
     if as_json:

@@ -1,7 +1,7 @@
 """Attention heads: whole key/value groups, or the same number of query heads out of every group."""
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -15,9 +15,10 @@ from pruning.cost.passes import FLOAT, Sizes, copied
 from pruning.cost.plan import Plan
 from pruning.cost.reading import refits
 from pruning.errors import ModelError, RecipeError
+from pruning.loading import load as loading
 from pruning.progress import Progress
 from pruning.steps.base import Cut, Refit, StepContext, check_prunable, most, refit_output_projections, top
-from pruning.steps.settings import Choices, Setting, Slider, Switch, whole, word
+from pruning.steps.settings import Choices, Setting, Slider, Switch, is_share, share, whole, word
 from pruning.steps.sizes import Size, one_number
 from pruning.surgery import KeptIndices, as_channels_first, value_matrix
 
@@ -41,6 +42,11 @@ def _most_groups(shape: Shape) -> int:
 
 def _most_queries(shape: Shape) -> int:
     return most(shape, "heads", shape.count(QUERY) // shape.count(KEY_VALUE) - 1)
+
+
+def _read(flag: str, text: str) -> dict[str, object]:
+    """Read `1` as a number of groups, and `50%` as a share of the heads."""
+    return {"share": share(flag, text)} if is_share(text) else {"groups": whole(flag, text)}
 
 
 class Heads(Cut):
@@ -71,10 +77,10 @@ class Heads(Cut):
             "groups",
             "--heads",
             "Groups of heads to cut",
-            whole,
+            _read,
             Slider(_most_groups),
             activates_step=True,
-            usage="A number, such as 1",
+            usage="A number, such as 1, or a share of the heads, such as 50%",
         ),
         Setting(
             "num_key_value_heads",
@@ -120,6 +126,18 @@ class Heads(Cut):
         description="Refits each layer's output projection to the heads kept, by least squares; by default "
         "if the criterion reads calibration text",
     )
+
+    @classmethod
+    def for_model(cls, model: str, **values: Any) -> Self:
+        """Make the step; a share of the heads becomes groups if it can, and query heads of every group if not."""
+        if (part := values.pop("share", None)) is not None:
+            shape = Shape.of(loading.find(model).config)
+            groups = shape.count(KEY_VALUE)
+            if 0 < round(part * groups) < groups:
+                values["groups"] = round(part * groups)
+            else:
+                values["queries"] = max(1, round(part * (shape.count(QUERY) // groups)))
+        return cls(**values)
 
     @model_validator(mode="before")
     @classmethod

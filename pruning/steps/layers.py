@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, field_validator, model_validator
@@ -15,10 +15,11 @@ from pruning.cost.cost import Cost, in_sequence
 from pruning.cost.passes import FLOAT, Sizes
 from pruning.cost.plan import Plan
 from pruning.errors import RecipeError
+from pruning.loading import load as loading
 from pruning.progress import Progress
 from pruning.repair.removed_layers import repair_gaps, runs_of
 from pruning.steps.base import Cut, Refit, StepContext, check_prunable, most, top
-from pruning.steps.settings import Choices, Setting, Slider, Switch, word
+from pruning.steps.settings import Choices, Setting, Slider, Switch, is_share, share, word
 from pruning.steps.sizes import exactly_one
 from pruning.surgery import KeptIndices, cut
 from pruning.text.likelihood import mean_loss
@@ -54,7 +55,9 @@ class GapNote:
 
 
 def _read(flag: str, text: str) -> dict[str, object]:
-    """Read `3` as a number of layers, `4,5,9` as those layers, and `5,` as one."""
+    """Read `3` as a number of layers, `4,5,9` as those layers, `5,` as one, and `10%` as a share of all."""
+    if is_share(text):
+        return {"share": share(flag, text)}
     try:
         numbers = [int(part) for part in text.split(",") if part.strip()]
     except ValueError:
@@ -93,7 +96,7 @@ class Layers(Cut):
             _read,
             Slider(lambda shape: most(shape, "layers", max(shape.count(LAYER) - 2, 0))),
             activates_step=True,
-            usage="A number, such as 3, or which ones, from 0 on, such as 4,5,9",
+            usage="A number, such as 3, a share, such as 10%, or which ones, from 0 on, such as 4,5,9",
         ),
         Setting("method", "--layer-method", "Which layers", word, Choices(METHODS)),
         Setting("protect", "--protect", "Keep the first and the last", control=Switch()),
@@ -115,6 +118,14 @@ class Layers(Cut):
         description="Refits the layer before each gap, by least squares, to compensate for the layers "
         "removed there; by default if the method reads text",
     )
+
+    @classmethod
+    def for_model(cls, model: str, **values: Any) -> Self:
+        """Make the step; a share becomes the nearest number of the model's layers, and at least one."""
+        if (part := values.pop("share", None)) is not None:
+            total = Shape.of(loading.find(model).config).count(LAYER)
+            values["count"] = max(1, round(part * total))
+        return cls(**values)
 
     @model_validator(mode="before")
     @classmethod

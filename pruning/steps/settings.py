@@ -76,6 +76,11 @@ def share(flag: str, text: str) -> float:
     return value / 100 if is_percent else value
 
 
+def is_share(text: str) -> bool:
+    """Return whether a text is a share of some units, such as 20% or 0.2, and not a number of them."""
+    return text.strip().endswith("%") or "." in text
+
+
 def whole(flag: str, text: str) -> int:
     """Read a whole number."""
     try:

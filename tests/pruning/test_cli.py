@@ -264,9 +264,9 @@ def test_models_and_criteria_are_listed(as_json, shell):
         (["prune", "MODEL", "--output", "OUT"], "Nothing to prune"),
         (["prune", "--output", "OUT"], "Name a model"),
         (["prune", "--recipe", "nowhere.yaml", "--output", "OUT"], "nowhere.yaml cannot be read"),
-        (["prune", "MODEL", "--recipe", "RECIPE", "--output", "OUT"], "not both"),
+        (["prune", "MODEL", "--recipe", "RECIPE", "--output", "OUT"], "steps.0.fraction"),
         (["prune", "--recipe", "RECIPE", "--neurons", "20%", "--output", "OUT"], "not both"),
-        (["prune", "--recipe", "RECIPE", "--criterion", "l1", "--output", "OUT"], "not both"),
+        (["prune", "--recipe", "RECIPE", "--criterion", "l1", "--output", "OUT"], "the file of your own"),
         (["prune", "--recipe", "RECIPE", "--output", "OUT"], "steps.0.fraction"),
         (["prune", "MODEL", "--neurons", "20%", "--calibration", "bible", "--output", "OUT"], "'bible'"),
         (["prune", "MODEL", "--neurons", "20%", "--calibration", "custom", "--output", "OUT"], "'custom'"),
@@ -339,7 +339,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_any_work(options, re
 
 
 def test_every_command_is_a_function_in_the_file_of_its_name():
-    shared = {"__init__", "options", "output", "step_options"}
+    shared = {"__init__", "options", "output", "step_options", "suggestions"}
     files = {file.stem for file in (ROOT / "pruning" / "cli").glob("*.py")}
     assert files - shared == set(COMMANDS)
     for name, command in COMMANDS.items():

@@ -1,0 +1,38 @@
+"""The command `info`."""
+
+from pruning.architectures.families import CHANNEL, KEY_VALUE, LAYER, NEURON, QUERY, TOKEN
+from pruning.architectures.shape import Shape
+from pruning.cli.options import AsJson, Model
+from pruning.cli.output import print_json, reporter
+from pruning.loading.load import find
+
+UNITS = {
+    "layers": LAYER,
+    "channels": CHANNEL,
+    "neurons per layer": NEURON,
+    "query heads": QUERY,
+    "key/value heads": KEY_VALUE,
+    "vocabulary": TOKEN,
+}
+
+
+def info(model: Model, as_json: AsJson = False) -> None:
+    """Show what a model consists of, from its config alone."""
+    source = find(model, progress=reporter())
+    shape = Shape.of(source.config)
+    facts = {
+        "model": source.name,
+        "origin": source.origin,
+        "revision": source.revision,
+        "license": source.license,
+        "type": source.config.model_type,
+        "context": getattr(source.config, "max_position_embeddings", None),
+        "parameters": shape.parameters,
+    }
+    units = {name: shape.count(kind) for name, kind in UNITS.items()}
+    if as_json:
+        print_json(facts | {"units": units, "components": shape.components})
+        return
+    for name, value in {**facts, **units, **shape.components}.items():
+        if value is not None:
+            print(f"{name:<18} {value:,}" if isinstance(value, int) else f"{name:<18} {value}")

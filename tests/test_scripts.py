@@ -1,0 +1,52 @@
+"""The scripts under docs/examples run, and leave the base as it was."""
+
+import hashlib
+import runpy
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import pruning
+from tests.helpers.chat import named
+from tests.helpers.models import tiny
+
+SCRIPTS = sorted((Path(__file__).parents[1] / "docs" / "examples").glob("*.py"))
+NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
+@pytest.fixture
+def base(tmp_path, monkeypatch):
+    """The folder that has the base's name: a small Llama that can chat."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("pruning.catalog.find", lambda name: None)
+    folder, words = tmp_path / NAME, named("chatml")
+    tiny("llama", vocab_size=len(words)).save_pretrained(folder)
+    words.save_pretrained(folder)
+    return folder
+
+
+def digest(folder):
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.iterdir()}
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
+def test_script_runs_and_leaves_the_base_as_it_was(script, base):
+    before = digest(base)
+    values = runpy.run_path(str(script))
+    assert digest(base) == before
+    pruned = values["pruned"]
+    assert isinstance(pruned, pruning.Pruned)
+    assert pruned.report.after.parameters < pruned.report.before.parameters
+    saved = AutoModelForCausalLM.from_pretrained(base, local_files_only=True).state_dict()
+    given = (
+        values["base"].model if "base" in values else values.get("model") if "tokenizer" in values else None
+    )
+    if given is not None:
+        assert all(torch.equal(value, saved[name]) for name, value in given.state_dict().items())
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
+def test_scripts_are_short(script):
+    assert len(script.read_text(encoding="utf-8").splitlines()) < 40
