@@ -2,7 +2,6 @@
 
 import torch
 
-from pruning.calibration.statistics import InputMoments
 from pruning.criteria.base import criterion
 
 
@@ -12,6 +11,6 @@ from pruning.criteria.base import criterion
     source="2SSP: a two-stage framework for structured pruning of LLMs (Sandri et al., 2025), stage 1",
     url="https://arxiv.org/abs/2501.17771",
 )
-def activation(moments: InputMoments) -> torch.Tensor:
+def activation(square: torch.Tensor) -> torch.Tensor:
     """Return √E[aⱼ²] over all tokens, `[neurons]`."""
-    return moments.square.sqrt()
+    return square.sqrt()

@@ -2,7 +2,6 @@
 
 import torch
 
-from pruning.calibration.statistics import InputMoments
 from pruning.criteria.base import criterion
 
 
@@ -13,6 +12,6 @@ from pruning.criteria.base import criterion
     "2024), §2.2, with its best aggregation (batch: L2, sequence: mean)",
     url="https://arxiv.org/abs/2407.14679",
 )
-def minitron(moments: InputMoments) -> torch.Tensor:
+def minitron(sequence: torch.Tensor) -> torch.Tensor:
     """Return the L2 norm over windows of the mean |aⱼ| of each window, `[neurons]`."""
-    return moments.sequence
+    return sequence

@@ -2,8 +2,7 @@
 
 import torch
 
-from pruning.calibration.statistics import InputMoments
-from pruning.criteria.base import MLP, criterion
+from pruning.criteria.base import criterion
 
 
 @criterion(
@@ -13,6 +12,6 @@ from pruning.criteria.base import MLP, criterion
     "for whole neurons",
     url="https://arxiv.org/abs/2306.11695",
 )
-def wanda(mlp: MLP, moments: InputMoments) -> torch.Tensor:
+def wanda(down: torch.Tensor, square: torch.Tensor) -> torch.Tensor:
     """Return √E[aⱼ²] · ‖W_down[:, j]‖₂, `[neurons]`; W_down is `[channels, neurons]`."""
-    return moments.square.sqrt() * mlp.output_weight.float().norm(dim=0)
+    return square.sqrt() * down.float().norm(dim=0)

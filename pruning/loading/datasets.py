@@ -171,7 +171,7 @@ def _texts_of(name: str, column: str, stream: Any, progress: Reporter) -> Iterat
 def _as_text(value: object) -> str:
     """Return the text of a cell; what is not a text, such as a conversation, is written as JSON."""
     if isinstance(value, list | dict):
-        return json.dumps(value, ensure_ascii=False, default=str)
+        value = json.dumps(value, ensure_ascii=False, default=str)
     return str(value)[:MAX_CHARACTERS]
 
 

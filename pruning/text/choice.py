@@ -142,7 +142,10 @@ class Calibration(TextChoice):
         "token ids",
     )
     address: str | None = Field(
-        None, description="Where a custom text comes from: a file, or a dataset on the Hub"
+        None,
+        min_length=1,
+        max_length=300,
+        description="Where a custom text comes from: a file, or a dataset on the Hub",
     )
 
     @classmethod
@@ -186,6 +189,8 @@ class Calibration(TextChoice):
     def _check_kind(self) -> Self:
         if self.text != CUSTOM and (self.kind != "text" or self.address is not None):
             raise ValueError("only a custom text has a kind and an address")
+        if self.address is not None and not self.address.isprintable():
+            raise ValueError("an address holds no line breaks and no invisible characters; remove them")
         return self
 
     @model_validator(mode="before")

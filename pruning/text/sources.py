@@ -89,6 +89,8 @@ def _read_hub(address: str, tokens: int, progress: Reporter) -> Content:
     kept: list[str] = []
     length = 0
     for row in datasets.dataset_texts(name, column or "text", progress=progress):
+        if row.startswith("[{") and len(row) >= datasets.MAX_CHARACTERS:
+            continue  # A conversation that was cut off is not one.
         kept.append(row)
         length += len(row)
         if length >= tokens * CHARACTERS_PER_TOKEN:

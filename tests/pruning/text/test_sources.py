@@ -190,3 +190,25 @@ def test_a_model_is_calibrated_on_a_list():
     )
     assert pruned.recipe.calibration.sha256
     assert pruned.recipe.calibration.text == "custom"
+
+
+@pytest.mark.parametrize("address", ["a\nb", "", "x" * 400])
+def test_an_address_is_one_printable_line(address):
+    with pytest.raises(RecipeError, match="address"):
+        Calibration.custom("a text", address=address)
+
+
+def test_a_dataset_on_the_hub_is_read_by_its_address(monkeypatch):
+    columns = {"text": TEXTS, "messages": [json.dumps(chat) for chat in CHAT] + ["[{" + "x" * 100_000]}
+    asked = []
+
+    def dataset_texts(name, column, *, progress):
+        asked.append(name)
+        return iter(columns[column])
+
+    monkeypatch.setattr("pruning.loading.datasets.dataset_texts", dataset_texts)
+    plain, chat = Calibration.of("hub:me/data"), Calibration.of("hub:me/data:messages")
+    assert asked == ["me/data", "me/data"]
+    assert (plain.kind, plain.content, plain.address) == ("text", "\n\n".join(TEXTS), "hub:me/data")
+    assert (chat.kind, chat.sha256) == ("messages", Calibration.of(CHAT).sha256)
+    assert chat.to_python().startswith("pruning.Calibration.of('hub:me/data:messages'")
