@@ -33,7 +33,7 @@ class Command:
 
 COMMANDS = {
     "models": Command("List the models of the catalog.", runs_models=False),
-    "families": Command("List the model families, and what was proven to be removable from each."),
+    "families": Command("List model types and what can be removed."),
     "criteria": Command("List the criteria that rank which neurons to prune."),
     "lessons": Command("List the lessons of the course."),
     "info": Command("Show what a model consists of, from its config alone."),

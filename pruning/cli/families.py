@@ -8,7 +8,7 @@ from pruning.cli.output import print_rows
 
 
 def families(as_json: AsJson = False) -> None:
-    """List the model families, and what was proven to be removable from each."""
+    """List model types and what can be removed."""
     rows = [asdict(each) | {"units": list(each.units)} for each in supported()]
     print_rows(
         rows if as_json else [row | {"units": ", ".join(row["units"])} for row in rows],
