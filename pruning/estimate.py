@@ -26,7 +26,7 @@ from pruning.steps import Channels, Layers, Neurons, Reconstruction
 from pruning.steps.base import Step
 from pruning.steps.layers import watching
 from pruning.text.choice import DEFAULT_CALIBRATION, Calibration
-from pruning.text.passages import GENRES
+from pruning.text.passages import CHAT, CHAT_AND_GENERAL, GENERAL, GENRES
 
 SLACK = 64_000_000
 """Memory that any work takes: freed blocks that the allocator keeps, and the libraries' own buffers."""
@@ -278,6 +278,9 @@ def _trials(
     free = available_memory() if free is None else free
     sizes = Sizes(shape)
     reading = Reading.of(calibration, sizes)
+    text = calibration_text(sizes, calibration)
+    if calibration.text in (CHAT, CHAT_AND_GENERAL):  # A model's answers are kept.
+        calibration = calibration.model_copy(update={"text": GENERAL})
     costs = []
     newest: tuple[str, ...] = ()
     for steps in trials:
@@ -285,7 +288,7 @@ def _trials(
         work, pruned = _steps(steps, calibration, shape, free, {}, calibrated=modules == newest)
         newest = modules or newest
         costs.append((work + reading.heldout_loss(Sizes(pruned))).times(1))
-    return in_sequence(Cost.holding(SLACK), calibration_text(sizes, calibration), *costs)
+    return in_sequence(Cost.holding(SLACK), text, *costs)
 
 
 def importance(shape: Shape, calibration: Calibration | None = None, free: int | None = None) -> Cost:

@@ -216,10 +216,11 @@ def _apply(step: Step, pruned: Pruned, base: LoadedModel, progress: Reporter) ->
             recipe.seed,
             save_to_disk=pruned.model is base.model,
             progress=progress,
+            author=base,
         )
         context = replace(context, statistics=statistics)
     if step.needs_calibration_text:
-        windows = windows_of(context.loaded, recipe.calibration, recipe.seed, progress)
+        windows = windows_of(context.loaded, recipe.calibration, recipe.seed, progress, author=base)
         context = replace(context, windows=windows)
     calibrated = time.perf_counter()
     result = step.apply(context)

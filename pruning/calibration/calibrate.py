@@ -20,7 +20,7 @@ from pruning.text.chat import PlainText
 from pruning.text.chat_learning import learn_chat_format
 from pruning.text.choice import Calibration, read_texts
 from pruning.text.generation import sample_text
-from pruning.text.own_answers import MOST_GENERATED, are_shipped, own_answers, pack
+from pruning.text.own_answers import MOST_GENERATED, Conversation, are_shipped, own_answers, pack
 from pruning.text.passages import CHAT, CHAT_AND_GENERAL, GENERAL, GENRES, SELF_GENERATED
 from pruning.text.tokens import (
     Windows,
@@ -56,6 +56,13 @@ class SelfTextKey(CacheKey[str]):
 
 
 @dataclass(frozen=True, kw_only=True)
+class OwnAnswersKey(CacheKey[tuple[Conversation, ...]]):
+    """For about how many tokens a model answered the bundled questions."""
+
+    tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class WindowsKey(CacheKey[str]):
     """What decides the token windows of a calibration text, whose digest is the cached value."""
 
@@ -78,7 +85,11 @@ CHAT_SHARE = 2 / 3
 
 
 def windows_of(
-    base: LoadedModel, calibration: Calibration, seed: int = 0, progress: Reporter = silent
+    base: LoadedModel,
+    calibration: Calibration,
+    seed: int = 0,
+    progress: Reporter = silent,
+    author: LoadedModel | None = None,
 ) -> Windows:
     """Return the calibration text as token windows.
 
@@ -90,24 +101,18 @@ def windows_of(
         calibration: The text, and how much of it to read.
         seed: Seed of a self-generated text.
         progress: Called with the progress of downloading or generating the text, and of tokenizing it.
+        author: The model whose own answers are read; None for `base`. For a model that a step has changed, it is
+            the one that was loaded.
 
     Raises:
         RecipeError: There is too little text, the user's own text is missing, or the model has no chat format.
     """
-    if calibration.text == CHAT:
-        return _chat_windows(base, calibration, progress)
     if calibration.kind != "text":
         return _given_windows(base, calibration)
+    if calibration.text == CHAT:
+        return _chat_windows(base, calibration, author or base, progress)
     if calibration.text == CHAT_AND_GENERAL:
-        of_chat = round(calibration.tokens * CHAT_SHARE)
-        general = calibration.model_copy(update={"text": GENERAL, "tokens": calibration.tokens - of_chat})
-        windows = windows_of(base, general, seed, progress)
-        if isinstance(learn_chat_format(base.tokenizer), PlainText):
-            return windows
-        if not are_shipped(base.source):
-            of_chat = min(of_chat, MOST_GENERATED)
-        chat = _chat_windows(base, calibration.model_copy(update={"tokens": of_chat}), progress)
-        return Windows(chat.fitting + windows.fitting, chat.heldout + windows.heldout)
+        return _mixed_windows(base, calibration, author or base, progress)
     texts = _texts(base, calibration, seed, progress)
     share = calibration.tokens // len(texts)
     window = usable_window(base.model, calibration.window)
@@ -129,20 +134,41 @@ def windows_of(
     return Windows(tuple(fitting), tuple(heldout), calibration.sha256)
 
 
-def _chat_windows(base: LoadedModel, calibration: Calibration, progress: Reporter) -> Windows:
-    """Return the model's own answers to the bundled questions as windows, one in eight of them held out."""
+def _mixed_windows(
+    base: LoadedModel, calibration: Calibration, author: LoadedModel, progress: Reporter
+) -> Windows:
+    """Return chat and all genres as windows; the genres alone for a model without a chat format."""
+    of_chat = round(calibration.tokens * CHAT_SHARE)
+    general = calibration.model_copy(update={"text": GENERAL, "tokens": calibration.tokens - of_chat})
+    windows = windows_of(base, general, progress=progress)
+    if isinstance(learn_chat_format(base.tokenizer), PlainText):
+        return windows
+    if not are_shipped(author.source):
+        of_chat = min(of_chat, MOST_GENERATED)
+    chat = calibration.model_copy(update={"text": CHAT, "tokens": of_chat})
+    spoken = _chat_windows(base, chat, author, progress)
+    return Windows(spoken.fitting + windows.fitting, spoken.heldout + windows.heldout)
+
+
+def _chat_windows(
+    base: LoadedModel, calibration: Calibration, author: LoadedModel, progress: Reporter
+) -> Windows:
+    """Return the author's answers to the bundled questions as windows, one in eight of them held out."""
     chat_format = learn_chat_format(base.tokenizer)
     if isinstance(chat_format, PlainText):
         raise RecipeError(
             f"The calibration text {CHAT} needs a model that can chat. {chat_format.reason} Choose another text."
         )
-    answers = own_answers(base, calibration.tokens, progress)
+    key = OwnAnswersKey(text_sha256=None, tokens=calibration.tokens)
+    answers = cached(author.model, key, lambda: own_answers(author, calibration.tokens, progress))
     window = usable_window(base.model, calibration.window)
     packed = [torch.tensor(ids) for ids in pack(base, chat_format, answers, window, calibration.tokens)]
     for ids in packed:
         check_vocabulary(base.model, base.tokenizer, ids)
     if sum(map(len, packed)) < LEAST_TOKENS or len(packed) < 2:
-        raise RecipeError("The model's answers are too short to calibrate on. Choose another text.")
+        raise RecipeError(
+            f"The model's answers are too short to calibrate on. Choose another text, such as {GENERAL}."
+        )
     return _split(packed)
 
 
@@ -184,6 +210,7 @@ def statistics_of(
     seed: int = 0,
     save_to_disk: bool = True,
     progress: Reporter = silent,
+    author: LoadedModel | None = None,
 ) -> Statistics | SavedStatistics:
     """Return a model's statistics on the calibration text, from memory or the disk cache if present.
 
@@ -198,6 +225,7 @@ def statistics_of(
         save_to_disk: Whether the model is the one that was loaded, so that another process can use its
             statistics; not one that a step has changed.
         progress: Called with the progress of the work.
+        author: The model whose own answers are read, as `windows_of` says.
 
     Returns:
         The statistics; those from the disk cache read their matrices when asked for.
@@ -219,7 +247,7 @@ def statistics_of(
         if (newest := find(base.model, key)) is not None:
             return newest
     # A user's own text is always read, so that it is asked for if it is missing.
-    windows = windows_of(base, calibration, seed, progress)
+    windows = windows_of(base, calibration, seed, progress, author)
     store(base.model, windows_key, windows.digest)
     key = StatisticsKey(text_sha256=digest, windows=windows.digest, hooked_modules=modules)
     if (newest := find(base.model, key)) is not None:
