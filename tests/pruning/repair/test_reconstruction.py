@@ -32,7 +32,7 @@ STORY = Calibration(text="story", tokens=512, window=64)
 
 
 def cut(base, *steps, calibration=STORY):
-    return prune(Recipe(base="base", calibration=calibration, steps=steps), base).model
+    return prune(Recipe(base="base", calibration=calibration, steps=steps), base, share_memory=True).model
 
 
 def with_tensors(model, tensors):
