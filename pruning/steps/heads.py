@@ -179,10 +179,10 @@ class Heads(Cut):
         resized = shape.resized(KEY_VALUE, groups).resized(QUERY, groups * group_size)
         try:
             resized.config  # noqa: B018 - raises if there is no such config
-        except ModelError as error:
+        except ModelError:
             raise RecipeError(
                 f"A model with {groups * group_size} query heads would not load: its hidden size is "
-                f"{shape.count(CHANNEL)}. {error} Remove another number of heads."
+                f"{shape.count(CHANNEL)}. Remove another number of heads."
             ) from None
         return resized
 

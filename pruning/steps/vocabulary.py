@@ -27,7 +27,7 @@ from pruning.steps.sizes import MULTIPLES, Multiple, Size, exactly_one, fraction
 from pruning.surgery import assemble, pieces
 from pruning.text.bpe import BytePairs
 from pruning.text.choice import TextChoice, read_texts
-from pruning.text.passages import CALIBRATION_NAMES, SELF_GENERATED
+from pruning.text.passages import CALIBRATION_NAMES, WRITTEN_BY_MODELS
 from pruning.text.tokens import tokenize
 
 _LISTS_OF_IDS = ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids")
@@ -134,9 +134,11 @@ class Vocabulary(Step):
     @field_validator("text")
     @classmethod
     def _check_text(cls, value: TextChoice) -> TextChoice:
-        if value.text == SELF_GENERATED:
-            names = ", ".join(name for name in CALIBRATION_NAMES if name != SELF_GENERATED)
-            raise ValueError(f"the model's own samples use a little of everything; choose a text: {names}")
+        if value.text in WRITTEN_BY_MODELS:
+            names = ", ".join(name for name in CALIBRATION_NAMES if name not in WRITTEN_BY_MODELS)
+            raise ValueError(
+                f"what a model itself writes uses a little of everything; choose a text: {names}"
+            )
         return value
 
     @model_validator(mode="after")

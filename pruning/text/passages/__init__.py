@@ -28,6 +28,9 @@ CALIBRATION_NAMES = {
     CUSTOM: "A text of your own",
 }
 
+WRITTEN_BY_MODELS = (SELF_GENERATED, CHAT, CHAT_AND_GENERAL)
+"""The texts that a model has to write, wholly or in part."""
+
 PUBLISHED_NAMES = {CUSTOM: "own", SELF_GENERATED: "self"}
 """For each renamed text the name that release 0.1.0 published."""
 

@@ -512,7 +512,9 @@ def test_shell_takes_numbers_and_shares(as_json, options, size):
 
 def test_shell_says_what_is_missing(refused, as_json, tmp_path):
     folder = folder_of("gpt2")
-    assert "neither a file nor one of general" in refused("preview", folder, "--vocabulary", "nowhere")
+    assert "neither a file nor one of chat_and_general" in refused(
+        "preview", folder, "--vocabulary", "nowhere"
+    )
     assert "--vocabulary-text repeats what another option sets" in refused(
         "preview", folder, "--vocabulary", "story", "--vocabulary-text", "code"
     )
