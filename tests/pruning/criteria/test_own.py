@@ -111,7 +111,7 @@ def test_a_recipe_never_runs_a_file(tmp_path):
     address, known = write(tmp_path), dict(base.OWN)
     with pytest.raises(RecipeError, match="no criterion"):
         Recipe.parse(f"base: x\nsteps:\n- step: neurons\n  fraction: 0.5\n  criterion: {address}\n")
-    assert base.OWN == known
+    assert known == base.OWN
 
 
 @pytest.mark.parametrize(

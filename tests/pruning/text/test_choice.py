@@ -55,7 +55,9 @@ def test_a_text_is_chosen_by_its_name(name):
 def test_a_text_is_chosen_by_its_file(tmp_path):
     (tmp_path / "mine.txt").write_text("Süßes, sonst gibt's Saures.", encoding="utf-8")
     choice = Calibration.named(str(tmp_path / "mine.txt"), tokens=512)
-    assert choice == Calibration.custom("Süßes, sonst gibt's Saures.", tokens=512)
+    given = Calibration.custom("Süßes, sonst gibt's Saures.", tokens=512)
+    assert choice == given.model_copy(update={"address": "mine.txt"})
+    assert choice.canonical() == given.canonical()
     assert read_texts(choice) == ["Süßes, sonst gibt's Saures."]
     assert choice.sha256 == hashlib.sha256("Süßes, sonst gibt's Saures.".encode()).hexdigest()
     assert "Saures" not in repr(choice) + str(choice.model_dump()) + choice.to_python()
@@ -68,7 +70,7 @@ def test_a_text_is_chosen_by_its_file(tmp_path):
 def test_what_is_neither_a_text_nor_a_file_is_refused(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
-        RecipeError, match=f"no calibration text '{name}': it is neither a file nor one of general"
+        RecipeError, match=f"no calibration text '{name}': it is neither a file nor one of chat_and_general"
     ):
         TextChoice.named(name)
 
