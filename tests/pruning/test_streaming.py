@@ -272,7 +272,7 @@ def test_a_model_partly_on_disk_is_pruned_and_saved(steps, tmp_path, request):
     expected = pruning.prune(recipe, pruning.load(str(base))).model
     request.getfixturevalue("little_memory")
     loaded = pruning.load(str(base))
-    pruned = pruning.prune(recipe, loaded)
+    pruned = pruning.prune(recipe, loaded, share_memory=True)
     assert {"cpu", DISK} == set(pruned.model.hf_device_map.values())
     assert torch.equal(pruned.model(IDS).logits, expected(IDS).logits)
     if isinstance(steps[0], Layers):
