@@ -165,7 +165,7 @@ def _chat_windows(
     packed = [torch.tensor(ids) for ids in pack(base, chat_format, answers, window, calibration.tokens)]
     for ids in packed:
         check_vocabulary(base.model, base.tokenizer, ids)
-    if sum(map(len, packed)) < LEAST_TOKENS or len(packed) < 2:
+    if sum(map(len, packed)) < min(calibration.tokens, LEAST_TOKENS):
         raise RecipeError(
             f"The model's answers are too short to calibrate on. Choose another text, such as {GENERAL}."
         )
@@ -179,14 +179,14 @@ def _given_windows(base: LoadedModel, calibration: Calibration) -> Windows:
         raise RecipeError(
             f"The calibration text has {count} tokens; at least {LEAST_TOKENS} are needed. Give more of it."
         )
-    if len(windows) == 1:
-        border = count - count // HELD_OUT
-        windows = [windows[0][:border], windows[0][border:]]
     return replace(_split(windows), text_sha256=calibration.sha256)
 
 
 def _split(windows: list[torch.Tensor]) -> Windows:
-    """Hold out one window in eight, and at least one."""
+    """Hold out one window in eight, and at least one; of a single window, its last eighth."""
+    if len(windows) == 1:
+        border = len(windows[0]) - len(windows[0]) // HELD_OUT
+        windows = [windows[0][:border], windows[0][border:]]
     heldout = windows[HELD_OUT - 1 :: HELD_OUT] or windows[-1:]
     fitting = [ids for ids in windows if not any(ids is other for other in heldout)]
     return Windows(tuple(fitting), tuple(heldout))

@@ -88,6 +88,15 @@ def test_a_conversation_longer_than_a_window_is_cut_off(smollm2):
 
 
 @pytest.mark.real
+@pytest.mark.parametrize(("text", "tokens"), [("chat_and_general", 256), ("chat", 256), ("chat", 700)])
+def test_little_of_it_is_enough(smollm2, text, tokens):
+    windows = windows_of(smollm2, Calibration(text=text, tokens=tokens))
+    assert 0.95 * tokens <= windows.tokens <= tokens + 8
+    assert windows.heldout
+    assert windows.fitting
+
+
+@pytest.mark.real
 def test_the_mix_holds_out_some_of_both_texts(smollm2):
     windows = windows_of(smollm2, Calibration(text="chat_and_general", tokens=6000, window=256))
     assert 5500 <= windows.tokens <= 6000
