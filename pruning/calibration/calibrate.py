@@ -141,35 +141,58 @@ def _mixed_windows(
     of_chat = round(calibration.tokens * CHAT_SHARE)
     general = calibration.model_copy(update={"text": GENERAL, "tokens": calibration.tokens - of_chat})
     windows = windows_of(base, general, progress=progress)
-    if isinstance(learn_chat_format(base.tokenizer), PlainText):
+    if isinstance(learn_chat_format(author.tokenizer), PlainText):
         return windows
     if not are_shipped(author.source):
         of_chat = min(of_chat, MOST_GENERATED)
     chat = calibration.model_copy(update={"text": CHAT, "tokens": of_chat})
-    spoken = _chat_windows(base, chat, author, progress)
-    return Windows(spoken.fitting + windows.fitting, spoken.heldout + windows.heldout)
+    answers = _chat_windows(base, chat, author, progress)
+    return Windows(answers.fitting + windows.fitting, answers.heldout + windows.heldout)
 
 
 def _chat_windows(
     base: LoadedModel, calibration: Calibration, author: LoadedModel, progress: Reporter
 ) -> Windows:
     """Return the author's answers to the bundled questions as windows, one in eight of them held out."""
-    chat_format = learn_chat_format(base.tokenizer)
-    if isinstance(chat_format, PlainText):
-        raise RecipeError(
-            f"The calibration text {CHAT} needs a model that can chat. {chat_format.reason} Choose another text."
-        )
-    key = OwnAnswersKey(text_sha256=None, tokens=calibration.tokens)
-    answers = cached(author.model, key, lambda: own_answers(author, calibration.tokens, progress))
-    window = usable_window(base.model, calibration.window)
-    packed = [torch.tensor(ids) for ids in pack(base, chat_format, answers, window, calibration.tokens)]
-    for ids in packed:
-        check_vocabulary(base.model, base.tokenizer, ids)
-    if sum(map(len, packed)) < min(calibration.tokens, LEAST_TOKENS):
+    windows = chat_windows(base, author, calibration.tokens, calibration.window, progress)
+    if sum(map(len, windows)) < min(calibration.tokens, LEAST_TOKENS):
         raise RecipeError(
             f"The model's answers are too short to calibrate on. Choose another text, such as {GENERAL}."
         )
-    return _split(packed)
+    return hold_out(windows)
+
+
+def chat_windows(
+    reader: LoadedModel, author: LoadedModel, tokens: int, window: int, progress: Reporter = silent
+) -> list[torch.Tensor]:
+    """Return a model's answers to the bundled questions, in its chat format, as token windows.
+
+    Args:
+        reader: The model that reads them.
+        author: The model that answers, and whose chat format is used.
+        tokens: The most tokens in all windows together.
+        window: The most tokens of a window, limited to the reader's context.
+        progress: Called before every token that is generated.
+
+    Returns:
+        Token ids, each `[at most window]`.
+
+    Raises:
+        RecipeError: The author has no chat format, or the reader has no embedding for a token.
+        ModelError: The tokenizer failed on a question.
+    """
+    chat_format = learn_chat_format(author.tokenizer)
+    if isinstance(chat_format, PlainText):
+        raise RecipeError(
+            f"The text {CHAT} needs a model that can chat. {chat_format.reason} Choose another text."
+        )
+    key = OwnAnswersKey(text_sha256=None, tokens=tokens)
+    answers = cached(author.model, key, lambda: own_answers(author, tokens, progress))
+    packed = pack(reader, chat_format, answers, usable_window(reader.model, window), tokens)
+    windows = [torch.tensor(ids) for ids in packed]
+    for ids in windows:
+        check_vocabulary(reader.model, reader.tokenizer, ids)
+    return windows
 
 
 def _given_windows(base: LoadedModel, calibration: Calibration) -> Windows:
@@ -179,10 +202,10 @@ def _given_windows(base: LoadedModel, calibration: Calibration) -> Windows:
         raise RecipeError(
             f"The calibration text has {count} tokens; at least {LEAST_TOKENS} are needed. Give more of it."
         )
-    return replace(_split(windows), text_sha256=calibration.sha256)
+    return replace(hold_out(windows), text_sha256=calibration.sha256)
 
 
-def _split(windows: list[torch.Tensor]) -> Windows:
+def hold_out(windows: list[torch.Tensor]) -> Windows:
     """Hold out one window in eight, and at least one; of a single window, its last eighth."""
     if len(windows) == 1:
         border = len(windows[0]) - len(windows[0]) // HELD_OUT

@@ -46,11 +46,11 @@ def expert_saliencies(
     Raises:
         RecipeError: The experts of this type are not called with the router's choice.
     """
+    names = expert_layers(anatomy)
     sums = {
         layer: _Saliency(model.get_submodule(name), anatomy.units[EXPERT], weighted)
-        for layer, name in expert_layers(anatomy).items()
+        for layer, name in names.items()
     }
-    names = expert_layers(anatomy)
     all_windows = windows.fitting + windows.heldout
     with torch.no_grad(), hooks(model, {names[layer]: each.update for layer, each in sums.items()}):
         for number, window in enumerate(all_windows):

@@ -19,7 +19,7 @@ from pydantic import (
 
 from pruning.architectures.anatomy import anatomy_of
 from pruning.architectures.shape import Shape
-from pruning.calibration.calibrate import HELD_OUT, LEAST_TOKENS
+from pruning.calibration.calibrate import HELD_OUT, LEAST_TOKENS, chat_windows, hold_out
 from pruning.cost.cost import Cost, in_sequence
 from pruning.cost.passes import FLOAT, Sizes
 from pruning.cost.plan import Plan
@@ -38,16 +38,14 @@ from pruning.progress import Progress
 from pruning.schema import Frozen
 from pruning.steps.base import Step, StepContext, StepResult
 from pruning.steps.settings import Setting, whole
-from pruning.text.chat import ChatFormat, PlainText
+from pruning.text.chat import PlainText
 from pruning.text.chat_learning import learn_chat_format
 from pruning.text.choice import MAX_TOKENS, TextChoice, read_texts
 from pruning.text.generation import sample_text
-from pruning.text.own_answers import own_answers, pack
 from pruning.text.passages import CHAT, CHAT_AND_GENERAL, GENERAL, SELF_GENERATED
 from pruning.text.tokens import (
     Windows,
     bos_ids,
-    check_vocabulary,
     split_into_windows,
     token_ids,
     tokenize,
@@ -346,22 +344,13 @@ def _chat(text: str, context: StepContext, teacher: LoadedModel) -> Windows:
     Raises:
         RecipeError: The text is chat alone, and the teacher has no chat format.
     """
-    chat_format = learn_chat_format(teacher.tokenizer) if text in (CHAT, CHAT_AND_GENERAL) else None
-    if isinstance(chat_format, PlainText) and text == CHAT:
-        raise RecipeError(
-            f"The text {CHAT} needs a teacher that can chat. {chat_format.reason} Choose another."
-        )
-    if not isinstance(chat_format, ChatFormat):
+    if text not in (CHAT, CHAT_AND_GENERAL):
         return Windows((), ())
-    answers = own_answers(teacher, CHAT_TOKENS, context.progress)
-    student = replace(teacher, tokenizer=context.tokenizer)
-    window = usable_window(context.model, HELDOUT_WINDOW)
-    windows = [torch.tensor(ids) for ids in pack(student, chat_format, answers, window, CHAT_TOKENS)]
-    for ids in windows:
-        check_vocabulary(context.model, context.tokenizer, ids)
-    heldout = windows[HELD_OUT - 1 :: HELD_OUT][: MAX_HELDOUT_TOKENS // (2 * window)]
-    fitting = [ids for number, ids in enumerate(windows) if number % HELD_OUT != HELD_OUT - 1]
-    return Windows(tuple(fitting), tuple(heldout))
+    if text == CHAT_AND_GENERAL and isinstance(learn_chat_format(teacher.tokenizer), PlainText):
+        return Windows((), ())
+    student, window = context.loaded, usable_window(context.model, HELDOUT_WINDOW)
+    windows = hold_out(chat_windows(student, teacher, CHAT_TOKENS, window, context.progress))
+    return replace(windows, heldout=windows.heldout[: MAX_HELDOUT_TOKENS // (2 * window)])
 
 
 def _layer_origins(context: StepContext, teacher: LoadedModel) -> tuple[int, ...] | None:

@@ -1,4 +1,4 @@
-"""What a model itself answers to the bundled questions: text in its chat format, to calibrate on and to distill."""
+"""A model's own answers to the bundled questions, to calibrate on and to distill from."""
 
 import hashlib
 import json
@@ -21,10 +21,10 @@ MAX_NEW_TOKENS = 96
 """The most tokens of an answer."""
 
 MOST_GENERATED = 4_096
-"""The most tokens that a model answers for a mix of texts, of which its answers are one: about one batch."""
+"""The most tokens of answers that a model generates for a mix of texts: about one batch."""
 
 MOST_ON_DISK = 20_000_000
-"""Bytes of answers in the disk cache: those of some hundred models."""
+"""Bytes of answers in the disk cache: about a hundred models."""
 
 _FORMAT = 1
 """Raised when what is kept on disk changes its meaning."""
@@ -90,7 +90,7 @@ def own_answers(model: LoadedModel, tokens: int, progress: Reporter = silent) ->
             conversations.append(Conversation(question, answers[number].text, answers[number].ended))
             read += _length(model, conversations[-1])
     if file is not None and len(conversations) > known:
-        # A full disk costs the next run some minutes, nothing else.
+        # If the disk is full, the next run only has to generate the answers again.
         with suppress(OSError):
             with replacing(file) as temporary:
                 temporary.write_text(json.dumps([asdict(each) for each in conversations]), "utf-8")
@@ -108,11 +108,6 @@ def shipped_answers() -> tuple[Conversation, ...]:
     """Return the default model's answers to all bundled calibration questions."""
     lines = files(questions).joinpath("answers.smollm2-135m.jsonl").read_text(encoding="utf-8").splitlines()
     return tuple(Conversation(**json.loads(line)) for line in lines)
-
-
-def digest_of(conversations: tuple[Conversation, ...]) -> str:
-    """Return the SHA-256 of conversations, in hexadecimal digits."""
-    return hashlib.sha256(json.dumps([asdict(each) for each in conversations]).encode()).hexdigest()
 
 
 def _in_turn() -> list[str]:
