@@ -196,7 +196,7 @@ def prompt_from(text: object, mode: object) -> Prompt:
     """Return the prompt that the visitor gives both models.
 
     Raises:
-        RecipeError: It is not a text, or there is no such mode.
+        RecipeError: The prompt is not a text, or the mode does not exist.
     """
     if not isinstance(text, str):
         raise RecipeError("The prompt is empty. Write a few words.")

@@ -63,7 +63,7 @@ def criterion_named(name: str) -> Criterion:
             f"The recipe was made with another version of the criterion {plain}: its digest is {digest[:12]}, that of "
             f"yours is {OWN[plain].digest}."
         )
-    own = f" {plain} is somebody's own: define it first, or give its file with --criterion FILE.py:{plain}."
+    own = f" {plain} is a user's own criterion: define it first, or give its file with --criterion FILE.py:{plain}."
     raise RecipeError(
         f"There is no criterion {name!r}. Choose one of: {', '.join(CRITERIA)}.{own if digest else ''}"
     )

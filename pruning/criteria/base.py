@@ -177,7 +177,7 @@ def criterion(
     - `generator`: a `torch.Generator`, seeded for the layer.
 
     It returns one score for each neuron, `[neurons]`. Pass the criterion, or its name, to `Neurons`. A recipe holds the
-    name and a digest of the function's source: whoever carries it out has to define the criterion first.
+    name and a digest of the function's source; to run the recipe, define the criterion first.
 
     Args:
         name: The name in recipes; by default that of the function.
@@ -235,7 +235,7 @@ def criterion(
 
 
 def _digest(function: Callable[..., Any]) -> str:
-    """Return twelve hexadecimal digits of a function's source, or of its bytecode if there is no source."""
+    """Return a digest of a function's source, or of its bytecode if the source is missing: 12 hexadecimal digits."""
     try:
         code = inspect.getsource(function).encode()
     except (OSError, TypeError):

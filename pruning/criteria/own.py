@@ -21,12 +21,12 @@ def load_criterion(text: str) -> Criterion:
         text: `file.py:name`.
 
     Raises:
-        RecipeError: There is no such file, it fails, or it defines no such criterion.
+        RecipeError: The file does not exist or fails, or does not define the criterion.
     """
     path, _, name = text.rpartition(":")
     file = Path(path)
     if not file.is_file():
-        raise RecipeError(f"There is no file {path}, from which the criterion {name} is to be read.")
+        raise RecipeError(f"There is no file {path} to read the criterion {name} from.")
     module_name = f"secateur_criteria_{file.stem}"
     spec = importlib.util.spec_from_file_location(module_name, file)
     assert spec is not None

@@ -1,4 +1,4 @@
-"""Tasks of lm-evaluation-harness, where it and its data can be had."""
+"""Run tasks of lm-evaluation-harness, if it is installed and can download their data."""
 
 import importlib.util
 from collections.abc import Sequence
@@ -43,7 +43,7 @@ def evaluate_tasks(
         For each task, its measures as the harness names them.
 
     Raises:
-        ModelError: There is no such task, or its data cannot be had.
+        ModelError: A task does not exist, or its data cannot be downloaded.
     """
     check_installed()
     progress(Progress(f"Loading {', '.join(tasks)}"))

@@ -24,8 +24,8 @@ def write_lm_eval_task(folder: str | Path, items: Sequence[Item] | None = None) 
     """Write the panel as files that lm-evaluation-harness loads, one task for each skill and a group of them.
 
     `lm_eval --include_path FOLDER --tasks secateur_skills` then gives the accuracies of `measure_skills`, except that
-    the harness leaves out no item that a tokenizer cannot write. The files name each other by their full
-    paths: write them anew rather than move them.
+    the harness keeps the items that a tokenizer cannot write. The files name each other by their full
+    paths: write them again instead of moving them.
 
     Args:
         folder: Where to write; created if missing. Files of the same names are replaced.

@@ -38,9 +38,9 @@ class Share:
     """A share of items, and the interval that covers the true one.
 
     Attributes:
-        low: The lower end; 0 if there are no items.
+        low: The lower end; 0 without items.
         share: The share of these items; None if there are none.
-        high: The upper end; 1 if there are no items.
+        high: The upper end; 1 without items.
         items: The number of items that it is a share of.
         confidence: How often such an interval covers the true share, at least.
     """
