@@ -121,6 +121,7 @@ def test_the_first_answer_is_right_and_a_text_can_be_continued_instead(visit):
     page.click("#mode label:has-text('Continue')")
     page.wait_for_function(f"document.querySelector('#prompt textarea').value == '{TEXT}'")
     page.click("#prune")
+    page.wait_for_selector(f"#text-before:has-text('{TEXT}')", timeout=WORK)
     page.wait_for_selector("#export:visible, #status .failed", timeout=WORK)
     assert page.inner_text("#text-before").startswith(TEXT)
     page.get_by_role("tab", name="Recipe").click()
