@@ -28,6 +28,7 @@ from pruning.architectures.families import (
     TOKEN,
     Family,
 )
+from pruning.architectures.lm_head import backbone, logits_of
 from pruning.architectures.lookup import family_for
 from pruning.architectures.masks import masked
 from pruning.architectures.probe import HEAD, WINDOW, probe_config
@@ -277,6 +278,9 @@ def _compare(
                     continue  # The uncut model does not run with a cache either.
             if failure := _difference(expected[..., rows], run(model, places), unit, how):
                 return failure
+        hidden = backbone(model)(input_ids=places, use_cache=False).last_hidden_state
+        if not torch.allclose(logits_of(model, hidden[0]), _run(model, places)[0].float(), atol=TOLERANCE):
+            return "its logits cannot be computed from its last hidden states"
     return None
 
 

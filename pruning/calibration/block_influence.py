@@ -9,6 +9,7 @@ from torch.nn.functional import cosine_similarity
 from transformers import PreTrainedModel
 
 from pruning.architectures.anatomy import Anatomy
+from pruning.architectures.lm_head import backbone
 from pruning.calibration.cache import CacheKey, cached
 from pruning.calibration.hooks import hooks, input_states, output_states
 from pruning.progress import Progress, Reporter, silent
@@ -92,7 +93,7 @@ def residual_streams(
         progress(Progress("Watching the layers, windows", number, len(all_windows)))
         states: list[torch.Tensor] = []
         with torch.no_grad(), _recording(model, anatomy, states):
-            model.base_model(input_ids=window[None].to(model.device), use_cache=False)
+            backbone(model)(input_ids=window[None].to(model.device), use_cache=False)
         yield states
 
 

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from pruning.architectures.anatomy import Anatomy
 from pruning.architectures.families import EXPERT
+from pruning.architectures.lm_head import backbone
 from pruning.calibration.hooks import hooks
 from pruning.errors import RecipeError
 from pruning.progress import Progress, Reporter, silent
@@ -55,7 +56,7 @@ def expert_saliencies(
     with torch.no_grad(), hooks(model, {names[layer]: each.update for layer, each in sums.items()}):
         for number, window in enumerate(all_windows):
             progress(Progress("Watching the experts, windows", number, len(all_windows)))
-            model.base_model(input_ids=window[None].to(model.device), use_cache=False)
+            backbone(model)(input_ids=window[None].to(model.device), use_cache=False)
     return {layer: each.mean() for layer, each in sums.items()}
 
 

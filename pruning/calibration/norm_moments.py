@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from pruning.architectures.anatomy import Anatomy
+from pruning.architectures.lm_head import backbone
 from pruning.calibration.cache import CacheKey, cached
 from pruning.calibration.hooks import hooks
 from pruning.progress import Progress, Reporter, silent
@@ -78,5 +79,5 @@ def _norm_moments(
     with torch.no_grad(), hooks(model, after={name: norm.update for name, norm in sums.items()}):
         for number, window in enumerate(all_windows):
             progress(Progress("Watching the residual stream, windows", number, len(all_windows)))
-            model.base_model(input_ids=window[None].to(model.device), use_cache=False)
+            backbone(model)(input_ids=window[None].to(model.device), use_cache=False)
     return {name: norm.moments() for name, norm in sums.items()}

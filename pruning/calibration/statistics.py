@@ -18,6 +18,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from pruning.architectures.lm_head import backbone
 from pruning.calibration.hooks import hooks
 from pruning.files import replacing
 from pruning.memory import available_memory
@@ -289,7 +290,7 @@ def _collect(
         name: _InputSums(name in moment_modules, name in gram_modules, stride)
         for name in dict.fromkeys([*moment_modules, *gram_modules])
     }
-    body = model.base_model
+    body = backbone(model)
     windows = [(window, False) for window in fitting] + [(window, True) for window in heldout]
     with torch.no_grad(), hooks(model, {name: module.update for name, module in sums.items()}):
         for number, (window, is_heldout) in enumerate(windows):

@@ -11,8 +11,9 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from pruning.architectures.anatomy import Anatomy, anatomy_of
+from pruning.architectures.lm_head import backbone, logits_of
 from pruning.distillation.settings import Training
-from pruning.errors import RecipeError
+from pruning.errors import ModelError, RecipeError
 
 HEAD_TOKENS: defaultdict[str, int] = defaultdict(lambda: 2048, cpu=128)
 """Tokens whose logits are in memory at one time, by device type: on a CPU, few enough for its cache."""
@@ -37,6 +38,7 @@ class OutputHead:
         module = model.get_output_embeddings()
         parameters = [module.weight] if module.bias is None else [module.weight, module.bias]
         self.cap: float | None = getattr(model.config, "final_logit_softcapping", None)
+        self.scale = _logit_scale(model, self.cap)
         # Frozen tensors are cast to the precision of the product once, not for every batch.
         self.tensors = [
             tensor if tensor.requires_grad else (tensor if rows is None else tensor[rows]).detach().to(dtype)
@@ -50,7 +52,33 @@ class OutputHead:
         """
         weight, *bias = tensors or self.tensors
         logits = functional.linear(hidden.to(weight.dtype), weight, *bias)
+        if self.scale != 1:
+            logits = self.scale * logits
         return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
+
+
+@torch.no_grad()
+def _logit_scale(model: PreTrainedModel, cap: float | None) -> float:
+    """Return the factor between the products of a model's head and its logits, as Granite and Cohere have.
+
+    Raises:
+        ModelError: The model does more to its last hidden states than the product, a scale and a cap.
+    """
+    head = model.get_output_embeddings()
+    weight = head.weight
+    hidden = torch.linspace(-1, 1, 2 * weight.shape[1], device=weight.device).view(2, -1).to(weight.dtype)
+    logits, products = logits_of(model, hidden), head(hidden).float()
+    if cap is not None:
+        logits = cap * torch.atanh((logits / cap).clamp(-0.999, 0.999))
+    inside = logits.abs() < 0.9 * cap if cap is not None else torch.ones_like(logits, dtype=torch.bool)
+    logits, products = logits[inside], products[inside]
+    scale = float((logits * products).sum() / products.square().sum().clamp_min(1e-30))
+    if not torch.allclose(logits, scale * products, atol=0.02 * float(logits.abs().max())):
+        raise ModelError(
+            f"A model of the type {model.config.model_type} does more than a product to get from its last hidden "
+            "states to its logits, and cannot be distilled here. Leave distillation out."
+        )
+    return 1.0 if abs(scale - 1) < 0.01 else scale
 
 
 class HeadLoss(torch.autograd.Function):
@@ -188,10 +216,10 @@ class DistillationLoss(nn.Module):
         with torch.autocast(ids.device.type, self.dtype, enabled=self.dtype != torch.float32):
             with torch.inference_mode():
                 teacher_ids = ids if self.teacher_tokens is None else self.teacher_tokens[ids]
-                teacher = self._teacher[0].base_model(
+                teacher = backbone(self._teacher[0])(
                     teacher_ids, use_cache=False, output_hidden_states=hidden_states
                 )
-            student = self.student.base_model(ids, use_cache=False, output_hidden_states=hidden_states)
+            student = backbone(self.student)(ids, use_cache=False, output_hidden_states=hidden_states)
             # A position predicts the token after it; the last one of a window predicts none.
             labels = functional.pad(ids[:, 1:], (0, 1), value=IGNORED)
             # The mean is over all positions, the cross-entropy over those with a label.

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from pruning.architectures.anatomy import anatomy_of
+from pruning.architectures.lm_head import backbone, logits_of
 from pruning.architectures.shape import Shape
 from pruning.calibration.block_influence import block_influences
 from pruning.calibration.calibrate import statistics_of, windows_of
@@ -17,7 +18,7 @@ from pruning.progress import Progress, Reporter, silent
 from pruning.steps.neurons import Neurons
 from pruning.surgery import neuron_matrices
 from pruning.text.choice import DEFAULT_CALIBRATION, Calibration
-from pruning.text.likelihood import logits_of, token_losses
+from pruning.text.likelihood import token_losses
 from pruning.text.prompt import CausalLM, check_prompt, encode_prompt
 from pruning.text.tokens import token_ids, usable_window
 
@@ -52,7 +53,7 @@ def next_tokens(
     check_prompt(model, ids)
     progress(Progress("Reading the prompt"))
     with torch.inference_mode():
-        hidden = model.model.base_model(input_ids=ids.to(model.model.device), use_cache=False)
+        hidden = backbone(model.model)(input_ids=ids.to(model.model.device), use_cache=False)
         last = logits_of(model.model, hidden.last_hidden_state[0, -1:])[0]
     top = last.softmax(dim=0).topk(min(count, len(last)))
     with panics_as_errors():

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from pruning.architectures.anatomy import Anatomy, anatomy_of
 from pruning.architectures.families import CHANNEL, NEURON, QUERY, TOKEN
+from pruning.architectures.lm_head import backbone
 from pruning.architectures.placement import device_map
 from pruning.calibration.hooks import hooks, input_states
 from pruning.errors import RecipeError
@@ -216,7 +217,7 @@ def _layer_calls(model: PreTrainedModel, anatomy: Anatomy, length: int) -> list[
     layers = (anatomy.layer_module(layer) for layer in range(anatomy.layers))
     with hooks(model, dict.fromkeys(layers, record)), torch.no_grad():
         ids = torch.zeros(1, length, dtype=torch.long, device=model.device)
-        model.base_model(input_ids=ids, use_cache=False)
+        backbone(model)(input_ids=ids, use_cache=False)
     return calls
 
 
@@ -238,5 +239,5 @@ def _embedded(
         for window in windows:
             report()
             with suppress(_StopForward):
-                model.base_model(input_ids=window[None].to(model.device), use_cache=False)
+                backbone(model)(input_ids=window[None].to(model.device), use_cache=False)
     return states

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from transformers import DynamicCache
 
+from pruning.architectures.lm_head import backbone, logits_of
 from pruning.errors import panics_as_errors
 from pruning.progress import Progress, Reporter, silent
 from pruning.text.generation import special_tokens
-from pruning.text.likelihood import logits_of
 from pruning.text.prompt import CausalLM, check_prompt, prepare_prompt
 
 BATCH = 64
@@ -94,7 +94,7 @@ def _complete(
     place: Progress,
 ) -> list[list[int]]:
     """Continue prompts, each until one of the tokens that end a text, which is included."""
-    body, device = model.model.base_model, model.model.device
+    body, device = backbone(model.model), model.model.device
     accepted = inspect.signature(body.forward).parameters
     cache_name = "cache" if "cache" in accepted else "past_key_values"
     longest = max(map(len, prompts))

@@ -11,9 +11,10 @@ from typing import cast
 import torch
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
+from pruning.architectures.lm_head import backbone, logits_of
 from pruning.errors import panics_as_errors
 from pruning.progress import Progress, Reporter, silent
-from pruning.text.likelihood import MOST_LOGITS, logits_of
+from pruning.text.likelihood import MOST_LOGITS
 from pruning.text.tokens import bos_ids, tokenize, usable_window
 
 MOST_POSITIONS = 2048
@@ -234,7 +235,7 @@ class _Reader:
     def __init__(self, model: PreTrainedModel, report: Callable[[int], None]) -> None:
         self._model, self._report = model, report
         # What transformers 5.24 and later call `cache` had a longer name before, which they warn of.
-        names = inspect.signature(model.base_model.forward).parameters
+        names = inspect.signature(backbone(model).forward).parameters
         self._cache_name = "cache" if "cache" in names else "past_key_values"
         self._done = 0
         self.tokens_read = 0
@@ -289,7 +290,7 @@ class _Reader:
         ids = torch.tensor(tokens, device=self._model.device)
         self.tokens_read += ids.numel()
         past = {self._cache_name: cache}
-        return self._model.base_model(input_ids=ids, use_cache=True, **past).last_hidden_state
+        return backbone(self._model)(input_ids=ids, use_cache=True, **past).last_hidden_state
 
     def _score(self, nodes: Sequence[_Node], states: torch.Tensor) -> None:
         """Add up the log-likelihood of the scored tokens; `states[i, j]` predicts token j of node i."""

@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from pruning.architectures.lm_head import backbone, logits_of
 from pruning.progress import Progress, Reporter, silent
 
 MOST_LOGITS = 1 << 25
@@ -25,7 +26,7 @@ def token_losses(model: PreTrainedModel, window: torch.Tensor) -> torch.Tensor:
     """
     ids = window[None].to(model.device)
     with torch.inference_mode():
-        hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
+        hidden = backbone(model)(input_ids=ids, use_cache=False).last_hidden_state[0]
         labels = functional.pad(ids[0, 1:], (0, 1))  # The last position predicts nothing that is known.
         pieces = max(1, MOST_LOGITS // model.config.vocab_size)
         losses = [
@@ -33,14 +34,6 @@ def token_losses(model: PreTrainedModel, window: torch.Tensor) -> torch.Tensor:
             for states, following in zip(hidden.split(pieces), labels.split(pieces), strict=True)
         ]
         return torch.cat(losses)[:-1]
-
-
-def logits_of(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
-    """Return the logits, `[tokens, vocabulary]` in float32, of last hidden states, `[tokens, channels]`."""
-    logits = model.get_output_embeddings()(hidden)
-    if (cap := getattr(model.config, "final_logit_softcapping", None)) is not None:
-        logits = cap * torch.tanh(logits / cap)
-    return logits.float()
 
 
 def mean_loss(model: PreTrainedModel, windows: Sequence[torch.Tensor], progress: Reporter = silent) -> float:

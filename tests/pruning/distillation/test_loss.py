@@ -6,8 +6,12 @@ from torch.nn import functional
 
 import pruning
 from pruning import Layers, Recipe, RecipeError
-from pruning.distillation.loss import DistillationLoss, layer_map, relative_error
+from pruning.architectures.lm_head import backbone
+from pruning.architectures.probe import default_config, probe_config
+from pruning.architectures.tiny_model import random_model
+from pruning.distillation.loss import DistillationLoss, OutputHead, layer_map, relative_error
 from pruning.distillation.settings import Training
+from pruning.errors import ModelError
 from tests.helpers.models import loaded, tiny, trained
 
 
@@ -119,3 +123,27 @@ def test_hidden_states_of_different_widths_are_refused():
     student, teacher = tiny("llama"), tiny("llama", hidden_size=48)
     with pytest.raises(RecipeError, match=r"have 32 channels, and the teacher's 48.*hidden_loss_weight to 0"):
         layer_map(student, teacher)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "options"),
+    [
+        ("granite", {"logits_scaling": 8.0}),
+        ("cohere", {"logit_scale": 0.0625}),
+        ("gemma2", {"final_logit_softcapping": 3.0}),
+        ("phi", {}),
+    ],
+)
+def test_the_head_of_a_loss_gives_the_logits_of_the_model(model_type, options):
+    model = random_model(probe_config(default_config(model_type), **options))
+    ids = torch.arange(10, 18)[None]
+    with torch.inference_mode():
+        hidden = backbone(model)(input_ids=ids, use_cache=False).last_hidden_state[0]
+        expected = model(input_ids=ids, use_cache=False).logits[0]
+        torch.testing.assert_close(OutputHead(model, torch.float32)(hidden), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_model_that_does_more_than_a_product_at_its_head_is_not_distilled():
+    model = random_model(probe_config(default_config("bert"), is_decoder=True))
+    with pytest.raises(ModelError, match="cannot be distilled here"):
+        OutputHead(model, torch.float32)
