@@ -25,7 +25,7 @@ def main() -> None:
     rows = []
     for fraction in FRACTIONS:
         recipes = {
-            name: Recipe(base=base().source.name, steps=[Neurons(fraction=fraction, **values)])
+            name: Recipe(base=base().source.name, steps=[Neurons(fraction=fraction, multiple_of=1, **values)])
             for name, values in OURS.items()
         }
         # All lead to the same shapes. Run once before, so that the statistics are ready.

@@ -94,7 +94,7 @@ def leave_genres_out() -> None:
 def _ours(fraction: float, text: Calibration, seed: int = 0) -> PreTrainedModel:
     """Prune by the defaults, under a name outside the catalog, so that nothing reaches the disk cache."""
     unnamed = replace(base(), source=replace(base().source, name="benchmark"))
-    steps = [Neurons(fraction=fraction)]
+    steps = [Neurons(fraction=fraction, multiple_of=1)]
     return prune(Recipe(base="benchmark", calibration=text, steps=steps, seed=seed), unnamed).model
 
 

@@ -2,6 +2,14 @@
 
 from math import isfinite
 
+UNIT_TITLES = {
+    "neurons": "neurons per layer",
+    "heads": "query heads",
+    "key_value_heads": "key/value heads",
+    "tokens": "vocabulary",
+}
+"""Names for people, of the kinds of unit whose names in reports are not plain enough."""
+
 _SCALES = {1e15: "quadrillion", 1e12: "trillion", 1e9: "billion", 1e6: "million"}
 
 _LARGEST = 1e18

@@ -171,7 +171,7 @@ def apply_step(pruned: Pruned, base: LoadedModel, step: Step, *, progress: Repor
     """Carry out one more step on a pruned model, and add it to the recipe."""
     recipe = pruned.recipe.model_copy(update={"steps": (*pruned.recipe.steps, step)})
     recipe.check(Shape.of(base.model.config))
-    size = Measured(pruned.report.after.components, pruned.report.after.bytes)
+    size = replace(pruned.report.after, quality=None, tokens_per_second=None)
     before = replace(pruned.report.before, tokens_per_second=None)
     report = replace(pruned.report, before=before, after=size, samples=())
     return _apply(step, replace(pruned, recipe=recipe, report=report), base, progress)

@@ -13,7 +13,7 @@ from pruning.architectures.shape import Shape
 from pruning.loading.source import Source
 from pruning.progress import Reporter, silent
 from pruning.recipe import Recipe
-from pruning.report import Report, compare_components
+from pruning.report import Report, compare_components, compare_units, count_units
 from pruning.saving.save import save_model
 from pruning.surgery import KeptIndices
 
@@ -58,9 +58,10 @@ class Preview:
         return f"Preview({self.before.parameters:,} → {self.after.parameters:,} parameters)"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values: parameters, config and recipe."""
+        """Return plain values: parameters, sizes with the exact share removed, config and recipe."""
         return {
             "parameters": compare_components(self.before.components, self.after.components),
+            "sizes": compare_units(count_units(self.before), count_units(self.after)),
             "config": self.after.config.to_dict(),
             "recipe": self.recipe.to_dict(),
         }
@@ -122,9 +123,10 @@ class Pruned:
         return kept
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values: parameters, config, recipe and report."""
+        """Return plain values: parameters, sizes with the exact share removed, config, recipe and report."""
         return {
             "parameters": self.report.parameters,
+            "sizes": self.report.sizes,
             "config": self.model.config.to_dict(),
             "recipe": self.recipe.to_dict(),
             "report": self.report.to_dict(),

@@ -18,7 +18,7 @@ from pruning.architectures.shape import Shape
 from pruning.errors import RecipeError, SavingError
 from pruning.files import replacing
 from pruning.schema import Frozen
-from pruning.steps import AnyStep
+from pruning.steps import STEPS, AnyStep
 from pruning.text.choice import DEFAULT_CALIBRATION, Calibration, TextChoice, read_text
 from pruning.text.passages import CUSTOM
 
@@ -246,7 +246,20 @@ def _in_todays_format(values: dict[str, Any]) -> dict[str, Any]:
             f"format: it is {str(format)[:40]!r}; this version reads recipes of the formats 1 to {FORMAT}. "
             "Update Secateur, or correct the number."
         )
-    return {"calibration": {}} | rest if format == 1 else rest
+    if format > 1:
+        return rest
+    steps = rest.get("steps")
+    if isinstance(steps, list):
+        rest = rest | {"steps": [_with_published_defaults(step) for step in steps]}
+    return {"calibration": {}} | rest
+
+
+def _with_published_defaults(step: object) -> object:
+    """Return the plain values of a step of release 0.1.0 with what it then meant by what it leaves out."""
+    if not isinstance(step, dict) or (kind := STEPS.get(str(step.get("step")))) is None:
+        return step
+    defaults = [values for field, values in kind.published_defaults.items() if step.get(field) is not None]
+    return {name: value for values in defaults for name, value in values.items()} | step
 
 
 def _place_of_content(values: object, outer: str = "") -> str | None:

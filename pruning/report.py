@@ -4,9 +4,26 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from pruning.architectures.families import CHANNEL, EXPERT, KEY_VALUE, LAYER, NEURON, QUERY, TOKEN
 from pruning.architectures.shape import Shape
 from pruning.evaluation.perplexity import Quality
 from pruning.text.passages import GENRES
+
+COUNTED = {
+    "layers": LAYER,
+    "channels": CHANNEL,
+    "neurons": NEURON,
+    "heads": QUERY,
+    "key_value_heads": KEY_VALUE,
+    "experts": EXPERT,
+    "tokens": TOKEN,
+}
+"""What a report counts of a model; neurons, heads and experts in each layer."""
+
+
+def count_units(shape: Shape) -> dict[str, int]:
+    """Return how many units of each kind a shape has, under the names of `COUNTED`."""
+    return {name: shape.count(kind) for name, kind in COUNTED.items() if kind in shape.anatomy.units}
 
 
 @dataclass(frozen=True)
@@ -18,17 +35,19 @@ class Measured:
         bytes: Bytes of the weights in a safetensors file, without its small header.
         quality: Perplexity by genre, as far as it was measured.
         tokens_per_second: The speed of greedy generation at batch size 1.
+        units: How many units there are of each kind, under the names of `COUNTED`.
     """
 
     components: Mapping[str, int]
     bytes: int
     quality: Quality | None = None
     tokens_per_second: float | None = None
+    units: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, shape: Shape, bytes_each: int) -> "Measured":
         """Return the size that a shape has with `bytes_each` bytes for each parameter."""
-        return cls(shape.components, shape.parameters * bytes_each)
+        return cls(shape.components, shape.parameters * bytes_each, units=count_units(shape))
 
     @property
     def parameters(self) -> int:
@@ -77,9 +96,23 @@ class Report:
         """Parameters before and after, in total and by component, as plain values."""
         return compare_components(self.before.components, self.after.components)
 
+    @property
+    def sizes(self) -> dict[str, dict[str, Any]]:
+        """The kinds of unit that were removed: how many there were and are, and the exact share that was removed."""
+        return compare_units(self.before.units, self.after.units)
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain values."""
-        return asdict(self)
+        return asdict(self) | {"sizes": self.sizes}
+
+
+def compare_units(before: Mapping[str, int], after: Mapping[str, int]) -> dict[str, dict[str, Any]]:
+    """Return the kinds of unit that differ, with their numbers before and after and the share removed."""
+    return {
+        name: {"before": count, "after": after[name], "removed": 1 - after[name] / count}
+        for name, count in before.items()
+        if after[name] != count
+    }
 
 
 def compare_components(before: Mapping[str, int], after: Mapping[str, int]) -> dict[str, Any]:

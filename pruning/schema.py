@@ -30,6 +30,7 @@ class Frozen(BaseModel, metaclass=_Explaining):
     Attributes:
         published_names: For each renamed field the key that release 0.1.0 published.
         published_values: For each field with renamed values, the published value of each new one.
+        published_defaults: For a field that is given, what release 0.1.0 meant by other fields that are left out.
         added: Fields that did not exist in 0.1.0; at their default they are not part of `canonical`.
         recorded: Fields that record what a run did, and ask for nothing; never part of `canonical`.
 
@@ -40,6 +41,7 @@ class Frozen(BaseModel, metaclass=_Explaining):
 
     published_names: ClassVar[Mapping[str, str]] = {}
     published_values: ClassVar[Mapping[str, Mapping[str, str]]] = {}
+    published_defaults: ClassVar[Mapping[str, Mapping[str, object]]] = {}
     added: ClassVar[frozenset[str]] = frozenset()
     recorded: ClassVar[frozenset[str]] = frozenset()
     _implied: ClassVar[frozenset[str]] = frozenset()

@@ -173,7 +173,7 @@ def test_the_wheel_holds_the_library_alone(wheel):
 def test_the_installed_shell_previews_from_any_folder(installed):
     command = [installed / "bin" / "secateur", "preview", folder_of("llama"), "--neurons", "20%", "--json"]
     result = json.loads(run(*command))
-    assert result["config"]["intermediate_size"] == 39
+    assert result["config"]["intermediate_size"] == 38
     assert run(installed / "bin" / "secateur", "--help").startswith("Usage: secateur ")
 
 

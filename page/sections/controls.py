@@ -289,8 +289,8 @@ def _build_choice(control: Control) -> ControlComponent:
         )
     titles = [
         (title, value)
-        for value, title in setting.control.titles.items()
-        if isinstance(value, str | int | float)
+        for field, title in setting.control.titles.items()
+        if isinstance(value := control.from_field(field), str | int | float)
     ]
     return gr.Dropdown(
         titles,

@@ -16,6 +16,8 @@ MAX_PERCENT = 99
 MAIN = "neurons"
 MAIN_START = 20
 """The percentage of neurons to remove when the page opens."""
+AUTOMATIC = "auto"
+"""What a list of choices shows for a field that is left open."""
 CHAT, CONTINUE = "chat", "continue"
 FIRST_PROMPTS = {CHAT: "What is the capital of France?", CONTINUE: "Paris is the capital of"}
 """The prompt in each mode before the visitor writes one: a question to answer, or a text to continue."""
@@ -45,7 +47,9 @@ class Control:
         if self.slider is not None:
             return MAIN_START if self.step == MAIN else 0
         default = STEPS[self.step].model_fields[self.setting.field].default
-        return True if isinstance(self.setting.control, Switch) and default is None else default
+        return (
+            True if isinstance(self.setting.control, Switch) and default is None else self.from_field(default)
+        )
 
     def to_field(self, value: object) -> object:
         """Return the step's field for the control's value.
@@ -54,6 +58,8 @@ class Control:
             RecipeError: The value is one that the control never sends.
         """
         label = self.setting.label
+        if value == AUTOMATIC and self._may_be_open:
+            return None
         match self.setting.control:
             case Slider(percent=percent):
                 limit = MAX_PERCENT if percent else 1e9 - 1
@@ -63,7 +69,8 @@ class Control:
                 return value / 100 if percent else to_integer(value, label)
             case Choices(titles=titles) if value not in titles:
                 raise RecipeError(
-                    f"{label} is {str(value)[:40]!r}. Choose one of {', '.join(map(str, titles))}."
+                    f"{label} is {str(value)[:40]!r}. Choose one of "
+                    f"{', '.join(AUTOMATIC if title is None else str(title) for title in titles)}."
                 )
             case Choices():
                 return value
@@ -73,7 +80,11 @@ class Control:
         """Return the control's value for the step's field."""
         if self.slider is not None and self.slider.percent and isinstance(value, int | float):
             return round(100 * value, 6)
-        return value
+        return AUTOMATIC if value is None and self._may_be_open else value
+
+    @property
+    def _may_be_open(self) -> bool:
+        return isinstance(self.setting.control, Choices) and None in self.setting.control.titles
 
 
 ON_PAGE = (MAIN, *(name for name in STEPS if name != MAIN and name not in SEPARATE_SECTIONS))
@@ -95,7 +106,7 @@ def steps_from(values: Sequence[object]) -> tuple[AnyStep, ...]:
     active = set()
     for control, value in zip(CONTROLS, values, strict=True):
         field = control.to_field(value)
-        if control.slider is not None and not field:
+        if field is None or (control.slider is not None and not field):
             continue
         if control.setting.activates_step:
             active.add(control.step)

@@ -1,19 +1,11 @@
 """The command `info`."""
 
-from pruning.architectures.families import CHANNEL, KEY_VALUE, LAYER, NEURON, QUERY, TOKEN
 from pruning.architectures.shape import Shape
 from pruning.cli.options import AsJson, Model
 from pruning.cli.output import print_json, reporter
+from pruning.formatting import UNIT_TITLES
 from pruning.loading.load import find
-
-UNITS = {
-    "layers": LAYER,
-    "channels": CHANNEL,
-    "neurons per layer": NEURON,
-    "query heads": QUERY,
-    "key/value heads": KEY_VALUE,
-    "vocabulary": TOKEN,
-}
+from pruning.report import count_units
 
 
 def info(model: Model, as_json: AsJson = False) -> None:
@@ -29,7 +21,7 @@ def info(model: Model, as_json: AsJson = False) -> None:
         "context": getattr(source.config, "max_position_embeddings", None),
         "parameters": shape.parameters,
     }
-    units = {name: shape.count(kind) for name, kind in UNITS.items()}
+    units = {UNIT_TITLES.get(name, name): count for name, count in count_units(shape).items()}
     if as_json:
         print_json(facts | {"units": units, "components": shape.components})
         return

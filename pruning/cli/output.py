@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 
+from pruning.formatting import UNIT_TITLES
 from pruning.progress import Progress, Reporter, TrainingPulse
 
 
@@ -56,14 +57,17 @@ def _cell(value: object) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def print_parameters(parameters: Mapping) -> None:
-    """Print the number of parameters before and after, in all and for each component.
+def print_parameters(facts: Mapping) -> None:
+    """Print the number of parameters before and after, in all and for each component, and the sizes that changed.
 
     Args:
-        parameters: The entry `parameters` of `Preview.to_dict` or `Pruned.to_dict`.
+        facts: What `Preview.to_dict` or `Pruned.to_dict` returned.
     """
-    rows = {"parameters": parameters} | parameters["components"]
+    parameters = facts["parameters"]
+    sizes = {UNIT_TITLES.get(name, name): row for name, row in facts["sizes"].items()}
+    rows = {"parameters": parameters} | parameters["components"] | sizes
+    width = max(map(len, rows))
     for name, row in rows.items():
         before, after = row["before"], row["after"]
         if before:
-            print(f"{name:<12} {before:>16,} → {after:>16,}  {(after - before) / before:+8.2%}")
+            print(f"{name:<{width}} {before:>16,} → {after:>16,}  {(after - before) / before:+8.2%}")

@@ -22,4 +22,4 @@ def show_preview(recipe: Recipe, as_json: bool) -> None:
     if as_json:
         print_json(result)
     else:
-        print_parameters(result["parameters"])
+        print_parameters(result)

@@ -138,7 +138,7 @@ def _address(choice: TextChoice) -> str:
 
 def _print_summary(pruned: Pruned) -> None:
     """Print the parameters before and after, and what was measured."""
-    print_parameters(pruned.to_dict()["parameters"])
+    print_parameters(pruned.to_dict())
     qualities = pruned.report.before.quality, pruned.report.after.quality
     if qualities[0] is None or qualities[1] is None:
         return

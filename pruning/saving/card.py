@@ -16,6 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from pruning import catalog
 from pruning.errors import ModelError
 from pruning.evaluation.perplexity import Perplexity
+from pruning.formatting import UNIT_TITLES
 from pruning.guard import warn_of_ruin
 from pruning.loading.metadata import short_text
 from pruning.loading.source import Source
@@ -214,6 +215,7 @@ def _body(name: str, source: Source, recipe: Recipe, report: Report) -> str:
         distilled=any(isinstance(step, Distillation) for step in recipe.steps),
         origin=_origin(source, recipe),
         fenced=fenced,
+        unit_titles=UNIT_TITLES,
         warning=warn_of_ruin(recipe.steps, report),
     )
 

@@ -4,12 +4,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 
-from pruning.architectures.families import CHANNEL, KEY_VALUE, LAYER, NEURON
+from pruning.architectures.families import CHANNEL, KEY_VALUE, LAYER, NEURON, QUERY
 from pruning.architectures.prove import UNITS, reason_against
 from pruning.architectures.shape import Shape
 from pruning.errors import RecipeError
 from pruning.shape_search.budget import Budget
 from pruning.steps import Channels, Heads, Layers, Neurons
+from pruning.steps.sizes import default_multiple
 
 PROBED_SHARES = (0.1, 0.25, 0.45)
 """Shares of a kind of unit that are removed alone, to measure what removing it costs."""
@@ -52,6 +53,22 @@ def _multiples(shape: Shape, unit: str, share: float, step: int = 1) -> range:
     return range(step, int(shape.count(unit) * share) + 1, step)
 
 
+def _widths(shape: Shape, unit: str, share: float, levels: int, step: int = 1) -> range:
+    """Return the numbers of units up to a share of them that leave widths which deploy, as `nearest_size` does.
+
+    Args:
+        shape: The shape of the base.
+        unit: The kind of unit.
+        share: The largest share that is removed.
+        levels: About how many widths to consider, from the whole to nothing.
+        step: What the width must be a multiple of.
+    """
+    size = shape.count(unit)
+    multiple = default_multiple(size, step)
+    stride = multiple * max(1, size // (levels * multiple))
+    return range(size - (size - 1) // multiple * multiple, int(size * share) + 1, stride)
+
+
 PRUNABLE_UNITS = (
     PrunableUnit(
         LAYER,
@@ -69,13 +86,13 @@ PRUNABLE_UNITS = (
     PrunableUnit(
         CHANNEL,
         "channels",
-        lambda shape: _multiples(shape, CHANNEL, LARGEST_SHARE, max(1, shape.count(CHANNEL) // 32)),
+        lambda shape: _widths(shape, CHANNEL, LARGEST_SHARE, 32, shape.count(QUERY)),
         lambda shape, count: Channels(hidden_size=shape.count(CHANNEL) - count),
     ),
     PrunableUnit(
         NEURON,
         "neurons",
-        lambda shape: _multiples(shape, NEURON, 1 - SMALLEST_WIDTH, max(1, shape.count(NEURON) // 96)),
+        lambda shape: _widths(shape, NEURON, 1 - SMALLEST_WIDTH, 96),
         lambda shape, count: Neurons(intermediate_size=shape.count(NEURON) - count),
         per_layer=True,
     ),

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import reduce
 from math import ceil, lcm
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -23,14 +23,17 @@ from pruning.repair.projection import repair_projection
 from pruning.steps.base import Cut, Refit, StepContext, check_prunable, most, top
 from pruning.steps.settings import Choices, Setting, Slider, Switch, share, whole, word
 from pruning.steps.sizes import (
-    MULTIPLES,
-    Multiple,
+    WIDTH_MULTIPLES,
     Size,
+    WidthMultiple,
+    default_multiple,
     describe_size,
     exactly_one,
     fraction_of,
     kept_size,
+    nearest_size,
     one_number,
+    with_published_multiple,
 )
 from pruning.surgery import KeptIndices
 
@@ -62,8 +65,9 @@ class InputsNote:
 class Channels(Cut):
     """Remove channels of the residual stream: entries of the hidden state that all layers share.
 
-    Give either `fraction` or `hidden_size`. The number kept is rounded up to a multiple of the number of
-    heads, which configs ask for, and of `multiple_of`. The weights of the norms are scaled by
+    Give either `fraction` or `hidden_size`. The number kept is a multiple of the number of heads, which configs ask
+    for: of a fraction, the nearest that is also one of 32, or of a smaller power of two if the model has few channels.
+    With `multiple_of`, it is rounded up to a multiple of both. The weights of the norms are scaled by
     √E[mean_kept(x²) / mean(x²)] of the x `[channels]` that they normalize. The criteria:
 
     - `energy`: a channel's share of the energy, E[x² / mean(x²)] at the inputs x of all norms.
@@ -79,6 +83,7 @@ class Channels(Cut):
     title: ClassVar[str] = "Channels"
     hint: ClassVar[str] = "The width of the stream that every layer reads from and writes to"
     published_names: ClassVar[Mapping[str, str]] = {"hidden_size": "width"}
+    published_defaults: ClassVar[Mapping[str, Mapping[str, object]]] = {"fraction": {"multiple_of": 1}}
     settings: ClassVar[tuple[Setting, ...]] = (
         Setting(
             "fraction",
@@ -105,7 +110,11 @@ class Channels(Cut):
             Choices({"energy": "Share of the energy", "minitron": "Minitron's importance"}),
         ),
         Setting(
-            "multiple_of", "--channel-multiple-of", "Hidden size a multiple of", whole, Choices(MULTIPLES)
+            "multiple_of",
+            "--channel-multiple-of",
+            "Hidden size a multiple of",
+            whole,
+            Choices(WIDTH_MULTIPLES),
         ),
         Setting("repair", "--repair", "Repair what remains", control=Switch()),
     )
@@ -119,10 +128,10 @@ class Channels(Cut):
     hidden_size: Annotated[Size | None, ONE_STREAM] = Field(
         None, description="The number of channels to keep, instead of a share to remove"
     )
-    multiple_of: Multiple = Field(
-        1,
-        description="Rounds the number kept up: multiples run faster on many machines, and some file types "
-        "need them",
+    multiple_of: WidthMultiple = Field(
+        None,
+        description="Rounds the number kept up to a multiple; by default a share leaves the nearest multiple of 32, "
+        "or of a smaller number if few channels remain to choose from",
     )
     criterion: Literal["energy", "minitron"] = Field(
         "energy",
@@ -138,6 +147,10 @@ class Channels(Cut):
         if not exactly_one(self.fraction, self.hidden_size):
             raise ValueError("give either fraction or hidden_size for the channels to cut, and not both")
         return self
+
+    def canonical(self) -> dict[str, Any]:
+        """Return plain values; a size that is given is exact, which release 0.1.0 wrote as a multiple of 1."""
+        return with_published_multiple(super().canonical(), self.fraction)
 
     @property
     def needs_calibration_text(self) -> bool:
@@ -160,8 +173,13 @@ class Channels(Cut):
         """Return the shape with fewer channels."""
         check_prunable(shape, "channels")
         channels, heads = shape.count(CHANNEL), shape.count(QUERY)
-        multiple = lcm(heads, self.multiple_of)
-        kept = kept_size(channels, self.fraction, self.hidden_size, multiple)
+        multiple = lcm(heads, self.multiple_of or 1)
+        if self.multiple_of is not None:
+            kept = kept_size(channels, self.fraction, self.hidden_size, multiple)
+        elif self.hidden_size is None:
+            kept = nearest_size(channels, self.fraction or 0.0, default_multiple(channels, heads))
+        else:
+            kept = self._exact_size(self.hidden_size, channels, heads)
         if kept >= channels:
             raise RecipeError(self._nothing_removed(channels, heads, multiple))
         resized = shape.resized(CHANNEL, kept)
@@ -171,11 +189,22 @@ class Channels(Cut):
             raise RecipeError(f"A model with {kept} channels would not load. {error}") from None
         return resized
 
+    def _exact_size(self, size: int, channels: int, heads: int) -> int:
+        """Return the hidden size that was asked for, or say which ones are possible."""
+        below = size // heads * heads
+        if below == size or size >= channels:
+            return size
+        possible = [str(each) for each in (below, below + heads) if 0 < each < channels]
+        raise RecipeError(
+            f"A hidden size of {size} is not possible: it must be a multiple of the number of heads, {heads}. Choose "
+            f"{' or '.join(possible) or 'another step'}."
+        )
+
     def _nothing_removed(self, channels: int, heads: int, multiple: int) -> str:
         """Explain why none of the channels would be removed."""
         largest = (channels - 1) // multiple * multiple
         percent = ceil(1000 * (channels - largest) / channels) / 10
-        also = f" and of {self.multiple_of}, as requested" if self.multiple_of > 1 else ""
+        also = f" and of {self.multiple_of}, as requested" if (self.multiple_of or 1) > 1 else ""
         if largest:
             advice = f"cut at least {percent:g} %, down to {largest}"
         else:

@@ -1,7 +1,7 @@
 """MLP neurons: the same number in every layer, chosen layer by layer."""
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -26,14 +26,17 @@ from pruning.progress import Progress
 from pruning.steps.base import Cut, Refit, StepContext, check_prunable, most, refit_output_projections, top
 from pruning.steps.settings import Choices, Setting, Slider, Switch, share, whole, word
 from pruning.steps.sizes import (
-    MULTIPLES,
-    Multiple,
+    WIDTH_MULTIPLES,
     Size,
+    WidthMultiple,
+    default_multiple,
     describe_size,
     exactly_one,
     fraction_of,
     kept_size,
+    nearest_size,
     one_number,
+    with_published_multiple,
 )
 from pruning.surgery import KeptIndices, expert_matrices, neuron_matrices, shared_matrices
 
@@ -46,7 +49,9 @@ UNIFORM = one_number(
 class Neurons(Cut):
     """Remove MLP neurons.
 
-    Give either `fraction` (`removed = int(fraction · intermediate size)`) or `intermediate_size`.
+    Give either `fraction` or `intermediate_size`. A fraction leaves the nearest multiple of 32 neurons, and at least
+    one multiple fewer than there are. With `multiple_of`, `int(fraction · intermediate size)` neurons are removed, and
+    what remains is rounded up.
 
     Example:
         >>> import pruning
@@ -58,6 +63,7 @@ class Neurons(Cut):
     hint: ClassVar[str] = "The hidden units of the feed-forward layers: most of a model's parameters"
     published_names: ClassVar[Mapping[str, str]] = {"intermediate_size": "width"}
     published_values: ClassVar[Mapping[str, Mapping[str, str]]] = {"criterion": PUBLISHED_NAMES}
+    published_defaults: ClassVar[Mapping[str, Mapping[str, object]]] = {"fraction": {"multiple_of": 1}}
     settings: ClassVar[tuple[Setting, ...]] = (
         Setting(
             "fraction",
@@ -84,7 +90,7 @@ class Neurons(Cut):
             word,
             Choices({name: criterion.title for name, criterion in CRITERIA.items()}),
         ),
-        Setting("multiple_of", "--multiple-of", "Width a multiple of", whole, Choices(MULTIPLES)),
+        Setting("multiple_of", "--multiple-of", "Width a multiple of", whole, Choices(WIDTH_MULTIPLES)),
         Setting("repair", "--repair", "Repair what remains", control=Switch()),
     )
 
@@ -95,10 +101,10 @@ class Neurons(Cut):
     intermediate_size: Annotated[Size | None, UNIFORM] = Field(
         None, description="The number of neurons to keep in each layer, instead of a share to remove"
     )
-    multiple_of: Multiple = Field(
-        1,
-        description="Rounds the number kept up: multiples run faster on many machines, and 8-bit GGUF files "
-        "need one of 32",
+    multiple_of: WidthMultiple = Field(
+        None,
+        description="Rounds the number kept up to a multiple; by default a share leaves the nearest multiple of 32, "
+        "which quantized files need",
     )
     criterion: str = Field(
         DEFAULT_CRITERION, description="The criterion: the neurons with the lowest scores are removed"
@@ -127,6 +133,10 @@ class Neurons(Cut):
         criterion_named(self.criterion)
         return self
 
+    def canonical(self) -> dict[str, Any]:
+        """Return plain values; a size that is given is exact, which release 0.1.0 wrote as a multiple of 1."""
+        return with_published_multiple(super().canonical(), self.fraction)
+
     def hooked_modules(self, shape: Shape) -> tuple[str, ...]:
         """Return the output projections of all layers, if the criterion or repair needs their inputs."""
         if not (self.repair or criterion_named(self.criterion).needs_calibration):
@@ -154,7 +164,10 @@ class Neurons(Cut):
                 "criterion that needs weights alone, such as peak_to_peak, and switch repair off."
             )
         neurons = shape.count(NEURON)
-        kept = kept_size(neurons, self.fraction, self.intermediate_size, self.multiple_of)
+        if self.fraction is not None and self.multiple_of is None:
+            kept = nearest_size(neurons, self.fraction, default_multiple(neurons))
+        else:
+            kept = kept_size(neurons, self.fraction, self.intermediate_size, self.multiple_of or 1)
         if kept >= neurons:
             raise RecipeError(
                 f"This removes none of the {neurons} neurons of a layer: {kept} would be kept. "

@@ -208,7 +208,8 @@ def test_lessons_are_listed(as_json):
 def test_preview_needs_only_a_config(as_json, shell, tmp_path):
     shutil.copy(folder_of("phi3") / "config.json", tmp_path)
     result = as_json("preview", tmp_path, "--neurons", "25%", "--criterion", "peak_to_peak")
-    assert set(result) == {"parameters", "config", "recipe"}
+    assert set(result) == {"parameters", "sizes", "config", "recipe"}
+    assert result["sizes"] == {"neurons": {"before": 48, "after": 36, "removed": 0.25}}
     parameters = result["parameters"]
     for side in ("before", "after"):
         assert parameters[side] == sum(part[side] for part in parameters["components"].values())

@@ -130,11 +130,11 @@ def test_generating_with_a_cache_gives_the_same_text(family, pruned_of):
     assert torch.equal(cached, pruned.generate(IDS, use_cache=False, **settings))
 
 
-def test_a_fraction_removes_that_many_neurons_rounded_down(family):
+def test_a_fraction_of_any_multiple_removes_that_many_neurons_rounded_down(family):
     base = loaded(family)
     width = matrices(base.model, 0)[1].shape[1]
     for fraction in (0.2, 0.29, 0.5, 0.99):
-        pruned = prune(recipe_of(family, {"fraction": fraction, "criterion": "l1"}), base)
+        pruned = prune(recipe_of(family, {"fraction": fraction, "multiple_of": 1, "criterion": "l1"}), base)
         for layer in range(base.model.config.num_hidden_layers):
             assert matrices(pruned.model, layer)[1].shape[1] == width - int(fraction * width)
 

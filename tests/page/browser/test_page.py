@@ -106,7 +106,7 @@ def test_prune_read_download_and_push(visit, served_hub, tmp_path):
     assert f"{served_hub.url}/ada/smaller" in page.inner_text("#push-status")
     repository = served_hub.repos["ada/smaller"]
     assert repository.private
-    assert json.loads(repository.files["config.json"])["intermediate_size"] == 1536 - 460
+    assert json.loads(repository.files["config.json"])["intermediate_size"] == 1088
 
 
 def test_the_first_answer_is_right_and_a_text_can_be_continued_instead(visit):

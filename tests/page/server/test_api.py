@@ -74,7 +74,7 @@ def test_prune_answers_with_a_recipe_of_the_same_model(client):
     again = client.predict(recipe=answer["yaml"], api_name="/prune")
     assert again["parameters"] == answer["parameters"]
     assert again["recipe"] == answer["recipe"]
-    assert answer["parameters"]["after"] == 118_600_128
+    assert answer["parameters"]["after"] == 117_926_208
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_the_same_functions_work_as_mcp_tools(served):
     shapes_considered, pruned, refused = asyncio.run(used())
     for answer in (shapes_considered, pruned):
         assert not answer.isError
-        assert "118600128" in answer.content[0].text
+        assert "117926208" in answer.content[0].text
     assert refused.isError
     assert "your own Hub token" in refused.content[0].text
 
