@@ -1,6 +1,6 @@
 """Whole layers."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -17,6 +17,7 @@ from pruning.cost.plan import Plan
 from pruning.errors import RecipeError
 from pruning.loading import load as loading
 from pruning.progress import Progress
+from pruning.repair.gap import GapRepair, LayerRun
 from pruning.repair.removed_layers import repair_gaps, runs_of
 from pruning.steps.base import Cut, Refit, StepContext, check_prunable, most, top
 from pruning.steps.settings import Choices, Setting, Slider, Switch, is_share, share, word
@@ -78,8 +79,6 @@ class Layers(Cut):
     - `perplexity`: those whose removal alone costs least on calibration text, repaired if the step repairs.
     - `greedy`: the same, one after the other.
 
-    Gemma's norms leave no room for `repair` (see `pruning.repair.removed_layers`).
-
     Example:
         >>> import pruning
         >>> pruning.Layers(count=2, method="perplexity").describe()
@@ -103,6 +102,8 @@ class Layers(Cut):
         Setting("repair", "--layer-repair", "Repair", control=Switch()),
     )
 
+    published_defaults: ClassVar[Mapping[str, Mapping[str, object]]] = {"step": {"repair_norms": False}}
+
     step: Literal["layers"] = "layers"
     count: Annotated[int, Field(ge=1)] | None = Field(None, description="How many layers to remove")
     layers: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
@@ -117,6 +118,12 @@ class Layers(Cut):
         None,
         description="Refits the layer before each gap, by least squares, to compensate for the layers "
         "removed there; by default if the method reads text",
+    )
+
+    repair_norms: bool = Field(
+        True,
+        description="Repair also refits a norm between that projection and the residual stream, as Gemma has; "
+        "recipes of release 0.1.0 were not repaired there",
     )
 
     @classmethod
@@ -147,6 +154,10 @@ class Layers(Cut):
         if self.layers is not None and len(set(self.layers)) < max(len(self.layers), 1):
             raise ValueError("name each layer to remove once, and at least one")
         return self
+
+    def canonical(self) -> dict[str, Any]:
+        """Return plain values, without the field that release 0.1.0 did not have."""
+        return {name: value for name, value in super().canonical().items() if name != "repair_norms"}
 
     @property
     def needs_calibration_text(self) -> bool:
@@ -216,11 +227,17 @@ class Layers(Cut):
             return Refit()
         anatomy = context.shape.anatomy
         removed = sorted(set(range(anatomy.layers)) - set(kept[LAYER][0].tolist()))
-        gaps = repair_gaps(
-            context.model, anatomy, context.required_windows, runs_of(removed), context.progress
-        )
+        gaps = self.repairs(context, runs_of(removed))
         notes = tuple(GapNote(run, repair.lost_before, repair.lost_after) for run, repair in gaps.items())
         return Refit({name: new for repair in gaps.values() for name, new in repair.tensors.items()}, notes)
+
+    def repairs(self, context: StepContext, runs: Iterable[LayerRun]) -> dict[LayerRun, GapRepair]:
+        """Return the repair of each run of layers that may be removed."""
+        if context.shape.anatomy.family.post_norms and not self.repair_norms:
+            return {}
+        return repair_gaps(
+            context.model, context.shape.anatomy, context.required_windows, runs, context.progress
+        )
 
     def removable(self, shape: Shape) -> list[int]:
         """Return the layers that a method which reads text may choose."""
@@ -259,7 +276,7 @@ def _gaps_cost(plan: Plan, gaps: int) -> Cost:
     observed one batch after the other.
     """
     sizes, reading = plan.sizes, plan.reading
-    if plan.shape.anatomy.family.post_norms or not gaps:
+    if not gaps:
         return Cost()
     neurons, channels = sizes.neurons, sizes.channels
     sums = FLOAT * neurons * (neurons + channels)
@@ -311,6 +328,7 @@ def _perplexity(step: Layers, context: StepContext) -> list[int]:
         text_sha256=windows.text_sha256,
         windows=windows.digest,
         repair=bool(step.repair),
+        norms=step.repair_norms,
         protect=step.protect,
     )
     losses = cached(context.model, key, lambda: _losses_without(step, context, []))
@@ -323,6 +341,7 @@ class LayerLossesKey(CacheKey[dict[int, float]]):
 
     windows: str
     repair: bool
+    norms: bool
     protect: bool
 
 
@@ -345,7 +364,7 @@ def _losses_without(step: Layers, context: StepContext, removed: list[int]) -> d
     repairs = {}
     if step.repair:
         all_runs = dict.fromkeys(run for runs_of_one in runs.values() for run in runs_of_one)
-        repairs = repair_gaps(context.model, anatomy, windows, all_runs, context.progress)
+        repairs = step.repairs(context, all_runs)
     losses = {}
     for done, layer in enumerate(candidates):
         place = Progress("Trying without each layer", done, len(candidates))
