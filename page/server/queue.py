@@ -6,6 +6,7 @@ import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from page.workers.messages import Queued
 from pruning.errors import Cancelled, PruningError
@@ -262,6 +263,10 @@ class Job:
         """Stop the work; its result is dropped."""
         self._stop.set()
 
+    def replace(self) -> None:
+        """Stop the work, since the visitor started another job of the same kind."""
+        self.stop()
+
     @property
     def stopped(self) -> bool:
         return self._stop.is_set()
@@ -303,6 +308,28 @@ class Job:
             )
 
 
+class Stoppable(Protocol):
+    """What a visitor started, and may stop.
+
+    Attributes:
+        detached: Whether it continues without its visitor.
+    """
+
+    detached: bool
+
+    def stop(self) -> None:
+        """Stop it, as far as it is this visitor's."""
+
+    def replace(self) -> None:
+        """Stop it, since the visitor started another one of the same kind."""
+
+    def request_finish(self) -> None:
+        """Ask it to end by itself, with what it has."""
+
+    def leave_queue(self) -> None:
+        """Let the next job start."""
+
+
 class Jobs:
     """The running jobs of all visitors, one of each kind per visitor."""
 
@@ -312,7 +339,7 @@ class Jobs:
         Args:
             is_unheard: Returns whether nobody listens to a session; None if that is not known.
         """
-        self._jobs: dict[JobKey, Job] = {}
+        self._jobs: dict[JobKey, Stoppable] = {}
         self._lock = threading.Lock()
         self._is_unheard = is_unheard
 
@@ -324,11 +351,26 @@ class Jobs:
         detached: bool = False,
     ) -> Job:
         """Create a job, and stop the one that had its key."""
+        job = Job(queue, seconds, detached, key, self._is_unheard)
+        self.replace(key, job)
+        return job
+
+    def replace(self, key: JobKey, job: Stoppable | None = None) -> Stoppable | None:
+        """Stop the job that has a key, without another word to its visitor, and let another have the key.
+
+        Returns:
+            The job that had it, if there was one.
+        """
         with self._lock:
-            if key in self._jobs:
-                self._jobs[key].stop()
-            job = self._jobs[key] = Job(queue, seconds, detached, key, self._is_unheard)
-            return job
+            older = self._jobs.pop(key, None)
+            if older is not None:
+                older.replace()
+            if job is not None:
+                self._jobs[key] = job
+            return older
+
+    def __contains__(self, key: JobKey) -> bool:
+        return key in self._jobs
 
     def request_finish(self, key: JobKey) -> None:
         """Ask a job to end by itself, with what it has."""
@@ -349,7 +391,7 @@ class Jobs:
                 if key.session == session and not job.detached:
                     job.stop()
 
-    def finish(self, key: JobKey, job: Job) -> None:
+    def finish(self, key: JobKey, job: Stoppable) -> None:
         """Remove a job that has ended, and let the next one start."""
         job.leave_queue()
         with self._lock:
