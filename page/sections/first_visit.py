@@ -28,6 +28,8 @@ from page.workers.messages import Evaluation, Texts
 from pruning import Recipe, catalog
 from pruning.errors import PruningError
 
+READY = render.status("Ready. Move the slider, or change something else and press Prune.")
+
 
 def wire(demo: gr.Blocks, tabs: gr.Tabs, page: Page, course: CourseTab, warm_up: WarmUp) -> None:
     """Connect the opening of the page, and the way from a lesson to the Prune tab."""
@@ -49,7 +51,7 @@ def wire(demo: gr.Blocks, tabs: gr.Tabs, page: Page, course: CourseTab, warm_up:
         updates: dict[Part, object] = {
             pane.picture: picture,
             controls.note: note,
-            pane.job.status: render.status("Ready. Move the slider, then press Prune."),
+            pane.job.status: READY,
             **dict(zip(sliders, fit_sliders(model, request, token), strict=True)),
         }
         asked = request_from(page, first_values(page))
@@ -82,8 +84,7 @@ def wire(demo: gr.Blocks, tabs: gr.Tabs, page: Page, course: CourseTab, warm_up:
             if each is None:
                 return _without_results(page) if shows_results else {}
             updates |= run.show(each)
-        updates[pane.job.status] = render.status("Move the slider, or press Prune after another change.")
-        return updates
+        return updates | {pane.job.status: READY}
 
     def show_linked_lesson(request: gr.Request) -> Updates:
         key = lesson_of_link(request.query_params.get(PARAMETER, ""))
