@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Itera
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
+from itertools import takewhile
 
 from anyio import CapacityLimiter, to_thread
 
@@ -260,12 +261,18 @@ def _plan(plan: Callable[[], Sequence[Task]], visitor: Visitor, seconds: float, 
     """Return what is left to do of a job; raise what the visitor is told if it cannot be done."""
     find = partial(find_base, visitor)
     tasks = _checked(plan(), visitor, seconds)
-    recorded = {} if live else {task: done for task in tasks if (done := recall(task, visitor)) is not None}
+    recorded: list[Done] = []
     legs = []
-    for group in _in_turns(task for task in tasks if task not in recorded):
-        public = is_public(group, find)
-        legs.append(Leg(group, flight_key(group, visitor.owner, find), PUBLIC if public else visitor))
-    return Plan(tuple(recorded.values()), tuple(legs))
+    for turn in _in_turns(tasks):
+        # In a turn, what comes after a result that is missing is made with it.
+        known = (
+            [] if live else list(takewhile(lambda done: done is not None, (recall(t, visitor) for t in turn)))
+        )
+        recorded += [done for done in known if done is not None]
+        if rest := turn[len(known) :]:
+            owner = PUBLIC if is_public(rest, find) else visitor
+            legs.append(Leg(rest, flight_key(rest, visitor.owner, find), owner))
+    return Plan(tuple(recorded), tuple(legs))
 
 
 def _checked(tasks: Sequence[Task], visitor: Visitor, seconds: float) -> Sequence[Task]:

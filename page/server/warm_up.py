@@ -67,8 +67,10 @@ class WarmUp:
             self.shape_known.set()
 
     def _record(self, visitor: Visitor) -> None:
-        """Make the results that visitors ask for first and that were not made before, while nobody waits."""
-        source = look_up(catalog.DEFAULT_MODEL, visitor).source
+        """Make the results that visitors ask for first, while nobody waits, unless they come with the program."""
+        entry, source = catalog.MODELS[catalog.DEFAULT_MODEL], look_up(catalog.DEFAULT_MODEL, visitor).source
+        if entry.offline is not None and source.revision == entry.offline.revision:
+            return
         for task in first_tasks(source.revision):
             while recall(task, visitor) is None and not self._make(task, visitor):
                 time.sleep(IDLE_SECONDS)
