@@ -136,7 +136,7 @@ async def _measure_class(url: str, clients: int, part: str, lesson: str) -> None
     config = await page_config(url)
 
     async def run_lesson(client: Client, live: bool) -> str:
-        return await client.queued("run_live" if live else "run", lesson_list=lesson)
+        return await client.queued("run_lesson_live" if live else "run", lesson_list=lesson)
 
     async def call(client: Client, seed: int) -> str:
         return await client.api("prune", recipe=RECIPE.format(seed=seed))

@@ -172,7 +172,7 @@ def wire(tab: CourseTab) -> None:
         async for updates in follow(request, token, key, guess, live=False):
             yield updates
 
-    async def run_live(
+    async def run_lesson_live(
         request: gr.Request, token: gr.OAuthToken | None, key: str, guess: str | None
     ) -> AsyncIterator[Updates]:
         async for updates in follow(request, token, key, guess, live=True):
@@ -181,17 +181,17 @@ def wire(tab: CourseTab) -> None:
     def stop(request: gr.Request) -> None:
         jobs.stop(job_name(request, KIND))
 
-    async def choose(request: gr.Request, key: str) -> Updates:
+    async def choose_lesson(request: gr.Request, key: str) -> Updates:
         # What the run of the lesson before had still to show must not come after this.
         await wait_for_end(jobs.replace(job_name(request, KIND)))
         return tab.show_lesson(key)
 
     # On the same way as what a run shows, so that it cannot overtake it.
-    on_start([tab.chosen.change], choose, [tab.chosen], [tab.run, tab.stop, *tab.lesson_outputs])
+    on_start([tab.chosen.change], choose_lesson, [tab.chosen], [tab.run, tab.stop, *tab.lesson_outputs])
     given = [tab.chosen, tab.text.prediction]
     changed = [tab.run, tab.stop, tab.text.notice, *tab.run_outputs]
     on_start([tab.run.click], run, given, changed, tab.status)
-    on_start([tab.live.click], run_live, given, changed, tab.status)
+    on_start([tab.live.click], run_lesson_live, given, changed, tab.status)
     on_event([tab.stop.click], stop)
 
 
