@@ -10,14 +10,26 @@ from page.sections.section import Page
 
 DELAY = 600
 """Milliseconds after the last key or step of a slider, until it counts as set."""
+BLINK = 20
+"""Milliseconds after a release, until it is known whether the settings are others."""
 
-PRESS = "document.querySelector('#prune-live')?.click()"
-"""The button is not seen; pressing it prunes as the sliders say, unless others wait."""
-RELEASED = f"() => {{ clearTimeout(window.secateurLive); {PRESS}; return []; }}"
-MOVED = (
-    "() => { clearTimeout(window.secateurLive); "
-    f"window.secateurLive = setTimeout(() => {PRESS}, {DELAY}); return []; }}"
-)
+
+def _press_after(milliseconds: int) -> str:
+    """Return a script that prunes after a while as the sliders say then, if the results are of other settings.
+
+    The button that it presses is not seen. Pressing it prunes, unless others wait.
+    """
+    return f"""() => {{
+    clearTimeout(window.secateurLive);
+    window.secateurLive = setTimeout(() => {{
+        const results = document.querySelector("#result-heading [data-settings]");
+        if (results && !document.body.hasAttribute("data-changed")) return;
+        document.querySelector("#prune-live")?.click();
+    }}, {milliseconds});
+    return [];
+}}"""
+
+
 FORGET = "() => { clearTimeout(window.secateurLive); return []; }"
 COMPARE = """(...values) => {
     const heading = document.querySelector("#result-heading [data-settings]");
@@ -44,9 +56,9 @@ def wire(page: Page) -> None:
 
     on_start([button.click], prune_live, inputs(page), outputs(page), pane.job.status, "multiple")
     assert pane.job.start is not None
-    on_browser_event([slider.release for slider in sliders], RELEASED)
+    on_browser_event([slider.release for slider in sliders], _press_after(BLINK))
     # Keys and typed numbers release nothing.
-    on_browser_event([slider.input for slider in sliders], MOVED)
+    on_browser_event([slider.input for slider in sliders], _press_after(DELAY))
     on_browser_event([pane.job.start.click], FORGET)
     compared = compared_parts(page)
     # Every control has this event, but not every component.

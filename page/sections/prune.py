@@ -1,7 +1,7 @@
 """Prune, generate, evaluate: what happens between the button and the results, shown as it comes."""
 
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 
 import gradio as gr
@@ -225,6 +225,7 @@ class Shown:
                 self.is_complete = True
                 updates |= pane.show_report(report, recipe)
         if isinstance(event, Done):
+            # The mode may have been set meanwhile.
             updates |= pane.show_heading(recipe, self.planned.settings, self.recorded)
         return updates
 
@@ -245,6 +246,9 @@ class Shown:
         if pruned.plain_reason:
             note = f"This model cannot chat, so it continues a text. {pruned.plain_reason}"
             updates |= page.controls.sampling.show_mode(CONTINUE, note)
+            if planned.settings:
+                text, prompt, _, *others = planned.settings
+                self.planned = replace(planned, settings=[text, prompt, CONTINUE, *others])
         for section in page.sections:
             updates |= section.show_result(pruned, self.request)
         return updates

@@ -219,6 +219,7 @@ def test_a_model_that_cannot_chat_continues_the_text_and_the_page_says_why(handl
     assert updates[0]["mode"].value == "continue"
     assert updates[0]["mode"].info.endswith(f"so it continues a text. {reason}")
     assert updates[0]["prompt"].label == "Text to continue"
+    assert '"Why?", "continue", 60' in unescape(updates[0]["result-heading"])
     assert "question" not in updates[1]["texts"]
     assert updates[0]["link"].endswith("&mode=continue&prompt=Why%3F")
 
