@@ -344,6 +344,8 @@ def _perform(job: Job, tasks: Sequence[Task], visitor: Visitor, seconds: float) 
         for task in tasks:
             if task.requeues:
                 job.requeue()
+            if task.requeues or task is tasks[0]:
+                job.work = type(task).__name__
             for event in _iter_events(job, task, visitor, seconds):
                 yield event
                 if isinstance(event, Stopped | Failed):
