@@ -52,7 +52,8 @@ def launch() -> None:
         footer_links=[],
         show_error=True,
         mcp_server=True,
-        max_threads=4 * QUEUE_SIZE,
+        # A place for everyone who watches a job; watching takes no thread.
+        max_threads=2 * MAX_SESSIONS,
         state_session_capacity=MAX_SESSIONS + MAX_SESSIONS // 4,
         enable_monitoring=False,
         app_kwargs={"middleware": [Middleware(Health, pools=pools), *request_middleware(demo)]},

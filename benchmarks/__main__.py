@@ -30,6 +30,7 @@ LONG = {
     "distillation": "the share of the lost quality that distillation recovers, and its arithmetic speed",
     "reconstruction": "perplexity before and after reconstruction, and its time",
     "load": "many visitors at the same time, over HTTP, while workers are killed",
+    "class": "thirty clients of one lesson and of one recipe, and what a visitor waits for in a browser",
     "attack": "hostile inputs in a container's memory, beside an honest visitor",
     "beside": "Prune while another visitor distills, over an idle page, and the death of either's worker",
 }

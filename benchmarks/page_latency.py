@@ -21,19 +21,21 @@ WATCH = """(arguments) => {
     let start = null, before = read();
     document.addEventListener(event, () => { start ??= performance.now(); }, {capture: true, once: true});
     const observer = new MutationObserver(() => {
-        if (start === null || read() === before) return;
+        const value = read();
+        if (start === null || !value || value === before) return;
         window.measured = performance.now() - start;
         observer.disconnect();
     });
     observer.observe(document.body, {subtree: true, childList: true, attributes: true, characterData: true});
 }"""
-"""Runs in the page: measures from an input event to the moment when the value of an expression changes."""
+"""Runs in the page: measures from an input event to the moment when an expression has another value that is true."""
 
 COUNT = "document.querySelector('#parameters-after')?.dataset.count"
-# Whether the pruned model has output anything beyond the prompt.
+# What is pruned, as soon as that model has output anything beyond the prompt.
 FIRST_TOKEN = (
     "(document.querySelector('#text-after')?.innerText.trim().length ?? 0)"
     " > document.querySelector('#prompt textarea').value.trim().length"
+    " && document.querySelector('#result-heading').innerText"
 )
 
 

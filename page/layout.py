@@ -12,6 +12,7 @@ from page.sections import (
     export,
     first_visit,
     inspect,
+    live,
     prune,
     recipe_box,
     results,
@@ -56,6 +57,7 @@ def build_page(warm_up: WarmUp) -> gr.Blocks:
         page = Page(panel, pane, sections)
         controls.wire(panel, picture)
         prune.wire(page)
+        live.wire(page)
         search.wire(page, search_controls, search_results)
         recipe_box.wire(page, box)
         for section in sections:

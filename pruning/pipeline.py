@@ -285,14 +285,15 @@ def iter_evaluate_pruned(
     """Yield a pruned model with a fuller report each time: the quality genre by genre, then speed and samples."""
     start = time.perf_counter()
     model, tokenizer = pruned.model, pruned.tokenizer
-    before = base_quality(base, progress=progress)
-    pruned = _with_quality(pruned, before, None)
-    yield pruned
-    genres: dict[str, perplexity.Perplexity] = {}
-    for genre, result in perplexity.iter_evaluate(pruned, progress=progress):
-        genres[genre] = result
-        pruned = _with_quality(pruned, before, perplexity.summarize(genres))
+    if not pruned.report.after.has_full_quality:
+        before = base_quality(base, progress=progress)
+        pruned = _with_quality(pruned, before, None)
         yield pruned
+        genres: dict[str, perplexity.Perplexity] = {}
+        for genre, result in perplexity.iter_evaluate(pruned, progress=progress):
+            genres[genre] = result
+            pruned = _with_quality(pruned, before, perplexity.summarize(genres))
+            yield pruned
     speeds = tokens_per_second((base.model, model), tokenizer, progress=progress)
     sampling, reporter = Sampling(max_new_tokens=24), report_each_token(progress, Progress("Writing samples"))
     samples = tuple(

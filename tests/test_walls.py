@@ -31,7 +31,7 @@ FLOORS = (
 )
 PAGE_FLOORS = (
     {"html", "workers"},
-    {"server"},
+    {"server", "store"},
     {"sections"},
     {"layout"},
     {"app"},

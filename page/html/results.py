@@ -56,7 +56,7 @@ def measures(report: Report, recipe: Recipe) -> str:
             format_change(report.before.bytes, report.after.bytes),
         ),
         _bits_per_byte(report) if changes_vocabulary(recipe) else _perplexity(report),
-        _speed(report),
+        *([_speed(report)] if report.before.tokens_per_second else []),
     ]
     warnings = [step.warning for step in recipe.steps if step.warning]
     if (ruin := warn_of_ruin(recipe.steps, report)) is not None:

@@ -1,14 +1,16 @@
 """The course: a list of lessons, and one lesson at a time with its prediction, its run and its results."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 
 import gradio as gr
 
 from page.html import charts, model_map, render, results
+from page.html.heading import format_date
 from page.sections.events import JobPanel, Part, Updates, on_event, on_start
 from page.sections.inspect import draw_importance
-from page.server.jobs import run_job
+from page.server.jobs import wait_for_end, watch_job
 from page.server.session import job_name, jobs, log, visitor_of
 from page.workers.lesson import PROMPT, LessonTask
 from page.workers.messages import Done, ImportanceMap, LayerInfluences, LessonModel, LessonResult, Partial
@@ -38,7 +40,8 @@ class CourseTab:
     Attributes:
         chosen: The list of lessons.
         text: What the chosen lesson says.
-        run: The button that runs it.
+        run: The button that runs it, or shows what was recorded of it.
+        live: The button that runs it anew after that.
         stop: The button that stops the run.
         status: Where the run stands.
         results: What the run gave.
@@ -49,6 +52,7 @@ class CourseTab:
     chosen: gr.Radio
     text: LessonText
     run: gr.Button
+    live: gr.Button
     stop: gr.Button
     status: gr.HTML
     results: gr.HTML
@@ -72,7 +76,7 @@ class CourseTab:
     @property
     def run_outputs(self) -> list[Part]:
         """What a run changes besides its buttons and the text on what to notice."""
-        return [self.status, self.results, self.open_result, self.recipe]
+        return [self.live, self.status, self.results, self.open_result, self.recipe]
 
     def show_lesson(self, key: str) -> Updates:
         """Return another lesson as it is before its run."""
@@ -85,20 +89,28 @@ class CourseTab:
             self.text.question: _question(lesson),
             self.text.answer: lesson.explanation,
             self.text.sources: _sources(lesson),
+            self.live: gr.Button(visible=False),
             self.status: "",
             self.results: "",
             self.open_result: gr.Button(visible=False),
             self.recipe: None,
-        }
+        } | self.panel.idle
 
-    def show_result(self, lesson: Lesson, result: LessonResult, guess: str | None) -> dict[Part, object]:
+    @property
+    def panel(self) -> JobPanel:
+        """The buttons and the status line of a run."""
+        return JobPanel(self.status, self.run, self.stop)
+
+    def show_result(
+        self, lesson: Lesson, result: LessonResult, guess: str | None, recorded: date | None = None
+    ) -> dict[Part, object]:
         """Return the results of a run, with what to notice in them."""
         return {
-            self.results: _draw(result),
+            self.live: gr.Button(visible=recorded is not None),
+            self.results: _draw(result, recorded),
             self.text.notice: _notice(lesson, result.metrics, guess),
             self.recipe: result.recipe,
             self.open_result: gr.Button(visible=result.recipe is not None),
-            self.status: render.status("Done.", kind="done"),
         }
 
 
@@ -119,6 +131,7 @@ def build() -> CourseTab:
             prediction = gr.Radio(options, label=question, info="Choose before you run it", elem_id="predict")
             with gr.Row():
                 run = gr.Button("Run the lesson", variant="primary", elem_id="lesson-run")
+                live = gr.Button("Run it live", visible=False, elem_id="lesson-live")
                 stop = gr.Button("Stop", variant="stop", visible=False, elem_id="lesson-stop")
             status = gr.HTML(elem_id="lesson-status", min_height=44)
             drawn = gr.HTML(elem_id="lesson-results", min_height=40)
@@ -129,41 +142,56 @@ def build() -> CourseTab:
                 answer = gr.Markdown(first.explanation)
             sources = gr.Markdown(_sources(first))
     text = LessonText(introduction, prediction, notice, asked, answer, sources)
-    return CourseTab(chosen, text, run, stop, status, drawn, open_result, gr.State(None))
+    return CourseTab(chosen, text, run, live, stop, status, drawn, open_result, gr.State(None))
 
 
 def wire(tab: CourseTab) -> None:
-    """Connect the list, Run and Stop."""
+    """Connect the list, Run, Run it live and Stop."""
 
-    def run(
-        request: gr.Request, token: gr.OAuthToken | None, key: str, guess: str | None
-    ) -> Iterator[Updates]:
+    async def follow(
+        request: gr.Request, token: gr.OAuthToken | None, key: str, guess: str | None, live: bool
+    ) -> AsyncIterator[Updates]:
         lesson = BY_KEY.get(key, LESSONS[0])
 
         def show(event: Partial | Done) -> Updates:
             match event:
                 case Partial(tuple() as models):
                     return {tab.results: _draw_models(models)}
-                case Done(LessonResult() as result):
-                    return tab.show_result(lesson, result, guess)
+                case Done(LessonResult() as result, recorded):
+                    return tab.show_result(lesson, result, guess, recorded)
             return {}
 
-        events = run_job(
-            lambda: [LessonTask(lesson.key)], visitor_of(request, token), job_name(request, KIND)
-        )
-        yield from JobPanel(tab.status, tab.run, tab.stop).follow(events, show)
+        visitor, name = visitor_of(request, token), job_name(request, KIND)
+        events = watch_job(lambda: [LessonTask(lesson.key)], visitor, name, live=live)
+        async for updates in tab.panel.watch(events, show):
+            yield updates
+
+    async def run(
+        request: gr.Request, token: gr.OAuthToken | None, key: str, guess: str | None
+    ) -> AsyncIterator[Updates]:
+        async for updates in follow(request, token, key, guess, live=False):
+            yield updates
+
+    async def run_lesson_live(
+        request: gr.Request, token: gr.OAuthToken | None, key: str, guess: str | None
+    ) -> AsyncIterator[Updates]:
+        async for updates in follow(request, token, key, guess, live=True):
+            yield updates
 
     def stop(request: gr.Request) -> None:
         jobs.stop(job_name(request, KIND))
 
-    on_event([tab.chosen.change], tab.show_lesson, [tab.chosen], tab.lesson_outputs)
-    on_start(
-        [tab.run.click],
-        run,
-        [tab.chosen, tab.text.prediction],
-        [tab.run, tab.stop, tab.text.notice, *tab.run_outputs],
-        tab.status,
-    )
+    async def choose_lesson(request: gr.Request, key: str) -> Updates:
+        # What the run of the lesson before had still to show must not come after this.
+        await wait_for_end(jobs.replace(job_name(request, KIND)))
+        return tab.show_lesson(key)
+
+    # On the same way as what a run shows, so that it cannot overtake it.
+    on_start([tab.chosen.change], choose_lesson, [tab.chosen], [tab.run, tab.stop, *tab.lesson_outputs])
+    given = [tab.chosen, tab.text.prediction]
+    changed = [tab.run, tab.stop, tab.text.notice, *tab.run_outputs]
+    on_start([tab.run.click], run, given, changed, tab.status)
+    on_start([tab.live.click], run_lesson_live, given, changed, tab.status)
     on_event([tab.stop.click], stop)
 
 
@@ -208,8 +236,13 @@ def _lower(option: str) -> str:
     return f"{option[:1].lower()}{option[1:]}"
 
 
-def _draw(result: LessonResult) -> str:
+def _draw(result: LessonResult, recorded: date | None = None) -> str:
     """Return the models of a lesson and its chart; for a lesson without models, the picture of the base."""
+    made = "" if recorded is None else render.message(f"Recorded on {format_date(recorded)}.")
+    return made + _draw_live(result)
+
+
+def _draw_live(result: LessonResult) -> str:
     if not result.models:
         return model_map.draw_model(result.base, result.base, model_map.weights_origin(result.source))
     chart = ""

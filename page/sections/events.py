@@ -1,7 +1,7 @@
 """Connect components to their handlers, and show the events of a job in one way everywhere."""
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import aclosing, closing
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,6 +10,7 @@ from gradio.blocks import BlockContext
 from gradio.components import Component
 
 from page.html import render
+from page.server.jobs import Replaced
 from page.workers.messages import Done, Event, Failed, Partial, Progress, Queued, Stopped
 
 Part = Component | BlockContext
@@ -20,6 +21,8 @@ Triggers = Sequence[Callable[..., Any]]
 """Events of components, such as `button.click`."""
 Handler = Callable[..., Any]
 """A function that Gradio calls with a request, a token and the values of components."""
+STOPPED = Stopped("Stopped.")
+"""How a job ends that its visitor stops."""
 
 
 def on_event(
@@ -48,6 +51,7 @@ def on_start(
     inputs: Sequence[Part],
     outputs: Sequence[Part],
     status: gr.HTML | None = None,
+    trigger_mode: Literal["once", "multiple", "always_last"] | None = None,
 ) -> None:
     """Call a handler that runs a job. How many run is for the job's own queue to say.
 
@@ -57,6 +61,7 @@ def on_start(
         inputs: The components whose values it takes.
         outputs: The components that it may change.
         status: Where Gradio shows that it runs, if anywhere.
+        trigger_mode: What happens to a trigger while the handler runs; `multiple` starts it once more.
     """
     gr.on(
         triggers,
@@ -66,6 +71,28 @@ def on_start(
         show_progress="minimal" if status is not None else "hidden",
         show_progress_on=[status] if status is not None else None,
         concurrency_limit=None,
+        trigger_mode=trigger_mode,
+        api_visibility="private",
+    )
+
+
+def on_browser_event(triggers: Triggers, script: str, inputs: Sequence[Part] = ()) -> None:
+    """Run a script in the browser, without a call of the server.
+
+    Args:
+        triggers: The events after which it runs.
+        script: A function in JavaScript.
+        inputs: The components whose values it takes.
+    """
+    gr.on(
+        triggers,
+        None,
+        inputs,
+        None,
+        js=script,
+        queue=False,
+        show_progress="hidden",
+        trigger_mode="multiple",
         api_visibility="private",
     )
 
@@ -79,12 +106,14 @@ class JobPanel:
         start: Is replaced by `stop` while the job runs, if there is one.
         stop: The button that stops it.
         stopped: What is shown after that; what the job says by default.
+        restarts: Whether `start` remains while the job runs, and starts it anew.
     """
 
     status: gr.HTML
     start: gr.Button | None = None
     stop: gr.Button | None = None
     stopped: str = ""
+    restarts: bool = False
 
     @property
     def outputs(self) -> list[Part]:
@@ -112,6 +141,42 @@ class JobPanel:
         if idle := self._buttons(running=False):
             yield idle
 
+    async def watch(
+        self, events: AsyncGenerator[Event, None], show: Callable[[Partial | Done], Updates]
+    ) -> AsyncIterator[Updates]:
+        """Show the events of a job that `watch_job` yields, without keeping a thread.
+
+        What was recorded is shown all at once. Nothing more is shown of a job that was replaced by another.
+
+        Args:
+            events: The events.
+            show: Returns what the page shows of a result or a part of it; nothing for `{}`.
+
+        Yields:
+            Updates: the buttons with the first sign of work, the status line and what `show` returns, last the
+            buttons.
+        """
+        is_running, ended = False, False
+        ready: dict[Part, object] = {}
+        try:
+            async with aclosing(events):
+                async for event in events:
+                    ready.update(self._show(event, show))
+                    ended = isinstance(event, Stopped | Failed)
+                    if isinstance(event, Done) and event.recorded is not None:
+                        continue
+                    if not (is_running or ended):
+                        ready.update(self._buttons(running=True))
+                        is_running = True
+                    if ready:
+                        yield ready
+                        ready = {}
+        except Replaced:
+            return
+        if not ended:
+            ready[self.status] = render.status("Done.", kind="done")
+        yield ready | self._buttons(running=False)
+
     def _show(self, event: Event, show: Callable[[Partial | Done], Updates]) -> Updates:
         match event:
             case Partial() | Done():
@@ -121,13 +186,19 @@ class JobPanel:
             case Progress():
                 return {self.status: render.status(event.text, event.done, event.total, "busy")}
             case Stopped(message):
-                return {self.status: render.status(self.stopped or message, kind="stopped")}
+                text = self.stopped if self.stopped and event == STOPPED else message
+                return {self.status: render.status(text, kind="stopped")}
             case Failed(message):
                 return {self.status: render.status(message, kind="failed")}
 
-    def _buttons(self, running: bool) -> Updates:
+    @property
+    def idle(self) -> dict[Part, object]:
+        """The buttons while no job runs."""
+        return self._buttons(running=False)
+
+    def _buttons(self, running: bool) -> dict[Part, object]:
         updates: dict[Part, object] = {}
-        if self.start is not None:
+        if self.start is not None and not self.restarts:
             updates[self.start] = gr.Button(visible=not running)
         if self.stop is not None:
             updates[self.stop] = gr.Button(visible=running)

@@ -1,45 +1,90 @@
-"""What a visitor finds when the page opens: the default model, or the recipe or lesson of a link."""
+"""What a visitor finds when the page opens: results of the default recipe, or the recipe or lesson of a link."""
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import AsyncIterator
+from functools import partial
 
 import gradio as gr
+from anyio import to_thread
 
+from page.html import outputs as texts
 from page.html import render
+from page.html.heading import heading
+from page.html.results import genres, measures
 from page.sections.controls import fit_sliders, show_shape
 from page.sections.course import PARAMETER, CourseTab, lesson_of_link
-from page.sections.events import Updates, on_event
+from page.sections.events import Part, Updates, on_event
+from page.sections.prune import PruneRequest, Shown, inputs, outputs, request_from, settings_from
 from page.sections.recipe_box import open_recipe, recipe_outputs
 from page.sections.section import Page
 from page.server import links
-from page.server.form import CHAT, CONTROLS, FIRST_PROMPTS
+from page.server.form import CHAT, CONTROLS, FIRST_PROMPTS, prompt_from
+from page.server.jobs import recall
+from page.server.session import job_name, jobs, results, visitor_of
 from page.server.warm_up import WarmUp
+from page.store.packaged import find_packaged, packaged_base
+from page.store.values import decode
+from page.workers.messages import Evaluation, Texts
 from pruning import Recipe, catalog
+from pruning.errors import PruningError
+
+READY = render.status("Ready. Move the slider, or change something else and press Prune.")
 
 
 def wire(demo: gr.Blocks, tabs: gr.Tabs, page: Page, course: CourseTab, warm_up: WarmUp) -> None:
     """Connect the opening of the page, and the way from a lesson to the Prune tab."""
-    controls, results = page.controls, page.results
+    controls, pane = page.controls, page.results
+    shows_results = fill_in(page)
 
-    def show_first(request: gr.Request, token: gr.OAuthToken | None) -> Iterator[Updates]:
-        while not warm_up.shape_known.wait(timeout=0.5):
+    async def show_first(request: gr.Request, token: gr.OAuthToken | None) -> AsyncIterator[Updates]:
+        while not warm_up.shape_known.is_set():
             progress = warm_up.progress
             line = render.status(progress.text, progress.done, progress.total, "busy")
-            yield {results.job.status: line}
+            yield {pane.job.status: line}
+            await asyncio.sleep(0.5)
+        yield await to_thread.run_sync(partial(first_updates, request, token))
+
+    def first_updates(request: gr.Request, token: gr.OAuthToken | None) -> Updates:
         model, starts = catalog.DEFAULT_MODEL, [control.start for control in CONTROLS]
         picture, note, *_ = show_shape(request, token, model, *starts)
         sliders = [value for _, value in controls.sliders]
-        yield {
-            results.picture: picture,
+        updates: dict[Part, object] = {
+            pane.picture: picture,
             controls.note: note,
-            results.job.status: render.status("Ready. Move the slider, then press Prune."),
+            pane.job.status: READY,
             **dict(zip(sliders, fit_sliders(model, request, token), strict=True)),
         }
+        asked = request_from(page, first_values(page))
         if value := request.query_params.get(links.PARAMETER):
-            updates = open_recipe(page, lambda: links.decode(value), FIRST_PROMPTS[CHAT], request, token)
-            if asked := links.decode_prompt(request.query_params):
-                mode, prompt = asked
+            updates |= open_recipe(page, lambda: links.decode(value), FIRST_PROMPTS[CHAT], request, token)
+            mode, prompt = links.decode_prompt(request.query_params) or (CHAT, FIRST_PROMPTS[CHAT])
+            if links.decode_prompt(request.query_params):
                 updates |= controls.sampling.show_mode(mode, prompt=prompt)
-            yield updates
+            try:
+                recipe = links.decode(value)
+                asked = PruneRequest(recipe, prompt_from(prompt, mode), asked.sampling)
+            except PruningError:
+                return updates
+        if job_name(request) in jobs:
+            return updates  # The visitor was faster.
+        return updates | show_recorded(asked, request, token)
+
+    def show_recorded(
+        asked: PruneRequest, request: gr.Request, token: gr.OAuthToken | None
+    ) -> dict[Part, object]:
+        """Return recorded results; if not all were recorded, whatever else stood in their place goes."""
+        run = Shown(page, lambda: asked, request)
+        visitor = visitor_of(request, token)
+        try:
+            done = [recall(task, visitor) for task in run.tasks()]
+        except PruningError:
+            done = [None]
+        updates: dict[Part, object] = {}
+        for each in done:
+            if each is None:
+                return _without_results(page) if shows_results else {}
+            updates |= run.show(each)
+        return updates | {pane.job.status: READY}
 
     def show_linked_lesson(request: gr.Request) -> Updates:
         key = lesson_of_link(request.query_params.get(PARAMETER, ""))
@@ -55,7 +100,7 @@ def wire(demo: gr.Blocks, tabs: gr.Tabs, page: Page, course: CourseTab, warm_up:
     demo.load(
         show_first,
         None,
-        recipe_outputs(page),
+        list(dict.fromkeys([*recipe_outputs(page), *outputs(page)])),
         show_progress="hidden",
         concurrency_limit=None,
         api_visibility="private",
@@ -67,3 +112,48 @@ def wire(demo: gr.Blocks, tabs: gr.Tabs, page: Page, course: CourseTab, warm_up:
         [course.recipe, controls.sampling.prompt],
         [tabs, *recipe_outputs(page)],
     )
+
+
+def first_values(page: Page) -> list[object]:
+    """Return the values of the controls with which the page opens."""
+    return [part.value for part in inputs(page)]
+
+
+def fill_in(page: Page) -> bool:
+    """Put the recorded results for the packaged weights on the page, so that they come with its first paint.
+
+    Returns:
+        Whether there are any.
+    """
+    values = first_values(page)
+    asked = request_from(page, values)
+    _, compare, evaluate = asked.tasks
+    found = [find_packaged(results, task) for task in (compare, evaluate)]
+    try:
+        written, measured = (
+            decode(task, entry.value, packaged_base(catalog.DEFAULT_MODEL).revision) if entry else None
+            for task, entry in zip((compare, evaluate), found, strict=True)
+        )
+    except (PruningError, ValueError, TypeError, KeyError):
+        return False
+    if not (isinstance(written, Texts) and isinstance(measured, Evaluation)):
+        return False
+    pane, prompt = page.results, asked.prompt
+    made = min(entry.made for entry in found if entry is not None)
+    pane.texts.value = texts.text_pair(prompt.text, written.before, written.after, chat=prompt.chat is None)
+    pane.measures.value = measures(measured.report, asked.recipe)
+    pane.genres.value = genres(measured.report, asked.recipe)
+    pane.heading.value = heading(asked.recipe, settings_from(page, values), made)
+    pane.live.visible = True
+    return True
+
+
+def _without_results(page: Page) -> dict[Part, object]:
+    pane = page.results
+    return {
+        pane.texts: texts.text_pair_placeholder(),
+        pane.measures: "",
+        pane.genres: "",
+        pane.heading: "",
+        pane.live: gr.Button(visible=False),
+    }

@@ -1,16 +1,18 @@
 """Prune, generate, evaluate: what happens between the button and the results, shown as it comes."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import date
 
 import gradio as gr
+from gradio.components import Component
 
 from page.html import model_map, render
 from page.html.outputs import text_pair
 from page.sections.events import Part, Updates, on_event, on_start
 from page.sections.section import Page
 from page.server.form import CONTINUE, prompt_from, recipe_from, to_integer, to_number
-from page.server.jobs import run_job
+from page.server.jobs import run_job, watch_job
 from page.server.session import job_name, jobs, visitor_of
 from page.workers.messages import Done, Evaluation, Partial, Prompt, PrunedSummary, Texts
 from page.workers.tasks import CompareTask, EvaluateTask, PruneTask, Task
@@ -19,11 +21,19 @@ from pruning import Recipe, Sampling
 
 @dataclass(frozen=True)
 class PruneRequest:
-    """A recipe, and the prompt that both models answer or continue."""
+    """A recipe, and the prompt that both models answer or continue.
+
+    Attributes:
+        recipe: The recipe.
+        prompt: The prompt.
+        sampling: How they answer it.
+        settings: The values of the controls that asked for it, as `settings_from` returns them.
+    """
 
     recipe: Recipe
     prompt: Prompt
     sampling: Sampling
+    settings: Sequence[object] = ()
 
     @property
     def tasks(self) -> list[Task]:
@@ -35,44 +45,76 @@ class PruneRequest:
 
 
 def wire(page: Page) -> None:
-    """Connect Prune and Stop."""
+    """Connect Prune, Run it live, and Stop."""
 
-    def prune(
-        request: gr.Request,
-        token: gr.OAuthToken | None,
-        prompt: str,
-        mode: str,
-        length: object,
-        temperature: object,
-        opened: Recipe | None,
-        *values: object,
-    ) -> Iterator[Updates]:
-        def plan() -> PruneRequest:
-            recipe = recipe_from(opened, *values)
-            sampling = sampling_from(length, temperature, recipe.seed)
-            return PruneRequest(recipe, prompt_from(prompt, mode), sampling)
+    async def prune(
+        request: gr.Request, token: gr.OAuthToken | None, *values: object
+    ) -> AsyncIterator[Updates]:
+        async for updates in prune_and_watch(page, values, request, token):
+            yield updates
 
-        yield from prune_and_show(page, plan, request, token)
+    async def run_live(
+        request: gr.Request, token: gr.OAuthToken | None, *values: object
+    ) -> AsyncIterator[Updates]:
+        async for updates in prune_and_watch(page, values, request, token, live=True):
+            yield updates
 
     def stop(request: gr.Request) -> None:
         # The job itself reports its end, so that nothing it had still to show comes after.
         jobs.stop(job_name(request))
 
-    panel, job = page.controls, page.results.job
+    panel, pane = page.controls, page.results
+    job = pane.job
     assert job.start is not None
     assert job.stop is not None
-    on_start(
-        [job.start.click, panel.sampling.prompt.submit],
-        prune,
-        [*panel.sampling_inputs, *panel.recipe_inputs],
-        outputs(page),
-        job.status,
-    )
+    given, changed = inputs(page), outputs(page)
+    # Pressed again, it replaces the run under way.
+    on_start([job.start.click, panel.sampling.prompt.submit], prune, given, changed, job.status, "multiple")
+    on_start([pane.live.click], run_live, given, changed, job.status, "multiple")
     on_event([job.stop.click], stop)
 
 
+def inputs(page: Page) -> list[Component]:
+    """Return the arguments of `request_from`."""
+    return [*page.controls.sampling_inputs, *page.controls.recipe_inputs]
+
+
+def compared_parts(page: Page) -> list[Component]:
+    """Return what a browser compares with the settings of the results: see `settings_from`."""
+    return [page.controls.recipe_note, *(part for part in inputs(page) if _is_compared(page, part))]
+
+
+def settings_from(page: Page, values: Sequence[object]) -> list[object]:
+    """Return the values of the controls that a browser compares with its own later, to tell whether they changed.
+
+    A recipe that was opened is told by the note on it. The visitor's own text does not come back to the page.
+    """
+    parts = inputs(page)
+    opened = values[parts.index(page.controls.recipe)]
+    note = (
+        render.recipe_note([step.describe() for step in opened.steps]) if isinstance(opened, Recipe) else ""
+    )
+    return [note, *(value for part, value in zip(parts, values, strict=True) if _is_compared(page, part))]
+
+
+def _is_compared(page: Page, part: Component) -> bool:
+    return part not in (page.controls.recipe, page.controls.calibration.custom_text)
+
+
+def request_from(page: Page, values: Sequence[object]) -> PruneRequest:
+    """Return what the values of `inputs` ask for.
+
+    Raises:
+        RecipeError: A value is out of range, or nothing is to be cut.
+    """
+    prompt, mode, length, temperature, opened, *others = values
+    recipe = recipe_from(opened if isinstance(opened, Recipe) else None, *others)
+    sampling = sampling_from(length, temperature, recipe.seed)
+    return PruneRequest(recipe, prompt_from(prompt, mode), sampling, settings_from(page, values))
+
+
 def outputs(page: Page) -> list[Part]:
-    """Return what `prune_and_show` changes."""
+    """Return what `prune_and_show` and `prune_and_watch` change."""
     sections = (part for section in page.sections for part in section.result_outputs)
     return [*page.results.outputs, *page.controls.sampling.mode_outputs, *sections]
 
@@ -90,10 +132,35 @@ def sampling_from(length: object, temperature: object, seed: object) -> Sampling
     )
 
 
+async def prune_and_watch(
+    page: Page,
+    values: Sequence[object],
+    request: gr.Request,
+    token: gr.OAuthToken | None,
+    *,
+    live: bool = False,
+    waits: bool = True,
+) -> AsyncIterator[Updates]:
+    """Prune, give both models the prompt, and evaluate them; or show what was recorded of that.
+
+    Args:
+        page: Where the results are shown.
+        values: The values of `inputs`.
+        request: The visitor's request.
+        token: The visitor's token, if they are signed in.
+        live: Whether everything is made now, even if it was recorded.
+        waits: Whether work is begun although others wait for theirs.
+    """
+    run = Shown(page, lambda: request_from(page, values), request)
+    events = watch_job(run.tasks, visitor_of(request, token), job_name(request), live=live, waits=waits)
+    async for updates in page.results.job.watch(events, run.show):
+        yield updates
+
+
 def prune_and_show(
     page: Page, plan: Callable[[], PruneRequest], request: gr.Request, token: gr.OAuthToken | None
 ) -> Iterator[Updates]:
-    """Prune, give both models the prompt, and evaluate them.
+    """Prune, give both models the prompt, and evaluate them, for this visitor alone.
 
     Args:
         page: Where the results are shown.
@@ -101,53 +168,87 @@ def prune_and_show(
         request: The visitor's request.
         token: The visitor's token, if they are signed in.
     """
-    pane = page.results
-    planned: list[PruneRequest] = []
-    summaries: list[PrunedSummary] = []
+    run = Shown(page, plan, request)
+    yield from page.results.job.follow(
+        run_job(run.tasks, visitor_of(request, token), job_name(request)), run.show
+    )
+    if run.is_complete:
+        yield {page.results.job.status: render.status("Done.", kind="done")}
 
-    def tasks() -> list[Task]:
-        planned.append(plan())
-        return planned[0].tasks
 
-    def show(event: Partial | Done) -> Updates:
-        recipe, prompt = planned[0].recipe, planned[0].prompt.text
+@dataclass
+class Shown:
+    """What one run shows on the page.
+
+    Attributes:
+        page: The page.
+        plan: Returns what to do; it may raise what the visitor is then told.
+        request: The visitor's request.
+        planned: What is done, as soon as that is known.
+        pruned: The pruned model, as soon as there is one.
+        recorded: The day on which the results were made, if they were made before.
+        is_complete: Whether all is measured.
+    """
+
+    page: Page
+    plan: Callable[[], PruneRequest]
+    request: gr.Request
+    planned: PruneRequest | None = field(default=None, init=False)
+    pruned: PrunedSummary | None = field(default=None, init=False)
+    recorded: date | None = field(default=None, init=False)
+    is_complete: bool = field(default=False, init=False)
+
+    def tasks(self) -> list[Task]:
+        """Return the tasks."""
+        self.planned = self.plan()
+        return self.planned.tasks
+
+    def show(self, event: Partial | Done) -> Updates:
+        """Return what the page shows of a result or a part of it."""
+        assert self.planned is not None
+        pane, recipe, prompt = self.page.results, self.planned.recipe, self.planned.prompt.text
+        chat = self.pruned is not None and self.pruned.is_chat
+        updates: dict[Part, object] = {}
+        if isinstance(event, Done) and event.recorded is not None:
+            self.recorded = min(self.recorded or event.recorded, event.recorded)
         match event:
             case Done(PrunedSummary() as pruned):
-                summaries.append(pruned)
-                return _show_pruned(page, pruned, planned[0], request)
+                self.pruned = pruned
+                updates |= self._show_pruned(pruned)
             case Partial(Texts(before, after)):
-                chat = summaries[0].is_chat
-                return {pane.texts: text_pair(prompt, before, after, writing=True, chat=chat)}
+                updates[pane.texts] = text_pair(prompt, before, after, writing=True, chat=chat)
             case Done(Texts(before, after)):
-                return {pane.texts: text_pair(prompt, before, after, chat=summaries[0].is_chat)}
+                updates[pane.texts] = text_pair(prompt, before, after, chat=chat)
             case Partial(Evaluation(report=report)):
-                return pane.show_report(report, recipe)
+                updates |= pane.show_report(report, recipe)
             case Done(Evaluation(report=report)):
-                return pane.show_report(report, recipe) | {
-                    pane.job.status: render.status("Done.", kind="done")
-                }
-        return {}
+                self.is_complete = True
+                updates |= pane.show_report(report, recipe)
+        if isinstance(event, Done):
+            # The mode may have been set meanwhile.
+            updates |= pane.show_heading(recipe, self.planned.settings, self.recorded)
+        return updates
 
-    events = run_job(tasks, visitor_of(request, token), job_name(request))
-    yield from pane.job.follow(events, show)
-
-
-def _show_pruned(
-    page: Page, pruned: PrunedSummary, planned: PruneRequest, request: gr.Request
-) -> dict[Part, object]:
-    pane = page.results
-    updates: dict[Part, object] = {
-        pane.picture: model_map.draw_model(
-            pruned.before, pruned.after, model_map.weights_origin(pruned.source)
-        ),
-        pane.job.status: render.status("Writing", kind="busy"),
-        pane.texts: text_pair(planned.prompt.text, "", "", writing=True, chat=pruned.is_chat),
-        pane.recipe: planned.recipe.without_custom_text(),
-    }
-    updates |= pane.show_report(pruned.report, planned.recipe)
-    if pruned.plain_reason:
-        note = f"This model cannot chat, so it continues a text. {pruned.plain_reason}"
-        updates |= page.controls.sampling.show_mode(CONTINUE, note)
-    for section in page.sections:
-        updates |= section.show_result(pruned, request)
-    return updates
+    def _show_pruned(self, pruned: PrunedSummary) -> dict[Part, object]:
+        assert self.planned is not None
+        page, planned = self.page, self.planned
+        pane = page.results
+        updates: dict[Part, object] = {
+            pane.picture: model_map.draw_model(
+                pruned.before, pruned.after, model_map.weights_origin(pruned.source)
+            ),
+            pane.job.status: render.status("Writing", kind="busy"),
+            pane.texts: text_pair(planned.prompt.text, "", "", writing=True, chat=pruned.is_chat),
+            pane.recipe: planned.recipe.without_custom_text(),
+        }
+        if not self.is_complete:
+            updates |= pane.show_report(pruned.report, planned.recipe)
+        if pruned.plain_reason:
+            note = f"This model cannot chat, so it continues a text. {pruned.plain_reason}"
+            updates |= page.controls.sampling.show_mode(CONTINUE, note)
+            if planned.settings:
+                text, prompt, _, *others = planned.settings
+                self.planned = replace(planned, settings=[text, prompt, CONTINUE, *others])
+        for section in page.sections:
+            updates |= section.show_result(pruned, self.request)
+        return updates

@@ -1,10 +1,12 @@
 """The results of a cut: the picture of the model, both texts, and the measures."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import date
 
 import gradio as gr
 
-from page.html import outputs, render, results
+from page.html import heading, outputs, render, results
 from page.sections.events import JobPanel, Part
 from pruning import Recipe, Report
 
@@ -15,6 +17,8 @@ class ResultsPane:
 
     Attributes:
         job: The status line and the buttons of the job that prunes.
+        heading: What was removed, when that was recorded, and whether the settings are others now.
+        live: The button that makes a recorded result anew.
         picture: The parameters of the model by component, before and after.
         texts: The continuations of the prompt by both models.
         measures: The table of sizes, quality and speed.
@@ -23,6 +27,8 @@ class ResultsPane:
     """
 
     job: JobPanel
+    heading: gr.HTML
+    live: gr.Button
     picture: gr.HTML
     texts: gr.HTML
     measures: gr.HTML
@@ -32,7 +38,25 @@ class ResultsPane:
     @property
     def outputs(self) -> list[Part]:
         """Everything that a job which prunes changes."""
-        return [*self.job.outputs, self.picture, self.texts, self.measures, self.genres, self.recipe]
+        return [
+            *self.job.outputs,
+            self.heading,
+            self.live,
+            self.picture,
+            self.texts,
+            self.measures,
+            self.genres,
+            self.recipe,
+        ]
+
+    def show_heading(
+        self, recipe: Recipe, settings: Sequence[object], recorded: date | None
+    ) -> dict[Part, object]:
+        """Return what stands above results: what they are of, and when they were recorded if they were."""
+        return {
+            self.heading: heading.heading(recipe, settings, recorded),
+            self.live: gr.Button(visible=recorded is not None),
+        }
 
     def show_report(self, report: Report, recipe: Recipe) -> dict[Part, object]:
         """Return what a report shows, as far as it is filled."""
@@ -47,7 +71,7 @@ def build_job() -> JobPanel:
     start = gr.Button("Prune", variant="primary", elem_id="prune")
     stop = gr.Button("Stop", variant="stop", visible=False, elem_id="stop")
     status = gr.HTML(render.status(), elem_id="status", min_height=44)
-    return JobPanel(status, start, stop, stopped="Stopped. What was not measured stays blank.")
+    return JobPanel(status, start, stop, stopped="Stopped. What was not measured stays blank.", restarts=True)
 
 
 def build_picture() -> gr.HTML:
@@ -57,8 +81,13 @@ def build_picture() -> gr.HTML:
 
 def build(job: JobPanel, picture: gr.HTML) -> ResultsPane:
     """Lay out the texts and the measures."""
+    with gr.Row(elem_id="results-head"):
+        head = gr.HTML(elem_id="result-heading", min_height=40)
+        live = gr.Button("Run it live", visible=False, size="sm", scale=0, elem_id="run-live")
     return ResultsPane(
         job=job,
+        heading=head,
+        live=live,
         picture=picture,
         texts=gr.HTML(outputs.text_pair_placeholder(), elem_id="texts", min_height=180),
         measures=gr.HTML(elem_id="measures", min_height=150),

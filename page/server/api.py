@@ -6,25 +6,28 @@ publishing takes the caller's own token, never that of the machine.
 
 import json
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import aclosing
+from datetime import date
 from typing import Any
 
 import gradio as gr
 
 from page.server import links
 from page.server.form import CONTROLS, steps_from
-from page.server.jobs import run_job
+from page.server.jobs import PUBLIC, watch_job
 from page.server.look_ups import look_up
 from page.server.session import job_name, user_message
 from page.workers.messages import Done, Evaluation, Failed, Prompt, PrunedSummary, Stopped, Texts
 from page.workers.tasks import CompareTask, EvaluateTask, PruneTask, PublishTask, Task
-from page.workers.workbench import Visitor
 from pruning import Preview, Recipe, Sampling, catalog
 from pruning.errors import RecipeError
 
 MAX_NEW_TOKENS = 200
 
 Answer = dict[str, Any]
+Results = Mapping[type, Any]
+"""The results of tasks by their kinds."""
 
 
 def preview(
@@ -57,7 +60,7 @@ def preview(
     return _answer(answer)
 
 
-def prune(
+async def prune(
     request: gr.Request,
     model: str = catalog.DEFAULT_MODEL,
     neurons: float = 20,
@@ -77,21 +80,21 @@ def prune(
         recipe: A recipe in YAML or JSON; if given, the other settings of the cut are ignored.
 
     Returns:
-        parameters, the config of the smaller model, the recipe, its YAML, its Python, and a report.
+        parameters, the config of the smaller model, the recipe, its YAML, its Python, a report, and recorded (the
+        day on which it was made, or null if it was made just now).
     """
 
     def plan() -> list[Task]:
         return [PruneTask(_recipe(model, recipe, neurons, heads, layers, channels))]
 
-    def answer(results: Sequence[object]) -> Answer:
-        (pruned,) = results
-        assert isinstance(pruned, PrunedSummary)
+    def answer(results: Results) -> Answer:
+        pruned: PrunedSummary = results[PrunedSummary]
         return pruned.to_dict() | {"yaml": pruned.recipe.to_yaml(), "python": pruned.recipe.to_python()}
 
-    return _run(request, plan, answer)
+    return await _run(request, plan, answer)
 
 
-def generate(
+async def generate(
     request: gr.Request,
     prompt: str,
     model: str = catalog.DEFAULT_MODEL,
@@ -125,7 +128,8 @@ def generate(
 
     Returns:
         prompt, before and after (what the two models write), chat (whether they were asked in their chat format),
-        plain_reason (if not, why, in case chat was null), and the recipe.
+        plain_reason (if not, why, in case chat was null), the recipe, and recorded (the day on which the texts were
+        written, or null if they were written just now).
     """
 
     def plan() -> list[Task]:
@@ -136,10 +140,9 @@ def generate(
         asked = _prompt(prompt, chat, system)
         return [PruneTask(planned, asked), CompareTask(planned, asked, sampling)]
 
-    def answer(results: Sequence[object]) -> Answer:
-        pruned, texts = results
-        assert isinstance(pruned, PrunedSummary)
-        assert isinstance(texts, Texts)
+    def answer(results: Results) -> Answer:
+        pruned: PrunedSummary = results[PrunedSummary]
+        texts: Texts = results[Texts]
         return {
             "prompt": prompt,
             "before": texts.before,
@@ -149,10 +152,10 @@ def generate(
             "recipe": pruned.recipe.to_dict(),
         }
 
-    return _run(request, plan, answer)
+    return await _run(request, plan, answer)
 
 
-def evaluate(
+async def evaluate(
     request: gr.Request,
     model: str = catalog.DEFAULT_MODEL,
     neurons: float = 20,
@@ -176,17 +179,16 @@ def evaluate(
     """
 
     def plan() -> list[Task]:
-        return [EvaluateTask(_recipe(model, recipe, neurons, heads, layers, channels))]
+        return [EvaluateTask(_recipe(model, recipe, neurons, heads, layers, channels), speed=True)]
 
-    def answer(results: Sequence[object]) -> Answer:
-        (evaluation,) = results
-        assert isinstance(evaluation, Evaluation)
+    def answer(results: Results) -> Answer:
+        evaluation: Evaluation = results[Evaluation]
         return {"recipe": evaluation.recipe.to_dict(), "report": evaluation.report.to_dict()}
 
-    return _run(request, plan, answer)
+    return await _run(request, plan, answer)
 
 
-def push(
+async def push(
     request: gr.Request,
     repository: str,
     recipe: str,
@@ -216,7 +218,7 @@ def push(
             raise RecipeError("private must be true or false.")
         return [PublishTask(_recipe("", recipe), repository.strip(), private, token)]
 
-    return _run(request, plan, lambda results: {"url": results[0]})
+    return await _run(request, plan, lambda results: {"url": results[str]})
 
 
 def register() -> None:
@@ -224,10 +226,6 @@ def register() -> None:
     gr.api(preview, queue=False)
     for function in (prune, generate, evaluate, push):
         gr.api(function, concurrency_limit=None)
-
-
-PUBLIC = Visitor()
-"""A visitor without rights: what is built for a call is everyone's."""
 
 
 def _recipe(
@@ -265,21 +263,26 @@ def _prompt(text: object, chat: object, system: object) -> Prompt:
     return Prompt(text, chat, system or None)
 
 
-def _run(
+async def _run(
     request: gr.Request,
     plan: Callable[[], Sequence[Task]],
-    answer: Callable[[Sequence[object]], Answer],
+    answer: Callable[[Results], Answer],
 ) -> Answer:
-    """Run tasks when their turn comes, and return the answer made of their results."""
-    results = []
+    """Return the answer made of the results of tasks, which are recorded or made when their turn comes."""
+    results: dict[type, Any] = {}
+    recorded: list[date] = []
     # Callers of MCP share a session, so each call is a job of its own.
-    for event in run_job(plan, PUBLIC, job_name(request, f"call-{uuid.uuid4().hex}")):
-        match event:
-            case Done(value):
-                results.append(value)
-            case Stopped(message) | Failed(message):
-                raise gr.Error(message, print_exception=False)
-    return _answer(lambda: answer(results))
+    name = job_name(request, f"call-{uuid.uuid4().hex}")
+    async with aclosing(watch_job(plan, PUBLIC, name)) as events:
+        async for event in events:
+            match event:
+                case Done(value, day):
+                    results[type(value)] = value
+                    recorded += [day] if day is not None else []
+                case Stopped(message) | Failed(message):
+                    raise gr.Error(message, print_exception=False)
+    made = min(recorded).isoformat() if recorded else None
+    return _answer(lambda: answer(results) | {"recorded": made})
 
 
 def _answer(make: Callable[[], Answer]) -> Answer:

@@ -6,6 +6,7 @@ import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from page.workers.messages import Queued
 from pruning.errors import Cancelled, PruningError
@@ -61,7 +62,7 @@ class Queue:
         # The addresses in the order of their turns. The one whose turn it is goes behind all others afterwards.
         self._waiting: dict[str, list[Job]] = {}
         self._moved = threading.Condition()
-        self._turns: deque[float] = deque(maxlen=8)
+        self._turns: dict[str, deque[float]] = {}  # How long the last turns took, by what they were for.
         self._turn_start = 0.0
 
     def __len__(self) -> int:
@@ -101,8 +102,25 @@ class Queue:
                 self.leave(job)
 
     def estimate(self, turns: int) -> float | None:
-        """Return how many seconds this many turns take, judged by the last ones; None if there were none."""
-        return turns * sum(self._turns) / len(self._turns) if self._turns else None
+        """Return how many seconds it takes until this many turns are over, the one under way among them.
+
+        Each job is expected to take as long as the last ones of its kind, or else as the last ones of any kind.
+
+        Returns:
+            None if none has ended yet.
+        """
+        ended = [seconds for kind in self._turns.values() for seconds in kind]
+        if not ended:
+            return None
+        any_kind = sum(ended) / len(ended)
+        means = {kind: sum(seconds) / len(seconds) for kind, seconds in self._turns.items()}
+        waiting = [means.get(job.work, any_kind) for job in self._jobs()]
+        if self._running is None or not turns:
+            return turns * any_kind
+        expected = means.get(self._running.work, any_kind)
+        # Longer than expected already, it may end soon or not.
+        left = max(expected - (time.monotonic() - self._turn_start), expected / 4)
+        return left + (turns - 1) * (sum(waiting) / len(waiting) if waiting else any_kind)
 
     def requeue(self, job: "Job") -> None:
         """Let others go first: the next of each address, and all that wait at the job's own."""
@@ -201,8 +219,9 @@ class Queue:
 
     def _end_turn(self, again: "Job | None" = None) -> None:
         """Let the next job start, and one wait again that needs another turn."""
-        if self._is_taken:
-            self._turns.append(time.monotonic() - self._turn_start)
+        if self._is_taken and self._running is not None:
+            ended = self._turns.setdefault(self._running.work, deque(maxlen=8))
+            ended.append(time.monotonic() - self._turn_start)
         if again is not None:
             again.read_at = time.monotonic()
             self._append(again)
@@ -221,6 +240,7 @@ class Job:
         detached: Whether the job continues without its visitor.
         key: Which job of which visitor it is.
         read_at: When the queue last saw that somebody waits for it.
+        work: What it does in its next turn, as a word by which durations are told apart.
     """
 
     def __init__(
@@ -243,6 +263,7 @@ class Job:
         self.detached = detached
         self.key = key or JobKey(f"job-{uuid.uuid4().hex}")
         self.read_at = time.monotonic()
+        self.work = ""
         self._queue, self._seconds = queue, seconds
         self._seconds_left = seconds
         self._deadline: float | None = None
@@ -261,6 +282,10 @@ class Job:
     def stop(self) -> None:
         """Stop the work; its result is dropped."""
         self._stop.set()
+
+    def replace(self) -> None:
+        """Stop the work, since the visitor started another job of the same kind."""
+        self.stop()
 
     @property
     def stopped(self) -> bool:
@@ -303,6 +328,28 @@ class Job:
             )
 
 
+class Stoppable(Protocol):
+    """What a visitor started, and may stop.
+
+    Attributes:
+        detached: Whether it continues without its visitor.
+    """
+
+    detached: bool
+
+    def stop(self) -> None:
+        """Stop it, as far as it is this visitor's."""
+
+    def replace(self) -> None:
+        """Stop it, since the visitor started another one of the same kind."""
+
+    def request_finish(self) -> None:
+        """Ask it to end by itself, with what it has."""
+
+    def leave_queue(self) -> None:
+        """Let the next job start."""
+
+
 class Jobs:
     """The running jobs of all visitors, one of each kind per visitor."""
 
@@ -312,7 +359,7 @@ class Jobs:
         Args:
             is_unheard: Returns whether nobody listens to a session; None if that is not known.
         """
-        self._jobs: dict[JobKey, Job] = {}
+        self._jobs: dict[JobKey, Stoppable] = {}
         self._lock = threading.Lock()
         self._is_unheard = is_unheard
 
@@ -324,11 +371,26 @@ class Jobs:
         detached: bool = False,
     ) -> Job:
         """Create a job, and stop the one that had its key."""
+        job = Job(queue, seconds, detached, key, self._is_unheard)
+        self.replace(key, job)
+        return job
+
+    def replace(self, key: JobKey, job: Stoppable | None = None) -> Stoppable | None:
+        """Stop the job that has a key, without another word to its visitor, and let another have the key.
+
+        Returns:
+            The job that had it, if there was one.
+        """
         with self._lock:
-            if key in self._jobs:
-                self._jobs[key].stop()
-            job = self._jobs[key] = Job(queue, seconds, detached, key, self._is_unheard)
-            return job
+            older = self._jobs.pop(key, None)
+            if older is not None:
+                older.replace()
+            if job is not None:
+                self._jobs[key] = job
+            return older
+
+    def __contains__(self, key: JobKey) -> bool:
+        return key in self._jobs
 
     def request_finish(self, key: JobKey) -> None:
         """Ask a job to end by itself, with what it has."""
@@ -349,7 +411,7 @@ class Jobs:
                 if key.session == session and not job.detached:
                     job.stop()
 
-    def finish(self, key: JobKey, job: Job) -> None:
+    def finish(self, key: JobKey, job: Stoppable) -> None:
         """Remove a job that has ended, and let the next one start."""
         job.leave_queue()
         with self._lock:

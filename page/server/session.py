@@ -10,6 +10,8 @@ from page.server.audience import Audience
 from page.server.origins import address_of
 from page.server.queue import JobKey, Jobs, Queue
 from page.server.settings import JOB_SECONDS, ON_SPACE, QUEUE_SIZE, SITE, Mode, log, read_setting
+from page.store.flights import Flights
+from page.store.results import ResultStore
 from page.workers.pool import Pools
 from page.workers.tasks import INTERACTIVE, LONG, Kind
 from page.workers.workbench import Visitor
@@ -26,8 +28,12 @@ DISTILLATION_OVERHEAD = 120
 
 accounts = Accounts()
 audience = Audience()
+flights: Flights[JobKey] = Flights(audience.is_unheard)
+"""What is being made, and who watches it."""
 jobs = Jobs(audience.is_unheard)
 pools = Pools()
+results = ResultStore()
+"""What was made before."""
 queues: dict[Kind, Queue] = {INTERACTIVE: Queue(QUEUE_SIZE), LONG: Queue(QUEUE_SIZE)}
 """Where jobs wait for the workers of a kind."""
 

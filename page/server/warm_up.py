@@ -1,4 +1,8 @@
-"""Calibrate and measure the default model at the start, so that the first visitor need not wait."""
+"""Get ready at the start: calibrate and measure the default model, and make the results that visitors ask for first.
+
+The results for the weights that come as a package are prepared. On other weights, the page makes them itself while
+nobody waits for anything else.
+"""
 
 import threading
 import time
@@ -7,14 +11,19 @@ from contextlib import suppress
 
 import gradio as gr
 
+from page.server.jobs import keep, recall
 from page.server.look_ups import look_up
 from page.server.session import log, pools, queues, user_message, visitor_of
-from page.workers.messages import Failed
+from page.store.defaults import first_tasks
+from page.workers.messages import Done, Failed
 from page.workers.tasks import INTERACTIVE, LONG, LoadTask, Task, WarmUpTask
 from page.workers.workbench import Visitor
 from pruning import Neurons, Recipe, catalog
 from pruning.errors import Cancelled
 from pruning.progress import Progress
+
+IDLE_SECONDS = 5.0
+"""How long the page waits after a visitor came, before it tries to make the next result."""
 
 LOAD = LoadTask(catalog.DEFAULT_MODEL)
 WARM_UP = WarmUpTask(Recipe(base=catalog.DEFAULT_MODEL, steps=(Neurons(fraction=0.2),)))
@@ -51,10 +60,33 @@ class WarmUp:
                 time.sleep(1)
             for kind in (INTERACTIVE, LONG):
                 pools[kind].prepare(LOAD)
+            self._record(visitor)
         except Exception as error:
             log.warning("the default model is not ready: %s", user_message(error))
         finally:
             self.shape_known.set()
+
+    def _record(self, visitor: Visitor) -> None:
+        """Make the results that visitors ask for first, while nobody waits, unless they come with the program."""
+        entry, source = catalog.MODELS[catalog.DEFAULT_MODEL], look_up(catalog.DEFAULT_MODEL, visitor).source
+        if entry.offline is not None and source.revision == entry.offline.revision:
+            return
+        for task in first_tasks(source.revision):
+            while recall(task, visitor) is None and not self._make(task, visitor):
+                time.sleep(IDLE_SECONDS)
+
+    def _make(self, task: Task, visitor: Visitor) -> bool:
+        """Make a result and keep it; return whether that has ended. If not, a visitor went first."""
+        with suppress(Cancelled):
+            give_way()
+            for event in pools[task.kind].perform(task, visitor, give_way):
+                match event:
+                    case Done(value):
+                        keep(task, value)
+                    case Failed(message):
+                        log.warning("a result is not recorded: %s", message)
+            return True
+        return False
 
     def _perform(self, task: Task, visitor: Visitor, check: Callable[[], None] = lambda: None) -> bool:
         """Perform a task, and return whether it has ended; if not, it must begin again."""
@@ -70,6 +102,6 @@ class WarmUp:
 
 
 def give_way() -> None:
-    """Raise `Cancelled` if a visitor waits."""
-    if len(queues[INTERACTIVE]):
+    """Raise `Cancelled` if a visitor waits, for anything."""
+    if any(len(queue) for queue in queues.values()):
         raise Cancelled("A visitor goes first.")

@@ -71,7 +71,7 @@ class LessonTask(Task):
             if not models:
                 models.append(_model("Original model", pruned.report, base))
             models.append(_model(title, pruned.report, pruned))
-            context.emit(Partial(tuple(models)))
+            context.emit(Partial(tuple(models), replaces=True))
         return LessonResult(tuple(models), metrics, shape, source, recipe, _chart(lesson, context))
 
 

@@ -6,6 +6,7 @@ A job yields `Queued` while it waits, then `Progress` and `Partial` while it wor
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date
 
 from pruning import Preview, Recipe
 from pruning.architectures.shape import Shape
@@ -35,9 +36,15 @@ class Queued:
 
 @dataclass(frozen=True)
 class Partial:
-    """A first part of the result, or the result so far."""
+    """A first part of the result, or the result so far.
+
+    Attributes:
+        value: The part.
+        replaces: Whether it holds all that the task emitted before, so that only the newest is of interest.
+    """
 
     value: object
+    replaces: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -53,9 +60,15 @@ class Released:
 
 @dataclass(frozen=True)
 class Done:
-    """A task is finished, with its result."""
+    """A task is finished, with its result.
+
+    Attributes:
+        value: The result.
+        recorded: The day on which it was made, if it was made before and not just now.
+    """
 
     value: object
+    recorded: date | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

@@ -207,26 +207,32 @@ class CompareTask(Task):
         )
         for before, after in pair:
             texts = Texts(before, after)
-            context.emit(Partial(texts))
+            context.emit(Partial(texts, replaces=True))
         return texts
 
 
 @dataclass(frozen=True)
 class EvaluateTask(Task):
-    """Measure a pruned model and its base. This takes longest, so other visitors get their texts first."""
+    """Measure a pruned model and its base. This takes longest, so other visitors get their texts first.
+
+    Attributes:
+        recipe: The recipe of the model.
+        speed: Whether the report is completed by speed and samples, which only model cards and programs need.
+    """
 
     requeues = True
     recipe: Recipe
+    speed: bool = False
 
     def perform(self, context: TaskContext) -> Evaluation:
         """Emit the report as it fills, and return it."""
-        pruned = _evaluate(self.recipe, context)
+        pruned = _evaluate(self.recipe, context, self.speed)
         return Evaluation(pruned.recipe, pruned.report)
 
 
-def _evaluate(recipe: Recipe, context: TaskContext) -> Pruned:
-    for pruned in context.workbench.iter_evaluate(recipe, context.visitor, context.emit):
-        context.emit(Partial(Evaluation(pruned.recipe, pruned.report)))
+def _evaluate(recipe: Recipe, context: TaskContext, speed: bool = True) -> Pruned:
+    for pruned in context.workbench.iter_evaluate(recipe, context.visitor, context.emit, speed=speed):
+        context.emit(Partial(Evaluation(pruned.recipe, pruned.report), replaces=True))
     return pruned
 
 

@@ -40,6 +40,8 @@ IDLE_SECONDS = 1800.0
 """After this long without use, what belongs to one visitor is dropped, in case their leaving was missed."""
 
 REPORT = "report.pickle"
+REPORT_PARTS = ("report", "quality")
+"""A report is kept whole, or as long as only the quality was measured."""
 
 MAX_NAME = 200
 """The longest name of a model, in characters."""
@@ -152,18 +154,32 @@ class Workbench:
         return pipeline.evaluate_pruned(pruned, base, tokens=tokens, progress=progress)
 
     def iter_evaluate(
-        self, recipe: Recipe, visitor: Visitor, progress: Reporter = silent
+        self, recipe: Recipe, visitor: Visitor, progress: Reporter = silent, *, speed: bool = True
     ) -> Iterator[Pruned]:
-        """Yield the model of a recipe as its report fills; once if it was measured before."""
+        """Yield the model of a recipe as its report fills; once if it was measured before.
+
+        Args:
+            recipe: The recipe.
+            visitor: Who asks.
+            progress: Is called with each stage.
+            speed: Whether speed and samples are measured after the quality.
+        """
+
+        def is_enough(report: Report) -> bool:
+            return report.is_complete if speed else report.after.has_full_quality
+
         pruned = self.prune(recipe, visitor, progress)
-        if not pruned.report.is_complete and (report := self._stored_report(recipe, visitor)) is not None:
+        if not is_enough(pruned.report) and (report := self._stored_report(recipe, visitor)) is not None:
             pruned = self._keep(recipe, replace(pruned, report=report), visitor)
-        if pruned.report.is_complete:
+        if is_enough(pruned.report):
             yield pruned
             return
         base = self.load(recipe.base, visitor, recipe.revision, progress)
+        measured = pruned
         for measured in pipeline.iter_evaluate_pruned(pruned, base, progress=progress):
             yield measured
+            if is_enough(measured.report):
+                break
         self._keep(recipe, measured, visitor)
         self._store_report(recipe, measured, visitor)
 
@@ -289,19 +305,22 @@ class Workbench:
         return self._keep(recipe, pruned, visitor)
 
     def _store_report(self, recipe: Recipe, measured: Pruned, visitor: Visitor) -> None:
-        """Keep a complete report on disk, so that another worker need not measure the same model again."""
+        """Keep a report on disk, so that another worker need not measure the same model again."""
         owner = self.owner_of(measured, visitor)
         if self.models is not None and (owner or _is_public(measured)):
-            with suppress(OSError), self.models.new(f"{recipe.sha256} report", owner) as folder:
+            part = REPORT_PARTS[not measured.report.is_complete]
+            with suppress(OSError), self.models.new(f"{recipe.sha256} {part}", owner) as folder:
                 (folder / REPORT).write_bytes(pickle.dumps(measured.report))
 
     def _stored_report(self, recipe: Recipe, visitor: Visitor) -> Report | None:
         if self.models is None:
             return None
-        folder = self.models.find(f"{recipe.sha256} report", visitor.owner)
-        with suppress(OSError):
-            # Only this page's own workers write to its folder.
-            return None if folder is None else cast("Report", pickle.loads((folder / REPORT).read_bytes()))
+        for part in REPORT_PARTS:
+            folder = self.models.find(f"{recipe.sha256} {part}", visitor.owner)
+            if folder is not None:
+                with suppress(OSError):
+                    # Only this page's own workers write to its folder.
+                    return cast("Report", pickle.loads((folder / REPORT).read_bytes()))
         return None
 
     def owner_of(self, pruned: Pruned, visitor: Visitor) -> str:

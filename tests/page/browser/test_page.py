@@ -58,8 +58,15 @@ def prune(page, percent):
     """Press Prune, wait for the end, and return the status line."""
     set_percent(page, percent)
     page.click("#prune")
+    wait_for_results(page, f"{percent}% of the MLP neurons removed")
     page.wait_for_selector("#status .done, #status .failed", timeout=WORK)
     return page.inner_text("#status")
+
+
+def wait_for_results(page, heading):
+    """Wait until the results are those of a recipe and of the settings of the moment."""
+    page.wait_for_selector(f"#result-heading:has-text('{heading}')", timeout=WORK)
+    page.wait_for_selector("body:not([data-changed])", state="attached")
 
 
 def test_prune_read_download_and_push(visit, served_hub, tmp_path):
@@ -112,17 +119,14 @@ def test_prune_read_download_and_push(visit, served_hub, tmp_path):
 def test_the_first_answer_is_right_and_a_text_can_be_continued_instead(visit):
     page = visit()
     assert page.input_value("#prompt textarea") == QUESTION
-    page.click("#prune")
-    page.wait_for_selector("#text-before:has-text('Paris')", timeout=WORK)
-    page.click("#stop")
-    page.wait_for_selector("#prune:visible")
     assert page.inner_text("#text-before").startswith(f"{QUESTION}\nThe capital of France is Paris")
 
     page.click("#mode label:has-text('Continue')")
     page.wait_for_function(f"document.querySelector('#prompt textarea').value == '{TEXT}'")
+    page.wait_for_selector("body[data-changed]")
     page.click("#prune")
     page.wait_for_selector(f"#text-before:has-text('{TEXT}')", timeout=WORK)
-    page.wait_for_selector("#export:visible, #status .failed", timeout=WORK)
+    page.wait_for_selector("body:not([data-changed])", state="attached")
     assert page.inner_text("#text-before").startswith(TEXT)
     page.get_by_role("tab", name="Recipe").click()
     other = visit(address=page.input_value("#link input, #link textarea"))
@@ -146,7 +150,7 @@ def test_every_part_can_be_cut_and_a_link_opens_the_same(visit):
     expected = parameters_after(Neurons(fraction=0.25), Heads(groups=1), Layers(count=2))
     wait_for_count(page, expected)
     page.click("#prune")
-    page.wait_for_selector("#export:visible, #status .failed", timeout=WORK)
+    wait_for_results(page, "1 key/value group")
     assert count(page) == expected
     page.get_by_role("tab", name="Recipe").click()
     address = page.input_value("#link input, #link textarea")
@@ -166,7 +170,7 @@ def test_a_recipe_that_holds_more_than_the_controls_is_followed(visit):
     page.wait_for_selector("#opened-recipe:has-text('layers 4, 5')")
     wait_for_count(page, parameters_after(Layers(layers=(4, 5))))
     page.click("#prune")
-    page.wait_for_selector("#export:visible, #status .failed", timeout=WORK)
+    wait_for_results(page, "Layers 4, 5 removed")
     assert page.is_visible("#export")
     assert count(page) == parameters_after(Layers(layers=(4, 5)))
     page.click("#stop")
@@ -229,10 +233,40 @@ def test_distill_stops_with_the_best_and_continues_as_the_visitor_asks(visit, sm
         "#distill-status .done, #distill-status .stopped, #distill-status .failed", timeout=WORK
     )
     assert page.inner_text("#distill-status").startswith("Distilled on")
+    wait_for_results(page, "distillation")
     page.wait_for_function("document.querySelector('#status').innerText.includes('Measuring')", timeout=WORK)
     text = page.inner_text("#text-after")
     assert text.startswith(QUESTION)
     assert len(smollm2.tokenizer(text).input_ids) <= len(smollm2.tokenizer(QUESTION).input_ids) + 6
+
+
+def test_results_are_there_on_arrival_and_follow_the_slider(visit):
+    page = visit()
+    wait_for_results(page, "20% of the MLP neurons removed")
+    assert "Recorded on" in page.inner_text("#result-heading")
+    assert "…" not in page.inner_text("#measures")
+    page.wait_for_selector("#export:visible")
+    page.focus("#neurons-fraction input[type=range]")
+    for _ in range(10):
+        page.keyboard.press("ArrowRight")
+    wait_for_results(page, "30% of the MLP neurons removed")
+    page.evaluate(
+        """() => {
+            const slider = document.querySelector("#neurons-fraction input[type=range]");
+            Object.getOwnPropertyDescriptor(HTMLInputElement.prototype, "value").set.call(slider, 60);
+            slider.dispatchEvent(new Event("input", {bubbles: true}));
+            slider.dispatchEvent(new PointerEvent("pointerup", {bubbles: true}));
+        }"""
+    )
+    wait_for_results(page, "60% of the MLP neurons removed")
+    page.fill("#prompt textarea", "Who are you?")
+    page.wait_for_selector(".changed:visible")
+    page.fill("#prompt textarea", QUESTION)
+    page.wait_for_selector(".changed", state="hidden")
+    page.click("#run-live")
+    page.wait_for_selector("#status .busy")
+    page.wait_for_selector("#run-live", state="hidden", timeout=WORK)
+    page.wait_for_selector("#status .done", timeout=WORK)
 
 
 def test_stop_leaves_the_page_usable(visit):
@@ -241,21 +275,23 @@ def test_stop_leaves_the_page_usable(visit):
     page.click("#prune")
     page.click("#stop")
     page.wait_for_selector("#status .stopped")
-    page.wait_for_selector("#prune:visible")
     assert "Stopped" in page.inner_text("#status")
     assert prune(page, 30).startswith("Done")
 
 
-def test_stop_while_measuring_frees_the_model(visit):
+def test_pressing_prune_again_replaces_the_measuring(visit):
     page = visit()
     set_percent(page, 44)
     page.click("#prune")
     page.wait_for_selector("#status:has-text('Measuring perplexity')", timeout=WORK)
+    set_percent(page, 45)
+    page.click("#prune")
+    wait_for_results(page, "45% of the MLP neurons removed")
     page.click("#stop")
     page.wait_for_selector("#status .stopped")
-    page.wait_for_selector("#prune:visible")
     page.click("#prune")
     page.wait_for_selector("#status .done", timeout=WORK)
+    assert "45%" in page.inner_text("#result-heading")
 
 
 @pytest.mark.parametrize(

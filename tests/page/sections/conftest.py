@@ -1,5 +1,7 @@
 """The page as it is laid out, with its handlers called directly."""
 
+import asyncio
+import inspect
 from itertools import count
 from types import SimpleNamespace
 
@@ -7,6 +9,15 @@ import pytest
 
 from page.layout import build_page
 from page.server.warm_up import WarmUp
+
+
+def read_all(generator):
+    """What an asynchronous generator yields."""
+
+    async def read():
+        return [value async for value in generator]
+
+    return asyncio.run(read())
 
 
 @pytest.fixture(scope="session")
@@ -29,6 +40,10 @@ def handler(demo):
 
         def call(*values):
             made = function.fn(*values)
+            if inspect.isasyncgen(made):
+                made = read_all(made)
+            elif inspect.iscoroutine(made):
+                made = asyncio.run(made)
             for updates in [made] if isinstance(made, dict) else made:
                 assert set(updates) <= set(function.outputs)
                 yield {part.elem_id or part.get_block_name(): value for part, value in updates.items()}

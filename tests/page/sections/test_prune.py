@@ -1,12 +1,18 @@
 """What a visitor's settings become: tasks, for Prune and for the texts after a distillation."""
 
+import json
+import re
 from dataclasses import replace
+from datetime import date
+from html import unescape
 
 import pytest
 
 from page.server.form import CONTROLS
+from page.server.jobs import Replaced
 from page.workers.messages import (
     Done,
+    Evaluation,
     Failed,
     Partial,
     Progress,
@@ -39,6 +45,11 @@ def run(monkeypatch):
             tasks.append(plan())
             yield from next(events)
 
+        async def watch_job(plan, visitor, name, **settings):
+            for event in run_job(plan, visitor, name):
+                yield event
+
+        monkeypatch.setattr("page.sections.prune.watch_job", watch_job)
         monkeypatch.setattr("page.sections.prune.run_job", run_job)
         monkeypatch.setattr("page.sections.distill.run_job", run_job)
         return tasks
@@ -113,17 +124,21 @@ def test_each_event_has_its_place_and_the_buttons_come_back(handler, request_of,
     run([Queued(2), Progress("Cutting", 1, 2), Done(result), Partial(Texts("a", "")), Done(Texts("a", "b"))])
     given = ["Once", "chat", 60, 0.7, None, "smollm2-135m", "story", "", 512, 3, *VALUES]
     updates = list(handler("prune")(request_of(), None, *given))
-    busy, queued, cutting, pruned, growing, written, idle = updates
-    assert [busy["prune"].visible, busy["stop"].visible] == [False, True]
+    queued, cutting, pruned, growing, written, idle = updates
+    assert not any("prune" in update for update in updates)
+    assert queued["stop"].visible
     assert "You are number 2 in the queue." in queued["status"]
     assert "1 of 2" in cutting["status"]
-    assert {"picture", "measures", "genres", "distill", "inspect", "export", "recipe", "link"} <= set(pruned)
+    parts = {"picture", "result-heading", "measures", "genres", "distill", "inspect", "export", "recipe"}
+    assert {*parts, "link"} <= set(pruned)
+    assert not pruned["run-live"].visible
     assert pruned["recipe"] == result.recipe.to_yaml()
     assert pruned["link"].startswith("http://page/?recipe=")
     assert "cursor" in growing["texts"]
     assert "cursor" not in written["texts"]
     assert "question" not in written["texts"]
-    assert [idle["prune"].visible, idle["stop"].visible] == [True, False]
+    assert not idle["stop"].visible
+    assert 'class="status done"' in idle["status"]
 
 
 @pytest.mark.parametrize(
@@ -138,10 +153,10 @@ def test_a_job_that_ends_early_says_so_and_brings_the_buttons_back(
 ):
     run([event])
     given = ["Once", "chat", 60, 0.7, None, "smollm2-135m", "story", "", 512, 3, *VALUES]
-    _, shown, idle = handler("prune")(request_of(), None, *given)
+    shown, idle = handler("prune")(request_of(), None, *given)
     assert f'class="status {kind}"' in shown["status"]
     assert text in shown["status"]
-    assert idle["prune"].visible
+    assert not idle["stop"].visible
 
 
 def test_the_page_keeps_the_digest_of_a_visitors_own_text_and_not_the_text(handler, request_of, run):
@@ -182,7 +197,7 @@ def test_a_text_is_continued_in_the_mode_that_says_so(handler, request_of, run):
 @pytest.mark.parametrize(("prompt", "mode"), [("Once", "ask"), ("Once", None), (None, "chat")])
 def test_a_prompt_or_a_mode_that_no_control_sends_is_refused(prompt, mode, handler, request_of):
     updates = list(handler("prune")(request_of(), None, prompt, mode, *GIVEN))
-    assert 'class="status failed"' in updates[1]["status"]
+    assert 'class="status failed"' in updates[0]["status"]
 
 
 def test_a_question_stands_above_its_answers_and_comes_along_with_the_link(handler, request_of, run):
@@ -192,7 +207,7 @@ def test_a_question_stands_above_its_answers_and_comes_along_with_the_link(handl
     shown = [update["texts"] for update in updates if "texts" in update]
     assert len(shown) == 3
     assert all('class="prompt question">Why?</span>' in texts for texts in shown)
-    assert updates[1]["link"].endswith("&mode=chat&prompt=Why%3F")
+    assert updates[0]["link"].endswith("&mode=chat&prompt=Why%3F")
     assert not any("mode" in update for update in updates)
 
 
@@ -201,8 +216,52 @@ def test_a_model_that_cannot_chat_continues_the_text_and_the_page_says_why(handl
     pruned = replace(summary(), prompt=Prompt("Why?", chat=False), plain_reason=reason)
     run([Done(pruned), Done(Texts("a", "b"))])
     updates = list(handler("prune")(request_of(), None, "Why?", "chat", *GIVEN))
-    assert updates[1]["mode"].value == "continue"
-    assert updates[1]["mode"].info.endswith(f"so it continues a text. {reason}")
-    assert updates[1]["prompt"].label == "Text to continue"
-    assert "question" not in updates[2]["texts"]
-    assert updates[1]["link"].endswith("&mode=continue&prompt=Why%3F")
+    assert updates[0]["mode"].value == "continue"
+    assert updates[0]["mode"].info.endswith(f"so it continues a text. {reason}")
+    assert updates[0]["prompt"].label == "Text to continue"
+    assert '"Why?", "continue", 60' in unescape(updates[0]["result-heading"])
+    assert "question" not in updates[1]["texts"]
+    assert updates[0]["link"].endswith("&mode=continue&prompt=Why%3F")
+
+
+def test_recorded_results_are_shown_all_at_once_with_their_date(handler, request_of, run):
+    day = date(2026, 11, 26)
+    pruned = replace(summary(), prompt=Prompt("Why?", chat=True))
+    report = pruned.report
+    run([Done(each, day) for each in (pruned, Texts("a", "b"), Evaluation(pruned.recipe, report))])
+    (shown,) = handler("prune")(request_of(), None, "Why?", "chat", *GIVEN)
+    assert "Recorded on 26 November 2026." in shown["result-heading"]
+    assert "20% of the MLP neurons removed" in shown["result-heading"]
+    assert shown["run-live"].visible
+    assert "cursor" not in shown["texts"]
+    assert not shown["stop"].visible
+
+
+def test_measures_that_were_recorded_stay_while_the_texts_are_written(handler, request_of, run):
+    pruned = summary()
+    full = replace(pruned.report, before=replace(pruned.report.before, bytes=123_000_000))
+    day = date(2026, 11, 26)
+    run([Done(Evaluation(pruned.recipe, full), day), Done(pruned), Done(Texts("a", "b"))])
+    updates = list(handler("prune")(request_of(), None, "Why?", "chat", *GIVEN))
+    assert [("measures" in update) for update in updates] == [True, False, False]
+    assert "123 MB" in updates[0]["measures"]
+
+
+def test_a_job_that_was_replaced_shows_nothing_more(handler, request_of, monkeypatch):
+    async def replaced(plan, visitor, name, **settings):
+        yield Progress("Cutting")
+        raise Replaced
+
+    monkeypatch.setattr("page.sections.prune.watch_job", replaced)
+    (only,) = handler("prune")(request_of(), None, "Why?", "chat", *GIVEN)
+    assert only["stop"].visible
+
+
+def test_what_a_visitor_asks_for_comes_back_for_comparison_without_their_own_text(handler, request_of, run):
+    text = "A secret text of the visitor. " * 60
+    run([Done(summary()), Done(Texts("a", "b"))])
+    values = ["Why?", "chat", 60, 0.7, None, "smollm2-135m", "custom", text, 512, 3, *VALUES]
+    updates = list(handler("prune")(request_of(), None, *values))
+    heading = next(update["result-heading"] for update in updates if "result-heading" in update)
+    (settings,) = re.findall('data-settings="([^"]*)"', heading)
+    assert json.loads(unescape(settings)) == ["", *values[:4], *values[5:7], *values[8:]]

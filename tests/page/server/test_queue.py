@@ -1,7 +1,7 @@
 """Jobs wait for their turn, learn their place, and leave; addresses take turns."""
 
 import time
-from collections import Counter
+from collections import Counter, deque
 
 import pytest
 from hypothesis import given
@@ -92,6 +92,25 @@ def test_a_waiting_visitor_is_told_about_how_long():
     assert 0.1 <= queue.estimate(1) < 10
     third = Job(queue).wait_turn()
     assert next(third).text == "You are number 3 in the queue, about 10 seconds."
+
+
+def test_a_wait_is_estimated_from_turns_of_the_same_kind():
+    queue = Queue(size=8)
+    queue._turns = {"measure": deque([40.0, 44.0]), "write": deque([2.0])}
+    assert Queue(size=8).estimate(1) is None
+    running = Job(queue)
+    running.work = "write"
+    take_turn(running)
+    assert 0.5 <= queue.estimate(1) <= 2.0
+    for number in range(2):
+        waiting = Waiting(queue, session=f"s{number}")
+        waiting.job.work = "measure"
+    assert 84.0 <= queue.estimate(3) <= 86.0
+    queue._turn_start -= 100
+    assert queue.estimate(1) == 0.5
+    for job in queue._jobs():
+        job.work = "new"
+    assert queue.estimate(2) == pytest.approx(0.5 + 86 / 3)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,223 @@
+"""A class on one page: `python -m benchmarks class`, thirty clients of one lesson and thirty of one recipe.
+
+Also what one visitor waits for in a browser: results when the page opens, and a new answer when the slider is released.
+"""
+# ruff: noqa: N999  The name is the word that is typed.
+
+import argparse
+import asyncio
+import random
+import statistics
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from benchmarks.client import Client, page_config, told
+from benchmarks.common import table
+from benchmarks.startup import TIMEOUT, browser
+from pruning.lessons import LESSONS
+from tests.helpers.serving import serve
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+WITHIN = 5.0
+"""Seconds within which all clients press."""
+PREVIEWS = 20
+RECIPE = """base: smollm2-135m
+seed: {seed}
+steps:
+- {{step: neurons, fraction: 0.25}}
+- {{step: distillation, steps: 4}}
+"""
+SLIDER = "#neurons-fraction input[type=range]"
+ANSWER = "#text-after"
+RECORDED = (30, 50, 40, 60)
+LIVE = (33, 47)
+
+PAINTED = "performance.getEntriesByName('first-contentful-paint')[0]?.startTime"
+ARRIVED = """() => {
+    const paint = performance.getEntriesByName("first-contentful-paint")[0];
+    const text = document.querySelector("#text-after")?.innerText ?? "";
+    const cells = document.querySelectorAll("#measures td").length;
+    if (!paint || text.length < 30 || !cells) return false;
+    window.arrived ??= performance.now() - paint.startTime;
+    return true;
+}"""
+RELEASE = """([percent, seconds]) => new Promise((resolve) => {
+    const slider = document.querySelector("#neurons-fraction input[type=range]");
+    const heading = () => document.querySelector("#result-heading")?.innerText ?? "";
+    const text = () => document.querySelector("#text-after")?.innerText.trim() ?? "";
+    const asked = document.querySelector("#prompt textarea").value.trim();
+    const wanted = `${percent}% of`;
+    const set = Object.getOwnPropertyDescriptor(HTMLInputElement.prototype, "value").set;
+    set.call(slider, percent);
+    slider.dispatchEvent(new Event("input", {bubbles: true}));
+    setTimeout(() => {
+        const start = performance.now();
+        const look = () => {
+            if (heading().startsWith(wanted) && text().length > asked.length + 1) done(performance.now() - start);
+        };
+        const watch = new MutationObserver(look);
+        const done = (value) => { watch.disconnect(); resolve(value); };
+        watch.observe(document.body, {subtree: true, childList: true, characterData: true});
+        setTimeout(() => done(null), 1000 * seconds);
+        slider.dispatchEvent(new PointerEvent("pointerup", {bubbles: true}));
+    }, 100);
+})"""
+"""Moves the slider and lets it go, and returns the milliseconds until the first of the new answer is there."""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of this benchmark."""
+    parser.add_argument("--clients", type=int, default=30, help="how many press at the same time")
+    parser.add_argument("--lesson", type=int, default=4, help="the lesson that they run")
+    parser.add_argument("--parts", default="browser,lesson,recipe", help="what is measured, with commas")
+
+
+def main(clients: int, lesson: int, parts: str) -> None:
+    """Serve the page, and print what the class and the visitor waited for."""
+    with TemporaryDirectory() as folder:
+        settings = {"HF_ENDPOINT": "http://127.0.0.1:9", "GRADIO_TEMP_DIR": folder}
+        process, url = serve(settings, Path(folder) / "log.txt")
+        try:
+            for part in parts.split(","):
+                if part == "browser":
+                    _measure_browser(url)
+                else:
+                    asyncio.run(_measure_class(url, clients, part, LESSONS[lesson - 1].key))
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+def _measure_browser(url: str) -> None:
+    with browser() as chromium:
+        page = chromium.new_page(viewport={"width": 1366, "height": 768})
+        page.set_default_timeout(1000 * TIMEOUT)
+        page.goto(url)
+        page.wait_for_function(ARRIVED)
+        first = page.evaluate("window.arrived")
+        page.wait_for_selector("#parameters-after")
+        page.wait_for_timeout(5000)
+        page.reload()
+        page.wait_for_function(ARRIVED)
+        again = page.evaluate("window.arrived")
+        page.wait_for_selector("#parameters-after")
+        page.wait_for_timeout(3000)
+        recorded = [_release(page, percent) for percent in RECORDED]
+        live = [_release(page, percent) for percent in LIVE]
+    table(
+        "One visitor, in a browser on the same machine",
+        ["what", "times"],
+        [
+            ("both answers and the numbers after first paint, as soon as the page answers", _in_ms([first])),
+            ("the same, when it has warmed up", _in_ms([again])),
+            ("slider released until the answer is there, recorded", _in_ms(recorded)),
+            ("slider released until the first new token, live", _in_ms(live)),
+        ],
+    )
+
+
+def _release(page: "Page", percent: int) -> float | None:
+    taken = page.evaluate(RELEASE, [percent, 120])
+    page.wait_for_selector("#status .done, #status .failed, #status .stopped")
+    page.wait_for_timeout(1000)
+    return taken
+
+
+def _in_ms(times: list[float | None]) -> str:
+    return ", ".join("none" if each is None else f"{each:.0f} ms" for each in times)
+
+
+async def _measure_class(url: str, clients: int, part: str, lesson: str) -> None:
+    config = await page_config(url)
+
+    async def run_lesson(client: Client, live: bool) -> str:
+        return await client.queued("run_lesson_live" if live else "run", lesson_list=lesson)
+
+    async def call(client: Client, seed: int) -> str:
+        return await client.api("prune", recipe=RECIPE.format(seed=seed))
+
+    seed = random.randrange(2**31)
+    rows = []
+    if part == "lesson":
+        rows.append(
+            ("one client, live", *await _press(url, config, 1, lambda client: run_lesson(client, True)))
+        )
+        rows.append(
+            (
+                f"{clients} clients, live",
+                *await _press(url, config, clients, lambda client: run_lesson(client, True)),
+            )
+        )
+        rows.append(
+            (
+                f"{clients} clients, recorded",
+                *await _press(url, config, clients, lambda c: run_lesson(c, False)),
+            )
+        )
+        title = f"Lesson {lesson}, pressed within {WITHIN:g} s"
+    else:
+        await _press(url, config, 1, lambda client: call(client, seed))
+        rows.append(("one caller", *await _press(url, config, 1, lambda client: call(client, seed + 1))))
+        rows.append(
+            (
+                f"{clients} callers, not recorded",
+                *await _press(url, config, clients, lambda c: call(c, seed + 2), 0),
+            )
+        )
+        rows.append(
+            (
+                f"{clients} callers, recorded",
+                *await _press(url, config, clients, lambda c: call(c, seed + 2), 0),
+            )
+        )
+        title = "API, neurons and four steps of distillation, at once"
+    table(title, ["who", "served", "first", "last", "from the first press", "previews meanwhile"], rows)
+
+
+async def _press(
+    url: str, config: dict, count: int, act: Callable[[Client], Awaitable[str]], within: float = WITHIN
+) -> tuple[str, str, str, str, str]:
+    """Let clients press within some seconds; return how many were served, how long that took, and previews."""
+    clients = [
+        Client(url, config, f"127.0.{number // 250 + 1}.{number % 250 + 1}", timeout=120)
+        for number in range(count)
+    ]
+    start, done = time.perf_counter(), asyncio.Event()
+
+    async def press(client: Client) -> tuple[bool, float, float]:
+        await asyncio.sleep(random.uniform(0, within) if count > 1 else 0)
+        pressed = time.perf_counter()
+        end = told(await act(client))
+        now = time.perf_counter()
+        return end.startswith("done"), now - pressed, now - start
+
+    async def look() -> list[float]:
+        times = []
+        async with Client(url, config, "127.9.9.9") as client:
+            while not done.is_set():
+                begun = time.perf_counter()
+                await client.direct("show_shape", neurons_fraction=random.randrange(1, 90))
+                times.append(time.perf_counter() - begun)
+                await asyncio.sleep(0.25)
+        return times
+
+    looking = asyncio.create_task(look())
+    results = await asyncio.gather(*(press(client) for client in clients))
+    done.set()
+    previews = sorted(await looking)
+    for client in clients:
+        await client.http.aclose()
+    times = [taken for served, taken, _ in results if served] or [float("nan")]
+    slow = previews[int(0.95 * (len(previews) - 1))] if previews else float("nan")
+    return (
+        f"{sum(served for served, *_ in results)} of {count}",
+        f"{min(times):.1f} s",
+        f"{max(times):.1f} s",
+        f"{max(end for *_, end in results):.1f} s",
+        f"median {1000 * statistics.median(previews or [0]):.0f} ms, 95% within {1000 * slow:.0f} ms",
+    )

@@ -1,0 +1,66 @@
+"""What happens by itself: a slider that is released prunes, and results fade when the settings are others."""
+
+from collections.abc import AsyncIterator
+
+import gradio as gr
+
+from page.sections.events import Updates, on_browser_event, on_start
+from page.sections.prune import compared_parts, inputs, outputs, prune_and_watch
+from page.sections.section import Page
+
+DELAY = 600
+"""Milliseconds after the last key or step of a slider, until it counts as set."""
+BLINK = 20
+"""Milliseconds after a release, until it is known whether the settings are others."""
+
+
+def _press_after(milliseconds: int) -> str:
+    """Return a script that prunes after a while as the sliders say then, if the results are of other settings.
+
+    The button that it presses is not seen. Pressing it prunes, unless others wait.
+    """
+    return f"""() => {{
+    clearTimeout(window.secateurLive);
+    window.secateurLive = setTimeout(() => {{
+        const results = document.querySelector("#result-heading [data-settings]");
+        if (results && !document.body.hasAttribute("data-changed")) return;
+        document.querySelector("#prune-live")?.click();
+    }}, {milliseconds});
+    return [];
+}}"""
+
+
+FORGET = "() => { clearTimeout(window.secateurLive); return []; }"
+COMPARE = """(...values) => {
+    const heading = document.querySelector("#result-heading [data-settings]");
+    const settings = heading ? JSON.parse(heading.dataset.settings) : [];
+    values[0] ||= "";
+    const same = !settings.length || JSON.stringify(settings) === JSON.stringify(values);
+    document.body.toggleAttribute("data-changed", !same);
+    return [];
+}"""
+"""Compares the controls with those that asked for the results, and marks the page if they differ."""
+
+
+def wire(page: Page) -> None:
+    """Connect the sliders, and compare the settings whenever one changes."""
+    panel, pane = page.controls, page.results
+    button = gr.Button(visible="hidden", elem_id="prune-live")
+    sliders = [value for _, value in panel.sliders if isinstance(value, gr.Slider)]
+
+    async def prune_live(
+        request: gr.Request, token: gr.OAuthToken | None, *values: object
+    ) -> AsyncIterator[Updates]:
+        async for updates in prune_and_watch(page, values, request, token, waits=False):
+            yield updates
+
+    on_start([button.click], prune_live, inputs(page), outputs(page), pane.job.status, "multiple")
+    assert pane.job.start is not None
+    on_browser_event([slider.release for slider in sliders], _press_after(BLINK))
+    # Keys and typed numbers release nothing.
+    on_browser_event([slider.input for slider in sliders], _press_after(DELAY))
+    on_browser_event([pane.job.start.click], FORGET)
+    compared = compared_parts(page)
+    # Every control has this event, but not every component.
+    changes = [part.change for part in [*compared, pane.heading] if hasattr(part, "change")]
+    on_browser_event(changes, COMPARE, compared)
