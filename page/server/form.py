@@ -19,6 +19,23 @@ MAIN_START = 20
 CHAT, CONTINUE = "chat", "continue"
 FIRST_PROMPTS = {CHAT: "What is the capital of France?", CONTINUE: "Paris is the capital of"}
 """The prompt in each mode before the visitor writes one: a question to answer, or a text to continue."""
+EXAMPLE_PROMPTS = {
+    CHAT: (
+        FIRST_PROMPTS[CHAT],
+        "What is 2 + 2?",
+        "Name three colors.",
+        "Why is the sky blue?",
+        "Tell me a story about a fox.",
+    ),
+    CONTINUE: (
+        FIRST_PROMPTS[CONTINUE],
+        "Once upon a time, there was a little",
+        "The old man walked to the",
+        "The first step of the recipe is",
+        "def add(a, b):",
+    ),
+}
+"""The prompts that each mode offers, the first one first."""
 SEPARATE_SECTIONS = ("distillation",)
 """Steps that have a section of their own on the page."""
 
