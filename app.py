@@ -30,9 +30,10 @@ def launch() -> None:
 
     from starlette.middleware import Middleware  # noqa: PLC0415
 
-    from page.html.theme import HEAD, THEME  # noqa: PLC0415
+    from page.html.theme import FAVICON, HEAD, PREVIEW, THEME  # noqa: PLC0415
     from page.layout import build_page  # noqa: PLC0415
     from page.server.audience import MAX_SESSIONS  # noqa: PLC0415
+    from page.server.front_page import FrontPage  # noqa: PLC0415
     from page.server.health import Health  # noqa: PLC0415
     from page.server.middleware import request_middleware  # noqa: PLC0415
     from page.server.session import QUEUE_SIZE, SITE, pools  # noqa: PLC0415
@@ -44,7 +45,7 @@ def launch() -> None:
     # Each job waits in its own queue; this is only a bound on all of them together.
     demo.queue(max_size=10 * QUEUE_SIZE, api_open=False).launch(
         theme=THEME,
-        head=HEAD,
+        favicon_path=FAVICON,
         server_name=SITE.host,
         server_port=None if SITE.host is None else int(os.environ.get("PORT", "7860")),
         share=False,
@@ -56,7 +57,13 @@ def launch() -> None:
         max_threads=2 * MAX_SESSIONS,
         state_session_capacity=MAX_SESSIONS + MAX_SESSIONS // 4,
         enable_monitoring=False,
-        app_kwargs={"middleware": [Middleware(Health, pools=pools), *request_middleware(demo)]},
+        app_kwargs={
+            "middleware": [
+                Middleware(Health, pools=pools),
+                Middleware(FrontPage, head=HEAD, picture=PREVIEW),
+                *request_middleware(demo),
+            ]
+        },
     )
 
 

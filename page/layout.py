@@ -28,6 +28,8 @@ BELOW_RESULTS = (distill.build, inspect.build, export.build)
 HEADER = (
     '<header class="head"><h1>Secateur</h1><p>Cut parts out of a real language model and see what it can '
     "still say.</p></header>"
+    # The one live region of the page: `page.js` writes each new stage of a job into it.
+    '<div id="announcements" role="status" class="screen-reader-only"></div>'
 )
 
 
@@ -43,8 +45,9 @@ def build_page(warm_up: WarmUp) -> gr.Blocks:
         with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab("Prune", id="prune"), gr.Row(elem_classes="desk"):
                 with gr.Column(scale=4, min_width=320, elem_classes="choices"):
-                    panel = controls.build()
+                    first = controls.build_first()
                     job = results.build_job()
+                    panel = controls.build(first)
                     search_controls = search.build_controls()
                     box = recipe_box.build()
                 with gr.Column(scale=7, min_width=320, elem_classes="results"):

@@ -7,6 +7,8 @@ from page.html.render import format_change, format_count
 from pruning.architectures.families import CHANNEL, KEY_VALUE, LAYER, NEURON, QUERY, TOKEN
 from pruning.architectures.shape import Shape
 from pruning.loading.source import Source
+from pruning.steps import Weights
+from pruning.steps.base import Step
 
 COMPONENT_TITLES = {
     "embeddings": (
@@ -20,77 +22,114 @@ COMPONENT_TITLES = {
 }
 """Title and hint of each component."""
 
+SPARSE_COMPONENTS = {"attention", "mlp"}
+"""The components in which the step `weights` sets single weights to zero."""
+
 UNIT_TITLES = {
-    NEURON: "MLP neurons in every layer",
-    KEY_VALUE: "key/value groups in every layer",
-    QUERY: "attention heads in every layer",
+    NEURON: "MLP neurons in each layer",
+    KEY_VALUE: "key/value groups in each layer",
+    QUERY: "attention heads in each layer",
     LAYER: "layers",
     CHANNEL: "channels of the residual stream",
     TOKEN: "tokens of the vocabulary",
 }
 
 
-def draw_model(original: Shape, pruned: Shape, origin: str = "") -> str:
+def draw_model(original: Shape, pruned: Shape | None, origin: str = "", zeros: float = 0.0) -> str:
     """Draw the model map.
 
     Args:
         original: The shape of the original model.
-        pruned: The shape that the cuts lead to; equal to `original` if nothing is cut.
-        origin: A line below the map on where the weights come from (see `weights_origin`).
+        pruned: The shape that the cuts lead to; equal to `original` if nothing is cut. None to draw the original alone.
+        origin: Where the weights come from (see `weights_origin`).
+        zeros: The share of the weights of attention and MLP that are set to zero.
 
     Returns:
         The bar, its legend, both parameter counts, and the same as a table for screen readers.
     """
+    alone, pruned = pruned is None, pruned or original
     sizes = {name: size for name, size in original.components.items() if size}
     kept = pruned.components
     total, total_kept = sum(sizes.values()), sum(kept.values())
-    parts = "".join(_part(name, size, kept[name], total) for name, size in sizes.items())
+    parts = "".join(
+        _part(name, size, kept[name], total, zeros if name in SPARSE_COMPONENTS else 0)
+        for name, size in sizes.items()
+    )
     legend = "".join(_legend_entry(name, size, kept[name]) for name, size in sizes.items())
     rows = "".join(
         f"<tr><th>{COMPONENT_TITLES[name][0]}</th><td>{size:,}</td><td>{kept[name]:,}</td></tr>"
         for name, size in sizes.items()
     )
     summary = f"Original model: {total:,} parameters; pruned model: {total_kept:,}"
+    if alone:
+        summary = f"The model has {total:,} parameters"
     return (
         '<section class="model-map">'
         f'<div class="bar" role="img" aria-label="{summary}">{parts}</div>'
-        f'<ul class="legend">{legend}</ul>'
-        '<div class="figures">'
-        f'<div><span class="figure" id="parameters-before" data-count="{total}">{format_count(total)}</span>'
-        "<small>parameters, original</small></div>"
-        '<div class="arrow" aria-hidden="true">→</div>'
-        '<div><span class="figure pruned" id="parameters-after" '
-        f'data-count="{total_kept}">{format_count(total_kept)}</span>'
-        f"<small>pruned <b>{format_change(total, total_kept)}</b></small></div>"
-        "</div>"
+        f'<ul class="legend">{legend}</ul>{_figures(total, None if alone else total_kept, zeros)}'
         f'<table class="screen-reader-only"><caption>{summary}</caption>{rows}</table>'
-        f'<p class="origin">{escape(origin)}</p></section>'
+        f"{_explanation(list(sizes), origin)}</section>"
     )
 
 
-def _part(name: str, size: int, kept: int, total: int) -> str:
+def _figures(total: int, total_kept: int | None, zeros: float) -> str:
+    before = (
+        f'<div><span class="figure" id="parameters-before" data-count="{total}">{format_count(total)}</span> '
+        f"<small>parameters{'' if total_kept is None else ', original'}</small></div>"
+    )
+    if total_kept is None:
+        return f'<div class="figures">{before}</div>'
+    change = f"pruned <b>{format_change(total, total_kept)}</b>"
+    if total_kept == total:
+        change = f"<b>same size</b>, {zeros:.0%} of the weights are zero" if zeros else "nothing removed"
+    return (
+        f'<div class="figures">{before}<div class="arrow" aria-hidden="true">→</div>'
+        '<div><span class="figure pruned" id="parameters-after" '
+        f'data-count="{total_kept}">{format_count(total_kept)}</span> <small>{change}</small></div></div>'
+    )
+
+
+def _explanation(names: Sequence[str], origin: str) -> str:
+    """Return what the parts are and where the weights come from, folded up."""
+    terms = "".join(
+        f"<dt>{title}</dt><dd>{hint}</dd>" for title, hint in (COMPONENT_TITLES[name] for name in names)
+    )
+    source = f"<dt>Weights</dt><dd>{escape(origin)}</dd>" if origin else ""
+    return f"<details><summary>About the parts and the weights</summary><dl>{terms}{source}</dl></details>"
+
+
+def zeros_of(steps: Sequence[Step]) -> float:
+    """Return the share of the weights of attention and MLP that the last step sets to zero; 0 for other steps."""
+    step = steps[-1] if steps else None
+    if not isinstance(step, Weights):
+        return 0.0
+    return 0.5 if step.fraction is None else step.fraction
+
+
+def _part(name: str, size: int, kept: int, total: int, zeros: float) -> str:
     removed = size - kept
     figures = f"{size:,} → {kept:,}" if removed else f"{size:,}"
     hatched = f'<span class="removed" style="width:{100 * removed / size:.3f}%"></span>' if removed else ""
     return (
         f'<div class="part {name}" style="width:{100 * size / total:.3f}%" '
         f'title="{COMPONENT_TITLES[name][0]}: {figures}">'
-        f'<span class="kept" style="width:{100 * kept / size:.3f}%"></span>{hatched}</div>'
+        f'<span class="{"kept sparse" if zeros else "kept"}" style="width:{100 * kept / size:.3f}%'
+        f'{f";--zeros:{zeros:.3f}" if zeros else ""}"></span>{hatched}</div>'
     )
 
 
 def _legend_entry(name: str, size: int, kept: int) -> str:
-    title, hint = COMPONENT_TITLES[name]
+    title, _ = COMPONENT_TITLES[name]
     figures = f"{format_count(size)} → <b>{format_count(kept)}</b>" if kept != size else format_count(size)
-    return f'<li class="{name}" title="{hint}"><i></i>{title} <span>{figures}</span></li>'
+    return f'<li class="{name}"><i></i>{title} <span>{figures}</span></li>'
 
 
 def weights_origin(source: Source) -> str:
-    """Return a line that names the weights that are loaded. It is not escaped yet."""
-    if not source.revision:
-        return f"Weights: {source.origin}."
-    short = source.revision if source.revision.startswith("pypi:") else source.revision[:12]
-    return f"Weights: {source.origin}; revision {short}."
+    """Return a sentence that names the weights that are loaded. It is not escaped yet."""
+    origin = f"{source.origin[:1].upper()}{source.origin[1:]}"
+    if not source.revision or source.revision.startswith("pypi:"):
+        return f"{origin}."  # A package's version is part of the origin.
+    return f"{origin}, revision {source.revision[:12]}."
 
 
 def cut_note(original: Shape, pruned: Shape, other_cuts: Sequence[str] = ()) -> str:
@@ -102,11 +141,11 @@ def cut_note(original: Shape, pruned: Shape, other_cuts: Sequence[str] = ()) -> 
         other_cuts: Descriptions of steps that leave the shape as it is, such as weights set to zero.
     """
     cuts = [
-        f"<b>{original.count(unit) - pruned.count(unit):,}</b> of {original.count(unit):,} {title}"
+        f"<b>{original.count(unit) - pruned.count(unit):,}</b> of the {original.count(unit):,} {title}"
         for unit, title in UNIT_TITLES.items()
         if pruned.count(unit) < original.count(unit)
     ]
     cuts += [escape(cut) for cut in other_cuts]
     if not cuts:
-        return '<p class="note">Nothing is cut yet: move the slider.</p>'
-    return f'<p class="note">Cut: {"; ".join(cuts)}.</p>'
+        return '<p class="note">Nothing is removed yet: move the slider.</p>'
+    return f'<p class="note">Removes {"; ".join(cuts)}.</p>'

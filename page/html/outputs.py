@@ -32,7 +32,7 @@ def _article(title: str, element: str, asked: str, text: str, other: str, writin
         body += f"<mark>{escape(text[start:end])}</mark>"
     body += escape(text[end:])
     cursor = '<span class="cursor"></span>' if writing else ""
-    return f'<article><h3>{title}</h3><p class="text" id="text-{element}">{asked}{body}{cursor}</p></article>'
+    return f'<article><h2>{title}</h2><p class="text" id="text-{element}">{asked}{body}{cursor}</p></article>'
 
 
 def first_difference(text: str, other: str) -> tuple[int, int]:
@@ -57,9 +57,9 @@ def first_difference(text: str, other: str) -> tuple[int, int]:
 def text_pair_placeholder() -> str:
     """Render what stands in place of the texts before the first run."""
     return (
-        '<section class="text-pair empty"><article><h3>Original</h3><p class="text">What the original model '
-        'writes.</p></article><article><h3>Pruned</h3><p class="text">What the pruned model writes. '
-        "Press <b>Prune</b> to see it.</p></article></section>"
+        '<section class="text-pair empty"><article><h2>Original</h2><p class="text">The original model’s answer '
+        'appears here.</p></article><article><h2>Pruned</h2><p class="text">The pruned model’s answer appears '
+        "here: press <b>Prune</b>.</p></article></section>"
     )
 
 

@@ -44,7 +44,7 @@ def status(
     unknown = "" if total or kind != "busy" else " unknown"
     count = f"{done} of {total}" if total and show_count else ""
     return (
-        f'<div class="status {kind}" role="status"><span>{escape(text)}</span><span>{count}</span>'
+        f'<div class="status {kind}"><span>{escape(text)}</span><span>{count}</span>'
         f'<div class="track{unknown}"><div style="width:{percent:.1f}%"></div></div></div>'
     )
 

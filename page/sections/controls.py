@@ -12,6 +12,7 @@ from page.server.form import (
     CHAT,
     CONTINUE,
     CONTROLS,
+    EXAMPLE_PROMPTS,
     FIRST_PROMPTS,
     MAIN,
     MAX_CUSTOM_TEXT,
@@ -62,6 +63,7 @@ class SamplingPart:
         mode: Whether both models answer a question in their chat format, or continue a text; and why they do, if
             that is not what the visitor chose.
         prompt: The question or the text.
+        examples: Prompts to choose from.
         length: The most tokens that they write.
         temperature: How they are sampled.
         seed: The seed of the sampling, and of the recipe.
@@ -69,6 +71,7 @@ class SamplingPart:
 
     mode: gr.Radio
     prompt: gr.Textbox
+    examples: gr.Dataset
     length: gr.Slider
     temperature: gr.Slider
     seed: gr.Number
@@ -76,7 +79,7 @@ class SamplingPart:
     @property
     def mode_outputs(self) -> list[Part]:
         """What `show_mode` sets."""
-        return [self.mode, self.prompt]
+        return [self.mode, self.prompt, self.examples]
 
     def show_mode(self, mode: str, note: str = "", prompt: object = None) -> dict[Part, object]:
         """Return the mode, a note on it, and the prompt: the mode's first, unless the visitor wrote one.
@@ -90,7 +93,12 @@ class SamplingPart:
         box = gr.Textbox(label=label, info=info)
         if prompt is not None:
             box = gr.Textbox(to_first_prompt(prompt, mode), label=label, info=info)
-        return {self.mode: gr.Radio(value=mode, info=note), self.prompt: box}
+        samples = [[text] for text in EXAMPLE_PROMPTS[mode]]
+        return {
+            self.mode: gr.Radio(value=mode, info=note),
+            self.prompt: box,
+            self.examples: gr.Dataset(components=[self.prompt], samples=samples),
+        }
 
 
 @dataclass(frozen=True)
@@ -166,20 +174,48 @@ class ControlPanel:
         return next(value for control, value in zip(CONTROLS, self.values, strict=True) if control.key == key)
 
 
-def build() -> ControlPanel:
-    """Lay the column out, in the column of the page that is open."""
-    recipe = gr.State(None)
+@dataclass(frozen=True)
+class FirstControls:
+    """What a visitor needs for a first result: the model, how much to cut, and the prompt."""
+
+    model: gr.Dropdown
+    sliders: dict[str, ControlComponent]
+    note: gr.HTML
+    recipe_note: gr.HTML
+    mode: gr.Radio
+    prompt: gr.Textbox
+    examples: gr.Dataset
+
+
+def build_first() -> FirstControls:
+    """Lay out what stands above Prune, in the column of the page that is open."""
     model = gr.Dropdown(
         _models(),
         value=catalog.DEFAULT_MODEL,
         label="Model",
-        info="Or the id of any model on the Hub, such as owner/name",
+        info="Or the id or address of any model on the Hub",
         allow_custom_value=True,
         elem_id="model",
     )
-    components = _build_sliders(MAIN)
+    sliders = _build_sliders(MAIN)
     note = gr.HTML(elem_id="cut-note", min_height=24)
     recipe_note = gr.HTML(elem_id="opened-recipe")
+    mode = gr.Radio(MODES, value=CHAT, label="Mode", elem_id="mode")
+    label, info = PROMPT_LABELS[CHAT]
+    prompt = gr.Textbox(FIRST_PROMPTS[CHAT], label=label, info=info, lines=1, max_lines=4, elem_id="prompt")
+    examples = gr.Dataset(
+        components=[prompt],
+        samples=[[text] for text in EXAMPLE_PROMPTS[CHAT]],
+        label="Examples",
+        type="index",
+        elem_id="examples",
+    )
+    return FirstControls(model, sliders, note, recipe_note, mode, prompt, examples)
+
+
+def build(first: FirstControls) -> ControlPanel:
+    """Lay out what stands below Prune, folded up."""
+    components = dict(first.sliders)
     groups: dict[str, gr.Column] = {}
     with gr.Accordion("Cut other parts too", open=False, elem_id="other-parts"):
         for name in ON_PAGE[1:]:
@@ -192,10 +228,16 @@ def build() -> ControlPanel:
         criterion_note = gr.HTML(render.criterion_note(CRITERIA[DEFAULT_CRITERION]))
         components |= _build_choices(MAIN)
         calibration = _build_calibration()
-    sampling = _build_sampling()
-    values = tuple(components[control.key] for control in CONTROLS)
     return ControlPanel(
-        model, values, groups, note, criterion_note, calibration, sampling, recipe, recipe_note
+        model=first.model,
+        values=tuple(components[control.key] for control in CONTROLS),
+        groups=groups,
+        note=first.note,
+        criterion_note=criterion_note,
+        calibration=calibration,
+        sampling=_build_sampling(first),
+        recipe=gr.State(None),
+        recipe_note=first.recipe_note,
     )
 
 
@@ -227,10 +269,7 @@ def _build_calibration() -> CalibrationPart:
     return CalibrationPart(text, custom_text, tokens)
 
 
-def _build_sampling() -> SamplingPart:
-    mode = gr.Radio(MODES, value=CHAT, label="Mode", elem_id="mode")
-    label, info = PROMPT_LABELS[CHAT]
-    prompt = gr.Textbox(FIRST_PROMPTS[CHAT], label=label, info=info, lines=2, elem_id="prompt")
+def _build_sampling(first: FirstControls) -> SamplingPart:
     with gr.Accordion("Text generation settings", open=False, elem_id="generation"):
         length = gr.Slider(5, 200, value=FIRST_LENGTH, step=1, label="New tokens", elem_id="length")
         temperature = gr.Slider(
@@ -243,7 +282,7 @@ def _build_sampling() -> SamplingPart:
             elem_id="temperature",
         )
         seed = gr.Number(0, label="Seed", precision=0, info="Used for both texts", elem_id="seed")
-    return SamplingPart(mode, prompt, length, temperature, seed)
+    return SamplingPart(first.mode, first.prompt, first.examples, length, temperature, seed)
 
 
 def _models() -> list[tuple[str, str | int | float]]:
@@ -328,6 +367,7 @@ def wire(panel: ControlPanel, picture: gr.HTML) -> None:
         return sampling.show_mode(*mode_for(model), prompt)
 
     on_event([sampling.mode.input], switch_mode, [sampling.mode, sampling.prompt], sampling.mode_outputs)
+    on_event([sampling.examples.click], choose_example, [sampling.examples, sampling.mode], [sampling.prompt])
     on_event([panel.model.input], suit_mode, [panel.model, sampling.prompt], sampling.mode_outputs)
     criterion, repair = panel.value_of(f"{MAIN}-criterion"), panel.value_of(f"{MAIN}-repair")
     on_event([criterion.input], describe_criterion, [criterion], [panel.criterion_note, repair])
@@ -346,8 +386,10 @@ def show_shape(
     try:
         found = look_up(model, visitor_of(request, token))
         before = found.shape
-        after, unseen = apply_to_shape(before, steps_from(values))
-        picture = model_map.draw_model(before, after, model_map.weights_origin(found.source))
+        steps = steps_from(values)
+        after, unseen = apply_to_shape(before, steps)
+        origin, zeros = model_map.weights_origin(found.source), model_map.zeros_of(steps)
+        picture = model_map.draw_model(before, after, origin, zeros)
         return picture, model_map.cut_note(before, after, unseen), None, ""
     except Exception as error:
         return gr.skip(), render.message(user_message(error), "warning"), None, ""
@@ -387,6 +429,14 @@ def fit_sliders(model: str, request: gr.Request, token: gr.OAuthToken | None) ->
 def _fit(control: Control, shape: Shape) -> gr.Slider:
     largest = control.slider.largest(shape) if control.slider is not None else 0
     return gr.Slider(maximum=max(largest, 1), interactive=largest > 0)
+
+
+def choose_example(number: object, mode: object) -> object:
+    """Return the example that was pressed; the prompt remains if there is no such one."""
+    prompts = EXAMPLE_PROMPTS.get(mode, ()) if isinstance(mode, str) else ()
+    if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < len(prompts):
+        return gr.skip()
+    return prompts[number]
 
 
 def mode_for(model: object) -> tuple[str, str]:
@@ -447,7 +497,8 @@ def follow_recipe(panel: ControlPanel, recipe: Recipe) -> dict[Part, object]:
 def draw_recipe(recipe: Recipe, base: FoundModel) -> str:
     """Return the picture of the model that a recipe leads to."""
     after, _ = apply_to_shape(base.shape, recipe.steps)
-    return model_map.draw_model(base.shape, after, model_map.weights_origin(base.source))
+    origin, zeros = model_map.weights_origin(base.source), model_map.zeros_of(recipe.steps)
+    return model_map.draw_model(base.shape, after, origin, zeros)
 
 
 def describe_criterion(name: str) -> tuple[str, object]:

@@ -59,10 +59,12 @@ def visit(browser, page_url):
     model."""
     contexts = []
 
-    def open_page(width=1366, height=900, address=page_url, **settings):
+    def open_page(width=1366, height=900, address=page_url, script=None, **settings):
         context = browser.new_context(viewport={"width": width, "height": height}, **settings)
         contexts.append(context)
         page = context.new_page()
+        if script is not None:
+            page.add_init_script(script)
         page.set_default_timeout(PAGE)
         page.goto(address)
         page.wait_for_selector("#parameters-after", state="attached", timeout=WORK)

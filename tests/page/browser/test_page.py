@@ -13,6 +13,11 @@ from tests.helpers.browser import WORK
 
 pytestmark = [pytest.mark.browser, pytest.mark.real]
 
+FIRST = ["model", "neurons-fraction", "prompt", "examples", "prune"]
+NOTE_SHIFTS = """shifted = 0;
+new PerformanceObserver((list) => list.getEntries().forEach((entry) => { shifted += entry.value; }))
+    .observe({type: "layout-shift", buffered: true});"""
+
 QUESTION, TEXT = "What is the capital of France?", "Paris is the capital of"
 ORIGINAL, AT_30_PERCENT = 134_515_008, 110_668_608
 
@@ -74,7 +79,7 @@ def test_prune_read_download_and_push(visit, served_hub, tmp_path):
     assert count(page, "before") == ORIGINAL
     set_percent(page, 30)
     wait_for_count(page, AT_30_PERCENT)
-    assert "460 of 1,536" in page.inner_text("#cut-note")
+    assert "460 of the 1,536" in page.inner_text("#cut-note")
 
     assert prune(page, 30).startswith("Done")
     assert count(page) == AT_30_PERCENT
@@ -316,7 +321,7 @@ def test_bad_models_get_one_clear_message(visit, model, says):
 def test_nothing_to_cut_says_what_to_do(visit):
     page = visit()
     set_percent(page, 0)
-    page.wait_for_selector("text=Nothing is cut yet: move the slider.")
+    page.wait_for_selector("text=Nothing is removed yet: move the slider.")
     page.click("#prune")
     page.wait_for_selector("#status .failed")
     assert "move the slider" in page.inner_text("#status")
@@ -333,8 +338,17 @@ def test_what_a_visitor_writes_is_shown_as_text(visit):
 @pytest.mark.parametrize(("width", "height"), [(390, 844), (1366, 768), (1920, 1080)])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_fits_the_screen(visit, width, height, scheme):
-    page = visit(width, height, color_scheme=scheme)
+    page = visit(width, height, color_scheme=scheme, script=NOTE_SHIFTS)
+    # What a first result takes is in sight, in the order in which it is used, and stays where it is.
+    tops = [page.locator(f"#{name}").bounding_box()["y"] for name in FIRST]
+    assert tops == sorted(tops)
+    last = page.locator(f"#{FIRST[-1]}").bounding_box()
+    assert last["y"] + last["height"] <= height
+    assert page.evaluate("shifted") <= 0.05
+    page.click("#examples button >> nth=1")
+    page.wait_for_function("document.querySelector('#prompt textarea').value.includes('2 + 2')")
     assert prune(page, 30).startswith("Done")
+    assert page.locator("#texts").bounding_box()["y"] < height  # On a phone, the page scrolls to them.
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 

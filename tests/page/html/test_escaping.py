@@ -13,8 +13,24 @@ from pruning.evaluation.inspection import NextToken, TokenLoss
 from tests.page.html.samples import Page, quality, report, shape
 
 TAGS = {
-    *("a", "article", "b", "br", "caption", "div", "h3", "i", "li", "mark", "ol", "p", "section", "small"),
-    *("span", "table", "tbody", "td", "th", "thead", "tr", "ul"),
+    *(
+        "a",
+        "article",
+        "b",
+        "br",
+        "caption",
+        "dd",
+        "details",
+        "div",
+        "dl",
+        "dt",
+        "h2",
+        "h3",
+        "i",
+        "li",
+        "mark",
+    ),
+    *("ol", "p", "section", "small", "span", "summary", "table", "tbody", "td", "th", "thead", "tr", "ul"),
 }
 ATTRIBUTES = {
     *("aria-hidden", "aria-label", "class", "colspan", "data-count", "href", "id", "rel", "role", "style"),
@@ -67,7 +83,13 @@ WITHOUT_TEXT = {
 """Functions that render numbers and fixed words only."""
 
 NO_HTML = {
-    *(model_map.weights_origin, outputs.first_difference, render.format_change, render.format_count),
+    *(
+        model_map.weights_origin,
+        model_map.zeros_of,
+        outputs.first_difference,
+        render.format_change,
+        render.format_count,
+    ),
     results.changes_vocabulary,
 }
 """Functions whose result is not HTML."""

@@ -30,7 +30,24 @@ def test_an_uncut_model_shows_no_removed_part():
     classes = page.values("class")
     assert "removed" not in classes
     assert classes.count("kept") == sum(bool(size) for size in original.components.values())
-    assert "±0.0%" in page.pieces
+    assert "nothing removed" in page.pieces
+    assert "±0.0%" not in page.text
+
+
+def test_the_original_alone_has_one_count_and_nothing_after_it():
+    page = Page(model_map.draw_model(shape(), None))
+    assert page.values("data-count") == [str(shape().parameters)]
+    assert "→" not in page.text
+
+
+@pytest.mark.parametrize(("step", "share"), [(Weights(fraction=0.3), 0.3), (Weights(pattern="2:4"), 0.5)])
+def test_zeros_thin_out_attention_and_mlp_and_leave_the_size(step, share):
+    assert model_map.zeros_of([Neurons(fraction=0.2), step]) == share
+    assert model_map.zeros_of([Neurons(fraction=0.2)]) == model_map.zeros_of([]) == 0
+    page = Page(model_map.draw_model(shape(), shape(), zeros=share))
+    assert page.values("class").count("kept sparse") == 2
+    assert sum(f"--zeros:{share:.3f}" in style for style in page.values("style")) == 2
+    assert f"{share:.0%} of the weights are zero" in page.text
 
 
 def test_a_cut_is_hatched_in_its_component_alone():
@@ -55,19 +72,18 @@ def test_the_parts_fill_the_bar():
     assert sum(parts) == pytest.approx(100 + 100 * kept, abs=0.01 * len(parts))
 
 
-def test_the_origin_is_below_the_map():
+def test_the_parts_and_the_origin_are_explained_below_the_map_and_not_in_titles_alone():
     line = model_map.weights_origin(source("0123456789abcdef"))
-    assert line == "Weights: the Hub; revision 0123456789ab."
-    assert Page(model_map.draw_model(shape(), shape(), line)).pieces[-1] == line
+    assert line == "The Hub, revision 0123456789ab."
+    page = Page(model_map.draw_model(shape(), shape(), line))
+    assert page.pieces[-1] == line
+    for name, size in shape().components.items():
+        assert (model_map.COMPONENT_TITLES[name][1] in page.pieces) is bool(size)
 
 
-def test_the_revision_of_a_package_is_not_shortened():
-    line = model_map.weights_origin(source("pypi:some-package==0.1.2"))
-    assert line.endswith("revision pypi:some-package==0.1.2.")
-
-
-def test_weights_without_a_revision_show_none():
-    assert model_map.weights_origin(source(None)) == "Weights: the Hub."
+@pytest.mark.parametrize("revision", [None, "pypi:some-package==0.1.2"])
+def test_a_package_whose_version_is_part_of_the_origin_shows_no_revision(revision):
+    assert model_map.weights_origin(source(revision)) == "The Hub."
 
 
 def test_the_note_counts_what_is_cut():
@@ -75,7 +91,7 @@ def test_the_note_counts_what_is_cut():
     pruned = Layers(count=1).reshape(Neurons(fraction=0.5).reshape(original))
     neurons, layers = original.count("neuron"), original.count("layer")
     assert Page(model_map.cut_note(original, pruned, ["half of the weights"])).text == (
-        f"Cut: {neurons // 2} of {neurons} MLP neurons in every layer; 1 of {layers} layers; "
+        f"Removes {neurons // 2} of the {neurons} MLP neurons in each layer; 1 of the {layers} layers; "
         "half of the weights."
     )
 
@@ -88,4 +104,4 @@ def test_the_note_names_cuts_that_leave_the_shape_as_it_is():
 
 def test_the_note_says_what_to_do_if_nothing_is_cut():
     page = Page(model_map.cut_note(shape(), shape()))
-    assert page.text == "Nothing is cut yet: move the slider."
+    assert page.text == "Nothing is removed yet: move the slider."

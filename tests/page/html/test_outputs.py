@@ -62,7 +62,7 @@ def test_a_cursor_stands_behind_texts_that_are_still_written():
 
 def test_the_placeholder_says_what_to_press():
     page = Page(outputs.text_pair_placeholder())
-    assert "Press Prune" in page.text
+    assert "press Prune" in page.text
     assert page.pieces.count("Original") == page.pieces.count("Pruned") == 1
 
 

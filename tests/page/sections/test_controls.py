@@ -4,7 +4,8 @@ from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 
-from page.server.form import CHAT, CONTINUE, FIRST_PROMPTS
+from page.sections.controls import choose_example
+from page.server.form import CHAT, CONTINUE, EXAMPLE_PROMPTS, FIRST_PROMPTS
 from page.server.links import decode_prompt, link
 from page.workers.messages import Prompt
 from pruning import Neurons, Recipe
@@ -59,6 +60,21 @@ def test_a_base_model_continues_a_text_and_the_page_says_why(changed, model, mod
     assert chosen == mode
     assert ("was not trained to answer questions" in note) == (mode == CONTINUE)
     assert prompt.value == FIRST_PROMPTS[mode]
+
+
+def test_each_mode_offers_its_examples_and_the_first_prompt_is_one_of_them(handler):
+    for mode, prompts in EXAMPLE_PROMPTS.items():
+        assert prompts[0] == FIRST_PROMPTS[mode]
+        assert [choose_example(number, mode) for number in range(len(prompts))] == list(prompts)
+        (updates,) = handler("switch_mode")(mode, "")
+        assert updates["examples"].samples == [[prompt] for prompt in prompts]
+
+
+@pytest.mark.parametrize("number", [-1, 5, 99, True, "0", None, 1.0, [0]])
+def test_an_example_that_there_is_not_leaves_the_prompt(number):
+    skip = choose_example(number, CHAT)
+    assert "value" not in skip
+    assert choose_example(0, "ask") == choose_example(0, None) == skip
 
 
 RECIPE = Recipe(base="smollm2-135m", steps=(Neurons(fraction=0.2),))

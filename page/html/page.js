@@ -1,0 +1,128 @@
+// What the page does in the browser alone: no request follows from anything here.
+(() => {
+  const root = document.documentElement;
+  const NAME = "Secateur";
+  const PHONE = "(max-width: 720px)";
+  const query = () => new URLSearchParams(location.search);
+
+  // `?lesson=5&only` shows a lesson without the rest of the page.
+  root.classList.toggle("only-lesson", query().has("only"));
+
+  // The page is shown when its controls are there.
+  const CONTROLS = ["#model input", "#neurons-fraction input", "#prompt textarea", "#examples .gallery-item div", "#prune"];
+  const LONGEST_WAIT = 10_000;
+  root.classList.add("loading");
+  setTimeout(() => root.classList.remove("loading"), LONGEST_WAIT);
+  const showWhenReady = () => {
+    if (root.classList.contains("loading") && CONTROLS.every((selector) => document.querySelector(selector)))
+      root.classList.remove("loading");
+  };
+
+  /* The address and the title follow what is shown, so that a reload or a shared address keeps it. */
+
+  const replace = (changes, title) => {
+    const address = new URL(location);
+    for (const [name, value] of Object.entries(changes)) {
+      if (value === null) address.searchParams.delete(name);
+      else address.searchParams.set(name, value);
+    }
+    history.replaceState(history.state, "", address);
+    if (title !== undefined) document.title = title ? `${title} · ${NAME}` : NAME;
+  };
+  const acted = () => navigator.userActivation?.hasBeenActive ?? true;
+
+  window.secateur = {
+    // Note that the Prune tab is open.
+    showPrune() {
+      root.classList.remove("only-lesson");
+      replace({ lesson: null, only: null }, "");
+    },
+    // Note that a lesson is open. `title`: its number and title.
+    showLesson(number, title) {
+      replace({ lesson: number }, title);
+    },
+    // Note that the results are those of a link; a visitor who has done nothing keeps the address they came by.
+    showResult(link) {
+      if (!link || !acted()) return;
+      const linked = new URL(link).searchParams;
+      replace(Object.fromEntries(["recipe", "mode", "prompt"].map((name) => [name, linked.get(name)])));
+    },
+    // Start a download that was prepared.
+    download() {
+      requestAnimationFrame(() => document.querySelector("#download a, a#download, button#download")?.click());
+    },
+  };
+
+  /* Focus moves from a button that disappears to the one that takes its place. */
+
+  const PARTNERS = {
+    prune: "stop", stop: "prune", search: "stop",
+    "lesson-run": "lesson-stop", "lesson-stop": "lesson-run",
+    "distill-start": "distill-stop", "distill-stop": "distill-start",
+    prepare: "download", download: "prepare",
+  };
+  const isShown = (element) => Boolean(element?.isConnected && element.checkVisibility());
+  let focused = null;
+  const keepFocus = () => {
+    if (!focused || document.activeElement !== document.body || isShown(focused)) return;
+    const partner = document.getElementById(PARTNERS[focused.id]);
+    if (isShown(partner) && !partner.disabled) partner.focus({ preventScroll: true });
+  };
+  document.addEventListener("focusin", ({ target }) => {
+    focused = target.id in PARTNERS ? target : null;
+  });
+
+  /* One live region that stays announces each new stage of a job, though not every count in it. */
+
+  const STATUS = "#status, #lesson-status, #distill-status, #inspect-status, #prepare-status, #push-status";
+  const PAUSE = 1500;
+  const announced = new Map();
+  let waiting = "", timer = null;
+  const announce = (text) => {
+    waiting = text;
+    timer ??= setTimeout(() => {
+      timer = null;
+      const region = document.getElementById("announcements");
+      if (region && region.textContent !== waiting) region.textContent = waiting;
+    }, PAUSE);
+  };
+  const followStatus = () => {
+    for (const element of document.querySelectorAll(STATUS)) {
+      const text = element.querySelector(".status > span, p")?.textContent.trim() ?? "";
+      const stage = text.replace(/[\d.,]+/g, "");
+      if (announced.get(element.id) === stage) continue;
+      const first = !announced.has(element.id);
+      announced.set(element.id, stage);
+      if (text && !first) announce(text);
+    }
+  };
+  let writing = false;
+  const followTexts = () => {
+    const now = Boolean(document.querySelector("#texts .cursor"));
+    if (writing && !now) announce("Both answers are complete.");
+    writing = now;
+  };
+
+  let scheduled = false;
+  new MutationObserver(() => {
+    keepFocus();
+    showWhenReady();
+    if (scheduled) return;
+    scheduled = true;
+    requestAnimationFrame(() => {
+      scheduled = false;
+      followStatus();
+      followTexts();
+    });
+  }).observe(root, {
+    subtree: true, childList: true, characterData: true, attributes: true, attributeFilter: ["class", "style"],
+  });
+
+  /* On a phone, the answers are below the button that asks for them. */
+
+  document.addEventListener("click", ({ target }) => {
+    if (!target.closest?.("#prune") || !matchMedia(PHONE).matches) return;
+    const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
+    document.getElementById("texts")?.scrollIntoView({ behavior: still ? "auto" : "smooth", block: "start" });
+  });
+})();
