@@ -317,14 +317,24 @@ def _check_differences(name: str, kind: GGUFType, differences: Sequence[Differen
             f"{worst.mean:.2f} on average and by up to {worst.largest:.2f}, and {kind.mean:g} and {kind.largest:g} are "
             "allowed. Choose a type with more bits."
         )
-    right = [each.tokens for each in differences if each.is_within(kind)]
-    cause = (
-        f" Texts of {max(right)} tokens agree, so what depends on positions differs: a window, or the rotary embedding."
-        if right and max(right) < worst.tokens
-        else ""
-    )
     raise ModelError(
         f"{_REFUSED} llama.cpp computes something else with it than transformers with {name}. After a text of "
-        f"{worst.tokens} tokens, the log-probability of a next token differs by up to {worst.largest:.2f}, and "
-        f"{kind.largest:g} is allowed for {kind.name}.{cause}"
+        f"{worst.tokens} tokens, the log-probability of a next token differs by up to {worst.largest:.3f} and by "
+        f"{worst.mean:.3f} on average, and {kind.largest:g} and {kind.mean:g} are allowed for {kind.name}."
+        f"{_cause(kind, differences, worst)}"
     )
+
+
+def _cause(kind: GGUFType, differences: Sequence[Difference], worst: Difference) -> str:
+    """Say where a difference comes from, as far as the differences of other lengths of text show it."""
+    if all(each.mean <= kind.mean for each in differences):
+        return (
+            " Few tokens differ, so it may be that 16 bits round off too much of this model's large values."
+        )
+    right = [each.tokens for each in differences if each.is_within(kind)]
+    if right and max(right) < worst.tokens:
+        return (
+            f" Texts of {max(right)} tokens agree, so it is in what depends on positions: a window, or the rotary "
+            "embedding."
+        )
+    return ""

@@ -154,7 +154,9 @@ def main() -> None:
                 for prompt in question["prompts"]
             ],
         }
-    except (RuntimeError, AttributeError, OSError, IndexError) as error:
+    except AttributeError:
+        answer = {"error": "the installed xllamacpp is not the version that Secateur asks for", "log": []}
+    except (RuntimeError, OSError, IndexError) as error:
         answer = {"error": str(error), "log": errors}
     print(json.dumps(answer))
 
