@@ -8,7 +8,6 @@ nothing here: compare at 8 and 5 bits too, and give `--model` a model of the Hub
 import argparse
 import copy
 import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -84,7 +83,7 @@ def main(model: str, fractions: Sequence[float], types: Sequence[str], questions
         for name, cut in _models(base, fractions):
             for point in _measure(name, cut, Path(place), types, reference, before, questions):
                 points.append(point)
-                print(f"  {point.model}, {point.type}: {point.ratio:.3f}", flush=True)
+                print("  ", *_row(point, points, before), flush=True)
     table(
         f"{model}, de-quantized from the written files; perplexity unrounded and uncut: {reference:.2f}",
         [
@@ -133,13 +132,11 @@ def _measure(
             quantize(whole, file, kind, lambda _: None)
         read = replace_weights(model.model, file)
         rounded = replace(model, model=read)
-        start = time.perf_counter()
         ratio = perplexity.evaluate(rounded).overall.value / reference
         answers = None if before is None else evaluate_answers(rounded, questions=questions)
         origin = read_origin(file)
         assert origin.prompt is not None
         off = measure(file, origin.prompt, torch.get_num_threads())
-        print(f"  {time.perf_counter() - start:.0f} s", flush=True)
         yield Point(name, GGUF_TYPES[kind].name, file.stat().st_size, ratio, answers, off.mean)
 
 

@@ -90,12 +90,14 @@ class Expectation:
         vocabulary: The number of its tokens.
         prompts: Texts, shortest first.
         texts: Texts, whether with what begins and ends a text, and their token ids.
+        remarks: What llama.cpp cannot do as the tokenizer does it, and no text here shows.
     """
 
     name: str
     vocabulary: int
     prompts: tuple[Prompt, ...]
     texts: tuple[tuple[str, bool, tuple[int, ...]], ...]
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,14 @@ def expect(
     for number, length in enumerate(lengths):
         progress(Progress("Computing what llama.cpp has to give, texts", number, len(lengths)))
         prompts.append(_prompt(model, ids[: length + 1]))
-    return Expectation(name, model.config.vocab_size, tuple(prompts), tuple(_texts(tokenizer)))
+    begins_with_space = "".join(tokenizer.tokenize("a")).startswith(_SPACE)
+    return Expectation(
+        name,
+        model.config.vocab_size,
+        tuple(prompts),
+        tuple(_texts(tokenizer, begins_with_space)),
+        tuple(_remarks(tokenizer)) if begins_with_space else (),
+    )
 
 
 def prompt_lengths(config: PreTrainedConfig) -> list[int]:
@@ -168,16 +177,31 @@ def _prompt(model: PreTrainedModel, ids: Sequence[int]) -> Prompt:
     )
 
 
-def _texts(tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[str, bool, tuple[int, ...]]]:
+_SPACE = "▁"
+"""How SentencePiece writes a space."""
+
+
+def _remarks(tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
+    """Yield what llama.cpp does otherwise than a tokenizer that begins a text with a space."""
+    if not "".join(tokenizer.tokenize("  a")).startswith(3 * _SPACE):
+        yield "llama.cpp writes one more space before a text that begins with spaces than this tokenizer does."
+    special = tokenizer.eos_token or tokenizer.bos_token
+    if special and f"{special}b" in "".join(tokenizer.tokenize(f"a{special}b")):
+        yield "llama.cpp writes a space after a special token in the middle of a text, and this tokenizer does not."
+
+
+def _texts(
+    tokenizer: PreTrainedTokenizerBase, begins_with_space: bool
+) -> Iterator[tuple[str, bool, tuple[int, ...]]]:
     """Yield texts of every kind, with their tokens."""
     seen: set[str] = set()
-    sources = (
-        *KINDS_OF_TEXT,
-        *(passage(genre, "heldout")[:600] for genre in GENRES),
-        *_written_out(tokenizer),
-    )
+    genres = (passage(genre, "heldout")[:600] for genre in GENRES)
+    sources = [*KINDS_OF_TEXT, *genres, *_written_out(tokenizer)]
+    if begins_with_space:  # What `_remarks` says is left out.
+        special = tokenizer.all_special_tokens
+        sources = [text.lstrip(" ") for text in sources if not any(token in text for token in special)]
     for text in sources:
-        if text in seen:
+        if text in seen or not text:
             continue
         seen.add(text)
         yield text, False, tuple(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)

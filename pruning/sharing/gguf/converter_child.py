@@ -17,6 +17,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+CORRECTED = ("gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3", "phi3", "gemma2", "gemma3_text")
+"""The types of model whose sizes mean what `corrections` takes them for."""
+
 
 def limit(memory: int, seconds: int, parent: int) -> None:
     """Bound what this process may take, and end it together with the one that started it."""
@@ -110,7 +113,9 @@ def fill_in(config: dict[str, Any]) -> None:
 def corrections(config: dict[str, Any], gguf: Any) -> dict[str, Any]:
     """Return metadata that the converter derives from other sizes, where a cut model's config says something else."""
     kinds = gguf.GGUFValueType
-    found = {}
+    found: dict[str, Any] = {}
+    if config.get("model_type") not in CORRECTED:
+        return found
     if config.get("model_type") == "gpt2":
         found["feed_forward_length"] = config.get("n_inner") or 4 * config["n_embd"], kinds.UINT32
     rope = config.get("rope_parameters") or {}

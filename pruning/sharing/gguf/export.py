@@ -34,6 +34,7 @@ class Exported:
         differences: How far llama.cpp's log-probabilities are from those of transformers, by length of text.
         shares: The share of the tensors' bytes that each type has.
         run: The lines that run the file, by the program that they are for.
+        remarks: What llama.cpp cannot do as the tokenizer does it.
     """
 
     file: Path
@@ -41,6 +42,7 @@ class Exported:
     differences: tuple[Difference, ...]
     shares: Mapping[str, float]
     run: Mapping[str, str]
+    remarks: tuple[str, ...] = ()
 
     @property
     def fallback(self) -> str:
@@ -58,6 +60,7 @@ class Exported:
                 f"and {each.largest:.4f} at most."
                 for each in self.differences
             ),
+            *self.remarks,
             *(f"{program}: {line}" for program, line in self.run.items()),
         ]
 
@@ -70,6 +73,7 @@ class Exported:
             "differences": [asdict(each) for each in self.differences],
             "shares": dict(self.shares),
             "run": dict(self.run),
+            "remarks": list(self.remarks),
         }
 
 
@@ -119,7 +123,9 @@ def export_and_compare(
         ) from error
     reader = open_gguf(output)
     chats = "tokenizer.chat_template" in metadata(reader)
-    return Exported(output, type, differences, byte_shares(reader), run_lines(output, chats))
+    return Exported(
+        output, type, differences, byte_shares(reader), run_lines(output, chats), expected.remarks
+    )
 
 
 def _write(

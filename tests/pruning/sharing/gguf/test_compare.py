@@ -39,7 +39,9 @@ def test_another_model_is_not_the_same(place, expected):
     with torch.no_grad():
         other.model.get_parameter("model.layers.1.mlp.down_proj.weight")[:, 0] *= -1
     changed = expect(other.model, other.tokenizer, "cut", silent)
-    with pytest.raises(pruning.ModelError, match=r"computes something else .* 0\.05 and 0\.01 are allowed for f16"):
+    with pytest.raises(
+        pruning.ModelError, match=r"computes something else .* 0\.05 and 0\.01 are allowed for f16"
+    ):
         compare(place / "cut.gguf", changed, F16, silent)
     assert compare(place / "cut.gguf", expected, F16, silent)
 
