@@ -28,6 +28,8 @@ DEFAULT = {
 LONG = {
     "answers": "good answers kept and skills of pruned models, by calibration text",
     "distillation": "the share of the lost quality that distillation recovers, and its arithmetic speed",
+    "gguf_matrix": "every family and step exported to GGUF: right, or refused with the reason",
+    "quantize": "quality against bytes on disk, of pruned models in GGUF types",
     "reconstruction": "perplexity before and after reconstruction, and its time",
     "load": "many visitors at the same time, over HTTP, while workers are killed",
     "class": "thirty clients of one lesson and of one recipe, and what a visitor waits for in a browser",

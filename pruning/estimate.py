@@ -37,6 +37,9 @@ TOKENIZER_BYTES = 16_000_000
 CONVERTER_BYTES = 600_000_000
 """Memory of the converter to GGUF, a process of its own that imports torch, without the tensors."""
 
+COMPARED_TOKENS = 512
+"""Tokens that an exported file and its model are compared on, without those beyond a sliding window."""
+
 PROMPT_TOKENS = 6
 """Tokens of the short prompts that models are measured with, about."""
 
@@ -328,7 +331,10 @@ def saving(shape: Shape, bytes_per_parameter: int = 2, packed: bool = False) -> 
 
 
 def exporting(shape: Shape, bits: float) -> Cost:
-    """Estimate converting a saved model to GGUF, in a process of its own: a tensor at a time, in float32.
+    """Estimate converting a saved model to GGUF, in a process of its own, and comparing the file with the model.
+
+    The converter reads a tensor at a time, in float32. The model is read once more, for what the file has to give. A
+    file with fewer than 16 bits is rounded from one that has them.
 
     Args:
         shape: The model's shape.
@@ -336,6 +342,7 @@ def exporting(shape: Shape, bits: float) -> Cost:
     """
     sizes = Sizes(shape)
     return Cost(
-        memory=CONVERTER_BYTES + 3 * FLOAT * sizes.largest,
-        disk=int(sizes.parameters * bits / 8) + TOKENIZER_BYTES,
+        sizes.forward_flop(2 * COMPARED_TOKENS, COMPARED_TOKENS) + sizes.head_flop(COMPARED_TOKENS),
+        memory=CONVERTER_BYTES + sizes.bytes + 3 * FLOAT * sizes.largest,
+        disk=int(sizes.parameters * (bits + (16 if bits < 16 else 0)) / 8) + 2 * TOKENIZER_BYTES,
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 
 import gradio as gr
@@ -15,7 +16,7 @@ from page.server.jobs import run_job
 from page.server.session import SITE, job_name, publishing_token, visitor_of
 from page.server.settings import Mode
 from page.workers.messages import Done, Partial, PrunedSummary
-from page.workers.tasks import UPLOAD_SECONDS, ZIP, ExportTask, PublishTask, Task
+from page.workers.tasks import UPLOAD_SECONDS, ZIP, ExportTask, PublishTask, Task, notes_on
 from pruning import Recipe
 from pruning.errors import RecipeError
 from pruning.sharing.gguf import GGUF_TYPES
@@ -134,7 +135,7 @@ class ExportSection:
             return {
                 part.download: gr.DownloadButton(f"Download {file.name}", value=str(file), visible=True),
                 part.prepare: gr.Button(visible=False),
-                part.status: render.status("Ready: press Download.", kind="done"),
+                part.status: render.status("Ready: press Download.", kind="done") + _shown(notes_on(file)),
             }
 
         events = run_job(tasks, visitor_of(request, token), job_name(request, "download"))
@@ -241,6 +242,11 @@ def _check_pruned(recipe: Recipe | None, custom_text: object) -> Recipe:
     if recipe is None:
         raise RecipeError("There is nothing to export yet: press Prune first.")
     return with_text(recipe, custom_text)
+
+
+def _shown(notes: Sequence[str]) -> str:
+    """Return what a visitor should know of a file, as lines."""
+    return "".join(f'<p class="note">{escape(line)}</p>' for line in notes)
 
 
 def _name(recipe: Recipe) -> str:

@@ -1,5 +1,6 @@
 """What a job can do: each task is a small value that can be pickled, and performs itself on a workbench."""
 
+import json
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -34,15 +35,18 @@ from pruning.loading.source import Token
 from pruning.pipeline import Pruned
 from pruning.progress import TrainingPulse
 from pruning.shape_search.search import SearchResult
-from pruning.sharing.gguf import GGUF_TYPES, export, gguf_types
+from pruning.sharing.gguf import GGUF_TYPES, export_and_compare, gguf_types
 from pruning.text.chat import PlainText
 from pruning.text.chat_learning import learn_chat_format
 from pruning.text.generation import CausalLM, generate, prepare_prompt, stream_pair
 
 ZIP = "zip"
 FORMS = (ZIP, *GGUF_TYPES)
-COPIES = 3
-"""How many copies of a model an export needs on the disk at the same time: two folders and the file."""
+NOTES = "notes.json"
+"""Beside an exported file: what the visitor should know of it."""
+COPIES = 4
+"""How many copies of a model an export needs on the disk at the same time: two folders, the file, and one of 16 bits
+that it is rounded from."""
 UPLOAD_SECONDS = 3600
 SAMPLE_TOKENS = 24
 """The most tokens of a sample while a model is trained."""
@@ -407,7 +411,7 @@ class ExportTask(Task):
         storage, key = context.workbench.downloads, f"{self.recipe.sha256} {self.form}"
         assert storage is not None, "exports need a folder"
         if (found := storage.find(key, context.visitor.owner)) is not None:
-            return next(found.iterdir())
+            return _file_in(found)
         pruned = _evaluate(self.recipe, context)
         if self.form in GGUF_TYPES and (obstacle := gguf_types(pruned.shape, pruned.recipe.steps)[self.form]):
             raise RecipeError(f"{obstacle} Choose a width that fits under How to choose what to cut.")
@@ -418,7 +422,7 @@ class ExportTask(Task):
             self._write(pruned, work / self.name, entry, context)
         found = storage.find(key, owner)
         assert found is not None, "the newest entry stays"
-        return next(found.iterdir())
+        return _file_in(found)
 
     def _write(self, pruned: Pruned, folder: Path, entry: Path, context: TaskContext) -> None:
         pruned.save(folder, progress=context.emit)
@@ -426,7 +430,20 @@ class ExportTask(Task):
             context.emit(Progress("Packing"))
             shutil.make_archive(str(entry / self.name), "zip", folder.parent, folder.name)
         else:
-            export(folder, entry / f"{self.name}-{self.form}.gguf", self.form, progress=context.emit)
+            output = entry / f"{self.name}-{self.form}.gguf"
+            exported = export_and_compare(folder, output, self.form, progress=context.emit)
+            (entry / NOTES).write_text(json.dumps(exported.notes), encoding="utf-8")
+
+
+def _file_in(entry: Path) -> Path:
+    """Return the exported file in a folder that may hold notes on it too."""
+    return next(file for file in entry.iterdir() if file.name != NOTES)
+
+
+def notes_on(file: Path) -> list[str]:
+    """Return what the visitor should know of an exported file, in lines."""
+    notes = file.with_name(NOTES)
+    return json.loads(notes.read_text(encoding="utf-8")) if notes.exists() else []
 
 
 @dataclass(frozen=True)

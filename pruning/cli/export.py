@@ -20,12 +20,17 @@ def export(
     ] = "f16",
     as_json: AsJson = False,
 ) -> None:
-    """Convert a saved model to GGUF, the format of llama.cpp."""
+    """Convert a saved model to GGUF, the format of llama.cpp, and open the file with it.
+
+    The file is handed over if llama.cpp computes with it what transformers computes with the model.
+    """
     if file_format != "gguf":
         raise RecipeError(f"There is no format {file_format!r} to export to; choose gguf.")
     check_writable(output)
-    file = gguf.export(folder, output, weight_type, progress=reporter())
+    exported = gguf.export_and_compare(folder, output, weight_type, progress=reporter())
     if as_json:
-        print_json({"output": str(file), "type": weight_type, "bytes": file.stat().st_size})
-    else:
-        print(f"saved to {file}, {file.stat().st_size / 1e6:.0f} MB")
+        print_json(exported.to_dict())
+        return
+    print(f"saved to {exported.file}, {exported.file.stat().st_size / 1e6:.0f} MB")
+    for line in exported.notes:
+        print(line)

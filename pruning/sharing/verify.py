@@ -19,6 +19,7 @@ from pruning.recipe import Recipe
 from pruning.saving.card import CardClaims, read_card
 from pruning.saving.code_free import check_code_free, is_code
 from pruning.saving.provenance import read_safetensors_metadata
+from pruning.sharing.gguf.verify import is_gguf, iter_checks
 
 TOLERANCE = 0.01
 """How far a perplexity may lie from the card's, as a share of it: other machines sum in another order."""
@@ -67,10 +68,11 @@ class Verification:
 def verify(name: str, *, token: Token = None, progress: Reporter = silent) -> Verification:
     """Compare a saved or published model with its recipe and its card.
 
-    The model is read again, which refuses damaged files and values that are not finite.
+    The model is read again, which refuses damaged files and values that are not finite. A GGUF file is opened with
+    llama.cpp, and compared with what transformers computed when it was exported.
 
     Args:
-        name: A folder or a Hub id.
+        name: A folder, a Hub id or a GGUF file.
         token: The access token of the caller.
         progress: Is called with each stage.
 
@@ -87,6 +89,9 @@ def verify(name: str, *, token: Token = None, progress: Reporter = silent) -> Ve
         >>> pruning.verify(str(folder)).holds
         True
     """
+    if is_gguf(name):
+        progress(Progress("Opening the file with llama.cpp"))
+        return Verification(name, tuple(Check(*found) for found in iter_checks(Path(name), token)))
     recipe = Recipe.parse(fetch_recipe(name, token=token))
     loaded = load(name, token=token, progress=progress)
     claims = read_card(loaded.source.folder)

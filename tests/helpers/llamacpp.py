@@ -5,8 +5,8 @@ import torch
 NEW_TOKENS = 24
 
 
-def greedy(file, prompts):
-    """Yield the tokens that llama.cpp generates after each list of tokens, and their log-probabilities."""
+def serve(file):
+    """Start llama.cpp's server on a file."""
     import xllamacpp
 
     settings = xllamacpp.CommonParams()
@@ -14,7 +14,19 @@ def greedy(file, prompts):
     settings.n_ctx = 256
     settings.warmup = False
     settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = 1
-    server = xllamacpp.Server(settings)
+    return xllamacpp.Server(settings)
+
+
+def chat(file, question):
+    """Ask llama.cpp's own chat endpoint, which renders the file's chat template, and return its response."""
+    messages = [{"role": "user", "content": question}]
+    request = {"messages": messages, "max_tokens": 8, "temperature": 0}
+    return serve(file).handle_chat_completions(request)
+
+
+def greedy(file, prompts):
+    """Yield the tokens that llama.cpp generates after each list of tokens, and their log-probabilities."""
+    server = serve(file)
     for prompt in prompts:
         request = {
             "prompt": prompt,

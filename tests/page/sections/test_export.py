@@ -1,11 +1,13 @@
 """What the download and the push show while they run and in the end."""
 
+import json
+
 import pytest
 
 from page.server.queue import JobKey
 from page.server.session import jobs
 from page.workers.messages import Progress
-from page.workers.tasks import ExportTask, PublishTask
+from page.workers.tasks import NOTES, ExportTask, PublishTask
 from pruning import Calibration, Neurons, Recipe, SavingError
 
 pytestmark = pytest.mark.usefixtures("pools")
@@ -75,6 +77,19 @@ def test_a_download_is_offered_under_the_name_of_its_file(handler, request_of, m
     (update,) = handler("prepare")(request_of(), None, RECIPE, "", "zip")
     assert update["download"].value["orig_name"] == f"smollm2-135m-pruned-{RECIPE.digest[:6]}.zip"
     assert "Ready: press Download." in update["prepare-status"]
+
+
+def test_a_gguf_file_comes_with_the_lines_that_run_it(handler, request_of, monkeypatch, tmp_path):
+    def write(task, context):
+        file = tmp_path / f"{task.name}-{task.form}.gguf"
+        file.write_bytes(b"GGUF")
+        (tmp_path / NOTES).write_text(json.dumps(["llama.cpp: llama-cli -m <a file>"]))
+        return file
+
+    monkeypatch.setattr(ExportTask, "perform", write)
+    (update,) = handler("prepare")(request_of(), None, RECIPE, "", "q4_0")
+    assert update["download"].value["orig_name"].endswith("-q4_0.gguf")
+    assert "llama-cli -m &lt;a file&gt;" in update["prepare-status"]
 
 
 @pytest.mark.parametrize("name", ["", "  ", None, 5])

@@ -45,6 +45,7 @@ from page.workers.tasks import (
     SweepTask,
     TaskContext,
     TokenLossTask,
+    notes_on,
 )
 from page.workers.workbench import Visitor, Workbench
 from pruning import Access, Calibration, Distillation, Neurons, Recipe, Sampling
@@ -268,6 +269,16 @@ def test_the_same_export_is_made_once(perform):
     assert first.name == "smaller.zip"
     with zipfile.ZipFile(first) as archive:
         assert "smaller/model.safetensors" in archive.namelist()
+
+
+def test_a_gguf_file_is_compared_before_it_is_offered(perform):
+    emitted, file = perform(ExportTask(RECIPE, "f16", "smaller"))
+    assert file.name == "smaller-f16.gguf"
+    assert any("llama.cpp agrees after 480 tokens" in line for line in notes_on(file))
+    assert any(line.startswith("ollama: ollama create smaller-f16") for line in notes_on(file))
+    stages = [event.text for event in emitted if isinstance(event, Progress)]
+    assert "Comparing f16 with llama.cpp" in stages
+    assert perform(ExportTask(RECIPE, "f16", "smaller")) == ([], file)
 
 
 def test_a_lesson_without_runs_shows_the_base_alone(perform):

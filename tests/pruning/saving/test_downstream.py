@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 import pruning
 from pruning.sharing.gguf import export
-from tests.helpers.llamacpp import assert_agrees
+from tests.helpers.llamacpp import assert_agrees, chat
 
 pytestmark = pytest.mark.real
 
@@ -88,7 +88,17 @@ def test_lm_eval_measures_it(pruned, folder, installed):
     assert answers[0][0] > answers[1][0]
 
 
-def test_llama_cpp_writes_the_same(pruned, folder, installed, tmp_path):
+def test_llama_cpp_writes_the_same_and_chats_in_the_same_format(pruned, folder, installed, tmp_path):
     installed("xllamacpp", "llama.cpp (xllamacpp)")
     file = export(folder, tmp_path / "smollm2-119m.gguf", "f16")
     assert_agrees(file, pruned.model, pruned.tokenizer, PROMPTS, tolerance=0.05)
+    question = "What is the capital of France?"
+    answer = chat(file, question)
+    messages = [{"role": "user", "content": question}]
+    written = pruned.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    ids = pruned.tokenizer(written, add_special_tokens=False).input_ids
+    assert answer["usage"]["prompt_tokens"] == len(ids)
+    expected = pruned.model.generate(torch.tensor([ids]), max_new_tokens=8, do_sample=False)[0, len(ids) :]
+    text = pruned.tokenizer.decode(expected, skip_special_tokens=True)
+    assert text.strip()
+    assert answer["choices"][0]["message"]["content"].startswith(text.strip()[:12])

@@ -1,0 +1,189 @@
+"""Export to GGUF, the format of llama.cpp: convert, open with llama.cpp, compare, and only then hand over."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from pruning.architectures.shape import Shape
+from pruning.errors import ModelError, RecipeError, SavingError
+from pruning.files import replacing, temporary_folder
+from pruning.loading.load import LoadedModel, fetch_recipe, find, load
+from pruning.progress import Progress, Reporter, silent
+from pruning.recipe import Recipe
+from pruning.saving.code_free import check_code_free
+from pruning.saving.provenance import read_safetensors_metadata
+from pruning.sharing.gguf.compare import Difference, Expectation, compare, expect
+from pruning.sharing.gguf.convert import convert
+from pruning.sharing.gguf.provenance import facts_of
+from pruning.sharing.gguf.quantize import byte_shares, metadata, open_gguf, quantize
+from pruning.sharing.gguf.types import GGUF_TYPES, GGUFType, check_known, check_reader, gguf_types
+from pruning.sharing.gguf.usage import run_lines
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A GGUF file that llama.cpp opened.
+
+    Attributes:
+        file: The file.
+        type: How it stores the weights.
+        differences: How far llama.cpp's log-probabilities are from those of transformers, by length of text.
+        shares: The share of the tensors' bytes that each type has.
+        run: The lines that run the file, by the program that they are for.
+        remarks: What llama.cpp cannot do as the tokenizer does it.
+    """
+
+    file: Path
+    type: str
+    differences: tuple[Difference, ...]
+    shares: Mapping[str, float]
+    run: Mapping[str, str]
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def fallback(self) -> str:
+        """What is stored in another type than the one chosen, with its share of the bytes; empty if nothing is."""
+        other = [f"{share:.1%} in {name}" for name, share in self.shares.items() if name != self.type]
+        return " and ".join(other)
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know of the file, in lines: how far llama.cpp is off, and how to run it."""
+        return [
+            *([f"Of the matrices' bytes, {self.fallback}."] if self.fallback else []),
+            *(
+                f"llama.cpp agrees after {each.tokens} tokens: log-probabilities differ by {each.mean:.4f} on average "
+                f"and {each.largest:.4f} at most."
+                for each in self.differences
+            ),
+            *self.remarks,
+            *(f"{program}: {line}" for program, line in self.run.items()),
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {
+            "output": str(self.file),
+            "type": self.type,
+            "bytes": self.file.stat().st_size,
+            "differences": [asdict(each) for each in self.differences],
+            "shares": dict(self.shares),
+            "run": dict(self.run),
+            "remarks": list(self.remarks),
+        }
+
+
+def export(folder: str | Path, output: str | Path, type: str = "f16", *, progress: Reporter = silent) -> Path:
+    """Convert a saved model to a GGUF file, which appears when llama.cpp has opened it and computes the same with it.
+
+    Args:
+        folder: A folder that holds a saved model.
+        output: The file to write.
+        type: How to store the weights: a key of `GGUF_TYPES`.
+        progress: Is called with each stage.
+
+    Returns:
+        The file.
+
+    Raises:
+        RecipeError: There is no such type, or the model's shape does not allow it.
+        ModelError: The folder holds no model, or one that the converter cannot read or llama.cpp computes differently.
+        SavingError: The file exists, or cannot be written.
+
+    Example:
+        >>> import pruning
+        >>> recipe = pruning.Recipe(base="smollm2-135m", steps=[pruning.Neurons(fraction=0.2)])
+        >>> folder = pruning.run(recipe).save("smaller")
+        >>> file = pruning.export(folder, "smaller.gguf", "f16")
+    """
+    return export_and_compare(folder, output, type, progress=progress).file
+
+
+def export_and_compare(
+    folder: str | Path, output: str | Path, type: str = "f16", *, progress: Reporter = silent
+) -> Exported:
+    """Do what `export` does, and return what was measured too."""
+    folder, output = Path(folder), Path(output)
+    recipe = _check(folder, type)
+    if output.exists():
+        raise SavingError(f"{output} exists. Choose another name, or remove it first.")
+    expected = _expectation(load(str(folder), progress=progress), folder.name, progress)
+    facts = facts_of(recipe, _weights_metadata(folder), expected)
+    try:
+        with replacing(output) as temporary, temporary_folder(temporary.parent) as work:
+            written, differences = _write(folder, work, GGUF_TYPES[type], facts, expected, progress)
+            written.rename(temporary)
+    except OSError as error:
+        raise SavingError(
+            f"{output} could not be written: {error.strerror or error}. Make room or choose another place."
+        ) from error
+    reader = open_gguf(output)
+    chats = "tokenizer.chat_template" in metadata(reader)
+    return Exported(
+        output, type, differences, byte_shares(reader), run_lines(output, chats), expected.remarks
+    )
+
+
+def _write(
+    folder: Path,
+    work: Path,
+    kind: GGUFType,
+    facts: Mapping[str, Any],
+    expected: Expectation,
+    progress: Reporter,
+) -> tuple[Path, tuple[Difference, ...]]:
+    """Convert, compare, and round to fewer bits if asked to; return the file."""
+    # With 16 bits, an error in what the file says cannot hide behind rounding.
+    first = GGUF_TYPES["f16"] if kind.is_quantized else kind
+    # The converter treats braces in a file's name as placeholders.
+    converted = work / "model.gguf"
+    convert(folder, converted, first.name, work, facts, progress)
+    differences = compare(converted, expected, first, progress)
+    if not kind.is_quantized:
+        return converted, differences
+    rounded = work / "rounded.gguf"
+    quantize(converted, rounded, kind.name, progress)
+    converted.unlink()
+    return rounded, compare(rounded, expected, kind, progress)
+
+
+def _expectation(loaded: LoadedModel, title: str, progress: Reporter) -> Expectation:
+    model: PreTrainedModel = loaded.model
+    if model.dtype != torch.float32:
+        model = model.float()
+    for name, values in model.named_parameters():
+        if not values.is_meta and float(values.abs().max()) > torch.finfo(torch.float16).max:
+            raise ModelError(
+                f"{loaded.source.name} cannot be exported: {name} holds values too large for 16 bits."
+            )
+    progress(Progress("Computing what llama.cpp has to give"))
+    return expect(model, loaded.tokenizer, title, progress)
+
+
+def _check(folder: Path, type: str) -> Recipe | None:
+    """Refuse what cannot be exported, from the config alone; return the recipe."""
+    if not folder.is_dir():
+        raise ModelError(f"{folder} is not a folder. Export a model that `secateur prune` saved.")
+    shape = Shape.of(find(str(folder)).config)
+    if type not in GGUF_TYPES:
+        raise RecipeError(f"There is no type {type!r} to export to; choose one of: {', '.join(GGUF_TYPES)}.")
+    check_known(shape)
+    check_reader()
+    if obstacle := gguf_types(shape)[type]:
+        raise RecipeError(f"{folder.name} cannot be exported as {type}. {obstacle} Or export it as f16.")
+    # The converter lets tokenizers run code that comes with a folder.
+    check_code_free(folder)
+    try:
+        return Recipe.parse(fetch_recipe(str(folder)))
+    except (ModelError, RecipeError):
+        return None
+
+
+def _weights_metadata(folder: Path) -> dict[str, str]:
+    """Return what the weights say of their origin."""
+    file = next(iter(sorted(folder.glob("*.safetensors"))), None)
+    return read_safetensors_metadata(file) if file else {}

