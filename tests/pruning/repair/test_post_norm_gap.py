@@ -6,6 +6,7 @@ import torch
 import pruning
 from pruning import Layers, Recipe
 from pruning.architectures.anatomy import TensorSpec, anatomy_of
+from pruning.architectures.families import CHANNEL, NEURON
 from pruning.repair.post_norm_gap import PostNorm, PostNormGap, post_norm_of
 from pruning.text.choice import Calibration
 from tests.helpers.models import loaded
@@ -20,7 +21,10 @@ def test_most_of_what_a_norm_and_a_projection_can_write_is_found():
     gain, other_gain = 0.5 + torch.rand(2, channels, generator=generator)
     norm = PostNorm("norm", 1.0, 1e-6, gain)
     gap = PostNormGap(
-        (1,), TensorSpec("projection.weight", (channels, neurons), (None, None), "mlp", 0), weight, norm=norm
+        (1,),
+        TensorSpec("projection.weight", (channels, neurons), (CHANNEL, NEURON), "mlp", 0),
+        weight,
+        norm=norm,
     )
     for fitting in (True, True, False):
         inputs = torch.randn(tokens, neurons, generator=generator)
