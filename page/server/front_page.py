@@ -89,7 +89,7 @@ def _is_html(message: Message) -> bool:
 def _origin(scope: Scope) -> str:
     headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
     host = headers.get("x-forwarded-host") or headers.get("host", "")
-    scheme = headers.get("x-forwarded-proto", scope.get("scheme", "http")).split(",")[0].strip()
+    scheme = (headers.get("x-forwarded-proto") or str(scope.get("scheme"))).split(",")[0].strip()
     return f"{'https' if scheme == 'https' else 'http'}://{host.split(',')[0].strip()}"
 
 
