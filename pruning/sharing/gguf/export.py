@@ -153,13 +153,16 @@ def _write(
 
 def _expectation(loaded: LoadedModel, title: str, progress: Reporter) -> Expectation:
     model: PreTrainedModel = loaded.model
+    if any(values.is_meta for values in model.parameters()):
+        raise ModelError(
+            f"{title} does not fit in memory, and a file that is not compared with its model is not exported. Close "
+            "other programs, or use a machine with more memory."
+        )
     if model.dtype != torch.float32:
         model = model.float()
     for name, values in model.named_parameters():
-        if not values.is_meta and float(values.abs().max()) > torch.finfo(torch.float16).max:
-            raise ModelError(
-                f"{loaded.source.name} cannot be exported: {name} holds values too large for 16 bits."
-            )
+        if float(values.abs().max()) > torch.finfo(torch.float16).max:
+            raise ModelError(f"{title} cannot be exported: {name} holds values too large for 16 bits.")
     progress(Progress("Computing what llama.cpp has to give"))
     return expect(model, loaded.tokenizer, title, progress)
 
