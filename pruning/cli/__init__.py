@@ -7,6 +7,7 @@ A command is the function that its file is named for. It is imported when it is 
 import sys
 from dataclasses import dataclass
 from importlib import import_module
+from io import TextIOWrapper
 from typing import Any
 
 import typer
@@ -86,6 +87,9 @@ def main() -> int:
         The exit status: 0, 2 after one line on standard error for a `PruningError` or wrong usage, or 130 if
         the user interrupts it. Any other exception is a bug and is raised.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # What the terminal cannot show must not end the work.
+            stream.reconfigure(errors="replace")
     commands = {name: LazyCommand(name) for name in COMMANDS}
     commands |= {old: LazyCommand(new, old) for old, new in RENAMED.items()}
     shell = TyperGroup(

@@ -39,7 +39,8 @@ def warn_renamed(old: str, new: str) -> None:
 
 def print_json(value: object) -> None:
     """Print one JSON value; what JSON does not know is written as text."""
-    print(json.dumps(value, ensure_ascii=False, indent=2, default=str))
+    is_unicode = (sys.stdout.encoding or "").lower().startswith("utf")
+    print(json.dumps(value, ensure_ascii=not is_unicode, indent=2, default=str))
 
 
 def print_rows(rows: Sequence[Mapping[str, object]], as_json: bool, *columns: str) -> None:

@@ -18,6 +18,7 @@ from pruning.architectures.placement import device_map
 from pruning.errors import ModelError
 from pruning.loading.checks import check_config, check_finite, check_tokenizer
 from pruning.loading.load import LoadedModel, find, load
+from pruning.loading.own_head import has_own_head
 from pruning.loading.source import Access, Source, Token
 from pruning.progress import Reporter, silent
 
@@ -113,8 +114,14 @@ def config_of(
         return find(model, revision=revision, token=token, access=access).config
     if isinstance(model, Source | LoadedModel):
         return (model if isinstance(model, Source) else model.source).config
-    inner = _in_memory(model)
-    return check_config(inner.config.to_dict(), _name_in_memory(inner))
+    return _config_in_memory(_in_memory(model))
+
+
+def _config_in_memory(model: PreTrainedModel) -> PreTrainedConfig:
+    config = check_config(model.config.to_dict(), _name_in_memory(model))
+    if has_own_head(model):
+        config.tie_word_embeddings = False
+    return config
 
 
 def _in_memory(model: Any) -> PreTrainedModel:
@@ -205,7 +212,7 @@ def _adopt(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) ->
     known = _adopted.get(model)
     if known is not None and known.source.revision == revision and known.tokenizer is tokenizer:
         return known
-    config = check_config(model.config.to_dict(), name)
+    config = _config_in_memory(model)
     check_tokenizer(name, tokenizer, config.vocab_size)
     shared = _sharing_weights(name, model, config)
     check_finite(name, shared)

@@ -29,6 +29,7 @@ from pruning.loading.hub_cache import mark_used
 from pruning.loading.hub_errors import Gated, Unreachable
 from pruning.loading.metadata import RECIPE_FILE, kept_layers_in, license_in
 from pruning.loading.offline import converted_folder, find_offline, is_installed
+from pruning.loading.own_head import untie_own_head
 from pruning.loading.placement import Placement, choose_placement
 from pruning.loading.repo_files import (
     CONFIG_FILE,
@@ -282,6 +283,7 @@ def _check_files(source: Source, tokenizer: PreTrainedTokenizerBase | None) -> S
     check_tensors(source.name, source.config, tensors)
     tokenizer = tokenizer or read_tokenizer(source)
     check_tokenizer(source.name, tokenizer, source.config.vocab_size)
+    source = replace(source, config=untie_own_head(source.config, tensors, files))
     return StoredModel(source, tokenizer, main_dtype(tensors))
 
 

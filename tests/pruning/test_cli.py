@@ -1,6 +1,7 @@
 """The shell: one JSON value on standard output; errors are one line on standard error."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -441,3 +442,15 @@ def test_process_fails_in_one_line():
     assert (process.returncode, process.stdout) == (2, "")
     assert process.stderr.count("\n") == 1
     assert process.stderr.startswith("Error: ")
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
+def test_an_output_that_cannot_show_every_character_ends_no_command(encoding):
+    environment = os.environ | {"PYTHONIOENCODING": encoding}
+    for arguments in (["criteria"], ["criteria", "--json"], ["prune", "x", "--neurons", "𝔽→%"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "pruning", *arguments], capture_output=True, env=environment, cwd=ROOT
+        )
+        assert b"UnicodeEncodeError" not in done.stderr
+        if "--json" in arguments:
+            assert json.loads(done.stdout.decode(encoding))
