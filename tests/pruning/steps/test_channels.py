@@ -176,7 +176,10 @@ def test_no_more_is_removed_than_asked_and_the_config_loads(family, heads, chann
 @pytest.mark.parametrize(
     ("step", "says"),
     [
-        ({"fraction": 0.02, "multiple_of": 1}, r"a multiple of the number of heads, 4; cut at least 12.5 %, down to 28"),
+        (
+            {"fraction": 0.02, "multiple_of": 1},
+            r"a multiple of the number of heads, 4; cut at least 12.5 %, down to 28",
+        ),
         ({"hidden_size": 32}, r"This removes none of the 32 channels"),
         ({"fraction": 0.3, "multiple_of": 64}, r"4 and of 64, as requested; no smaller size is"),
     ],
