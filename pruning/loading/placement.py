@@ -30,7 +30,7 @@ def read_dtype(dtype: AnyDtype) -> torch.dtype:
         ModelError: A model cannot be saved in it.
     """
     found = dtype if isinstance(dtype, torch.dtype) else DTYPES.get(str(dtype))
-    if found not in DTYPES.values():
+    if found is None or found not in DTYPES.values():
         raise ModelError(f"The dtype is {str(dtype)[:40]!r}. Choose one of {', '.join(DTYPES)}.")
     return found
 

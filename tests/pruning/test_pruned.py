@@ -73,5 +73,6 @@ def test_a_saved_model_names_what_was_removed(tmp_path):
     assert channels.startswith("channels ")
     card = (folder / "README.md").read_text()
     assert all(line in card for line in recipe.removed)
-    assert (recipe.digest, recipe.kept_layers) == (pruned.recipe.digest, (0, 2))
+    assert recipe.kept_layers == (0, 2)
+    assert recipe.model_copy(update={"removed": None}).digest == recipe.digest
     assert pruning.load(folder).source.kept_layers == (0, 2)
