@@ -26,6 +26,7 @@ DEFAULT = {
 """What runs if no benchmark is named."""
 
 LONG = {
+    "peer": "three jobs beside OptiPFair: loss, and seconds from the call to the model in hand",
     "answers": "good answers kept and skills of pruned models, by calibration text",
     "distillation": "the share of the lost quality that distillation recovers, and its arithmetic speed",
     "gguf_matrix": "every family and step exported to GGUF: right, or refused with the reason",

@@ -4,7 +4,9 @@ from . import criteria, streaming
 from .catalog import DEFAULT_MODEL, MODELS, CatalogModel
 from .criteria import CRITERIA, Criterion, criterion
 from .errors import Cancelled, ModelError, PruningError, RecipeError, SavingError
-from .evaluation.perplexity import Perplexity, Quality, evaluate, perplexity
+from .evaluation.evaluate import evaluate
+from .evaluation.importance import layer_importance, neuron_importance
+from .evaluation.perplexity import Perplexity, Quality, perplexity
 from .lessons import LESSONS
 from .loading.load import LoadedModel, load
 from .loading.source import Access, Source
@@ -83,7 +85,9 @@ __all__ = [
     "generate",
     "iter_search",
     "iter_sweep",
+    "layer_importance",
     "load",
+    "neuron_importance",
     "perplexity",
     "preview",
     "prune",

@@ -262,7 +262,7 @@ def search(
 def _alone(shape: Shape, kind: PrunableUnit, share: float) -> list[CutStep]:
     """Return the step that removes about a share of a kind of unit, or none if no amount makes a model."""
     for amount in sorted(
-        kind.amounts(shape), key=lambda amount: abs(amount - share * shape.count(kind.unit))
+        kind.amounts(shape, None), key=lambda amount: abs(amount - share * shape.count(kind.unit))
     ):
         step = kind.step(shape, amount)
         with suppress(RecipeError):

@@ -1,5 +1,6 @@
 """Format numbers for people."""
 
+from collections.abc import Iterable
 from math import isfinite
 
 UNIT_TITLES = {
@@ -31,3 +32,14 @@ def format_number(value: float, digits: int = 1) -> str:
         if value >= size:
             return f"{value / size:,.{0 if value >= 100 * size else 1}f} {word}"
     return f"{value:,.0f}" if value >= 1_000 else f"{value:.{digits}f}"
+
+
+def format_ranges(numbers: Iterable[int]) -> str:
+    """Format numbers in ascending order with runs as ranges, such as `0-3, 7`."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and runs[-1][-1] == number - 1:
+            runs[-1][1:] = [number]
+        else:
+            runs.append([number])
+    return ", ".join("-".join(map(str, run)) for run in runs)

@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from pruning.architectures.shape import Shape
@@ -13,8 +14,9 @@ from pruning.evaluation.base_quality import base_quality
 from pruning.evaluation.speed import tokens_per_second
 from pruning.loading.given import AnyModel, config_of
 from pruning.loading.load import LoadedModel
+from pruning.loading.placement import AnyDtype
 from pruning.loading.source import Access, Token
-from pruning.progress import Progress, Reporter, silent
+from pruning.progress import Progress, Reporter, bar, silent, with_bar
 from pruning.pruned import Preview, Pruned, numbers_in_base
 from pruning.recipe import Recipe
 from pruning.report import Measured, Report, Sample
@@ -62,6 +64,7 @@ def preview(
     return Preview(request.recipe, before, request.recipe.check(before))
 
 
+@with_bar
 def run(
     model: AnyModel | Recipe,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -72,9 +75,11 @@ def run(
     seed: int | None = None,
     base: AnyModel | None = None,
     token: Token = None,
+    dtype: AnyDtype | None = None,
+    device: str | torch.device | None = None,
     evaluate: bool = True,
     share_memory: bool = False,
-    progress: Reporter = silent,
+    progress: Reporter = bar,
 ) -> Pruned:
     """Prune a model as `prune` does, and measure what it lost: perplexity, speed and samples.
 
@@ -87,9 +92,11 @@ def run(
         seed: The seed of all that is random.
         base: The base of a recipe that is given first, if it is loaded already.
         token: The access token of the caller.
+        dtype: See `prune`, as for `device`.
+        device: Where the work is done.
         evaluate: Whether to measure both models.
         share_memory: See `prune`.
-        progress: Is called with each stage.
+        progress: Is called with each stage; by default a bar on a terminal.
 
     Returns:
         The pruned model and its report.
@@ -108,11 +115,12 @@ def run(
         'LlamaForCausalLM'
     """
     request = Request.of(model, tokenizer, steps, recipe, calibration, seed, base, progress)
-    recipe, loaded = request.open(token, progress)
+    recipe, loaded = request.open(token, progress, dtype=dtype, device=device)
     pruned = _carry_out(recipe, loaded, share_memory, progress)
     return evaluate_pruned(pruned, loaded, progress=progress) if evaluate else pruned
 
 
+@with_bar
 def prune(
     model: AnyModel | Recipe,
     tokenizer: PreTrainedTokenizerBase | LoadedModel | None = None,
@@ -123,8 +131,10 @@ def prune(
     seed: int | None = None,
     base: AnyModel | None = None,
     token: Token = None,
+    dtype: AnyDtype | None = None,
+    device: str | torch.device | None = None,
     share_memory: bool = False,
-    progress: Reporter = silent,
+    progress: Reporter = bar,
 ) -> Pruned:
     """Prune a model, without measuring anything. The model is not changed, and training the result does not change it.
 
@@ -140,9 +150,12 @@ def prune(
         seed: The seed of all that is random; by default that of the recipe, or 0.
         base: The base of a recipe that is given first.
         token: The access token of the caller.
+        dtype: The precision in which the result is saved, such as `bfloat16`; by default that of the base's files. A
+            CPU computes in float32 in any case, which is faster there.
+        device: Where the work is done, such as `cpu` or `cuda`; by default where the model fits.
         share_memory: Whether the result shares the tensors that were not cut with the base. It is then made
             without a copy, and must not be trained: that would change the base.
-        progress: Is called with each stage.
+        progress: Is called with each stage; by default a bar on a terminal.
 
     Returns:
         The pruned model; its report holds no measurements.
@@ -158,7 +171,7 @@ def prune(
         ...     pruned = pruning.prune(base, steps=pruning.Neurons(fraction=fraction))
     """
     request = Request.of(model, tokenizer, steps, recipe, calibration, seed, base, progress)
-    recipe, loaded = request.open(token, progress)
+    recipe, loaded = request.open(token, progress, dtype=dtype, device=device)
     return _carry_out(recipe, loaded, share_memory, progress)
 
 
@@ -277,6 +290,15 @@ def evaluate_pruned(
         return _with_quality(pruned, before, after)
     *_, measured = iter_evaluate_pruned(pruned, base, progress=progress)
     return measured
+
+
+def evaluate_quality(pruned: Pruned, base: LoadedModel, *, progress: Reporter = silent) -> Pruned:
+    """Fill in the quality of a pruned model and its base in the report, and leave speed and samples open."""
+    for measured in iter_evaluate_pruned(pruned, base, progress=progress):
+        pruned = measured
+        if pruned.report.after.has_full_quality:
+            break
+    return pruned
 
 
 def iter_evaluate_pruned(

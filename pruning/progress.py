@@ -1,7 +1,16 @@
 """The events with which long work reports its progress."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
+
+BAR = 20
+"""The width of a bar in characters."""
 
 
 @dataclass(frozen=True)
@@ -36,3 +45,32 @@ Reporter = Callable[[Progress], None]
 
 def silent(_progress: Progress) -> None:
     """Report nothing."""
+
+
+def bar(progress: Progress) -> None:
+    """Show the event in the last line of the terminal; report nothing if standard error is not one."""
+    if sys.stderr.isatty() and not isinstance(
+        progress, TrainingPulse
+    ):  # The line of the last step says more.
+        share = f"[{'█' * round(BAR * progress.done / progress.total):<{BAR}}] " if progress.total else ""
+        print(f"\r\x1b[K{share}{progress}", end="", file=sys.stderr, flush=True)
+
+
+def clear_bar() -> None:
+    """Remove the last line of the terminal, where the bar was."""
+    if sys.stderr.isatty():
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def with_bar(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
+    """Make a function whose `progress` is `bar` by default remove the bar when it ends."""
+
+    @wraps(function)
+    def run(*arguments: _Arguments.args, **named: _Arguments.kwargs) -> _Result:
+        try:
+            return function(*arguments, **named)
+        finally:
+            if named.get("progress", bar) is bar:
+                clear_bar()
+
+    return run

@@ -10,11 +10,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pruning.architectures.families import CHANNEL, KEY_VALUE, NEURON, QUERY, TOKEN
 from pruning.architectures.shape import Shape
+from pruning.formatting import UNIT_TITLES, format_ranges
 from pruning.loading.source import Source
 from pruning.progress import Reporter, silent
 from pruning.recipe import Recipe
 from pruning.report import Report, compare_components, compare_units, count_units
-from pruning.saving.save import save_model
+from pruning.saving.save import rewrite_card, save_model
 from pruning.surgery import KeptIndices
 
 UNIT_NAMES = {
@@ -122,6 +123,28 @@ class Pruned:
                 kept[name] = numbers[0] if kind in (CHANNEL, TOKEN) else by_layer
         return kept
 
+    @property
+    def removed(self) -> tuple[str, ...]:
+        """The layers, heads and channels of the base that are not in the model, such as `heads 3-5 of layer 0`."""
+        counts = self.report.before.units
+        lines = []
+        if gone := set(range(counts.get("layers", 0))) - set(self.layers):
+            lines.append(f"layers {format_ranges(gone)}")
+        for kind, unit in ((KEY_VALUE, "key_value_heads"), (QUERY, "heads"), (CHANNEL, "channels")):
+            everything = set(range(counts.get(unit, 0)))
+            for layer, kept in zip(self.layers, self.units.get(kind, ()), strict=False):
+                if gone := everything - set(kept.flatten().tolist()):
+                    place = "" if kind == CHANNEL else f" of layer {layer}"
+                    lines.append(f"{UNIT_TITLES.get(unit, unit)} {format_ranges(gone)}{place}")
+                if kind == CHANNEL:
+                    break
+        return tuple(lines)
+
+    @property
+    def saved_recipe(self) -> Recipe:
+        """The recipe as a saved model carries it: with the names of what was removed."""
+        return self.recipe.model_copy(update={"removed": self.removed or None})
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain values: parameters, sizes with the exact share removed, config, recipe and report."""
         return {
@@ -169,10 +192,22 @@ class Pruned:
             model=self.model,
             tokenizer=self.tokenizer,
             source=self.source,
-            recipe=self.recipe,
+            recipe=self.saved_recipe,
             report=self.report,
             storage_dtype=self.storage_dtype,
             name=name,
             max_shard_size=max_shard_size,
             progress=progress,
         )
+
+    def write_card(self, folder: str | Path, *, name: str | None = None) -> None:
+        """Replace the card in a folder that `save` wrote by one with what was measured since.
+
+        Args:
+            folder: The folder.
+            name: The model's name on its card; the folder's name by default.
+
+        Raises:
+            SavingError: The card cannot be written.
+        """
+        rewrite_card(Path(folder), name or Path(folder).name, self.source, self.saved_recipe, self.report)

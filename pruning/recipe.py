@@ -48,7 +48,7 @@ class Recipe(Frozen):
         True
     """
 
-    recorded: ClassVar[frozenset[str]] = frozenset({"kept_layers"})
+    recorded: ClassVar[frozenset[str]] = frozenset({"kept_layers", "removed"})
 
     base: Name = Field(description="A name of the catalog, the id of a model on the Hub, or a folder")
     revision: Name | None = Field(
@@ -68,6 +68,14 @@ class Recipe(Frozen):
         description="The base's number of each layer of the result, from 0 on: recorded by a run that "
         "removed layers, and never read by one",
     )
+    removed: (
+        Annotated[tuple[Annotated[str, Field(max_length=100_000)], ...], Field(max_length=3 * MAX_LAYERS)]
+        | None
+    ) = Field(
+        None,
+        description="The layers, heads and channels of the base that are not in a saved model, in words: recorded "
+        "when it is saved, and never read",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -75,7 +83,7 @@ class Recipe(Frozen):
         if isinstance(values, dict):
             if isinstance(base := values.get("base"), os.PathLike):
                 values = values | {"base": os.fspath(base)}
-            lists = {name: values.get(name) for name in ("steps", "kept_layers")}
+            lists = {name: values.get(name) for name in ("steps", "kept_layers", "removed")}
             values = values | {name: tuple(part) for name, part in lists.items() if isinstance(part, list)}
         return values
 

@@ -4,12 +4,14 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from pruning.architectures.shape import Shape
 from pruning.errors import RecipeError
 from pruning.loading.given import TENSORS, AnyModel, fingerprint, name_of, open_model
 from pruning.loading.load import LoadedModel, find
+from pruning.loading.placement import AnyDtype
 from pruning.loading.source import Source, Token
 from pruning.progress import Reporter, silent
 from pruning.recipe import Recipe
@@ -75,8 +77,15 @@ class Request:
         revision = self.recipe.revision
         return None if revision is None or revision.startswith(TENSORS) else revision
 
-    def open(self, token: Token = None, progress: Reporter = silent) -> tuple[Recipe, LoadedModel]:
-        """Check the recipe against the model, and load it if it is not loaded.
+    def open(
+        self,
+        token: Token = None,
+        progress: Reporter = silent,
+        *,
+        dtype: AnyDtype | None = None,
+        device: str | torch.device | None = None,
+    ) -> tuple[Recipe, LoadedModel]:
+        """Check the recipe against the model, and load it if it is not loaded, as `pruning.load` does.
 
         Raises:
             RecipeError: A step does not fit the model, or it is not the one that the recipe was made for.
@@ -87,7 +96,7 @@ class Request:
             model = find(model, revision=self.revision, token=token, weights=True, progress=progress)
         if isinstance(model, Source):
             self.recipe.check(Shape.of(model.config))
-        loaded = open_model(model, self.tokenizer, token=token, progress=progress)
+        loaded = open_model(model, self.tokenizer, token=token, dtype=dtype, device=device, progress=progress)
         if not isinstance(model, Source):
             self.recipe.check(Shape.of(loaded.model.config))
         wanted = self.recipe.revision or ""

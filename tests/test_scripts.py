@@ -21,6 +21,7 @@ def base(tmp_path, monkeypatch):
     """The folder that has the base's name: a small Llama that can chat."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("pruning.catalog.find", lambda name: None)
+    monkeypatch.setattr("pruning.shape_search.scores.QUESTIONS", 2)  # A small model answers at length.
     folder, words = tmp_path / NAME, named("chatml")
     tiny("llama", vocab_size=len(words)).save_pretrained(folder)
     words.save_pretrained(folder)

@@ -14,7 +14,7 @@ from pruning.calibration.given_windows import read_windows
 from pruning.calibration.statistics import SavedStatistics, Statistics, read_statistics
 from pruning.errors import RecipeError
 from pruning.files import cache_folder, touch, trim_folder
-from pruning.loading.load import LoadedModel
+from pruning.loading.load import LoadedModel, weights_id
 from pruning.progress import Reporter, silent
 from pruning.text.chat import PlainText
 from pruning.text.chat_learning import learn_chat_format
@@ -298,7 +298,7 @@ def statistics_of(
 
 def _disk_cache_file(base: LoadedModel, windows: Windows, hooked_modules: Sequence[str]) -> Path:
     """Return the file in the disk cache for a model's statistics on these windows."""
-    content = f"{_FORMAT}|{base.source.revision}|{windows.digest}|{'|'.join(hooked_modules)}"
+    content = f"{_FORMAT}|{weights_id(base)}|{windows.digest}|{'|'.join(hooked_modules)}"
     name = hashlib.sha256(content.encode()).hexdigest()[:32]
     return cache_folder() / "statistics" / f"{name}.safetensors"
 

@@ -41,10 +41,12 @@ COMMANDS = {
     "preview": Command("Show how large a pruned model would be, from the config alone."),
     "prune": Command("Prune a model and save it for plain transformers."),
     "search": Command("Find the combination of cuts within a budget that loses least."),
+    "sweep": Command("Measure quality against size, with growing cuts."),
+    "importance": Command("Measure how much each layer and each neuron matters."),
     "distill": Command("Train a pruned model to predict what its teacher predicts."),
     "evaluate": Command("Measure perplexity, answers and skills."),
     "generate": Command("Answer a question, or continue a text."),
-    "verify": Command("Check a saved or published model against its recipe and its card."),
+    "verify": Command("Check a saved or published model against its recipe and card."),
     "export": Command("Convert a saved model to GGUF, the format of llama.cpp."),
     "publish": Command("Push a saved model to the Hub, private by default."),
 }

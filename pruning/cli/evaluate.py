@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pruning.cli.options import AsJson, Model
+from pruning.cli.options import AsJson, Device, Model
 from pruning.cli.output import print_json, reporter
 from pruning.evaluation import harness, perplexity, skills
 from pruning.evaluation.against import Measures, to_dict
@@ -33,6 +33,7 @@ def evaluate(
     against: Annotated[
         str | None, typer.Option("--against", help="The base: each measure is compared with its own.")
     ] = None,
+    device: Device = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure perplexity, answers and skills.
@@ -44,7 +45,7 @@ def evaluate(
         harness.check_installed()
 
     def measure(name: str) -> Measures | dict[str, Any]:
-        loaded = load(name, progress=reporter())
+        loaded = load(name, device=device, progress=reporter())
         if tasks is not None:
             return harness.evaluate_tasks(loaded, tasks.split(","), progress=reporter())
         measured, genres = _perplexity(loaded, text, content, tokens)

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from pruning.cli.options import AsJson, Model, Seed
+from pruning.cli.options import AsJson, Device, Model, Seed
 from pruning.cli.output import print_json, reporter, warn
 from pruning.loading.load import load
 from pruning.text.chat import PlainText
@@ -32,11 +32,12 @@ def generate(
         float, typer.Option("--temperature", help="0 takes the likeliest token each time.")
     ] = 0.0,
     seed: Seed = 0,
+    device: Device = None,
     as_json: AsJson = False,
 ) -> None:
     """Answer a question, or continue a text."""
     sampling = Sampling(max_new_tokens, temperature, seed)
-    loaded = load(model, progress=reporter())
+    loaded = load(model, device=device, progress=reporter())
     if chat is None and system is None:
         chat_format = learn_chat_format(loaded.tokenizer)
         chat = not isinstance(chat_format, PlainText)

@@ -31,6 +31,19 @@ CalibrationText = Annotated[
 CalibrationTokens = Annotated[
     int | None, typer.Option("--tokens", help="Calibration tokens; 24576 by default, 8192 of a single text.")
 ]
+Plot = Annotated[Path | None, typer.Option("--plot", help="A picture to write, such as picture.svg.")]
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        "--dtype", help="Save in float32, bfloat16 or float16; by default in the precision of the base."
+    ),
+]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        "--device", help="Where to compute: cpu, which uses float32, or cuda; by default where it fits."
+    ),
+]
 Seed = Annotated[int, typer.Option("--seed", help="The seed of everything that is drawn at random.")]
 
 

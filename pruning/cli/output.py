@@ -5,13 +5,13 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from pruning.formatting import UNIT_TITLES
-from pruning.progress import Progress, Reporter, TrainingPulse
+from pruning.progress import Progress, Reporter, bar
 
 
 def reporter() -> Reporter:
     """Return a reporter for standard error: in place on a terminal, else a line for each stage."""
     if sys.stderr.isatty():
-        return _report_in_place
+        return bar
     seen: list[str] = []
 
     def report(progress: Progress) -> None:
@@ -20,11 +20,6 @@ def reporter() -> Reporter:
             print(progress.text, file=sys.stderr, flush=True)
 
     return report
-
-
-def _report_in_place(progress: Progress) -> None:
-    if not isinstance(progress, TrainingPulse):  # The line of the last step says more.
-        print(f"\r\x1b[K{progress}", end="", file=sys.stderr, flush=True)
 
 
 def warn(message: str) -> None:

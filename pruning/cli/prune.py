@@ -11,6 +11,8 @@ from pruning.cli.options import (
     AsJson,
     CalibrationText,
     CalibrationTokens,
+    Device,
+    Dtype,
     Seed,
     check_new_folder,
     given,
@@ -22,8 +24,11 @@ from pruning.cli.step_options import load_own_criterion, selected_steps, step_va
 from pruning.errors import RecipeError
 from pruning.guard import warn_of_ruin
 from pruning.loading import load as loading
+from pruning.loading.load import LoadedModel
 from pruning.pipeline import Pruned
+from pruning.progress import clear_bar
 from pruning.recipe import Recipe, located
+from pruning.request import Request
 from pruning.text.choice import Calibration, TextChoice, read_text
 from pruning.text.passages import CHAT_AND_GENERAL, CUSTOM
 from pruning.text.sources import HUB
@@ -49,12 +54,15 @@ def prune(
         bool | None,
         typer.Option(
             "--evaluate/--no-evaluate",
-            help="Measure perplexity and speed, for the model card; the default without --stream.",
+            help="Measure speed and samples too once the model is written, for its card; or nothing. By default "
+            "perplexity alone.",
         ),
     ] = None,
     stream: Annotated[
         bool, typer.Option("--stream", help="Never hold the whole model: for one larger than memory.")
     ] = False,
+    dtype: Dtype = None,
+    device: Device = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show how large the model would be, and write nothing.")
     ] = False,
@@ -70,6 +78,10 @@ def prune(
         raise RecipeError("Name the folder to write with --output, or look at the size alone with --dry-run.")
     if stream and evaluate:
         raise RecipeError("A streamed model is never run, so it cannot be evaluated. Remove --evaluate.")
+    if stream and (dtype or device):
+        raise RecipeError(
+            "A streamed model keeps its precision, and no device holds it. Remove --dtype and --device."
+        )
     text = None
     if recipe_source is not None:
         if step_values(context).keys() - {"--criterion"}:
@@ -92,16 +104,32 @@ def prune(
         if output is None or dry_run:
             show_preview(recipe, as_json)
             return
+        base = None
         if stream:
             pruned = save_instead(lambda folder: streaming.prune(recipe, folder, progress=reporter()), output)
         else:
-            pruned = pipeline.run(recipe, evaluate=evaluate is not False, progress=reporter())
+            pruned, base = _prune(recipe, dtype, device)
             save_instead(lambda folder: pruned.save(folder, name=output.name, progress=reporter()), output)
+    if not as_json:
+        clear_bar()
+        print_parameters(pruned.to_dict())
+        print(f"saved to {output}", flush=True)
+    if base is not None and evaluate is not False:
+        # The model is there already: whoever stops this keeps it.
+        measure = pipeline.evaluate_pruned if evaluate else pipeline.evaluate_quality
+        pruned = measure(pruned, base, progress=reporter())
+        pruned.write_card(output)
     if as_json:
         print_json(pruned.to_dict() | {"output": str(output)})
     else:
-        _print_summary(pruned)
-        print(f"saved to {output}")
+        clear_bar()
+        _print_quality(pruned)
+
+
+def _prune(recipe: Recipe, dtype: str | None, device: str | None) -> tuple[Pruned, LoadedModel]:
+    """Prune a model that is only saved, so that it may share the base's memory, and return the base too."""
+    recipe, base = Request.of(recipe).open(progress=reporter(), dtype=dtype, device=device)
+    return pipeline.prune(recipe, base, share_memory=True, progress=reporter()), base
 
 
 def _recipe_text(source: str) -> str:
@@ -136,9 +164,8 @@ def _address(choice: TextChoice) -> str:
     return getattr(choice, "address", None) or "FILE"
 
 
-def _print_summary(pruned: Pruned) -> None:
-    """Print the parameters before and after, and what was measured."""
-    print_parameters(pruned.to_dict())
+def _print_quality(pruned: Pruned) -> None:
+    """Print what was measured."""
     qualities = pruned.report.before.quality, pruned.report.after.quality
     if qualities[0] is None or qualities[1] is None:
         return

@@ -1,5 +1,6 @@
 """The command `search`."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,7 @@ from pruning.cli.options import (
     AsJson,
     CalibrationText,
     CalibrationTokens,
+    Device,
     Model,
     Seed,
     check_writable,
@@ -42,21 +44,55 @@ def search(
             help="Try each layer, and reconstruct the best models: better, and slower.",
         ),
     ] = True,
+    score: Annotated[str, typer.Option("--score", help="Choose by loss, answers or skills.")] = "loss",
+    multiple_of: Annotated[
+        int | None, typer.Option("--multiple-of", help="What widths are a multiple of; 32 by default.", min=1)
+    ] = None,
+    top_k: Annotated[
+        int, typer.Option("--top-k", help="How many of the best predicted shapes to measure.", min=1)
+    ] = 4,
+    memory: Annotated[
+        str | None,
+        typer.Option("--memory", help="Instead of --budget: 300MB of weights and cache at --context tokens."),
+    ] = None,
+    context: Annotated[int, typer.Option("--context", help="The tokens that the cache holds.", min=1)] = 2048,
+    latency: Annotated[
+        float | None,
+        typer.Option("--latency", help="Instead of --budget: seconds for each new token on this machine."),
+    ] = None,
+    device: Device = None,
     as_json: AsJson = False,
 ) -> None:
     """Find the combination of cuts within a budget that loses least."""
-    if budget is None:
+    if (budget, memory, latency) == (None, None, None):
         raise RecipeError("Say how large the model may be, for example with --budget 30%.")
     if output is not None:
         check_writable(output)
     text = Calibration.named(calibration, **given(tokens=tokens))
-    base = load(model, progress=reporter())
-    target = shape_search.Budget.parse(budget, Shape.of(base.model.config), base.storage_dtype.itemsize)
+    base = load(model, device=device, progress=reporter())
+    target = shape_search.Budget(latency=latency, context=context)
+    if memory is not None:
+        target = replace(target, memory_bytes=shape_search.read_bytes(memory))
+    if budget is not None:
+        sized = shape_search.Budget.parse(budget, Shape.of(base.model.config), base.storage_dtype.itemsize)
+        target = replace(target, parameters=sized.parameters)
+    # The same command resumes a search that was stopped.
+    scores = None if output is None else output.absolute().parent / f".{output.name}.scores"
     result = shape_search.search(
-        base, target, calibration=text, seed=seed, thorough=thorough, progress=reporter()
+        base,
+        target,
+        calibration=text,
+        seed=seed,
+        thorough=thorough,
+        score=score,
+        multiple_of=multiple_of,
+        top_k=top_k,
+        scores=scores,
+        progress=reporter(),
     )
-    if output is not None:
+    if output is not None and scores is not None:
         result.chosen.recipe.save(output)
+        scores.unlink(missing_ok=True)
     if as_json:
         print_json(result.to_dict())
         return

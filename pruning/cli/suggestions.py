@@ -38,17 +38,20 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("temp",), ("--temperature",)),
     **dict.fromkeys(("quantize", "quantization", "bits", "quant"), ("--type",)),
     **dict.fromkeys(("low-memory", "offload"), ("--stream",)),
+    **dict.fromkeys(("torch-dtype", "precision"), ("--dtype",)),
+    **dict.fromkeys(("device-map",), ("--device",)),
     **dict.fromkeys(("plan", "preview", "simulate", "n"), ("--dry-run",)),
 }
 """For an option of other tools, those here that mean it: the first that a command has is suggested."""
 
 NOTES: Mapping[str, str] = {
     **dict.fromkeys(
-        ("device", "cuda", "gpu", "cpu", "device-map"),
-        "The device is chosen by what fits; CUDA_VISIBLE_DEVICES= makes it the CPU",
+        ("device", "device-map", "cuda", "gpu", "cpu"),
+        "prune, evaluate, generate and search take --device; elsewhere it is chosen by what fits",
     ),
     **dict.fromkeys(
-        ("dtype", "torch-dtype", "precision", "fp16", "bf16"), "The precision is that of the base"
+        ("dtype", "torch-dtype", "precision", "fp16", "bf16"),
+        "prune takes --dtype, such as --dtype bfloat16; by default the precision is that of the base",
     ),
     **dict.fromkeys(
         ("model", "model-name", "model-path", "m"), "The model is the first argument, without an option"

@@ -9,7 +9,7 @@ from pruning.calibration.cache import CacheKey, cached
 from pruning.evaluation import perplexity
 from pruning.evaluation.perplexity import Quality
 from pruning.files import cache_folder, replacing
-from pruning.loading.load import LoadedModel
+from pruning.loading.load import LoadedModel, weights_id
 from pruning.progress import Reporter, silent
 
 
@@ -39,7 +39,7 @@ def base_quality(base: LoadedModel, *, tokens: int | None = None, progress: Repo
 
 def stored_quality(base: LoadedModel, progress: Reporter = silent) -> Quality:
     """Read the quality of a model from the disk cache, or measure and store it."""
-    file = cache_folder() / "quality" / f"{perplexity.evaluation_key(base.source.revision)}.json"
+    file = cache_folder() / "quality" / f"{perplexity.evaluation_key(weights_id(base))}.json"
     try:
         return Quality.from_dict(json.loads(file.read_text()))
     except (OSError, ValueError, TypeError, KeyError):

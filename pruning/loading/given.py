@@ -19,8 +19,10 @@ from pruning.errors import ModelError
 from pruning.loading.checks import check_config, check_finite, check_tokenizer
 from pruning.loading.load import LoadedModel, find, load
 from pruning.loading.own_head import has_own_head
+from pruning.loading.placement import AnyDtype, read_device, read_dtype
 from pruning.loading.source import Access, Source, Token
 from pruning.progress import Reporter, silent
+from pruning.surgery import cast
 
 TENSORS = "tensors:"
 """How the revision of a model begins that was given in memory: the rest is a digest of its weights."""
@@ -49,6 +51,8 @@ def open_model(
     *,
     revision: str | None = None,
     token: Token = None,
+    dtype: AnyDtype | None = None,
+    device: str | torch.device | None = None,
     progress: Reporter = silent,
 ) -> LoadedModel:
     """Return any kind of model as one that nobody changes, and load it if it is not loaded.
@@ -58,18 +62,38 @@ def open_model(
         tokenizer: Its tokenizer, if the model is a `PreTrainedModel`.
         revision: A commit, a branch or a tag of a model that is named.
         token: The access token of the caller, for a model that is named.
+        dtype: See `load`; a model that is loaded is copied if its weights have to be rounded.
+        device: See `load`; a model that is loaded must be there already.
         progress: Is called with each stage.
 
     Raises:
         ModelError: The model cannot be used. The message says why, and what to do.
     """
-    if isinstance(model, str | os.PathLike | Source):
-        name = model if isinstance(model, Source) else os.fspath(model)
-        loaded = load(name, revision=revision, token=token, progress=progress)
-        return loaded if tokenizer is None else _with_tokenizer(loaded, tokenizer)
+    if not isinstance(model, str | os.PathLike | Source):
+        given = _open_given(model, tokenizer)
+        if device is not None and read_device(device).type != given.model.device.type:
+            raise ModelError(
+                f"{given.source.name} is on {given.model.device.type}, not on {device}. Move it there first, with "
+                f"model.to({str(device)!r})."
+            )
+        return given if dtype is None else _in_precision(given, read_dtype(dtype), progress)
+    name = model if isinstance(model, Source) else os.fspath(model)
+    loaded = load(name, revision=revision, token=token, dtype=dtype, device=device, progress=progress)
+    return loaded if tokenizer is None else _with_tokenizer(loaded, tokenizer)
+
+
+def _open_given(model: PreTrainedModel | CausalLM, tokenizer: PreTrainedTokenizerBase | None) -> LoadedModel:
     if isinstance(model, LoadedModel):
         return model if tokenizer is None else _with_tokenizer(model, tokenizer)
     return _adopt(_in_memory(model), tokenizer or getattr(model, "tokenizer", None))
+
+
+def _in_precision(loaded: LoadedModel, dtype: torch.dtype, progress: Reporter) -> LoadedModel:
+    """Return a model that is saved in a precision, with its weights rounded to it."""
+    if loaded.storage_dtype == dtype:
+        return loaded
+    model = cast(cast(loaded.model, dtype, progress), loaded.model.dtype, progress)
+    return replace(loaded, model=model.requires_grad_(False).eval(), storage_dtype=dtype)
 
 
 def with_tokenizer(

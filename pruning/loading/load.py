@@ -30,7 +30,7 @@ from pruning.loading.hub_errors import Gated, Unreachable
 from pruning.loading.metadata import RECIPE_FILE, kept_layers_in, license_in
 from pruning.loading.offline import converted_folder, find_offline, is_installed
 from pruning.loading.own_head import untie_own_head
-from pruning.loading.placement import Placement, choose_placement
+from pruning.loading.placement import AnyDtype, Placement, choose_placement, read_device, read_dtype
 from pruning.loading.repo_files import (
     CONFIG_FILE,
     MAX_CONFIG_BYTES,
@@ -63,6 +63,12 @@ class LoadedModel:
     def __repr__(self) -> str:
         size = sum(values.numel() for values in self.model.parameters())
         return f"LoadedModel({self.source.name!r}, {type(self.model).__name__}, {size:,} parameters)"
+
+
+def weights_id(loaded: LoadedModel) -> str | None:
+    """Return what identifies a model's weights: the revision, and the precision if it is not float32."""
+    dtype = loaded.storage_dtype
+    return loaded.source.revision if dtype == torch.float32 else f"{loaded.source.revision} in {dtype}"
 
 
 @dataclass(frozen=True)
@@ -142,6 +148,8 @@ def load(
     access: Access | None = None,
     on_disk: bool = False,
     mapped: bool = False,
+    dtype: AnyDtype | None = None,
+    device: str | torch.device | None = None,
     progress: Reporter = silent,
 ) -> LoadedModel:
     """Load a model by its catalog name, its Hub id or its folder, or one that `find` found.
@@ -157,6 +165,9 @@ def load(
         on_disk: Whether to leave all weights on disk, to be read tensor by tensor.
         mapped: Whether to keep a float32 copy of a public model's weights in the cache, so that processes that
             load the same model share its memory.
+        dtype: The precision that the weights are rounded to and saved in, such as `bfloat16`; by default that of the
+            files. A CPU computes in float32 in any case, which is faster there.
+        device: Where the model is put, such as `cpu` or `cuda`; by default where it fits.
         progress: Is called with each stage.
 
     Returns:
@@ -172,6 +183,8 @@ def load(
         'llama'
     """
     access = access or Access(token)
+    wanted = None if dtype is None else read_dtype(dtype)
+    place = None if device is None else read_device(device)
     source = name
     if isinstance(source, str | os.PathLike):
         source = find(source, revision=revision, access=access, weights=True, progress=progress)
@@ -184,7 +197,7 @@ def load(
         try:
             require_disk(source, access)
             # Before the download; the precision of the files is not known yet.
-            choose_placement(source.name, source.config, torch.bfloat16, on_disk, access.local)
+            choose_placement(source.name, source.config, torch.bfloat16, on_disk, access.local, place)
             source = fetch_text_files(source, access, progress)
             tokenizer = read_tokenizer(source, access)
             source = fetch_weights(source, access, progress)
@@ -193,7 +206,8 @@ def load(
     if source.kept_layers is None:
         source = replace(source, kept_layers=kept_layers_in(source.folder))
     stored = _check_files(source, tokenizer)
-    placement = choose_placement(source.name, source.config, stored.dtype, on_disk, access.local)
+    stored = stored if wanted is None else replace(stored, dtype=wanted)
+    placement = choose_placement(source.name, source.config, stored.dtype, on_disk, access.local, place)
     folder = _mapped_copy(stored, placement, progress) if mapped else None
     progress(Progress("Reading the weights"))
     loaded = _read_weights(stored, placement, folder)

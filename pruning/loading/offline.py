@@ -35,7 +35,7 @@ def is_installed(entry: catalog.CatalogModel) -> bool:
 def converted_folder(entry: catalog.CatalogModel) -> Path:
     """Return the folder in the cache for a model's converted offline weights."""
     assert entry.offline is not None, entry.name
-    return cache_folder() / "models" / f"{entry.offline.distribution}-{entry.offline.version}"
+    return cache_folder() / "models" / f"{entry.offline.distribution}-{entry.offline.version}-bfloat16"
 
 
 def find_offline(entry: catalog.CatalogModel, progress: Reporter) -> Source:
@@ -123,7 +123,8 @@ def _read_gguf(folder: Path, file: str) -> tuple[PreTrainedModel, PreTrainedToke
     # Left behind by the GGUF reader; save_pretrained refuses models that look quantized.
     del model.config.quantization_config
     model.hf_quantizer = None  # type: ignore[assignment]
-    return model, tokenizer
+    # The precision of the files on the Hub, which the 4-bit weights were made from: half of what they take in float32.
+    return model.to(torch.bfloat16), tokenizer  # type: ignore[arg-type]
 
 
 def _keep_converted(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

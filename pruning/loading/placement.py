@@ -17,6 +17,39 @@ from pruning.memory import available_memory
 SPARE_BYTES = 200_000_000
 """What reading a model takes beside its weights."""
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""The precisions in which a model can be saved."""
+
+AnyDtype = str | torch.dtype
+
+
+def read_dtype(dtype: AnyDtype) -> torch.dtype:
+    """Return the precision that a name such as `bfloat16` means.
+
+    Raises:
+        ModelError: A model cannot be saved in it.
+    """
+    found = dtype if isinstance(dtype, torch.dtype) else DTYPES.get(str(dtype))
+    if found is None or found not in DTYPES.values():
+        raise ModelError(f"The dtype is {str(dtype)[:40]!r}. Choose one of {', '.join(DTYPES)}.")
+    return found
+
+
+def read_device(device: str | torch.device) -> torch.device:
+    """Return a device that is here: `cpu`, `cuda`, or one of several such as `cuda:1`.
+
+    Raises:
+        ModelError: There is no such device on this machine.
+    """
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        raise ModelError(f"The device is {str(device)[:40]!r}. Choose cpu or cuda.") from None
+    here = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if found.type == "cpu" or (found.type == "cuda" and (found.index or 0) < here):
+        return found
+    raise ModelError(f"The device {found} is not on this machine. Choose {'cpu or cuda' if here else 'cpu'}.")
+
 
 @dataclass(frozen=True)
 class Placement:
@@ -34,7 +67,12 @@ class Placement:
 
 
 def choose_placement(
-    name: str, config: PreTrainedConfig, dtype: torch.dtype, on_disk: bool, may_offload: bool
+    name: str,
+    config: PreTrainedConfig,
+    dtype: torch.dtype,
+    on_disk: bool,
+    may_offload: bool,
+    device: torch.device | None = None,
 ) -> Placement:
     """Choose where a model goes, and refuse one that does not fit, before any weight is read.
 
@@ -44,6 +82,8 @@ def choose_placement(
         dtype: The precision of most weights in its files.
         on_disk: Whether to leave all weights on disk.
         may_offload: Whether layers that do not fit may be left on disk, which is slow.
+        device: The device that the caller wants; None for what fits. On a CPU, float32 is computed in, because that is
+            the fastest there.
 
     Raises:
         ModelError: It does not fit. The message names the memory that it needs, and what is free.
@@ -51,7 +91,9 @@ def choose_placement(
     if on_disk:
         return Placement({"": DISK}, dtype)
     shape, free = Shape.of(config), available_memory()
-    if os.environ.get("SPACES_ZERO_GPU") or not torch.cuda.is_available():
+    if device is not None and device.type != "cpu":
+        return Placement({"": str(device)}, dtype)
+    if device is not None or os.environ.get("SPACES_ZERO_GPU") or not torch.cuda.is_available():
         needed = shape.parameters * torch.float32.itemsize
         if needed + SPARE_BYTES * (needed > SPARE_BYTES) < free:
             return Placement("cpu", torch.float32)

@@ -11,7 +11,7 @@ from transformers.utils import GENERATION_CONFIG_NAME
 
 from pruning.architectures.placement import device_map
 from pruning.errors import SavingError
-from pruning.files import new_folder
+from pruning.files import new_folder, replacing
 from pruning.loading.files import RECIPE_FILE
 from pruning.loading.source import Source
 from pruning.progress import Progress, Reporter, silent
@@ -21,6 +21,8 @@ from pruning.saving.card import model_card
 from pruning.saving.code_free import check_code_free, strip_code
 from pruning.saving.provenance import provenance, write_safetensors_metadata
 from pruning.surgery import cast
+
+CARD_FILE = "README.md"
 
 
 def save_model(
@@ -111,6 +113,22 @@ class _ReportedTensors(dict[str, torch.Tensor]):
         return super().pop(name)
 
 
+def rewrite_card(folder: Path, name: str, source: Source, recipe: Recipe, report: Report) -> None:
+    """Replace the card of a saved model by one with what was measured since.
+
+    Raises:
+        SavingError: The card cannot be written; the one that is there remains.
+    """
+    card = model_card(name, source=source, recipe=_without_paths(recipe, source), report=report)
+    try:
+        with replacing(folder / CARD_FILE) as temporary:
+            temporary.write_text(str(card), encoding="utf-8")
+    except OSError as error:
+        raise SavingError(
+            f"The card could not be written to {folder}: {error.strerror or error}. The model is complete without it."
+        ) from None
+
+
 def write_metadata_files(
     folder: Path, name: str, source: Source, recipe: Recipe, report: Report, progress: Reporter = silent
 ) -> None:
@@ -118,7 +136,7 @@ def write_metadata_files(
     recipe = _without_paths(recipe, source)
     (folder / RECIPE_FILE).write_text(recipe.to_yaml(), encoding="utf-8")
     card = model_card(name, source=source, recipe=recipe, report=report)
-    (folder / "README.md").write_text(str(card), encoding="utf-8")
+    (folder / CARD_FILE).write_text(str(card), encoding="utf-8")
     files = sorted(folder.glob("*.safetensors"))
     for number, file in enumerate(files):
         progress(Progress("Writing the provenance, files", number, len(files)))

@@ -1,8 +1,9 @@
 """The shapes that a search considers, each computed from the config alone."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
+from math import lcm
 
 from pruning.architectures.families import CHANNEL, KEY_VALUE, LAYER, NEURON, QUERY
 from pruning.architectures.prove import UNITS, reason_against
@@ -31,15 +32,15 @@ class PrunableUnit:
     Attributes:
         unit: Its name in `Shape`.
         title: Its name for people, in the plural.
-        amounts: For the shape of a base, the numbers of units that may be removed (of each layer, if
-            `per_layer`).
+        amounts: For the shape of a base, and what widths are a multiple of, the numbers of units that may be
+            removed (of each layer, if `per_layer`).
         step: For the shape of a base and a number of units, the step that removes them.
         per_layer: Whether the units are counted within each layer.
     """
 
     unit: str
     title: str
-    amounts: Callable[[Shape], Sequence[int]]
+    amounts: Callable[[Shape, int | None], Sequence[int]]
     step: Callable[[Shape, int], CutStep]
     per_layer: bool = False
 
@@ -53,7 +54,9 @@ def _multiples(shape: Shape, unit: str, share: float, step: int = 1) -> range:
     return range(step, int(shape.count(unit) * share) + 1, step)
 
 
-def _widths(shape: Shape, unit: str, share: float, levels: int, step: int = 1) -> range:
+def _widths(
+    shape: Shape, unit: str, share: float, levels: int, multiple_of: int | None, step: int = 1
+) -> range:
     """Return the numbers of units up to a share of them that leave widths which deploy, as `nearest_size` does.
 
     Args:
@@ -61,10 +64,11 @@ def _widths(shape: Shape, unit: str, share: float, levels: int, step: int = 1) -
         unit: The kind of unit.
         share: The largest share that is removed.
         levels: About how many widths to consider, from the whole to nothing.
+        multiple_of: What the width is a multiple of; None for the default.
         step: What the width must be a multiple of.
     """
     size = shape.count(unit)
-    multiple = default_multiple(size, step)
+    multiple = default_multiple(size, step) if multiple_of is None else lcm(step, multiple_of)
     stride = multiple * max(1, size // (levels * multiple))
     return range(size - (size - 1) // multiple * multiple, int(size * share) + 1, stride)
 
@@ -73,26 +77,26 @@ PRUNABLE_UNITS = (
     PrunableUnit(
         LAYER,
         "layers",
-        lambda shape: _multiples(shape, LAYER, LARGEST_SHARE),
+        lambda shape, _: _multiples(shape, LAYER, LARGEST_SHARE),
         lambda _, count: Layers(count=count),
     ),
     PrunableUnit(
         KEY_VALUE,
         "key-value heads",
-        lambda shape: _multiples(shape, KEY_VALUE, LARGEST_SHARE),
+        lambda shape, _: _multiples(shape, KEY_VALUE, LARGEST_SHARE),
         lambda _, count: Heads(groups=count),
         per_layer=True,
     ),
     PrunableUnit(
         CHANNEL,
         "channels",
-        lambda shape: _widths(shape, CHANNEL, LARGEST_SHARE, 32, shape.count(QUERY)),
+        lambda shape, multiple: _widths(shape, CHANNEL, LARGEST_SHARE, 32, multiple, shape.count(QUERY)),
         lambda shape, count: Channels(hidden_size=shape.count(CHANNEL) - count),
     ),
     PrunableUnit(
         NEURON,
         "neurons",
-        lambda shape: _widths(shape, NEURON, 1 - SMALLEST_WIDTH, 96),
+        lambda shape, multiple: _widths(shape, NEURON, 1 - SMALLEST_WIDTH, 96, multiple),
         lambda shape, count: Neurons(intermediate_size=shape.count(NEURON) - count),
         per_layer=True,
     ),
@@ -134,11 +138,34 @@ class Candidate:
         return self.removed[0][0].title if len(self.removed) == 1 else None
 
 
-def all_candidates(shape: Shape) -> Iterator[Candidate]:
-    """Yield every combination of amounts that gives a model which loads."""
+STEP_NAMES = ("layers", "heads", "channels", "neurons")
+"""The steps that remove the units of `PRUNABLE_UNITS`, in their order."""
+
+
+def all_candidates(
+    shape: Shape, steps: Collection[str] | None = None, multiple_of: int | None = None
+) -> Iterator[Candidate]:
+    """Yield every combination of amounts that gives a model which loads.
+
+    Args:
+        shape: The shape of the base.
+        steps: Which of `STEP_NAMES` may be used; None for all.
+        multiple_of: What widths are a multiple of; None for the default.
+
+    Raises:
+        RecipeError: There is no such step.
+    """
+    if unknown := set(steps or ()) - set(STEP_NAMES):
+        raise RecipeError(f"A search has no step {min(unknown)!r}. Choose from {', '.join(STEP_NAMES)}.")
+
+    def possible(kind: PrunableUnit) -> Sequence[int]:
+        name = STEP_NAMES[PRUNABLE_UNITS.index(kind)]
+        left_out = (steps is not None and name not in steps) or _is_unprunable(kind, shape)
+        return () if left_out else kind.amounts(shape, multiple_of)
+
     *others, neurons = PRUNABLE_UNITS
-    widths = () if _is_unprunable(neurons, shape) else neurons.amounts(shape)
-    amounts = [[0, *(() if _is_unprunable(kind, shape) else kind.amounts(shape))] for kind in others]
+    widths = possible(neurons)
+    amounts = [[0, *possible(kind)] for kind in others]
     for combination in product(*amounts):
         reshaped = shape
         try:
@@ -162,24 +189,37 @@ def _is_unprunable(kind: PrunableUnit, shape: Shape) -> bool:
     )
 
 
-def largest_within(candidates: Sequence[Candidate], budget: Budget) -> list[Candidate]:
+def largest_within(
+    candidates: Sequence[Candidate], budget: Budget, allows: Callable[[Candidate], bool] | None = None
+) -> list[Candidate]:
     """Return, for each combination of the other kinds, the candidate within the budget with most neurons.
+
+    Args:
+        candidates: All candidates.
+        budget: The budget.
+        allows: Whether a candidate is within it; by default by its parameters alone.
 
     Raises:
         RecipeError: No candidate is within the budget.
     """
+    if allows is None:
+        most = budget.parameters
+
+        def allows(candidate: Candidate) -> bool:
+            return most is None or candidate.parameters <= most
+
     largest: dict[tuple[int, ...], Candidate] = {}
     for candidate in candidates:
         others = candidate.amounts[:-1]
-        if candidate.parameters <= budget.parameters and (
-            others not in largest or candidate.parameters > largest[others].parameters
-        ):
+        if (others not in largest or candidate.parameters > largest[others].parameters) and allows(candidate):
             largest[others] = candidate
+    if not candidates:
+        raise RecipeError("Nothing of this model can be cut by these steps. Allow other steps.")
     if not largest:
         smallest = min(candidate.parameters for candidate in candidates)
         raise RecipeError(
-            f"No shape has at most {budget.parameters:,} parameters: the smallest that is searched has "
-            f"{smallest:,}. Choose a larger budget, or cut the vocabulary first."
+            f"No shape has {budget.describe()}: the smallest that is searched has {smallest:,} parameters. Choose a "
+            "larger budget, or cut the vocabulary first."
         )
     return list(largest.values())
 

@@ -51,14 +51,16 @@ def predict_cost(candidate: Candidate, costs: Sequence[CostCurve]) -> float:
     return sum(_interpolate(curve, count) for curve, count in zip(costs, candidate.amounts, strict=True))
 
 
-def finalists(candidates: Sequence[Candidate], costs: Sequence[CostCurve]) -> list[Candidate]:
+def finalists(
+    candidates: Sequence[Candidate], costs: Sequence[CostCurve], top_k: int = FINALISTS
+) -> list[Candidate]:
     """Return the candidates to measure: the best predicted, and the best of certain sorts.
 
     Those are the best that keeps every layer (Minitron: width before depth; Muralidharan et al., 2024)
     and the best that removes each kind of unit alone.
     """
     ranked = sorted(candidates, key=lambda candidate: predict_cost(candidate, costs))
-    chosen = {candidate.amounts: candidate for candidate in ranked[:FINALISTS]}
+    chosen = {candidate.amounts: candidate for candidate in ranked[:top_k]}
     depth = next(place for place, kind in enumerate(PRUNABLE_UNITS) if kind.unit == LAYER)
     width_alone = [candidate for candidate in ranked if not candidate.amounts[depth]]
     alone = [[candidate for candidate in ranked if candidate.single == kind.title] for kind in PRUNABLE_UNITS]

@@ -16,11 +16,15 @@ class Trial:
         candidate: Its shape.
         recipe: How it is made.
         loss: Nats per token on held-out calibration text.
+        score: What the search chooses by, if that is not the loss: higher is better. None if it was not measured.
+        problem: Why the score could not be measured.
     """
 
     candidate: Candidate
     recipe: Recipe
     loss: float
+    score: float | None = None
+    problem: str = ""
 
     @property
     def title(self) -> str:
@@ -69,6 +73,8 @@ class SearchResult:
                     "cut": trial.title,
                     "parameters": trial.candidate.parameters,
                     "perplexity": trial.perplexity,
+                    **({} if trial.score is None else {"score": trial.score}),
+                    **({"problem": trial.problem} if trial.problem else {}),
                     "recipe": trial.recipe.to_dict(),
                 }
                 for trial in self.trials

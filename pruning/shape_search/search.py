@@ -5,25 +5,32 @@ up, ranks every shape within the budget; the best few are pruned and measured, b
 kind alone, and the best of those are reconstructed.
 """
 
-from collections.abc import Iterator, Sequence
+import json
+import math
+import os
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from pruning.architectures.shape import Shape
 from pruning.calibration.calibrate import windows_of
+from pruning.errors import RecipeError
+from pruning.evaluation.speed import tokens_per_second
 from pruning.loading.given import AnyModel, open_model
-from pruning.loading.load import LoadedModel
+from pruning.loading.load import LoadedModel, weights_id
 from pruning.pipeline import prune
-from pruning.progress import Progress, Reporter, silent
+from pruning.progress import Progress, Reporter, bar, silent, with_bar
 from pruning.recipe import Recipe
-from pruning.shape_search.budget import Budget
+from pruning.shape_search.budget import Budget, read_bytes
 from pruning.shape_search.candidates import Candidate, all_candidates, largest_within, probes
-from pruning.shape_search.costs import finalists, fit_costs, predict_curve
+from pruning.shape_search.costs import FINALISTS, finalists, fit_costs, predict_curve
 from pruning.shape_search.result import SearchResult, Trial
+from pruning.shape_search.scores import LOSS, SavedScores, Score, check_score, measure_score, name_of_score
 from pruning.steps import Channels, Heads, Layers, Neurons, Reconstruction
-from pruning.text.choice import DEFAULT_CALIBRATION, Calibration
+from pruning.text.choice import DEFAULT_CALIBRATION, AnyCalibration, Calibration
 from pruning.text.likelihood import mean_loss
 
 QUICK_TOKENS = 4096
@@ -35,30 +42,43 @@ SHAPES_BETWEEN_REPORTS = 1000
 RECONSTRUCTED = 2
 """How many of the best models are reconstructed by least squares before the choice."""
 
-__all__ = ["Budget", "SearchResult", "Trial", "iter_search", "search"]
+__all__ = ["Budget", "SearchResult", "Trial", "iter_search", "read_bytes", "search"]
 
 
+@with_bar
 def search(
     model: AnyModel,
     budget: Budget | str | int,
     tokenizer: PreTrainedTokenizerBase | None = None,
     *,
-    calibration: Calibration | None = None,
+    calibration: AnyCalibration | None = None,
     seed: int = 0,
     thorough: bool = True,
-    progress: Reporter = silent,
+    score: str | Score = LOSS,
+    steps: Collection[str] | None = None,
+    multiple_of: int | None = None,
+    top_k: int = FINALISTS,
+    scores: str | os.PathLike[str] | None = None,
+    progress: Reporter = bar,
 ) -> SearchResult:
     """Search the shape within a budget that loses least on held-out calibration text.
 
     Args:
         model: The model to prune, as `pruning.prune` takes it; it is not changed.
-        budget: The most parameters to keep: a `Budget`, a number, or a text such as `30%`, `100M` or `300MB`.
+        budget: How large the result may be: the number of parameters, a text such as `30%` (smaller), `100M`
+            (parameters) or `300MB` (on disk), or a `Budget`, which also limits memory and latency.
         tokenizer: The tokenizer of a model that transformers loaded.
         calibration: The text to calibrate and measure on.
         seed: The seed of the recipes.
         thorough: Whether to choose layers by trying each, to reconstruct the best models, and to read all
             of the calibration text for each trial, which takes several times as long.
-        progress: Called before every trial, and during it.
+        score: What to choose by among the best predicted: `loss`, `answers`, `skills`, or a function of the pruned
+            model that returns a number, higher for a better one.
+        steps: What may be cut: `layers`, `heads`, `channels` and `neurons`; None for all.
+        multiple_of: What widths are a multiple of; None for 32, or less if the model is small.
+        top_k: How many of the best predicted shapes are measured.
+        scores: A file in which every measurement is kept at once, so that the search can be resumed.
+        progress: Called before every trial, and during it; by default a bar on a terminal.
 
     Returns:
         The best trial within the budget, all other trials, and the predicted quality by size.
@@ -74,7 +94,18 @@ def search(
         >>> pruned = pruning.run(result.chosen.recipe, base=base)
     """
     for event in iter_search(
-        model, budget, tokenizer, calibration=calibration, seed=seed, thorough=thorough, progress=progress
+        model,
+        budget,
+        tokenizer,
+        calibration=calibration,
+        seed=seed,
+        thorough=thorough,
+        score=score,
+        steps=steps,
+        multiple_of=multiple_of,
+        top_k=top_k,
+        scores=scores,
+        progress=progress,
     ):
         if isinstance(event, SearchResult):
             return event
@@ -86,9 +117,14 @@ def iter_search(
     budget: Budget | str | int,
     tokenizer: PreTrainedTokenizerBase | None = None,
     *,
-    calibration: Calibration | None = None,
+    calibration: AnyCalibration | None = None,
     seed: int = 0,
     thorough: bool = True,
+    score: str | Score = LOSS,
+    steps: Collection[str] | None = None,
+    multiple_of: int | None = None,
+    top_k: int = FINALISTS,
+    scores: str | os.PathLike[str] | None = None,
     progress: Reporter = silent,
 ) -> Iterator[Trial | SearchResult]:
     """Search as `search` does, and yield every trial as soon as it is measured; at last, the result.
@@ -102,31 +138,57 @@ def iter_search(
         ...     if isinstance(event, pruning.Trial):
         ...         perplexity = event.perplexity
     """
+    check_score(score)
+    if top_k < 1:
+        raise RecipeError(f"top_k is {top_k}. At least one shape has to be measured.")
     base = open_model(model, tokenizer, progress=progress)
     shape = Shape.of(base.model.config)
     if not isinstance(budget, Budget):
         budget = Budget.parse(str(budget), shape, base.storage_dtype.itemsize)
     candidates = []
-    for number, candidate in enumerate(all_candidates(shape)):
+    for number, candidate in enumerate(all_candidates(shape, steps, multiple_of)):
         if number % SHAPES_BETWEEN_REPORTS == 0:
             progress(Progress("Computing shapes"))
         candidates.append(candidate)
-    within = largest_within(candidates, budget)
-    runner = _TrialRunner(base, calibration or DEFAULT_CALIBRATION, seed, thorough, progress)
+    allows = _limit(base, shape, budget, progress)
+    within = largest_within(candidates, budget, allows)
+    text = DEFAULT_CALIBRATION if calibration is None else Calibration.of(calibration, progress=progress)
+    runner = _TrialRunner(
+        base, text, seed, thorough, progress, allows, score, Path(scores) if scores else None
+    )
 
     yield from runner.run("Probing one kind of unit", probes(shape, candidates))
     costs = fit_costs(runner.base_loss, runner.trials.values())
-    yield from runner.run("Trying the best predicted", finalists(within, costs))
+    yield from runner.run("Trying the best predicted", finalists(within, costs, top_k))
     if thorough:
-        yield from runner.reconstruct("Reconstructing the best", budget)
+        yield from runner.reconstruct("Reconstructing the best")
 
     yield SearchResult(
-        chosen=runner.best(budget)[0],
+        chosen=runner.chosen(),
         trials=tuple(sorted(runner.trials.values(), key=lambda trial: -trial.candidate.parameters)),
         curve=tuple(predict_curve(candidates, costs, runner.base_loss)),
         base_loss=runner.base_loss,
         shapes_considered=len(candidates),
     )
+
+
+def _limit(
+    base: LoadedModel, shape: Shape, budget: Budget, progress: Reporter
+) -> Callable[[Candidate], bool]:
+    """Return a function that says whether a candidate is within the budget."""
+    base_latency = None
+    if budget.latency is not None:
+        (speed,) = tokens_per_second((base.model,), base.tokenizer, progress=progress)
+        # Decoding reads every weight once for each token.
+        base_latency = 1 / (speed * shape.parameters)
+
+    def allows(candidate: Candidate) -> bool:
+        kept = shape
+        for kind, count in candidate.removed:
+            kept = kept.resized(kind.unit, kept.count(kind.unit) - count)
+        return budget.allows(kept, candidate.parameters, base.storage_dtype.itemsize, base_latency)
+
+    return allows
 
 
 @dataclass
@@ -141,6 +203,9 @@ class _TrialRunner:
     seed: int
     thorough: bool
     progress: Reporter
+    allows: Callable[[Candidate], bool]
+    score: str | Score = LOSS
+    file: Path | None = None
     trials: dict[str, Trial] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -153,6 +218,8 @@ class _TrialRunner:
             self.base, self._text, self.seed, self.progress
         ).heldout
         self.base_loss = mean_loss(self.base.model, self._heldout, self.progress)
+        text = json.dumps(self._text.canonical(), sort_keys=True, default=str)
+        self._saved = SavedScores(self.file, weights_id(self.base), text)
 
     def run(self, stage: str, candidates: Sequence[Candidate]) -> Iterator[Trial]:
         """Measure candidates, and yield the trial of each that was not measured before."""
@@ -160,18 +227,34 @@ class _TrialRunner:
             place = Progress(f"{stage} ({candidate.title})", done, len(candidates))
             yield from self._measure(candidate, self._recipe(candidate), place)
 
-    def reconstruct(self, stage: str, budget: Budget) -> Iterator[Trial]:
-        """Reconstruct the best trials within a budget, and yield the trial of each."""
-        recipes = [(trial.candidate, _reconstructed(trial.recipe)) for trial in self.best(budget)]
+    def reconstruct(self, stage: str) -> Iterator[Trial]:
+        """Reconstruct the best trials within the budget, and yield the trial of each."""
+        recipes = [(trial.candidate, _reconstructed(trial.recipe)) for trial in self.best()]
         chosen = [(candidate, recipe) for candidate, recipe in recipes if recipe is not None][:RECONSTRUCTED]
         for done, (candidate, recipe) in enumerate(chosen):
             place = Progress(f"{stage} ({candidate.title})", done, len(chosen))
             yield from self._measure(candidate, recipe, place)
 
-    def best(self, budget: Budget) -> list[Trial]:
-        """Return the trials within a budget, those that lose least first."""
-        within = [trial for trial in self.trials.values() if trial.candidate.parameters <= budget.parameters]
-        return sorted(within, key=lambda trial: trial.loss)
+    def best(self) -> list[Trial]:
+        """Return the trials within the budget, the best first: those with a score before those without."""
+        within = [trial for trial in self.trials.values() if self.allows(trial.candidate)]
+        return sorted(
+            within, key=lambda trial: (-math.inf if trial.score is None else trial.score, -trial.loss)
+        )[::-1]
+
+    def chosen(self) -> Trial:
+        """Return the best trial.
+
+        Raises:
+            RecipeError: None of them has a score.
+        """
+        best = self.best()[0]
+        if self.score != LOSS and best.score is None:
+            raise RecipeError(
+                f"The score gave no number for any of the {len(self.best())} models: {best.problem}. Correct "
+                "the function."
+            )
+        return best
 
     def _recipe(self, candidate: Candidate) -> Recipe:
         steps = [kind.step(self._shape, count) for kind, count in candidate.removed]
@@ -193,9 +276,22 @@ class _TrialRunner:
             # The steps report only so that the search can be stopped while they run.
             self.progress(place)
 
-        read = recipe.model_copy(update={"calibration": self._text})
-        pruned = prune(self.base, recipe=read, share_memory=True, progress=report)
-        trial = Trial(candidate, recipe, mean_loss(pruned.model, self._heldout, report))
+        loss = self._saved.get(recipe.digest, LOSS)
+        wants_score = self.score != LOSS and self.allows(candidate)
+        name = name_of_score(self.score)
+        score = self._saved.get(recipe.digest, name) if wants_score else None
+        problem = ""
+        if loss is None or (wants_score and score is None):
+            read = recipe.model_copy(update={"calibration": self._text})
+            pruned = prune(self.base, recipe=read, share_memory=True, progress=report)
+            if loss is None:
+                loss = mean_loss(pruned.model, self._heldout, report)
+                self._saved.put(recipe.digest, LOSS, loss)
+            if wants_score and score is None:
+                score, problem = measure_score(self.score, pruned, report)
+                if score is not None:
+                    self._saved.put(recipe.digest, name, score)
+        trial = Trial(candidate, recipe, loss, score, problem)
         self.trials[recipe.digest] = trial
         yield trial
 

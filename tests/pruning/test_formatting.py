@@ -2,7 +2,7 @@
 
 import pytest
 
-from pruning.formatting import format_number
+from pruning.formatting import format_number, format_ranges
 
 
 @pytest.mark.parametrize(
@@ -29,3 +29,10 @@ def test_numbers_are_readable_at_every_size(value, text):
 
 def test_small_numbers_have_the_requested_digits():
     assert format_number(1.234, 2) == "1.23"
+
+
+@pytest.mark.parametrize(
+    ("numbers", "text"), [((), ""), ((3,), "3"), ((3, 2, 1), "1-3"), ((0, 1, 2, 7, 9, 10), "0-2, 7, 9-10")]
+)
+def test_runs_of_numbers_are_ranges(numbers, text):
+    assert format_ranges(numbers) == text

@@ -53,3 +53,26 @@ def test_descriptions_are_one_short_line(value):
     assert len(text) < 200
     assert "parameters" in text
     assert "\n" not in text
+
+
+def test_a_saved_model_names_what_was_removed(tmp_path):
+    base = loaded("llama")
+    steps = [
+        Layers(layers=(1,), repair=False),
+        Heads(groups=1, criterion="weights", repair=False),
+        Channels(hidden_size=16, repair=False),
+    ]
+    pruned = pruning.prune(base, steps=steps, calibration=Calibration(text="story", tokens=600, window=128))
+    folder = pruned.save(tmp_path / "out")
+    recipe = pruning.Recipe.load(folder / "recipe.yaml")
+    layers, *heads, channels = recipe.removed
+    assert layers == "layers 1"
+    gone = set(range(4)) - set(pruned.kept["heads"][0])
+    assert f"query heads {min(gone)}-{max(gone)} of layer 0" in heads
+    assert len(heads) == 4
+    assert channels.startswith("channels ")
+    card = (folder / "README.md").read_text()
+    assert all(line in card for line in recipe.removed)
+    assert recipe.kept_layers == (0, 2)
+    assert recipe.model_copy(update={"removed": None}).digest == recipe.digest
+    assert pruning.load(folder).source.kept_layers == (0, 2)

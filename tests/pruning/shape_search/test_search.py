@@ -11,7 +11,7 @@ from pruning.architectures.shape import Shape
 from pruning.calibration.calibrate import windows_of
 from pruning.errors import Cancelled
 from pruning.pipeline import preview, prune
-from pruning.shape_search.budget import Budget
+from pruning.shape_search.budget import Budget, cache_bytes
 from pruning.shape_search.candidates import PRUNABLE_UNITS, Candidate
 from pruning.shape_search.result import Trial
 from pruning.shape_search.search import RECONSTRUCTED, iter_search, search
@@ -197,3 +197,115 @@ def test_a_sweep_removes_more_and_more_under_every_criterion():
         assert all(preview(point.recipe).after.parameters == point.parameters for point in row)
         sizes = [point.parameters for point in row]
         assert sizes == sorted(set(sizes), reverse=True)
+
+
+def quick(base, budget="25%", **more):
+    return search(base, budget, calibration=TEXT, thorough=False, top_k=2, **more)
+
+
+def test_a_search_chooses_by_a_score_of_ones_own():
+    base = trained()
+
+    def most_layers_then_channels(model):
+        return model.model.config.hidden_size
+
+    result = quick(base, score=most_layers_then_channels)
+    scored = [trial for trial in result.trials if trial.score is not None]
+    assert result.chosen.score == max(trial.score for trial in scored)
+    assert {trial.candidate.parameters for trial in scored} <= set(
+        range(Budget.parse("25%", shape_of(base), 4).parameters + 1)
+    )
+    assert result.to_dict()["points"]
+
+
+@pytest.mark.parametrize("value", [math.nan, "a word", ValueError("no such thing")])
+def test_a_score_that_fails_once_keeps_what_was_found(value):
+    calls = []
+
+    def score(_model):
+        calls.append(1)
+        if len(calls) != 2:
+            return 1.0
+        if isinstance(value, Exception):
+            raise value
+        return value
+
+    result = quick(trained(), score=score)
+    assert result.chosen.score == 1.0
+    (failed,) = [trial for trial in result.trials if trial.problem]
+    assert failed.score is None
+    assert failed.problem.startswith("it ")
+
+
+def test_a_score_that_never_gives_a_number_is_named_at_the_end():
+    with pytest.raises(RecipeError, match=r"gave no number for any of the \d+ models: it raised KeyError"):
+        quick(trained(), score=lambda model: {}["nothing"])
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"score": "beauty"}, "The score is 'beauty'. Choose loss, answers, skills, or give a function"),
+        ({"steps": ["vocabulary"]}, "A search has no step 'vocabulary'. Choose from layers, heads"),
+        ({"top_k": 0}, "At least one shape"),
+    ],
+)
+def test_what_a_search_cannot_do_is_refused_before_any_work(values, says):
+    with pytest.raises(RecipeError, match=says):
+        search(loaded("llama"), "25%", **values)
+
+
+def test_a_search_goes_on_where_it_was_stopped(tmp_path):
+    base, file, calls = trained(), tmp_path / "scores.json", []
+
+    def score(_model):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return float(len(calls))
+
+    with pytest.raises(KeyboardInterrupt):
+        quick(base, score=score, scores=file)
+    assert file.is_file()
+    first = quick(base, score=score, scores=file)
+    measured = len(calls)
+    assert quick(base, score=score, scores=file) == first
+    assert len(calls) == measured
+    assert 1.0 in [trial.score for trial in first.trials]
+    file.write_text("[1, 2]")
+    with pytest.raises(RecipeError, match="does not hold the scores of a search"):
+        quick(base, scores=file)
+
+
+def test_only_the_steps_and_widths_that_are_asked_for_are_searched():
+    result = quick(trained(), "10%", steps=["neurons"], multiple_of=16)
+    for trial in result.trials:
+        *others, neurons = trial.candidate.amounts
+        assert not any(others)
+        assert neurons % 16 == 0
+
+
+def test_memory_counts_weights_and_the_cache_at_a_context():
+    base = trained()
+    shape = shape_of(base)
+    config = base.model.config
+    heads = config.num_key_value_heads * config.head_dim
+    assert cache_bytes(shape, 100, 4) == 2 * config.num_hidden_layers * heads * 100 * 4
+    whole = 4 * shape.parameters + cache_bytes(shape, 5000, 4)
+    budget = Budget(memory_bytes=int(0.6 * whole), context=5000)
+    chosen = quick(base, budget).chosen
+    after = preview(chosen.recipe).after
+    assert 4 * after.parameters + cache_bytes(after, 5000, 4) <= budget.memory_bytes
+    # The cache is most of it, and only fewer key/value heads make it smaller.
+    assert after.count(KEY_VALUE) < shape.count(KEY_VALUE)
+    with pytest.raises(
+        RecipeError, match="No shape has at most 10 bytes of memory with 2,048 tokens of context"
+    ):
+        quick(base, Budget(memory_bytes=10))
+
+
+def test_latency_is_predicted_from_the_bases(monkeypatch):
+    base = trained()
+    monkeypatch.setattr("pruning.shape_search.search.tokens_per_second", lambda *_, **__: (100.0,))
+    chosen = quick(base, Budget(latency=0.008)).chosen
+    assert chosen.candidate.parameters <= 0.8 * shape_of(base).parameters

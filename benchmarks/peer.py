@@ -1,0 +1,77 @@
+"""Three jobs side by side with OptiPFair 0.4.2: loss, and seconds from the call to the model in hand.
+
+Both read the same tokens of WikiText-2 and start from a model that is loaded; ours is called with its defaults.
+"""
+
+import copy
+import time
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from transformers import PreTrainedModel
+
+import pruning
+from benchmarks.common import base, table, wikitext
+from benchmarks.optipfair_baseline import optipfair, prune_with_optipfair
+from pruning.calibration.cache import clear
+from pruning.calibration.calibrate import windows_of
+from pruning.steps import AnyStep
+
+TOKENS = 2048
+"""Held-out tokens that the loss is measured on."""
+
+CALIBRATION_TOKENS = 8192
+
+
+def main() -> None:
+    """Run the jobs with both libraries, and print a table."""
+    text, heldout = wikitext()
+    calibration = pruning.Calibration.custom(text, tokens=CALIBRATION_TOKENS)
+    windows = windows_of(base(), calibration)
+    everything = [*windows.fitting, *windows.heldout]
+    jobs: dict[str, tuple[Callable[[], PreTrainedModel], AnyStep]] = {
+        "20% of the neurons, data-driven": (
+            partial(prune_with_optipfair, base().model, 0.2, everything),
+            pruning.Neurons(fraction=0.2, multiple_of=1),
+        ),
+        "20% of the neurons, from weights": (
+            partial(prune_with_optipfair, base().model, 0.2),
+            pruning.Neurons(fraction=0.2, multiple_of=1, criterion="peak_to_peak"),
+        ),
+        "3 layers": (partial(_without_layers, everything), pruning.Layers(count=3)),
+    }
+    rows = []
+    for name, (theirs, step) in jobs.items():
+        for library, make in (("OptiPFair 0.4.2", theirs), ("ours", partial(_ours, step, calibration))):
+            clear()
+            start = time.perf_counter()
+            model = make()
+            seconds = time.perf_counter() - start
+            value = pruning.perplexity(model, base().tokenizer, heldout, tokens=TOKENS).value
+            rows.append((name, library, f"{value:.2f}", f"{seconds:.1f}"))
+            print("·", *rows[-1], flush=True)
+    table(
+        f"Three jobs on {CALIBRATION_TOKENS:,} tokens, measured on {TOKENS:,} held-out ones",
+        ["job", "by", "perplexity", "seconds to the model"],
+        rows,
+    )
+
+
+def _ours(step: AnyStep, calibration: pruning.Calibration) -> PreTrainedModel:
+    return pruning.prune(base(), steps=step, calibration=calibration).model
+
+
+def _without_layers(windows: list[torch.Tensor]) -> PreTrainedModel:
+    """Remove the three layers of least importance, as OptiPFair's documentation does."""
+    model = copy.deepcopy(base().model)
+    batches = [
+        {"input_ids": window[None], "attention_mask": torch.ones_like(window[None])} for window in windows
+    ]
+    scores = optipfair.analyze_layer_importance(model, batches, show_progress=False)
+    return optipfair.prune_model(
+        model,
+        pruning_type="DEPTH",
+        layer_indices=sorted(scores, key=scores.__getitem__)[:3],
+        show_progress=False,
+    )
