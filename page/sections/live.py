@@ -10,7 +10,7 @@ from page.sections.section import Page
 
 DELAY = 600
 """Milliseconds after the last key or step of a slider, until it counts as set."""
-BLINK = 20
+BLINK = 40
 """Milliseconds after a release, until it is known whether the settings are others."""
 
 
@@ -32,14 +32,17 @@ def _press_after(milliseconds: int) -> str:
 
 FORGET = "() => { clearTimeout(window.secateurLive); return []; }"
 COMPARE = """(...values) => {
-    const heading = document.querySelector("#result-heading [data-settings]");
-    const settings = heading ? JSON.parse(heading.dataset.settings) : [];
     values[0] ||= "";
-    const same = !settings.length || JSON.stringify(settings) === JSON.stringify(values);
-    document.body.toggleAttribute("data-changed", !same);
+    setTimeout(() => {
+        const heading = document.querySelector("#result-heading [data-settings]");
+        const settings = heading ? JSON.parse(heading.dataset.settings) : [];
+        const same = !settings.length || JSON.stringify(settings) === JSON.stringify(values);
+        document.body.toggleAttribute("data-changed", !same);
+    });
     return [];
 }"""
-"""Compares the controls with those that asked for the results, and marks the page if they differ."""
+"""Compares the controls with those that asked for the results, as soon as those are drawn, and marks the page if they
+differ."""
 
 
 def wire(page: Page) -> None:
