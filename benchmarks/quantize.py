@@ -70,18 +70,23 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="smollm2-135m", help="a model of the Llama family")
     parser.add_argument("--fractions", type=float, nargs="+", default=[0.2, 0.4])
     parser.add_argument("--types", choices=TYPES, nargs="+", default=list(TYPES))
+    parser.add_argument(
+        "--tokens", type=int, default=None, help="measure perplexity on this number of tokens"
+    )
     parser.add_argument("--questions", type=int, default=None, help="ask this number; 0 asks none")
 
 
-def main(model: str, fractions: Sequence[float], types: Sequence[str], questions: int | None) -> None:
+def main(
+    model: str, fractions: Sequence[float], types: Sequence[str], tokens: int | None, questions: int | None
+) -> None:
     """Measure every model in every type, and print which are on the frontier."""
     base = pruning.load(model)
-    reference = perplexity.evaluate(base).overall.value
+    reference = perplexity.evaluate(base, tokens=tokens).overall.value
     before = None if questions == 0 else evaluate_answers(base, questions=questions)
     points: list[Point] = []
     with tempfile.TemporaryDirectory() as place:
         for name, cut in _models(base, fractions):
-            for point in _measure(name, cut, Path(place), types, reference, before, questions):
+            for point in _measure(name, cut, Path(place), types, reference, before, tokens, questions):
                 points.append(point)
                 print("  ", *_row(point, points, before), flush=True)
     table(
@@ -119,6 +124,7 @@ def _measure(
     types: Sequence[str],
     reference: float,
     before: Answers | None,
+    tokens: int | None,
     questions: int | None,
 ) -> Iterator[Point]:
     key = name.replace(" ", "-").replace("%", "")
@@ -132,7 +138,7 @@ def _measure(
             quantize(whole, file, kind, lambda _: None)
         read = replace_weights(model.model, file)
         rounded = replace(model, model=read)
-        ratio = perplexity.evaluate(rounded).overall.value / reference
+        ratio = perplexity.evaluate(rounded, tokens=tokens).overall.value / reference
         answers = None if before is None else evaluate_answers(rounded, questions=questions)
         origin = read_origin(file)
         assert origin.prompt is not None
