@@ -17,13 +17,15 @@ class Measured:
         components: Parameters by component; tied embeddings count once, as embeddings.
         bytes: Bytes of the weights in a safetensors file, without its small header.
         quality: Perplexity by genre, as far as it was measured.
-        tokens_per_second: The speed of greedy generation at batch size 1.
+        tokens_per_second: The speed of greedy generation at batch size 1: the median of several rounds.
+        speeds: The speed in each round, in which the base and the pruned model took turns.
     """
 
     components: Mapping[str, int]
     bytes: int
     quality: Quality | None = None
     tokens_per_second: float | None = None
+    speeds: tuple[float, ...] = ()
 
     @classmethod
     def of(cls, shape: Shape, bytes_each: int) -> "Measured":
