@@ -24,6 +24,7 @@ def test_every_series_has_its_marks_a_color_and_a_row_in_the_table():
     assert [marks(page).count(f"mark series-{number}") for number in (0, 1)] == [1, 3]  # With the key.
     assert "mark series-0 large" in page.values("class")
     assert len(page.values("points")) == 1
+    for name in ("chosen", "alone", "predicted", "five layers", "Quality"):
         assert name in page.pieces
     assert page.values("scope").count("row") == 5
 
