@@ -16,6 +16,7 @@ from pruning.cost.plan import Plan
 from pruning.cost.reading import Reading, calibration_text, generation, losses, statistics
 from pruning.errors import RecipeError
 from pruning.evaluation.perplexity import GENRE_CHARACTERS, WINDOW
+from pruning.evaluation.speed import NEW_TOKENS, ROUNDS
 from pruning.memory import available_memory
 from pruning.recipe import Recipe
 from pruning.shape_search.candidates import PROBED_SHARES, PRUNABLE_UNITS, CutStep, PrunableUnit
@@ -166,7 +167,7 @@ def perplexities(shape: Shape, tokens: int | None = None) -> Cost:
     return losses(sizes, tokens, min(sizes.limit(WINDOW), tokens // len(GENRES)))
 
 
-def speed(shapes: Iterable[Shape], new_tokens: int = 24, rounds: int = 3) -> Cost:
+def speed(shapes: Iterable[Shape], new_tokens: int = NEW_TOKENS, rounds: int = ROUNDS) -> Cost:
     """Estimate measuring how fast models generate."""
     return in_sequence(
         *(

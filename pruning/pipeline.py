@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from statistics import median
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -11,7 +12,7 @@ from pruning.architectures.shape import Shape
 from pruning.calibration.calibrate import statistics_of, windows_of
 from pruning.evaluation import perplexity
 from pruning.evaluation.base_quality import base_quality
-from pruning.evaluation.speed import tokens_per_second
+from pruning.evaluation.speed import speeds_by_round
 from pruning.loading.given import AnyModel, config_of
 from pruning.loading.load import LoadedModel
 from pruning.loading.placement import AnyDtype
@@ -184,8 +185,8 @@ def apply_step(pruned: Pruned, base: LoadedModel, step: Step, *, progress: Repor
     """Carry out one more step on a pruned model, and add it to the recipe."""
     recipe = pruned.recipe.model_copy(update={"steps": (*pruned.recipe.steps, step)})
     recipe.check(Shape.of(base.model.config))
-    size = replace(pruned.report.after, quality=None, tokens_per_second=None)
-    before = replace(pruned.report.before, tokens_per_second=None)
+    size = replace(pruned.report.after, quality=None, tokens_per_second=None, speeds=())
+    before = replace(pruned.report.before, tokens_per_second=None, speeds=())
     report = replace(pruned.report, before=before, after=size, samples=())
     return _apply(step, replace(pruned, recipe=recipe, report=report), base, progress)
 
@@ -316,7 +317,7 @@ def iter_evaluate_pruned(
             genres[genre] = result
             pruned = _with_quality(pruned, before, perplexity.summarize(genres))
             yield pruned
-    speeds = tokens_per_second((base.model, model), tokenizer, progress=progress)
+    speeds = speeds_by_round((base.model, model), tokenizer, progress=progress)
     sampling, reporter = Sampling(max_new_tokens=24), report_each_token(progress, Progress("Writing samples"))
     samples = tuple(
         Sample(
@@ -328,8 +329,8 @@ def iter_evaluate_pruned(
     )
     report = replace(
         pruned.report,
-        before=replace(pruned.report.before, tokens_per_second=speeds[0]),
-        after=replace(pruned.report.after, tokens_per_second=speeds[1]),
+        before=replace(pruned.report.before, tokens_per_second=median(speeds[0]), speeds=speeds[0]),
+        after=replace(pruned.report.after, tokens_per_second=median(speeds[1]), speeds=speeds[1]),
         samples=samples,
         seconds={**pruned.report.seconds, "evaluate": time.perf_counter() - start},
     )

@@ -34,7 +34,8 @@ class Measured:
         components: Parameters by component; tied embeddings count once, as embeddings.
         bytes: Bytes of the weights in a safetensors file, without its small header.
         quality: Perplexity by genre, as far as it was measured.
-        tokens_per_second: The speed of greedy generation at batch size 1.
+        tokens_per_second: The speed of greedy generation at batch size 1: the median of several rounds.
+        speeds: The speed in each round, in which the base and the pruned model took turns.
         units: How many units there are of each kind, under the names of `COUNTED`.
     """
 
@@ -43,6 +44,7 @@ class Measured:
     quality: Quality | None = None
     tokens_per_second: float | None = None
     units: Mapping[str, int] = field(default_factory=dict)
+    speeds: tuple[float, ...] = ()
 
     @classmethod
     def of(cls, shape: Shape, bytes_each: int) -> "Measured":

@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 from html import escape
-from math import log10
 from statistics import fmean
 from typing import NamedTuple
 
+from page.html.plot import LARGEST, Axis
 from pruning.evaluation.inspection import NextToken, TokenLoss
 from pruning.formatting import format_number
 
@@ -18,47 +18,53 @@ class GenreRow(NamedTuple):
     pruned: float | None
 
 
-def genre_plot(rows: Sequence[GenreRow], measure: str = "Perplexity") -> str:
+def genre_plot(rows: Sequence[GenreRow], measure: str = "Perplexity", log: bool = True) -> str:
     """Draw a measure by genre as a dot plot, one dot per model, with the values beside it.
 
     Args:
         rows: The genres. All share one scale.
         measure: Name of the measure, for which lower is better.
+        log: Whether its scale is logarithmic.
     """
-    known = [value for row in rows for value in (row.original, row.pruned) if value is not None]
+    known = [min(value, LARGEST) for row in rows for value in (row.original, row.pruned) if value is not None]
     digits = 3 if max(known, default=100.0) < 10 else 1
-    top = min(max(max(known, default=1.0) * 1.05, 0.1), 1e12)
-    body = "".join(_genre_row(row, top, digits) for row in rows)
+    axis = Axis(measure, log=log)
+    ends = axis.ends(known or [1.0])
+    body = "".join(_genre_row(row, axis, ends, digits) for row in rows)
+    ticks = "".join(
+        f'<span class="tick" style="left:{axis.place(tick, *ends):.2f}%">{_format_tick(tick)}</span>'
+        for tick in axis.ticks(*ends)
+        if known
+    )
     return (
         f'<table class="genres"><caption>{escape(measure)} by kind of text, lower is better '
         '<span class="key"><i class="original"></i>original <i class="pruned"></i>pruned</span></caption>'
-        f"<tbody>{body}</tbody></table>"
+        f'<tbody>{body}</tbody><tfoot aria-hidden="true"><tr><td></td><td class="plot">{ticks}</td><td></td></tr>'
+        "</tfoot></table>"
     )
 
 
-def _genre_row(row: GenreRow, top: float, digits: int) -> str:
+def _format_tick(value: float) -> str:
+    return f"{value:g}" if value < 1_000 else format_number(value)
+
+
+def _genre_row(row: GenreRow, axis: Axis, ends: tuple[float, float], digits: int) -> str:
     dots, values = "", "…"
     if row.original is not None:
-        dots = _dot("original", row.original, top)
+        before = axis.place(row.original, *ends)
+        dots = _dot("original", before)
         values = f"{row.original:.{digits}f}"
         if row.pruned is not None:
-            low, high = sorted((_position(row.original, top), _position(row.pruned, top)))
+            after = axis.place(row.pruned, *ends)
+            low, high = sorted((before, after))
             line = f'<span class="span" style="left:{low:.2f}%;width:{high - low:.2f}%"></span>'
-            dots = f"{line}{dots}{_dot('pruned', row.pruned, top)}"
+            dots = f"{line}{dots}{_dot('pruned', after)}"
             values += f" → <b>{format_number(row.pruned, digits)}</b>"
-    return f'<tr><th>{escape(row.title)}</th><td class="plot">{dots}</td><td>{values}</td></tr>'
+    return f'<tr><th scope="row">{escape(row.title)}</th><td class="plot">{dots}</td><td>{values}</td></tr>'
 
 
-def _position(value: float, top: float) -> float:
-    """Return the position on the scale in percent: linear, or logarithmic once a model is ruined."""
-    value = min(value, top)
-    if top <= 400:
-        return 100 * value / top
-    return 100 * log10(max(value, 1.0)) / log10(top)
-
-
-def _dot(model: str, value: float, top: float) -> str:
-    return f'<i class="{model}" style="left:{_position(value, top):.2f}%" title="{format_number(value)}"></i>'
+def _dot(model: str, place: float) -> str:
+    return f'<i class="{model}" style="left:{place:.2f}%"></i>'
 
 
 def next_token_chart(original: Sequence[NextToken], pruned: Sequence[NextToken]) -> str:
@@ -95,7 +101,7 @@ def token_loss_chart(rows: Sequence[TokenLoss]) -> str:
         rows: The tokens, each with its loss under the original and under the pruned model, in nats.
 
     Returns:
-        Both texts, with the losses on hover, and a table of the five tokens whose loss grew most.
+        Both texts, a table of the five tokens whose loss grew most, and one of all tokens, folded up.
     """
     texts = "".join(_shaded_text(title, rows, model) for model, title in enumerate(("Original", "Pruned")))
     pairs = [
@@ -103,15 +109,22 @@ def token_loss_chart(rows: Sequence[TokenLoss]) -> str:
         for row in rows
         if (original := row.losses[0]) is not None and (pruned := row.losses[1]) is not None
     ]
-    pairs.sort(key=lambda pair: pair[1] - pair[2])
+    hurt = sorted(pairs, key=lambda pair: pair[1] - pair[2])
+    return (
+        f'<section class="token-losses">{texts}</section>'
+        f"{_losses_table('Tokens hurt most by the cut (nats)', hurt[:5])}"
+        f"<details><summary>Show every token</summary>{_losses_table('Every token (nats)', pairs)}</details>"
+    )
+
+
+def _losses_table(caption: str, pairs: Sequence[tuple[str, float, float]]) -> str:
     body = "".join(
-        f"<tr><th>{_show_spaces(text)}</th><td>{original:.2f}</td><td>{pruned:.2f}</td></tr>"
-        for text, original, pruned in pairs[:5]
+        f'<tr><th scope="row">{_show_spaces(text)}</th><td>{original:.2f}</td><td>{pruned:.2f}</td></tr>'
+        for text, original, pruned in pairs
     )
     return (
-        f'<section class="token-losses">{texts}</section><table class="measures"><caption>The tokens that '
-        "lost most, in nats</caption><thead><tr><th>token</th><th>original</th><th>pruned</th></tr></thead>"
-        f"<tbody>{body}</tbody></table>"
+        f'<table class="measures"><caption>{caption}</caption><thead><tr><th scope="col">token</th>'
+        f'<th scope="col">original</th><th scope="col">pruned</th></tr></thead><tbody>{body}</tbody></table>'
     )
 
 
@@ -124,7 +137,7 @@ def _shaded_text(title: str, rows: Sequence[TokenLoss], model: int) -> str:
         spans.append(f'<span style="--loss:{shade:.2f}" title="{hint}">{escape(row.text)}</span>')
     known = [loss for row in rows if (loss := row.losses[model]) is not None]
     mean = f"{fmean(known):.2f}" if known else "…"
-    return f"<article><h3>{title}: {mean} nats per token</h3><p>{''.join(spans)}</p></article>"
+    return f"<article><h3>{title}: {mean} nats per token (average surprise)</h3><p>{''.join(spans)}</p></article>"
 
 
 def importance_map(
@@ -147,33 +160,29 @@ def importance_map(
         for layer, (row, share) in enumerate(zip(rows, shared, strict=True))
     )
     return (
-        f'<table class="importance"><caption>{escape(title)}: the neurons of each layer, from the most to '
-        f"the least important; darker means more important. A cut of {fraction:.0%} removes the neurons "
-        f"right of the line. Last column: the share of the kept neurons that {escape(other)} would also keep."
-        "</caption><thead><tr><th>layer</th><th>neurons, sorted</th><th>kept by both</th></tr></thead>"
+        f'<table class="importance"><caption>{escape(title)}. Each row is a layer; its neurons run from most to '
+        f"least important. The {fraction:.0%} right of the line are removed. Last column: share of the kept "
+        f"neurons that {escape(other)} keeps as well.</caption>"
+        '<thead><tr><th scope="col">layer</th><th scope="col">neurons, sorted</th>'
+        '<th scope="col">kept by both</th></tr></thead>'
         f"<tbody>{body}</tbody></table>"
     )
 
 
-def influence_table(values: Sequence[float]) -> str:
-    """Name the three layers of least block influence, with all values as a table for screen readers."""
-    rows = "".join(f"<tr><th>{layer}</th><td>{value:.4f}</td></tr>" for layer, value in enumerate(values))
-    least = sorted(range(len(values)), key=values.__getitem__)[:3]
-    return (
-        f'<p class="note">Layers {", ".join(map(str, sorted(least)))} change their input the least.</p>'
-        f'<table class="screen-reader-only"><caption>Block influence by layer</caption>{rows}</table>'
-    )
-
-
 def influence_chart(values: Sequence[float]) -> str:
-    """Draw block influence by layer as bars, each with its value."""
+    """Draw block influence by layer as bars, each with its value, and name the three layers with the least."""
     top = max(values)
+    least = sorted(sorted(range(len(values)), key=values.__getitem__)[:3])
+    names = " and ".join(
+        [", ".join(map(str, least[:-1])), str(least[-1])] if len(least) > 1 else map(str, least)
+    )
     rows = "".join(
-        f'<tr><th>{layer}</th><td class="plot"><span style="width:{100 * value / top:.1f}%"></span></td>'
+        f'<tr><th scope="row">{layer}</th><td class="plot"><span style="width:{100 * value / top:.1f}%"></span></td>'
         f"<td>{value:.3f}</td></tr>"
         for layer, value in enumerate(values)
     )
     return (
+        f'<p class="note">Layers {names} change their input the least.</p>'
         '<table class="probabilities influence"><caption>Block influence by layer: how much each layer '
-        f"changes the direction of its input</caption><tbody>{rows}</tbody></table>"
+        f"rotates its input</caption><tbody>{rows}</tbody></table>"
     )

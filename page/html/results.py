@@ -3,12 +3,14 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from html import escape
+from math import exp, inf, log
+from statistics import median
 
 from page.html.charts import GenreRow, genre_plot
 from page.html.render import format_change, message
 from pruning.evaluation.perplexity import Perplexity
 from pruning.formatting import format_number
-from pruning.guard import warn_of_ruin
+from pruning.guard import loss_rise, warn_of_ruin
 from pruning.recipe import Recipe
 from pruning.report import Report
 from pruning.text.passages import GENRES
@@ -23,7 +25,7 @@ class MeasureRow:
 
     Attributes:
         name: The measure.
-        hint: Its definition, shown on hover.
+        hint: Its definition, folded up below its name.
         original: Its value for the original model, formatted.
         pruned: Its value for the pruned model, formatted.
         change: From the first to the second, formatted; empty if there is none.
@@ -43,14 +45,14 @@ def measures(report: Report, recipe: Recipe) -> str:
     rows = [
         MeasureRow(
             "Parameters",
-            "Numbers that the model has learned; tied embeddings are counted once",
+            "Numbers that the model has learned; tied embeddings are counted once.",
             f"{report.before.parameters:,}",
             f"{report.after.parameters:,}",
             format_change(report.before.parameters, report.after.parameters),
         ),
         MeasureRow(
             "Weights on disk",
-            "Size of the safetensors file, in the precision of the original model",
+            "Size of the safetensors file, in the precision of the original model.",
             f"{report.before.bytes / 1e6:,.0f} MB",
             f"{report.after.bytes / 1e6:,.0f} MB",
             format_change(report.before.bytes, report.after.bytes),
@@ -61,18 +63,57 @@ def measures(report: Report, recipe: Recipe) -> str:
     warnings = [step.warning for step in recipe.steps if step.warning]
     if (ruin := warn_of_ruin(recipe.steps, report)) is not None:
         warnings.insert(0, ruin)
-    return measures_table(rows) + "".join(message(warning, "warning") for warning in warnings)
+    return (
+        verdict(report, recipe)
+        + measures_table(rows)
+        + "".join(message(warning, "warning") for warning in warnings)
+    )
+
+
+JUDGMENTS = (
+    (0.98, "Better on this text"),
+    (1.02, "About as good as the original"),
+    (1.1, "Slightly worse"),
+    (1.4, "Noticeably worse"),
+    (2.0, "Much worse"),
+    (inf, "Badly damaged"),
+)
+"""What a ratio of perplexities is called, each up to its upper end."""
+
+
+def verdict(report: Report, recipe: Recipe) -> str:
+    """Render in one sentence what the measures mean; nothing before they are complete, or if the model is ruined."""
+    if report.before.quality is None or report.after.quality is None or not report.after.has_full_quality:
+        return ""
+    if warn_of_ruin(recipe.steps, report) is not None:
+        return ""  # The warning is the verdict.
+    rise = loss_rise(recipe.steps, report)
+    if rise is None:
+        return ""
+    judgment = next(words for end, words in JUDGMENTS if exp(rise) < end)
+    smaller = 1 - report.after.parameters / report.before.parameters
+    size = f"{smaller:.1%} smaller" if smaller > 0.0005 else "of the same size"
+    before = report.before.quality.overall.value
+    meaning = (
+        f"it hesitates between {format_number(before * exp(rise), 0)} equally likely next tokens, where the "
+        f"original hesitates between {format_number(before, 0)}"
+    )
+    if changes_vocabulary(recipe):
+        meaning = f"its loss on held-out text is {rise / log(before):+.0%} of the original's"
+    return f'<p class="verdict"><b>{judgment}</b>, and {size}: {meaning}.</p>'
 
 
 def measures_table(rows: Sequence[MeasureRow]) -> str:
     """Render measures of the original and the pruned model as a table."""
     body = "".join(
-        f'<tr><th title="{escape(row.hint)}">{escape(row.name)}<small>{escape(row.detail)}</small></th>'
+        f'<tr><th scope="row"><details><summary>{escape(row.name)}</summary><p>{escape(row.hint)}</p></details>'
+        f"<small>{escape(row.detail)}</small></th>"
         f"<td>{escape(row.original)}</td><td>{escape(row.pruned)}</td><td>{escape(row.change)}</td></tr>"
         for row in rows
     )
     return (
-        '<table class="measures"><thead><tr><th></th><th>original</th><th>pruned</th><th>change</th></tr>'
+        '<table class="measures"><thead><tr><th scope="col">measure</th><th scope="col">original</th>'
+        '<th scope="col">pruned</th><th scope="col">change</th></tr>'
         f"</thead><tbody>{body}</tbody></table>"
     )
 
@@ -84,7 +125,8 @@ def changes_vocabulary(recipe: Recipe) -> bool:
 
 def _perplexity(report: Report) -> MeasureRow:
     row = MeasureRow(
-        "Perplexity", "exp of the mean negative log-likelihood of the next token; lower is better"
+        "Perplexity",
+        "How many equally likely next tokens the model hesitates between, on average; lower is better.",
     )
     if report.before.quality is None:
         return row
@@ -105,7 +147,7 @@ def _bits_per_byte(report: Report) -> MeasureRow:
     row = MeasureRow(
         "Bits per byte",
         "Bits that the model needs for each byte of the text; lower is better. Unlike perplexity, it is "
-        "comparable between different vocabularies",
+        "comparable between different vocabularies.",
     )
     if report.before.quality is None or report.before.quality.overall.bits_per_byte is None:
         return row
@@ -120,14 +162,25 @@ def _bits_per_byte(report: Report) -> MeasureRow:
 
 
 def _speed(report: Report) -> MeasureRow:
-    original, pruned = report.before.tokens_per_second, report.after.tokens_per_second
-    return MeasureRow(
-        "Tokens per second",
-        "Generating one text at a time",
-        f"{original:.1f}" if original else PENDING,
-        f"{pruned:.1f}" if pruned else PENDING,
-        format_change(original, pruned) if original and pruned else "",
-        "measured on this machine just now; varies from run to run",
+    before, after = report.before, report.after
+    row = MeasureRow("Tokens per second", "Generating one text at a time, both models in turn.")
+    if before.tokens_per_second is None or after.tokens_per_second is None:
+        return row
+    ratios = sorted(new / old for old, new in zip(before.speeds, after.speeds, strict=True))
+    change = ""
+    if ratios:
+        low, high = ratios[0], ratios[-1]
+        change = f"× {median(ratios):.2f} ({low:.2f} to {high:.2f})"
+        if low <= 1 <= high:
+            change = "no clear difference"
+    return replace(
+        row,
+        original=f"{before.tokens_per_second:.1f}",
+        pruned=f"{after.tokens_per_second:.1f}",
+        change=change,
+        detail=f"on this machine just now; the ratio and its range over {len(ratios)} rounds"
+        if ratios
+        else "",
     )
 
 
@@ -146,7 +199,7 @@ def genres(report: Report, recipe: Recipe) -> str:
         GenreRow(title, value(original.get(genre)), value(pruned.get(genre)))
         for genre, title in GENRES.items()
     ]
-    return genre_plot(rows, "Bits per byte" if in_bits else "Perplexity")
+    return genre_plot(rows, "Bits per byte" if in_bits else "Perplexity", log=not in_bits)
 
 
 @dataclass(frozen=True)
@@ -177,12 +230,13 @@ def lesson_table(rows: Sequence[LessonRow], prompt: str, genre_titles: Mapping[s
     Raises:
         ValueError: A model has not been evaluated.
     """
-    head = "".join(f"<th>{escape(title)}</th>" for title in genre_titles.values())
+    head = "".join(f'<th scope="col">{escape(title)}</th>' for title in genre_titles.values())
     body = "".join(_lesson_row(row, prompt, list(genre_titles)) for row in rows)
     return (
         '<div class="wide"><table class="measures lesson-models"><caption><span class="sticky">Perplexity '
         "(lower is better). In parentheses: the ratio to the original model.</span></caption>"
-        f"<thead><tr><th>model</th><th>parameters</th><th>all</th>{head}</tr></thead>"
+        '<thead><tr><th scope="col">model</th><th scope="col">parameters</th><th scope="col">all</th>'
+        f"{head}</tr></thead>"
         f"<tbody>{body}</tbody></table></div>"
     )
 
@@ -200,7 +254,7 @@ def _lesson_row(row: LessonRow, prompt: str, genre_names: Sequence[str]) -> str:
         ratio = f"<br><small>(× {value})</small>"
     cells = "".join(f"<td>{format_number(quality.genres[genre].value)}</td>" for genre in genre_names)
     return (
-        f"<tr><th>{escape(row.title)}</th><td>{parameters:,}</td>"
+        f'<tr><th scope="row">{escape(row.title)}</th><td>{parameters:,}</td>'
         f"<td>{format_number(quality.overall.value)}{ratio}</td>{cells}</tr>"
         f'<tr class="output"><td colspan="{3 + len(genre_names)}"><span class="sticky">'
         f'<span class="prompt">{escape(prompt)}</span>{escape(row.output)}</span></td></tr>'

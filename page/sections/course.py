@@ -215,12 +215,13 @@ def _sources(lesson: Lesson) -> str:
 
 def _notice(lesson: Lesson, metrics: Mapping[str, float | str], guess: str | None) -> str:
     """Return what to notice in these results, after what was predicted."""
-    _, options = lesson.prediction
-    correct = options[lesson.correct_option]
+    measured = lesson.measured_option(metrics)
     predicted = ""
-    if guess in options:
-        verdict = "correct" if guess == correct else f"measured: {_lower(correct)}"
-        predicted = f"You predicted: *{_lower(guess)}* On the model of this course: {verdict}.\n\n"
+    if guess in lesson.prediction[1]:
+        verdict = "This run does not decide it."
+        if measured is not None:
+            verdict = "This run: correct." if guess == measured else f"This run: {_lower(measured)}."
+        predicted = f"You predicted: *{_lower(guess)}.* {verdict}\n\n"
     unexpected = [claim for claim in lesson.claims if not claim.holds(metrics)]
     warning = ""
     if unexpected:
@@ -244,7 +245,7 @@ def _draw(result: LessonResult, recorded: date | None = None) -> str:
 
 def _draw_live(result: LessonResult) -> str:
     if not result.models:
-        return model_map.draw_model(result.base, result.base, model_map.weights_origin(result.source))
+        return model_map.draw_model(result.base, None, model_map.weights_origin(result.source))
     chart = ""
     match result.chart:
         case ImportanceMap() as scores:

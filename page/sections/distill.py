@@ -4,10 +4,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import gradio as gr
-import pandas as pd
 
 from page.html import render
 from page.html.outputs import sample as draw_sample
+from page.html.plot import Axis, Series, plot
 from page.sections.events import JobPanel, Part, Updates, on_event, on_start
 from page.sections.prune import PruneRequest, outputs, prune_and_show, sampling_from
 from page.sections.section import Page
@@ -29,7 +29,8 @@ from pruning.errors import RecipeError
 
 MAX_MINUTES = 5 if ON_SPACE else 60
 KIND = "distill"
-AXES = ["Seconds", "Perplexity on held-out text", "Model"]
+TIME = Axis("Seconds of training", format=lambda value: f"{value:,.0f}")
+QUALITY = Axis("Perplexity on held-out text (lower is better)", log=True)
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class DistillSection:
     start: gr.Button
     stop: gr.Button
     status: gr.HTML
-    curve: gr.LinePlot
+    curve: gr.HTML
     sample: gr.HTML
 
     @property
@@ -70,7 +71,7 @@ class DistillSection:
         ) -> Iterator[Updates]:
             settings: list[tuple[Prompt, Sampling]] = []
             distilled: list[Recipe] = []
-            rows: list[tuple[float, float, str]] = []
+            points: list[tuple[float, float]] = []
 
             def tasks() -> list[Task]:
                 step = Distillation(minutes=_check_minutes(minutes))
@@ -82,7 +83,7 @@ class DistillSection:
             def show(event: Partial | Done) -> Updates:
                 match event:
                     case Partial(TrainingUpdate(progress, sample)):
-                        return self._show_progress(rows, progress, settings[0][0], sample)
+                        return self._show_progress(points, progress, settings[0][0], sample)
                     case Done(PrunedSummary() as pruned):
                         distilled.append(pruned.recipe)
                         return self._show_note(pruned)
@@ -120,15 +121,15 @@ class DistillSection:
 
     def _show_progress(
         self,
-        rows: list[tuple[float, float, str]],
+        points: list[tuple[float, float]],
         progress: TrainingProgress,
         prompt: Prompt,
         sample: str | None,
     ) -> Updates:
         updates: dict[Part, object] = {self.status: render.training_status(progress)}
         if progress.evaluated:
-            rows.append((progress.seconds, progress.perplexity, "distilled"))
-            updates[self.curve] = gr.LinePlot(_frame(rows, progress), visible=True)
+            points.append((progress.seconds, progress.perplexity))
+            updates[self.curve] = gr.HTML(draw_curve(points, progress), visible=True)
             updates[self.sample] = draw_sample(prompt.text, sample or "", chat=prompt.chat is not False)
         return updates
 
@@ -152,15 +153,7 @@ def build() -> DistillSection:
             start = gr.Button("Distill", elem_id="distill-start", min_width=120)
             stop = gr.Button("Stop and keep the best", visible=False, variant="stop", elem_id="distill-stop")
         status = gr.HTML(elem_id="distill-status", min_height=44)
-        curve = gr.LinePlot(
-            x=AXES[0],
-            y=AXES[1],
-            color=AXES[2],
-            height=260,
-            visible=False,
-            tooltip="all",
-            elem_id="distill-curve",
-        )
+        curve = gr.HTML(visible=False, min_height=370, elem_id="distill-curve")
         sample = gr.HTML(elem_id="distill-text")
     return DistillSection(column, minutes, start, stop, status, curve, sample)
 
@@ -171,15 +164,19 @@ def _check_minutes(value: object) -> float:
     return float(value)
 
 
-def _frame(rows: Sequence[tuple[float, float, str]], progress: TrainingProgress) -> pd.DataFrame:
-    """Return the curve, and the perplexities that it runs between as level lines."""
-    last = rows[-1][0]
-    levels = [
-        (seconds, value, name)
-        for name, value in (
-            ("original", progress.perplexity_teacher),
-            ("before distillation", progress.perplexity_before),
-        )
-        for seconds in (0.0, max(last, 1.0))
-    ]
-    return pd.DataFrame([*rows, *levels], columns=AXES)
+def draw_curve(points: Sequence[tuple[float, float]], progress: TrainingProgress) -> str:
+    """Draw the curve between the two levels that it runs between, over all of the time that was asked for.
+
+    Args:
+        points: Seconds and perplexity of each evaluation so far.
+        progress: The state of the training.
+    """
+    end = max(points[-1][0], progress.seconds + min(progress.seconds_left, 60 * MAX_MINUTES), 1.0)
+    levels = {"original": progress.perplexity_teacher, "before distillation": progress.perplexity_before}
+    before, original = (
+        Series(name, [(0.0, levels[name]), (end, levels[name])], line=True)
+        for name in ("before distillation", "original")
+    )
+    marks = [] if len(points) < 2 else points
+    series = [Series("distilled", marks, line=True), original, before, Series("now", points[-1:], large=True)]
+    return plot(series, TIME, QUALITY, "Perplexity during the distillation")

@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import gradio as gr
-import pandas as pd
 
 from page.html import charts
+from page.html.plot import Axis, Series, plot
 from page.sections.controls import follow_recipe
 from page.sections.events import JobPanel, Part, Updates, on_event, on_start
 from page.sections.section import Page
@@ -36,7 +36,8 @@ FIRST_TEXT = (
 )
 FIRST_FRACTION = 0.2
 OTHER_CRITERION = "peak_to_peak"
-CURVE_COLUMNS = ["Parameters, millions", "Perplexity", "Importance"]
+SIZE = Axis("Parameters, millions", format=lambda value: f"{value:,.0f}")
+QUALITY = Axis("Perplexity on held-out calibration text (lower is better)", log=True)
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,7 @@ class InfluencePart:
     """How much each layer changes its input."""
 
     start: gr.Button
-    plot: gr.BarPlot
-    table: gr.HTML
+    chart: gr.HTML
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class SweepPart:
     criterion: gr.Dropdown
     other: gr.Dropdown
     start: gr.Button
-    plot: gr.LinePlot
+    chart: gr.HTML
     table: gr.Dataframe
     recipes: gr.State
 
@@ -213,19 +213,14 @@ class InspectSection:
         ) -> Iterator[Updates]:
             def show(value: object) -> Updates:
                 assert isinstance(value, LayerInfluences)
-                values = value.values
-                frame = pd.DataFrame({"Layer": range(len(values)), "Block influence": values})
-                return {
-                    part.plot: gr.BarPlot(frame, visible=True),
-                    part.table: charts.influence_table(values),
-                }
+                return {part.chart: charts.influence_chart(value.values)}
 
             def plan() -> Task:
                 return InfluenceTask(model, *_calibration(*calibration))
 
             yield from self._follow(request, token, plan, show)
 
-        outputs = [self.status, part.plot, part.table]
+        outputs = [self.status, part.chart]
         on_start([part.start.click], show_influences, page.controls.calibration_inputs, outputs)
 
     def _wire_sweep(self, page: Page) -> None:
@@ -246,7 +241,7 @@ class InspectSection:
                     return {}
                 points.append(value)
                 return {
-                    part.plot: gr.LinePlot(_curve(points), visible=True),
+                    part.chart: gr.HTML(draw_sweep(points, (one, other)), visible=True),
                     part.table: gr.Dataframe(_rows(points), visible=True),
                     part.recipes: [point.recipe.without_custom_text() for point in points],
                 }
@@ -265,7 +260,7 @@ class InspectSection:
 
         controls = page.controls
         inputs = [part.criterion, part.other, *controls.calibration_inputs]
-        on_start([part.start.click], show_sweep, inputs, [self.status, part.plot, part.table, part.recipes])
+        on_start([part.start.click], show_sweep, inputs, [self.status, part.chart, part.table, part.recipes])
         outputs = [controls.recipe, controls.recipe_note, controls.note]
         on_event([part.table.select], choose, [part.recipes], outputs)
 
@@ -309,8 +304,7 @@ def _build_importance() -> ImportancePart:
 
 def _build_influence() -> InfluencePart:
     start = gr.Button("Measure how much each layer changes its input", elem_id="influence")
-    plot = gr.BarPlot(x="Layer", y="Block influence", visible=False, height=240, sort="x", tooltip="all")
-    return InfluencePart(start, plot, gr.HTML(elem_id="influence-table"))
+    return InfluencePart(start, gr.HTML(elem_id="influence-chart"))
 
 
 def _build_sweep() -> SweepPart:
@@ -320,15 +314,7 @@ def _build_sweep() -> SweepPart:
     )
     criterion, other = _build_criteria("Importance")
     start = gr.Button("Draw the curve", elem_id="sweep")
-    plot = gr.LinePlot(
-        x=CURVE_COLUMNS[0],
-        y=CURVE_COLUMNS[1],
-        color=CURVE_COLUMNS[2],
-        height=280,
-        visible=False,
-        tooltip="all",
-        elem_id="sweep-plot",
-    )
+    chart = gr.HTML(visible=False, min_height=370, elem_id="sweep-plot")
     table = gr.Dataframe(
         headers=["Cut", "Importance", "Parameters", "Perplexity"],
         interactive=False,
@@ -337,7 +323,7 @@ def _build_sweep() -> SweepPart:
         label="The same as a table. Click a row to use its recipe.",
         elem_id="sweep-rows",
     )
-    return SweepPart(criterion, other, start, plot, table, gr.State([]))
+    return SweepPart(criterion, other, start, chart, table, gr.State([]))
 
 
 def _build_criteria(label: str) -> tuple[gr.Dropdown, gr.Dropdown]:
@@ -356,11 +342,24 @@ def draw_importance(scores: ImportanceMap) -> str:
     return charts.importance_map(scores.rows, scores.shared, scores.fraction, *titles)
 
 
-def _curve(points: Sequence[SweepPoint]) -> pd.DataFrame:
-    return pd.DataFrame(
-        [(point.parameters / 1e6, point.perplexity, CRITERIA[point.criterion].title) for point in points],
-        columns=CURVE_COLUMNS,
+def draw_sweep(points: Sequence[SweepPoint], criteria: Sequence[str]) -> str:
+    """Draw quality against size: for each criterion its models, joined by a line.
+
+    Args:
+        points: The models measured so far.
+        criteria: The criteria that are compared.
+    """
+    one, *others = (
+        Series(CRITERIA[criterion].title, [_point(point) for point in points if point.criterion == criterion])
+        for criterion in dict.fromkeys(criteria)
     )
+    # The second color is the original's in every chart; a sweep does not measure it.
+    return plot([one, Series("original", ()), *others], SIZE, QUALITY, "Quality against size")
+
+
+def _point(point: SweepPoint) -> tuple[float, float, str]:
+    title = CRITERIA[point.criterion].title
+    return point.parameters / 1e6, point.perplexity, f"{title}, {point.fraction:.0%} removed"
 
 
 def _rows(points: Sequence[SweepPoint]) -> list[list[str]]:

@@ -4,9 +4,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import gradio as gr
-import pandas as pd
 
 from page.html import render
+from page.html.plot import Axis, Series, plot
 from page.sections.controls import draw_recipe, follow_recipe
 from page.sections.events import Part, Updates, on_event, on_start
 from page.sections.section import Page
@@ -18,11 +18,13 @@ from page.workers.messages import Done, Partial
 from page.workers.tasks import SearchTask, Task
 from page.workers.workbench import Visitor
 from pruning import Recipe
+from pruning.formatting import format_number
+from pruning.shape_search.candidates import PRUNABLE_UNITS
 from pruning.shape_search.search import SearchResult, Trial
+from pruning.text.likelihood import perplexity_of
 
-COLUMNS = ["Parameters, millions", "Perplexity", "Cut"]
-MAX_RATIO = 12
-"""Models with more than this many times the lowest perplexity would press all others to the bottom."""
+SIZE = Axis("Parameters, millions", format=lambda value: f"{value:,.0f}")
+QUALITY = Axis("Perplexity on held-out calibration text (lower is better)", log=True)
 
 
 @dataclass(frozen=True)
@@ -39,13 +41,13 @@ class SearchResults:
 
     Attributes:
         column: Holds the others; it is shown with the first search.
-        plot: Quality against size.
+        chart: Quality against size.
         table: The same as rows.
         recipes: The recipe of each row.
     """
 
     column: gr.Column
-    plot: gr.ScatterPlot
+    chart: gr.HTML
     table: gr.Dataframe
     recipes: gr.State
 
@@ -68,22 +70,16 @@ def build_controls() -> SearchControls:
 def build_results() -> SearchResults:
     """Lay out the trials."""
     with gr.Column(visible=False, elem_id="curve") as column:
-        plot = gr.ScatterPlot(
-            x=COLUMNS[0],
-            y=COLUMNS[1],
-            color=COLUMNS[2],
-            title="Quality against size",
-            height=260,
-            tooltip="all",
-        )
+        chart = gr.HTML(elem_id="trials", min_height=380)
         table = gr.Dataframe(
-            headers=["Cut", "Parameters", "Perplexity"],
+            headers=["Removed", "Parameters", "Perplexity", "Ratio"],
+            type="array",
             interactive=False,
             label="All models tried. Click a row to use its recipe.",
             max_height=220,
             elem_id="points",
         )
-    return SearchResults(column, plot, table, gr.State([]))
+    return SearchResults(column, chart, table, gr.State([]))
 
 
 def wire(page: Page, controls: SearchControls, results: SearchResults) -> None:
@@ -111,7 +107,7 @@ def wire(page: Page, controls: SearchControls, results: SearchResults) -> None:
             match event:
                 case Partial(Trial() as trial):
                     trials.append(trial)
-                    return {results.plot: to_frame(trials), results.table: to_rows(trials)}
+                    return {results.chart: draw_trials(trials), results.table: to_rows(trials)}
                 case Done(SearchResult() as result):
                     return _show_result(page, results, result, visitor)
             return {}
@@ -120,11 +116,16 @@ def wire(page: Page, controls: SearchControls, results: SearchResults) -> None:
         yield from job.follow(run_job(tasks, visitor, job_name(request)), show)
 
     def choose(
-        request: gr.Request, token: gr.OAuthToken | None, recipes: Sequence[Recipe], event: gr.SelectData
+        request: gr.Request,
+        token: gr.OAuthToken | None,
+        recipes: Sequence[Recipe | None],
+        event: gr.SelectData,
     ) -> Updates:
         try:
             recipe = recipes[event.index[0]]
         except (IndexError, TypeError):
+            recipe = None
+        if recipe is None:  # The original model has no recipe.
             return {page.controls.recipe: gr.skip()}
         return _use(page, recipe, visitor_of(request, token))
 
@@ -132,7 +133,7 @@ def wire(page: Page, controls: SearchControls, results: SearchResults) -> None:
         [controls.start.click, controls.budget.submit],
         search,
         [controls.budget, *page.controls.calibration_inputs],
-        [*job.outputs, results.column, results.plot, results.table, results.recipes, *_used(page)],
+        [*job.outputs, results.column, results.chart, results.table, results.recipes, *_used(page)],
         job.status,
     )
     on_event([results.table.select], choose, [results.recipes], _used(page))
@@ -141,12 +142,15 @@ def wire(page: Page, controls: SearchControls, results: SearchResults) -> None:
 def _show_result(
     page: Page, results: SearchResults, result: SearchResult, visitor: Visitor
 ) -> dict[Part, object]:
-    cuts = result.chosen.candidate.description
+    cuts, size = (
+        result.chosen.candidate.description,
+        look_up(result.chosen.recipe.base, visitor).shape.parameters,
+    )
     line = f"Best of {result.shapes_considered:,} combinations: remove {cuts}. Press Prune to build it."
     return _use(page, result.chosen.recipe, visitor) | {
-        results.plot: to_frame(result.trials, result),
-        results.table: to_rows(result.trials),
-        results.recipes: [trial.recipe.without_custom_text() for trial in result.trials],
+        results.chart: draw_trials(result.trials, result, size),
+        results.table: to_rows(result.trials, result, size),
+        results.recipes: [None, *(trial.recipe.without_custom_text() for trial in result.trials)],
         page.results.job.status: render.status(line, kind="done"),
     }
 
@@ -162,24 +166,56 @@ def _used(page: Page) -> list[Part]:
     return [panel.recipe, panel.recipe_note, panel.note, page.results.picture]
 
 
-def to_frame(trials: Sequence[Trial], result: SearchResult | None = None) -> pd.DataFrame:
-    """Return quality against size, as rows for the plot."""
-    rows = [(trial.candidate.parameters / 1e6, trial.perplexity, _series(trial, result)) for trial in trials]
-    if result is not None:
-        rows += [(size / 1e6, perplexity, "predicted") for size, perplexity in result.curve]
-    best = min(perplexity for _, perplexity, _ in rows)
-    return pd.DataFrame([row for row in rows if row[1] <= MAX_RATIO * best], columns=COLUMNS)
+def draw_trials(trials: Sequence[Trial], result: SearchResult | None = None, size: int = 0) -> str:
+    """Draw quality against size: every trial, and once there is a result the chosen one, the base and the forecast.
+
+    Args:
+        trials: What was tried.
+        result: The result; None while the search runs.
+        size: The parameters of the base.
+    """
+    kinds: dict[str, list[tuple[float, float, str]]] = {title: [] for title in _KINDS}
+    for trial in trials:
+        kind = f"{trial.candidate.single} alone" if trial.candidate.single else MIXED
+        kinds.setdefault(kind, []).append(_point(trial))
+    chosen = [] if result is None else [_point(result.chosen)]
+    original = [] if result is None else [(size / 1e6, perplexity_of(result.base_loss), "Original model")]
+    forecast = [] if result is None else [(size / 1e6, perplexity) for size, perplexity in result.curve]
+    series = [
+        Series("chosen", chosen, large=True),
+        Series("original", original, large=True),
+        *(Series(kind, points) for kind, points in kinds.items()),
+        Series("predicted", forecast, line=True),
+    ]
+    return plot(series, SIZE, QUALITY, "Quality against size")
 
 
-def _series(trial: Trial, result: SearchResult | None) -> str:
-    if result is not None and trial == result.chosen:
-        return "chosen"
-    return f"{trial.candidate.single} alone" if trial.candidate.single else "mixed"
+MIXED = "several kinds"
+_KINDS = (MIXED, *(f"{unit.title} alone" for unit in PRUNABLE_UNITS))
 
 
-def to_rows(trials: Sequence[Trial]) -> list[list[str]]:
-    """Return the same as rows of a table: what was cut, parameters, perplexity."""
-    return [
-        [trial.candidate.title, f"{trial.candidate.parameters:,}", f"{trial.perplexity:.1f}"]
+def _point(trial: Trial) -> tuple[float, float, str]:
+    return trial.candidate.parameters / 1e6, trial.perplexity, trial.title
+
+
+def to_rows(trials: Sequence[Trial], result: SearchResult | None = None, size: int = 0) -> list[list[str]]:
+    """Return the same as rows of a table: what was removed, parameters, perplexity, and its ratio to the original's.
+
+    Args:
+        trials: What was tried.
+        result: The result; None while the search runs.
+        size: The parameters of the base.
+    """
+    base = None if result is None else perplexity_of(result.base_loss)
+    rows = [
+        [
+            trial.title,
+            f"{trial.candidate.parameters:,}",
+            format_number(trial.perplexity),
+            "" if base is None else f"× {format_number(trial.perplexity / base, 2)}",
+        ]
         for trial in trials
     ]
+    if result is None or base is None:
+        return rows
+    return [["Nothing (original model)", f"{size:,}", format_number(base), ""], *rows]

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
 from string import Template
@@ -10,6 +10,7 @@ from typing import Literal
 
 from pruning import catalog
 from pruning.lessons.metrics import Metrics
+from pruning.lessons.outcome import Outcome
 from pruning.recipe import Recipe
 from pruning.steps import AnyStep
 from pruning.text.choice import Calibration
@@ -76,7 +77,7 @@ class Lesson:
         claims: What its metrics are expected to show on the default model.
         chart: The chart that is drawn below the results, if any.
         budget: A size for the search by size, such as `25%`; used instead of runs.
-        correct_option: Position of the right answer to its prediction, counted from 0.
+        outcome: Finds the answer to its prediction that the metrics of a run show; None if its run cannot tell.
     """
 
     key: str
@@ -84,7 +85,7 @@ class Lesson:
     claims: tuple[Claim, ...] = ()
     chart: Literal["", "importance", "influence"] = ""
     budget: str = ""
-    correct_option: int = field(default=0, kw_only=True)
+    outcome: Outcome | None = None
 
     @property
     def number(self) -> int:
@@ -111,6 +112,11 @@ class Lesson:
         """A question to answer before the run, and the answers to choose from."""
         question, _, options = self._parts["Predict"].partition("\n\n")
         return question, [line.removeprefix("- ") for line in options.splitlines()]
+
+    def measured_option(self, metrics: Metrics) -> str | None:
+        """Return the answer to the prediction that a run shows, or None if it shows none of them."""
+        place = None if self.outcome is None else self.outcome(metrics)
+        return None if place is None else self.prediction[1][place]
 
     def notice(self, values: Mapping[str, str]) -> str:
         """Return what to notice in the results, in Markdown.

@@ -27,7 +27,7 @@ def test_lesson(lesson_page, lesson):
     page.wait_for_selector(f"#lesson-see:has-text('{lesson.title}')")
     question, _ = lesson.prediction
     assert question in page.inner_text("#predict")
-    page.locator("#predict label").nth(lesson.correct_option).click()
+    page.locator("#predict label").first.click()
     page.click("#lesson-run")
     page.wait_for_selector("#lesson-status .done, #lesson-status .failed", timeout=1_200_000)
     if page.is_visible("#lesson-live"):  # It was recorded. The test is of what it gives today.
@@ -39,7 +39,7 @@ def test_lesson(lesson_page, lesson):
     assert page.inner_text("#lesson-status").startswith("Done")
     page.wait_for_selector("#notice h3")
     notice = page.inner_text("#notice")
-    assert "On the model of this course: correct." in notice
+    assert ("This run does not decide it." in notice) == (lesson.outcome is None)
     assert "not what this lesson expects" not in notice
     assert "$" not in notice
     rows = page.locator("#lesson-results tbody tr.output").count()

@@ -1,6 +1,7 @@
 """Small reports, shapes and HTML readers that several tests of the page's HTML share."""
 
 from html.parser import HTMLParser
+from statistics import median
 
 from pruning.architectures.shape import Shape
 from pruning.evaluation.perplexity import Perplexity, Quality
@@ -22,11 +23,12 @@ def quality(value, bits_per_byte=1.0, text="held-out passages", genres=GENRES):
     return Quality(measured(value), {genre: measured(value + place) for place, genre in enumerate(genres)})
 
 
-def report(original=None, pruned=None, speeds=(None, None)):
+def report(original=None, pruned=None, speeds=((), ())):
     """A report of a model of 1,000 parameters, 250 of them removed, with what is given as measured."""
+    medians = [median(rounds) if rounds else None for rounds in speeds]
     return Report(
-        Measured({"mlp": 1_000}, 4_000_000, original, speeds[0]),
-        Measured({"mlp": 750}, 3_000_000, pruned, speeds[1]),
+        Measured({"mlp": 1_000}, 4_000_000, original, medians[0], speeds[0]),
+        Measured({"mlp": 750}, 3_000_000, pruned, medians[1], speeds[1]),
     )
 
 

@@ -6,35 +6,64 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from page.html import charts, model_map, outputs, render, results
+from page.html import charts, model_map, outputs, plot, render, results
 from pruning import Neurons, Recipe
 from pruning.criteria import Criterion
 from pruning.evaluation.inspection import NextToken, TokenLoss
 from tests.page.html.samples import Page, quality, report, shape
 
 TAGS = {
-    *(
-        "a",
-        "article",
-        "b",
-        "br",
-        "caption",
-        "dd",
-        "details",
-        "div",
-        "dl",
-        "dt",
-        "h2",
-        "h3",
-        "i",
-        "li",
-        "mark",
-    ),
-    *("ol", "p", "section", "small", "span", "summary", "table", "tbody", "td", "th", "thead", "tr", "ul"),
+    "a",
+    "article",
+    "b",
+    "br",
+    "caption",
+    "dd",
+    "details",
+    "div",
+    "dl",
+    "dt",
+    "figcaption",
+    "figure",
+    "h2",
+    "h3",
+    "i",
+    "li",
+    "mark",
+    "ol",
+    "p",
+    "polyline",
+    "section",
+    "small",
+    "span",
+    "summary",
+    "svg",
+    "table",
+    "tbody",
+    "td",
+    "tfoot",
+    "th",
+    "thead",
+    "tr",
+    "ul",
 }
 ATTRIBUTES = {
-    *("aria-hidden", "aria-label", "class", "colspan", "data-count", "href", "id", "rel", "role", "style"),
-    *("target", "title"),
+    "aria-hidden",
+    "aria-label",
+    "class",
+    "colspan",
+    "data-count",
+    "href",
+    "id",
+    "points",
+    "preserveaspectratio",
+    "rel",
+    "role",
+    "scope",
+    "style",
+    "target",
+    "title",
+    "viewbox",
 }
 
 
@@ -64,6 +93,15 @@ RENDERED = {
     model_map.draw_model: lambda text: model_map.draw_model(shape(), shape(), text),
     outputs.sample: lambda text: outputs.sample(text, text),
     outputs.text_pair: lambda text: outputs.text_pair(text, f"{text} one {text}", f"{text} two {text}"),
+    plot.plot: lambda text: plot.plot(
+        [
+            plot.Series(text, [(1, 2, text), (2, 3, text)], large=True),
+            plot.Series(text, [(1, 2), (3, 4)], line=True),
+        ],
+        plot.Axis(text, format=lambda _: text),
+        plot.Axis(text, log=True),
+        text,
+    ),
     render.criterion_note: lambda text: render.criterion_note(criterion(text)),
     render.message: lambda text: render.message(text, link=text),
     render.recipe_note: lambda text: render.recipe_note([text, text]),
@@ -77,7 +115,7 @@ RENDERED = {
 """Each function that renders text, with the same text in every place."""
 
 WITHOUT_TEXT = {
-    *(charts.influence_chart, charts.influence_table, outputs.text_pair_placeholder, results.genres),
+    *(charts.influence_chart, outputs.text_pair_placeholder, results.genres, results.verdict),
     *(render.distillation_result, render.training_status),
 }
 """Functions that render numbers and fixed words only."""
@@ -120,15 +158,15 @@ def test_text_is_shown_as_it_is_and_never_becomes_markup(function, text):
 @given(text=st.text(min_size=1))
 @example(text='"><script>')
 def test_text_in_an_attribute_stays_in_it(text):
-    page = Page(results.measures_table([results.MeasureRow("name", text)]))
-    assert page.values("title") == [text]
+    chart = plot.plot([plot.Series("x", [(1, 2, text)])], plot.Axis("x"), plot.Axis("y"), "x")
+    assert Page(chart).values("title") == [f"{text}: 1.0, 2.0"]
     assert Page(render.message("See", link=text)).values("href") == [text]
 
 
 def test_every_public_function_is_covered_here():
     public = {
         function
-        for module in (charts, model_map, outputs, render, results)
+        for module in (charts, model_map, outputs, plot, render, results)
         for name, function in inspect.getmembers(module, inspect.isfunction)
         if function.__module__ == module.__name__ and not name.startswith("_")
     }

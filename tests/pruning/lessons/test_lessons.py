@@ -11,6 +11,7 @@ from pruning import Calibration, Recipe, lessons
 from pruning.architectures.shape import Shape
 from pruning.lessons import LESSONS, Claim, format_metrics, metrics_of_runs, metrics_of_shape
 from pruning.lessons.lesson import SECTIONS, split_sections
+from pruning.lessons.metrics import removed_by_step
 from tests.helpers.models import loaded
 
 TEXT = Calibration(tokens=1280, window=64)
@@ -54,12 +55,48 @@ def test_every_text_is_complete(lesson):
     assert question.endswith(("?", "…"))
     assert len(set(options)) == 3
     assert all(options)
-    assert 0 <= lesson.correct_option < len(options)
     assert lesson.question.endswith("?")
     assert lesson.explanation
     assert re.findall(r"\]\(https://", lesson.sources)
     assert lesson.next
     assert lesson.claims
+
+
+@each_lesson
+def test_the_verdict_is_an_answer_that_the_metrics_of_the_runs_show_or_none(lesson, evaluated):
+    metrics = metrics_on_the_page(lesson, *evaluated)
+    assert lesson.measured_option(metrics) in {None, *lesson.prediction[1]}
+    assert (lesson.outcome is None) == (lesson.number == 11)  # Its run does not distill.
+
+
+BY_NUMBER = {lesson.number: lesson for lesson in LESSONS}
+
+
+@pytest.mark.parametrize(
+    ("number", "metrics", "place"),
+    [
+        (2, {"l1_smaller": 0.118}, 1),
+        (8, {"nine_growth": 2.81 / 0.51}, 2),
+        (8, {"nine_growth": 3.0}, 0),
+        (8, {"nine_growth": 1.0}, 1),
+        (9, {"repaired_ratio": 2.5}, None),
+        (10, {"half_file_share": 1.0}, 1),
+        (12, {"chosen_removed_neurons": 16, "chosen_removed_heads": 0, "chosen_removed_layers": 17}, 2),
+        (12, {"chosen_removed_neurons": 18, "chosen_removed_heads": 0, "chosen_removed_layers": 17}, 0),
+        (12, {"chosen_removed_neurons": 0, "chosen_removed_heads": 0, "chosen_removed_layers": 0}, None),
+    ],
+)
+def test_the_verdict_follows_the_figures_of_the_run(number, metrics, place):
+    lesson = BY_NUMBER[number]
+    expected = None if place is None else lesson.prediction[1][place]
+    assert lesson.measured_option(metrics) == expected
+
+
+def test_what_is_removed_is_counted_step_by_step(evaluated):
+    _, pruned = evaluated
+    removed = removed_by_step(pruned)
+    assert removed["layers"] == removed["heads"] == 0
+    assert removed["neurons"] == pruned.report.before.parameters - pruned.report.after.parameters > 0
 
 
 @each_lesson
