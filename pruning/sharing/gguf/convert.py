@@ -85,7 +85,8 @@ def _child(command: Sequence[str], log: Path) -> Iterator[subprocess.Popen[bytes
 
 
 def _explain(log: str, folder: Path) -> Exception:
-    if "No space left on device" in log or "File too large" in log:
+    # numpy says how many items it wrote, and not why it wrote no more.
+    if re.search(r"No space left on device|File too large|\d+ requested and \d+ written", log):
         return SavingError("The GGUF file could not be written: the disk is full. Make room and try again.")
     if "pre-tokenizer was not recognized" in log:
         return ModelError(
@@ -94,5 +95,6 @@ def _explain(log: str, folder: Path) -> Exception:
         )
     if refused := re.search(r"^REFUSED (.+)$", log, re.MULTILINE):
         return ModelError(f"{folder.name} cannot be exported to GGUF: {refused[1]}.")
-    last = (log.strip().splitlines() or ["it printed nothing"])[-1]
+    lines = [line for line in log.strip().splitlines() if not line.lstrip().startswith("Writing:")]
+    last = (lines or ["it printed nothing"])[-1]
     return ModelError(f"llama.cpp's converter could not read {folder.name}: {last[:300]}")

@@ -111,7 +111,7 @@ def export_and_compare(
     recipe = _check(folder, type)
     if output.exists():
         raise SavingError(f"{output} exists. Choose another name, or remove it first.")
-    expected = _expectation(load(str(folder), progress=progress), folder.name, progress)
+    expected = _expectation(load(find(folder, weights=True), progress=progress), folder.name, progress)
     facts = facts_of(recipe, _weights_metadata(folder), expected)
     try:
         with replacing(output) as temporary, temporary_folder(temporary.parent) as work:
