@@ -39,7 +39,11 @@
     },
     // Note that a lesson is open. `title`: its number and title.
     showLesson(number, title) {
+      const tab = document.querySelector("#lesson-see");
+      if (!tab?.checkVisibility()) return;
       replace({ lesson: number }, title);
+      const top = tab.getBoundingClientRect().top;
+      if (acted() && (top < 0 || top > innerHeight / 2)) tab.scrollIntoView({ block: "start" });
     },
     // Note that the results are those of a link; a visitor who has done nothing keeps the address they came by.
     showResult(link) {

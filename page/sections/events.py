@@ -8,6 +8,7 @@ from typing import Any, Literal
 import gradio as gr
 from gradio.blocks import BlockContext
 from gradio.components import Component
+from gradio.events import Dependency
 
 from page.html import render
 from page.workers.messages import Done, Event, Failed, Partial, Progress, Queued, Stopped
@@ -48,8 +49,8 @@ def on_start(
     inputs: Sequence[Part],
     outputs: Sequence[Part],
     status: gr.HTML | None = None,
-) -> None:
-    """Call a handler that runs a job. How many run is for the job's own queue to say.
+) -> Dependency:
+    """Call a handler that runs a job, and return what may follow it. How many run is for the job's own queue to say.
 
     Args:
         triggers: The events that start it.
@@ -58,7 +59,7 @@ def on_start(
         outputs: The components that it may change.
         status: Where Gradio shows that it runs, if anywhere.
     """
-    gr.on(
+    return gr.on(
         triggers,
         handler,
         inputs,
