@@ -51,9 +51,11 @@
       const linked = new URL(link).searchParams;
       replace(Object.fromEntries(["recipe", "mode", "prompt"].map((name) => [name, linked.get(name)])));
     },
-    // Start a download that was prepared.
-    download() {
-      requestAnimationFrame(() => document.querySelector("#download a, a#download, button#download")?.click());
+    // Start a download that was prepared, as soon as its button is there; after a failure it does not come.
+    download(tries = 40) {
+      const button = document.getElementById("download");
+      if (isShown(button)) button.click();
+      else if (tries > 0) setTimeout(() => this.download(tries - 1), 50);
     },
   };
 

@@ -36,8 +36,8 @@ NOT_SIGNED_IN = (
     "Nobody is signed in to Hugging Face on this machine. Run `hf auth login` in a terminal, then press Push."
 )
 SNIPPET = """\
-from transformers import AutoModelForCausalLM, AutoTokenizer
-model, tokenizer = (kind.from_pretrained("{name}") for kind in (AutoModelForCausalLM, AutoTokenizer))
+from transformers import pipeline
+print(pipeline("text-generation", "{name}")("Once upon a time")[0]["generated_text"])
 """
 """How to load the folder that the zip file holds."""
 
