@@ -6,6 +6,7 @@ To add a section below the results, write its file in `page/sections/` and add i
 import gradio as gr
 
 from page.sections import (
+    address,
     controls,
     course,
     distill,
@@ -43,7 +44,7 @@ def build_page(warm_up: WarmUp) -> gr.Blocks:
         api.register()  # First, so that no handler of the page takes the name of one of its functions.
         gr.HTML(HEADER)
         with gr.Tabs(elem_id="tabs") as tabs:
-            with gr.Tab("Prune", id="prune"), gr.Row(elem_classes="desk"):
+            with gr.Tab("Prune", id="prune") as prune_tab, gr.Row(elem_classes="desk"):
                 with gr.Column(scale=4, min_width=320, elem_classes="choices"):
                     first = controls.build_first()
                     job = results.build_job()
@@ -55,8 +56,10 @@ def build_page(warm_up: WarmUp) -> gr.Blocks:
                     search_results = search.build_results()
                     pane = results.build(job, picture)
                     sections = tuple(build() for build in BELOW_RESULTS)
-            with gr.Tab("Course", id="course"):
+            with gr.Tab("Course", id="course") as lessons_tab:
                 course_tab = course.build()
+                following = gr.Button("Next lesson", elem_id="next-lesson")
+        address.build_footer()
         page = Page(panel, pane, sections)
         controls.wire(panel, picture)
         prune.wire(page)
@@ -67,5 +70,6 @@ def build_page(warm_up: WarmUp) -> gr.Blocks:
             section.wire(page)
         course.wire(course_tab)
         first_visit.wire(demo, tabs, page, course_tab, warm_up)
+        address.wire(demo, tabs, prune_tab, lessons_tab, course_tab, following)
         demo.unload(on_disconnect)
     return demo

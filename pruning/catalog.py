@@ -1,5 +1,6 @@
 """The models that are offered by name."""
 
+import re
 from dataclasses import dataclass
 
 
@@ -64,6 +65,8 @@ class CatalogModel:
 
 
 DEFAULT_MODEL = "smollm2-135m"
+LONGEST_ADDRESS = 1_000
+"""How many characters of a name are searched for an address."""
 
 _MODELS = [
     CatalogModel(
@@ -166,6 +169,25 @@ _MODELS = [
 ]
 
 MODELS = {model.name: model for model in _MODELS}
+
+
+_ADDRESS = re.compile(
+    r"\s*(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/"
+    r"(?!(?:datasets|spaces|collections|papers|docs)/)([\w.-]+(?:/[\w.-]+)?)(?:/(?:tree|blob)/main(?:/\S*)?)?/?(?:[?#]\S*)?\s*",
+    re.IGNORECASE,
+)
+
+
+def name_from_address(name: str) -> str:
+    """Return the id in the address of a model's page on the Hub; any other name as it is.
+
+    Example:
+        >>> from pruning.catalog import name_from_address
+        >>> name_from_address("https://huggingface.co/openai-community/gpt2/tree/main")
+        'openai-community/gpt2'
+    """
+    found = _ADDRESS.fullmatch(name[:LONGEST_ADDRESS])
+    return found[1] if found else name
 
 
 def find(name: str) -> CatalogModel | None:

@@ -15,6 +15,7 @@ import yaml
 from pydantic import AfterValidator, Field, model_validator
 
 from pruning.architectures.shape import Shape
+from pruning.catalog import name_from_address
 from pruning.errors import RecipeError, SavingError
 from pruning.files import replacing
 from pruning.schema import Frozen
@@ -83,6 +84,8 @@ class Recipe(Frozen):
         if isinstance(values, dict):
             if isinstance(base := values.get("base"), os.PathLike):
                 values = values | {"base": os.fspath(base)}
+            elif isinstance(base, str):
+                values = values | {"base": name_from_address(base)}
             lists = {name: values.get(name) for name in ("steps", "kept_layers", "removed")}
             values = values | {name: tuple(part) for name, part in lists.items() if isinstance(part, list)}
         return values

@@ -32,7 +32,7 @@ def genre_plot(rows: Sequence[GenreRow], measure: str = "Perplexity", log: bool 
     ends = axis.ends(known or [1.0])
     body = "".join(_genre_row(row, axis, ends, digits) for row in rows)
     ticks = "".join(
-        f'<span class="tick" style="left:{axis.place(tick, *ends):.2f}%">{_format_tick(tick)}</span>'
+        f'<span class="tick" style="left:{axis.place(tick, *ends):.2f}%">{axis.label(tick)}</span>'
         for tick in axis.ticks(*ends)
         if known
     )
@@ -42,10 +42,6 @@ def genre_plot(rows: Sequence[GenreRow], measure: str = "Perplexity", log: bool 
         f'<tbody>{body}</tbody><tfoot aria-hidden="true"><tr><td></td><td class="plot">{ticks}</td><td></td></tr>'
         "</tfoot></table>"
     )
-
-
-def _format_tick(value: float) -> str:
-    return f"{value:g}" if value < 1_000 else format_number(value)
 
 
 def _genre_row(row: GenreRow, axis: Axis, ends: tuple[float, float], digits: int) -> str:

@@ -39,7 +39,11 @@
     },
     // Note that a lesson is open. `title`: its number and title.
     showLesson(number, title) {
+      const tab = document.querySelector("#lesson-see");
+      if (!tab?.checkVisibility()) return;
       replace({ lesson: number }, title);
+      const top = tab.getBoundingClientRect().top;
+      if (acted() && (top < 0 || top > innerHeight / 2)) tab.scrollIntoView({ block: "start" });
     },
     // Note that the results are those of a link; a visitor who has done nothing keeps the address they came by.
     showResult(link) {
@@ -47,9 +51,11 @@
       const linked = new URL(link).searchParams;
       replace(Object.fromEntries(["recipe", "mode", "prompt"].map((name) => [name, linked.get(name)])));
     },
-    // Start a download that was prepared.
-    download() {
-      requestAnimationFrame(() => document.querySelector("#download a, a#download, button#download")?.click());
+    // Start a download that was prepared, as soon as its button is there; after a failure it does not come.
+    download(tries = 40) {
+      const button = document.getElementById("download");
+      if (isShown(button)) button.click();
+      else if (tries > 0) setTimeout(() => this.download(tries - 1), 50);
     },
   };
 

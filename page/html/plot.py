@@ -62,6 +62,10 @@ class Axis:
         room = (high - low or abs(high) or 1) * 0.06
         return low - room, high + room
 
+    def label(self, tick: float) -> str:
+        """Write a round value without digits that say nothing."""
+        return f"{tick:g}" if self.format is format_number and abs(tick) < 1_000 else self.format(tick)
+
     def ticks(self, low: float, high: float) -> list[float]:
         """Return round values between the ends, few enough to be labeled."""
         return _log_ticks(low, high) if self.log else _ticks(low, high)
@@ -121,12 +125,12 @@ def _bounded(value: float) -> float:
 
 def _grid(x: Axis, x_ends: tuple[float, float], y: Axis, y_ends: tuple[float, float]) -> str:
     columns = "".join(
-        f'<span class="tick-x" style="left:{x.place(tick, *x_ends):.2f}%">{escape(x.format(tick))}</span>'
+        f'<span class="tick-x" style="left:{x.place(tick, *x_ends):.2f}%">{escape(x.label(tick))}</span>'
         for tick in x.ticks(*x_ends)
     )
     rows = "".join(
         f'<span class="tick-y" style="bottom:{y.place(tick, *y_ends):.2f}%">'
-        f"<span>{escape(y.format(tick))}</span></span>"
+        f"<span>{escape(y.label(tick))}</span></span>"
         for tick in y.ticks(*y_ends)
     )
     return columns + rows

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import gradio as gr
 from gradio.blocks import BlockContext
 from gradio.components import Component
+from gradio.events import Dependency
 
 from page.html import render
 from page.server.jobs import Replaced
@@ -52,8 +53,8 @@ def on_start(
     outputs: Sequence[Part],
     status: gr.HTML | None = None,
     trigger_mode: Literal["once", "multiple", "always_last"] | None = None,
-) -> None:
-    """Call a handler that runs a job. How many run is for the job's own queue to say.
+) -> Dependency:
+    """Call a handler that runs a job, and return what may follow it. How many run is for the job's own queue to say.
 
     Args:
         triggers: The events that start it.
@@ -63,7 +64,7 @@ def on_start(
         status: Where Gradio shows that it runs, if anywhere.
         trigger_mode: What happens to a trigger while the handler runs; `multiple` starts it once more.
     """
-    gr.on(
+    return gr.on(
         triggers,
         handler,
         inputs,

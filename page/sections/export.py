@@ -18,7 +18,7 @@ from page.server.settings import Mode
 from page.workers.messages import Done, Partial, PrunedSummary
 from page.workers.tasks import UPLOAD_SECONDS, ZIP, ExportTask, PublishTask, Task, notes_on
 from pruning import Recipe
-from pruning.errors import RecipeError
+from pruning.errors import RecipeError, SavingError
 from pruning.sharing.gguf import GGUF_TYPES
 
 FORMATS: list[tuple[str, str | int | float]] = [
@@ -33,6 +33,16 @@ ACCOUNT_NOTES = {
 }
 
 
+NOT_SIGNED_IN = (
+    "Nobody is signed in to Hugging Face on this machine. Run `hf auth login` in a terminal, then press Push."
+)
+SNIPPET = """\
+from transformers import pipeline
+print(pipeline("text-generation", "{name}")("Once upon a time")[0]["generated_text"])
+"""
+"""How to load the folder that the zip file holds."""
+
+
 @dataclass(frozen=True)
 class DownloadPart:
     """The model as one file."""
@@ -41,6 +51,7 @@ class DownloadPart:
     prepare: gr.Button
     download: gr.DownloadButton
     status: gr.HTML
+    usage: gr.Code
 
     @property
     def outputs(self) -> list[Part]:
@@ -86,7 +97,11 @@ class ExportSection:
     def result_outputs(self) -> Sequence[Part]:
         """The column, the recipe, and the two status lines, which are out of date."""
         texts = self.recipe.recipe, self.recipe.python, self.recipe.link
-        return [self.column, *texts, self.download.status, self.publish.status]
+        return [self.column, *texts, self.download.usage, self.download.prepare, *self._statuses]
+
+    @property
+    def _statuses(self) -> Sequence[Part]:
+        return [self.download.status, self.publish.status]
 
     def show_result(self, pruned: PrunedSummary, request: gr.Request) -> Updates:
         """Show the section with the recipe."""
@@ -95,15 +110,20 @@ class ExportSection:
             self.recipe.recipe: pruned.recipe.to_yaml(),
             self.recipe.python: pruned.recipe.to_python(),
             self.recipe.link: links.link(pruned.recipe, request, pruned.prompt),
-            self.download.status: "",
-            self.publish.status: "",
-        }
+            self.download.usage: SNIPPET.format(name=_name(pruned.recipe)),
+            self.download.prepare: _label(pruned.report.after.bytes),
+        } | dict.fromkeys(self._statuses, "")
 
     def wire(self, page: Page) -> None:
         """Connect the download and the push."""
         recipe, text = page.results.recipe, page.controls.calibration.custom_text
         download, publish = self.download, self.publish
-        on_start([download.prepare.click], self.prepare, [recipe, text, download.form], download.outputs)
+        done = on_start(
+            [download.prepare.click], self.prepare, [recipe, text, download.form], download.outputs
+        )
+        done.then(None, js="() => window.secateur?.download()", api_visibility="private")
+        link = self.recipe.link
+        link.change(None, [link], js="(link) => window.secateur?.showResult(link)", api_visibility="private")
         inputs = [recipe, text, publish.repository, publish.private, publish.token]
         on_start([publish.start.click], self.push, inputs, publish.outputs)
         # With another model or format, the file that was prepared is out of date.
@@ -135,7 +155,10 @@ class ExportSection:
             return {
                 part.download: gr.DownloadButton(f"Download {file.name}", value=str(file), visible=True),
                 part.prepare: gr.Button(visible=False),
-                part.status: render.status("Ready: press Download.", kind="done") + _shown(notes_on(file)),
+                part.status: render.status(
+                    "Ready. If your browser does not save it, press Download.", kind="done"
+                )
+                + _shown(notes_on(file)),
             }
 
         events = run_job(tasks, visitor_of(request, token), job_name(request, "download"))
@@ -159,11 +182,12 @@ class ExportSection:
             if not isinstance(repository, str) or not repository.strip():
                 raise RecipeError("Enter a name for the repository.")
             pruned = _check_pruned(recipe, custom_text)
+            token = publishing_token(visitor, typed_token)
+            if not token:
+                raise SavingError(NOT_SIGNED_IN)
             # What is left open means private.
             is_private = private is not False
-            return [
-                PublishTask(pruned, repository.strip(), is_private, publishing_token(visitor, typed_token))
-            ]
+            return [PublishTask(pruned, repository.strip(), is_private, token)]
 
         def show(event: Partial | Done) -> Updates:
             if not isinstance(event, Done):
@@ -208,9 +232,13 @@ def _build_download() -> DownloadPart:
         info="GGUF is for llama.cpp, Ollama and LM Studio; the zip file holds a model card too",
         elem_id="form",
     )
-    prepare = gr.Button("Prepare the download", elem_id="prepare")
+    prepare = gr.Button("Download", variant="primary", elem_id="prepare")
     download = gr.DownloadButton("Download", visible=False, variant="primary", elem_id="download")
-    return DownloadPart(form, prepare, download, gr.HTML(elem_id="prepare-status", min_height=44))
+    status = gr.HTML(elem_id="prepare-status", min_height=44)
+    usage = gr.Code(
+        language="python", label="To load it, once it is unpacked", interactive=False, elem_id="usage"
+    )
+    return DownloadPart(form, prepare, download, status, usage)
 
 
 def _build_publish() -> PublishPart:
@@ -236,6 +264,10 @@ def _build_publish() -> PublishPart:
     )
     start = gr.Button("Push", elem_id="push")
     return PublishPart(repository, private, token, start, gr.HTML(elem_id="push-status", min_height=44))
+
+
+def _label(size: int) -> gr.Button:
+    return gr.Button(f"Download (weights: {size / 1e6:,.0f} MB)")
 
 
 def _check_pruned(recipe: Recipe | None, custom_text: object) -> Recipe:

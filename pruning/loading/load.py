@@ -109,7 +109,7 @@ def find(
     Raises:
         ModelError: The model cannot be used. The message says why, and what to do.
     """
-    access, name = access or Access(token), os.fspath(name)
+    access, name = access or Access(token), catalog.name_from_address(os.fspath(name))
     entry = catalog.find(name)
     if entry is None and access.local and is_folder(name):
         return _find_folder(name, revision, weights)

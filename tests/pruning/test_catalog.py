@@ -2,6 +2,7 @@
 
 import pytest
 
+import pruning
 from pruning import catalog
 
 MODELS = list(catalog.MODELS.values())
@@ -32,3 +33,22 @@ def test_the_default_model_needs_no_network():
 def test_a_description_is_one_sentence(model):
     assert model.description.endswith((".", "?"))
     assert model.description.isascii()
+
+
+@pytest.mark.parametrize(
+    ("written", "name"),
+    [
+        ("https://huggingface.co/openai-community/gpt2", "openai-community/gpt2"),
+        (" http://www.huggingface.co/Qwen/Qwen3-0.6B/tree/main?x=1#card ", "Qwen/Qwen3-0.6B"),
+        ("huggingface.co/gpt2/", "gpt2"),
+        ("https://hf.co/Qwen/Qwen3-0.6B/blob/main/config.json", "Qwen/Qwen3-0.6B"),
+        ("https://huggingface.co/datasets/owner/name", "https://huggingface.co/datasets/owner/name"),
+        ("https://huggingface.co/owner/name/tree/other", "https://huggingface.co/owner/name/tree/other"),
+        ("https://evil.example/huggingface.co/owner/name", "https://evil.example/huggingface.co/owner/name"),
+        ("owner/name", "owner/name"),
+        ("huggingface.co/" * 200, "huggingface.co/" * 200),
+    ],
+)
+def test_the_address_of_a_model_on_the_hub_is_read_as_its_id(written, name):
+    assert catalog.name_from_address(written) == name
+    assert pruning.Recipe(base=written, steps=[pruning.Layers(count=1)]).base == name

@@ -27,8 +27,8 @@ def report(original=None, pruned=None, speeds=((), ())):
     """A report of a model of 1,000 parameters, 250 of them removed, with what is given as measured."""
     medians = [median(rounds) if rounds else None for rounds in speeds]
     return Report(
-        Measured({"mlp": 1_000}, 4_000_000, original, medians[0], speeds[0]),
-        Measured({"mlp": 750}, 3_000_000, pruned, medians[1], speeds[1]),
+        Measured({"mlp": 1_000}, 4_000_000, original, medians[0], speeds=speeds[0]),
+        Measured({"mlp": 750}, 3_000_000, pruned, medians[1], speeds=speeds[1]),
     )
 
 

@@ -22,6 +22,11 @@ def any_cost(monkeypatch):
     monkeypatch.setattr("page.server.jobs.check_task", lambda task, visitor, seconds: None)
 
 
+@pytest.fixture(autouse=True)
+def signed_in(monkeypatch):
+    monkeypatch.setattr("page.sections.export.publishing_token", lambda visitor, typed: "token")
+
+
 @pytest.fixture
 def start(handler, request_of):
     """`start(kind)` returns the name of the job and the updates of its status line."""
@@ -76,7 +81,7 @@ def test_a_download_is_offered_under_the_name_of_its_file(handler, request_of, m
     monkeypatch.setattr(ExportTask, "perform", write)
     (update,) = handler("prepare")(request_of(), None, RECIPE, "", "zip")
     assert update["download"].value["orig_name"] == f"smollm2-135m-pruned-{RECIPE.digest[:6]}.zip"
-    assert "Ready: press Download." in update["prepare-status"]
+    assert "Ready." in update["prepare-status"]
 
 
 def test_a_gguf_file_comes_with_the_lines_that_run_it(handler, request_of, monkeypatch, tmp_path):
@@ -96,6 +101,13 @@ def test_a_gguf_file_comes_with_the_lines_that_run_it(handler, request_of, monke
 def test_a_push_needs_a_name(name, handler, request_of):
     (update,) = handler("push")(request_of(), None, RECIPE, "", name, True, "")
     assert "Enter a name for the repository." in update["push-status"]
+
+
+def test_a_push_says_before_any_work_that_nobody_is_signed_in(handler, request_of, monkeypatch):
+    monkeypatch.setattr("page.sections.export.publishing_token", lambda visitor, typed: False)
+    work(monkeypatch, lambda task, context: pytest.fail("it works"))
+    (update,) = handler("push")(request_of(), None, RECIPE, "", "smaller", True, "")
+    assert "Nobody is signed in to Hugging Face on this machine." in update["push-status"]
 
 
 def test_there_is_nothing_to_export_before_the_first_result(handler, request_of):
