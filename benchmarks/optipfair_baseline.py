@@ -46,6 +46,23 @@ def prune_with_optipfair(
     )
 
 
+def remove_layers_with_optipfair(
+    base: PreTrainedModel, count: int, windows: Sequence[torch.Tensor]
+) -> PreTrainedModel:
+    """Return a copy of the base without its least important layers, as OptiPFair's documentation chooses them."""
+    model = copy.deepcopy(base)
+    batches = [
+        {"input_ids": window[None], "attention_mask": torch.ones_like(window[None])} for window in windows
+    ]
+    scores = optipfair.analyze_layer_importance(model, batches, show_progress=False)
+    return optipfair.prune_model(
+        model,
+        pruning_type="DEPTH",
+        layer_indices=sorted(scores, key=scores.__getitem__)[:count],
+        show_progress=False,
+    )
+
+
 def calibration_seconds(
     base: PreTrainedModel, fraction: float, windows: Sequence[torch.Tensor]
 ) -> tuple[float, float]:

@@ -3,17 +3,15 @@
 Both read the same tokens of WikiText-2 and start from a model that is loaded; ours is called with its defaults.
 """
 
-import copy
 import time
 from collections.abc import Callable
 from functools import partial
 
-import torch
 from transformers import PreTrainedModel
 
 import pruning
 from benchmarks.common import base, table, wikitext
-from benchmarks.optipfair_baseline import optipfair, prune_with_optipfair
+from benchmarks.optipfair_baseline import prune_with_optipfair, remove_layers_with_optipfair
 from pruning.calibration.cache import clear
 from pruning.calibration.calibrate import windows_of
 from pruning.steps import AnyStep
@@ -39,7 +37,10 @@ def main() -> None:
             partial(prune_with_optipfair, base().model, 0.2),
             pruning.Neurons(fraction=0.2, multiple_of=1, criterion="peak_to_peak"),
         ),
-        "3 layers": (partial(_without_layers, everything), pruning.Layers(count=3)),
+        "3 layers": (
+            partial(remove_layers_with_optipfair, base().model, 3, everything),
+            pruning.Layers(count=3),
+        ),
     }
     rows = []
     for name, (theirs, step) in jobs.items():
@@ -60,18 +61,3 @@ def main() -> None:
 
 def _ours(step: AnyStep, calibration: pruning.Calibration) -> PreTrainedModel:
     return pruning.prune(base(), steps=step, calibration=calibration).model
-
-
-def _without_layers(windows: list[torch.Tensor]) -> PreTrainedModel:
-    """Remove the three layers of least importance, as OptiPFair's documentation does."""
-    model = copy.deepcopy(base().model)
-    batches = [
-        {"input_ids": window[None], "attention_mask": torch.ones_like(window[None])} for window in windows
-    ]
-    scores = optipfair.analyze_layer_importance(model, batches, show_progress=False)
-    return optipfair.prune_model(
-        model,
-        pruning_type="DEPTH",
-        layer_indices=sorted(scores, key=scores.__getitem__)[:3],
-        show_progress=False,
-    )

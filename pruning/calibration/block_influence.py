@@ -54,6 +54,40 @@ def _block_influences(
     return total / windows.tokens
 
 
+@dataclass(frozen=True, kw_only=True)
+class RelativeMagnitudesKey(CacheKey[torch.Tensor]):
+    """The digest of the token windows that the relative magnitudes were computed on."""
+
+    windows: str
+
+
+def relative_magnitudes(
+    model: PreTrainedModel, anatomy: Anatomy, windows: Windows, progress: Reporter = silent
+) -> torch.Tensor:
+    """Return E[‖h_out − h_in‖ / ‖h_in‖] of every layer: how much it adds to what passes through it.
+
+    After the relative magnitude of Samragh et al. (2023, "Weight subcloning"), over the input instead of the output. It
+    depends less on the text than block influence does. Computed once for each model and text.
+
+    See `block_influences` for the arguments.
+
+    Returns:
+        `[layers]`, float64: 0 for a layer that adds nothing.
+    """
+
+    def measure() -> torch.Tensor:
+        total = torch.zeros(anatomy.layers, dtype=torch.float64)
+        for states in residual_streams(model, anatomy, windows, progress):
+            for layer in range(anatomy.layers):
+                added = (states[layer + 1] - states[layer]).norm(dim=-1)
+                shares = added / states[layer].norm(dim=-1).clamp_min(1e-12)
+                total[layer] += shares.sum(dtype=torch.float64).cpu()
+        return total / windows.tokens
+
+    key = RelativeMagnitudesKey(text_sha256=windows.text_sha256, windows=windows.digest)
+    return cached(model, key, measure)
+
+
 def angular_distances(
     model: PreTrainedModel, anatomy: Anatomy, windows: Windows, length: int, progress: Reporter = silent
 ) -> torch.Tensor:

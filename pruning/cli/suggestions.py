@@ -46,11 +46,11 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
 
 NOTES: Mapping[str, str] = {
     **dict.fromkeys(
-        ("device", "device-map", "cuda", "gpu", "cpu"),
+        ("device", "cuda", "gpu", "cpu"),
         "prune, evaluate, generate and search take --device; elsewhere it is chosen by what fits",
     ),
     **dict.fromkeys(
-        ("dtype", "torch-dtype", "precision", "fp16", "bf16"),
+        ("dtype", "fp16", "bf16"),
         "prune takes --dtype, such as --dtype bfloat16; by default the precision is that of the base",
     ),
     **dict.fromkeys(

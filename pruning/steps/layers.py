@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from pruning.architectures.families import LAYER
 from pruning.architectures.shape import Shape
-from pruning.calibration.block_influence import angular_distances, block_influences
+from pruning.calibration.block_influence import angular_distances, block_influences, relative_magnitudes
 from pruning.calibration.cache import CacheKey, cached
 from pruning.cost.cost import Cost, in_sequence
 from pruning.cost.passes import FLOAT, Sizes
@@ -27,13 +27,14 @@ from pruning.text.likelihood import mean_loss
 
 METHODS: Mapping[object, str] = {
     "influence": "Those that change least (block influence)",
+    "magnitude": "Those that add least (relative magnitude)",
     "angular": "The run that turns least (angular distance)",
     "perplexity": "Those missed least, tried one by one: better, and slower",
     "greedy": "Those missed least, tried one after the other: slowest",
     "last": "The last ones",
     "first": "The first ones",
 }
-Method = Literal["influence", "angular", "perplexity", "greedy", "last", "first"]
+Method = Literal["influence", "magnitude", "angular", "perplexity", "greedy", "last", "first"]
 
 BY_PLACE = ("last", "first")
 """Methods that need no text."""
@@ -74,6 +75,8 @@ class Layers(Cut):
     - `last` and `first`: by place.
     - `influence`: the least block influence 1 − E[cos(h_in, h_out)] over all tokens, with the residual stream
       h `[channels]` before and after a layer (ShortGPT; Men et al., 2024, eq. 1).
+    - `magnitude`: the least E[‖h_out − h_in‖ / ‖h_in‖] (after Samragh et al., 2023, "Weight subcloning"), which chooses
+      the same layers on more kinds of text.
     - `angular`: the run of layers with the least angular distance between its input and its output (Gromov et
       al., 2024, eq. 5, over all tokens).
     - `perplexity`: those whose removal alone costs least on calibration text, repaired if the step repairs.
@@ -197,7 +200,7 @@ class Layers(Cut):
         """
         sizes, removed = plan.sizes, self.removed_count
         choice = Cost()
-        if self._text_chooses and self.method in ("influence", "angular"):
+        if self._text_chooses and self.method in ("influence", "magnitude", "angular"):
             choice = watching(plan)
         elif self._text_chooses:
             rounds = range(removed if self.method == "greedy" else 1)
@@ -304,9 +307,16 @@ def _first(step: Layers, _context: StepContext) -> list[int]:
 
 
 def _influence(step: Layers, context: StepContext) -> list[int]:
-    scores = block_influences(
-        context.model, context.shape.anatomy, context.required_windows, context.progress
-    )
+    return _least(step, context, block_influences)
+
+
+def _magnitude(step: Layers, context: StepContext) -> list[int]:
+    return _least(step, context, relative_magnitudes)
+
+
+def _least(step: Layers, context: StepContext, measure: Callable[..., torch.Tensor]) -> list[int]:
+    """Return the removable layers for which a measure on the calibration text is the least."""
+    scores = measure(context.model, context.shape.anatomy, context.required_windows, context.progress)
     removable = torch.tensor(step.removable(context.shape))
     return removable[top(-scores[removable], step.removed_count)].tolist()
 
@@ -390,6 +400,7 @@ _CHOOSERS: dict[str, Callable[[Layers, StepContext], list[int]]] = {
     "last": _last,
     "first": _first,
     "influence": _influence,
+    "magnitude": _magnitude,
     "angular": _angular,
     "perplexity": _perplexity,
     "greedy": _greedy,

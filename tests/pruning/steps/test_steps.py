@@ -231,7 +231,7 @@ def test_types_of_layers_stay_with_their_layers():
     assert len(pruned.model.config.layer_types) == pruned.model.config.num_hidden_layers == 2
 
 
-@pytest.mark.parametrize("method", ["influence", "angular", "perplexity", "greedy"])
+@pytest.mark.parametrize("method", ["influence", "magnitude", "angular", "perplexity", "greedy"])
 def test_methods_that_choose_protect_the_ends(method):
     base = loaded("llama", num_hidden_layers=5)
     marked = copy.deepcopy(base.model)
