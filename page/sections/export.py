@@ -112,7 +112,8 @@ class ExportSection:
             self.recipe.link: links.link(pruned.recipe, request, pruned.prompt),
             self.download.usage: SNIPPET.format(name=_name(pruned.recipe)),
             self.download.prepare: _label(pruned.report.after.bytes),
-        } | dict.fromkeys(self._statuses, "")
+            **dict.fromkeys(self._statuses, ""),
+        }
 
     def wire(self, page: Page) -> None:
         """Connect the download and the push."""
