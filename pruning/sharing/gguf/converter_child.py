@@ -311,7 +311,7 @@ def main() -> None:
 def patch(extra: dict[str, Any]) -> None:
     """Have the converter use corrected classes."""
     conversion: Any = importlib.import_module("conversion")
-    gguf = importlib.import_module("gguf")
+    gguf: Any = importlib.import_module("gguf")
     original = conversion.get_model_class
 
     def get_model_class(name: str, mmproj: bool = False) -> type:
