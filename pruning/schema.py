@@ -175,6 +175,25 @@ _MESSAGES = {
     "union_tag_invalid": "there is no step '{tag}'; choose one of {expected_tags}",
 }
 
+_RANGES = {
+    "greater_than_equal": "enter {ge} or more",
+    "greater_than": "enter more than {gt}",
+    "less_than_equal": "enter {le} or less",
+    "less_than": "enter less than {lt}",
+    "too_short": "give at least {min_length}",
+    "too_long": "give at most {max_length}",
+    "string_too_short": "write at least {min_length} characters",
+    "string_too_long": "write at most {max_length} characters",
+    "literal_error": "choose {expected}",
+    "int_type": "enter a whole number",
+    "int_from_float": "enter a whole number",
+    "float_type": "enter a number",
+    "finite_number": "enter a number",
+    "string_type": "write a text",
+    "bool_type": "say true or false",
+}
+"""What to do about a value that is out of range or of another type, in place of pydantic's words."""
+
 
 def _explain(error: ValidationError) -> RecipeError:
     """Return one sentence for the first thing that is wrong."""
@@ -184,7 +203,9 @@ def _explain(error: ValidationError) -> RecipeError:
     if first["type"] in _MESSAGES:
         message = _MESSAGES[first["type"]].format(**first.get("ctx", {}))
     else:
-        message = first["msg"].removeprefix("Value error, ")
+        words = _RANGES.get(first["type"])
+        message = words.format(**first.get("ctx", {})) if words else first["msg"]
+        message = message.removeprefix("Value error, ").replace("Input should", "it should")
         if first["type"] not in ("missing", "value_error"):
             message = f"{message}, not {str(first['input'])[:60]!r}"
     line = f"{place}: {message}." if place else f"{message[:1].upper()}{message[1:]}."

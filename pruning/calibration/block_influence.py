@@ -124,7 +124,7 @@ def residual_streams(
     """
     all_windows = windows.fitting + windows.heldout
     for number, window in enumerate(all_windows):
-        progress(Progress("Watching the layers, windows", number, len(all_windows)))
+        progress(Progress("Measuring the layers, windows", number, len(all_windows)))
         states: list[torch.Tensor] = []
         with torch.no_grad(), _recording(model, anatomy, states):
             backbone(model)(input_ids=window[None].to(model.device), use_cache=False)

@@ -55,7 +55,7 @@ def expert_saliencies(
     all_windows = windows.fitting + windows.heldout
     with torch.no_grad(), hooks(model, {names[layer]: each.update for layer, each in sums.items()}):
         for number, window in enumerate(all_windows):
-            progress(Progress("Watching the experts, windows", number, len(all_windows)))
+            progress(Progress("Measuring the experts, windows", number, len(all_windows)))
             backbone(model)(input_ids=window[None].to(model.device), use_cache=False)
     return {layer: each.mean() for layer, each in sums.items()}
 

@@ -78,6 +78,6 @@ def _norm_moments(
     all_windows = windows.fitting + windows.heldout
     with torch.no_grad(), hooks(model, after={name: norm.update for name, norm in sums.items()}):
         for number, window in enumerate(all_windows):
-            progress(Progress("Watching the residual stream, windows", number, len(all_windows)))
+            progress(Progress("Measuring the residual stream, windows", number, len(all_windows)))
             backbone(model)(input_ids=window[None].to(model.device), use_cache=False)
     return {name: norm.moments() for name, norm in sums.items()}

@@ -6,7 +6,7 @@ from pruning.criteria.base import criterion
 
 
 @criterion(
-    title="How strongly it fires",
+    title="Activation strength",
     formula="√E[aⱼ²], a = the input of the output projection",
     source="2SSP: a two-stage framework for structured pruning of LLMs (Sandri et al., 2025), stage 1",
     url="https://arxiv.org/abs/2501.17771",

@@ -10,7 +10,7 @@ PRIOR = 0.5
 
 
 @criterion(
-    title="How strongly it fires, on any text",
+    title="Activation strength, robust to unseen text",
     formula="√(E[aⱼ²] + ½·eⱼ), eⱼ = ‖W_gate,j‖² · ‖W_up,j‖², each over the layer's median",
     source="After 2SSP, stage 1 (Sandri et al., 2025), shrunk toward the score that a residual stream "
     "pointing anywhere alike would give",

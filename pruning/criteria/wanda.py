@@ -6,7 +6,7 @@ from pruning.criteria.base import criterion
 
 
 @criterion(
-    title="How strongly it fires, times what it writes",
+    title="Activation × output weight",
     formula="√E[aⱼ²] · ‖W_down[:, j]‖₂",
     source="After Wanda: A simple and effective pruning approach for LLMs (Sun et al., 2023), eq. 1, "
     "for whole neurons",

@@ -82,8 +82,8 @@ class Budget:
             number = None
         if match is None or number is None:
             raise RecipeError(
-                f"The budget is {str(text)[:40]!r}. Write 100M for parameters, 300MB for the file, or 30% "
-                "for a model that is 30% smaller."
+                f"{str(text)[:40]!r} is not a size. Write 100M for parameters, 250MB for the file, or 30% for a model "
+                "that is 30% smaller."
             )
         unit, current = match[2].lower(), shape.parameters
         if unit == "%":
@@ -95,7 +95,7 @@ class Budget:
         if not 0 < parameters < current:
             raise RecipeError(
                 f"The budget {text} comes to {max(parameters, 0):,.0f} parameters, and the model has "
-                f"{current:,}. Choose a budget above 0 and below that."
+                f"{current:,}. Choose a size above 0 and below that."
             )
         return cls(int(parameters))
 

@@ -70,7 +70,9 @@ class Heads(Cut):
     """
 
     title: ClassVar[str] = "Attention heads"
-    hint: ClassVar[str] = "What looks back at earlier words; heads that share keys and values form a group"
+    hint: ClassVar[str] = (
+        "Attention looks back at earlier words. Heads that share keys and values form a group."
+    )
     added: ClassVar[frozenset[str]] = frozenset({"num_key_value_heads"})
     settings: ClassVar[tuple[Setting, ...]] = (
         Setting(

@@ -26,13 +26,13 @@ from pruning.surgery import KeptIndices, cut
 from pruning.text.likelihood import mean_loss
 
 METHODS: Mapping[object, str] = {
-    "influence": "Those that change least (block influence)",
-    "magnitude": "Those that add least (relative magnitude)",
-    "angular": "The run that turns least (angular distance)",
-    "perplexity": "Those missed least, tried one by one: better, and slower",
-    "greedy": "Those missed least, tried one after the other: slowest",
-    "last": "The last ones",
-    "first": "The first ones",
+    "influence": "Layers that change their input least (block influence)",
+    "magnitude": "Layers that add least to their input (relative magnitude)",
+    "angular": "The block that rotates its input least (angular distance)",
+    "perplexity": "Layers missed least, each tried alone: better, and slower",
+    "greedy": "Layers missed least, removed one after the other: slowest",
+    "last": "The last layers",
+    "first": "The first layers",
 }
 Method = Literal["influence", "magnitude", "angular", "perplexity", "greedy", "last", "first"]
 

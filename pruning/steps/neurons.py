@@ -90,7 +90,13 @@ class Neurons(Cut):
             word,
             Choices({name: criterion.title for name, criterion in CRITERIA.items()}),
         ),
-        Setting("multiple_of", "--multiple-of", "Width a multiple of", whole, Choices(WIDTH_MULTIPLES)),
+        Setting(
+            "multiple_of",
+            "--multiple-of",
+            "Round the width to a multiple of",
+            whole,
+            Choices(WIDTH_MULTIPLES),
+        ),
         Setting("repair", "--repair", "Repair what remains", control=Switch()),
     )
 

@@ -50,7 +50,7 @@ class Reconstruction(Step):
         2,
         ge=0,
         le=MAX_EPOCHS,
-        description="How often every layer reads the calibration text; two are enough, and 0 is least "
+        description="Number of passes over the calibration text; two are usually enough, and 0 is least "
         "squares alone",
     )
 

@@ -153,10 +153,10 @@ def test_errors_name_the_key_and_the_line_that_the_user_wrote(step):
     new_name = next(new for new, published in step.published_names.items() if published == old_name)
     for value, key in (("0", old_name), ("many", old_name), ("0", new_name)):
         text = f"base: gpt2\nseed: 3\nsteps:\n- step: {name}\n  multiple_of: 1\n  {key}: {value}\n"
-        with pytest.raises(RecipeError, match=rf"^Line 6: steps\.0\.{key}: Input should be ") as error:
+        with pytest.raises(RecipeError, match=rf"^Line 6: steps\.0\.{key}: enter ") as error:
             Recipe.parse(text)
         assert error.value.place == ("steps", 0, name, key)
-    with pytest.raises(RecipeError, match=f"^{old_name}: Input should be "):
+    with pytest.raises(RecipeError, match=f"^{old_name}: enter "):
         step(**{old_name: 0})
 
 

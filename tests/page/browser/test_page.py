@@ -30,6 +30,11 @@ IMPROVED = """() => {
 """Whether the status line of a distillation shows a lower perplexity than at its start."""
 
 
+TWO_COLORS = """() => new Set([...document.querySelectorAll("#trials .plane .mark")]
+    .map((mark) => getComputedStyle(mark).backgroundColor)).size >= 2"""
+"""Whether the marks of the search's chart show a second series."""
+
+
 def set_slider(page, name, value):
     box = page.locator(f"#{name} input[type=number]")
     box.fill(str(value))
@@ -198,6 +203,7 @@ def test_a_search_shows_its_trials_and_can_be_stopped(visit):
     page.fill("#budget input, #budget textarea", "12%")
     page.click("#search")
     page.wait_for_function("document.querySelector('#points')?.innerText.includes('layers')", timeout=WORK)
+    page.wait_for_function(TWO_COLORS, timeout=WORK)
     page.click("#stop")
     page.wait_for_selector("#status .stopped")
     page.wait_for_selector("#prune:visible")

@@ -113,7 +113,7 @@ def test_forgetting_one_visitor_keeps_what_was_computed_for_others_and_on_bundle
     def reads_again(text, visitor):
         reports = []
         bench.layer_influences("public", text, 0, visitor, reports.append)
-        return any(report.text == "Watching the layers, windows" for report in reports)
+        return any(report.text == "Measuring the layers, windows" for report in reports)
 
     adas = Calibration.custom(CUSTOM_TEXT, tokens=256)
     bobs = Calibration.custom(CUSTOM_TEXT.upper(), tokens=256)

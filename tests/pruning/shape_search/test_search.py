@@ -172,13 +172,13 @@ def test_budgets_in_every_unit(text, parameters):
 
 @pytest.mark.parametrize("text", ["", "small", "-5%", "1e3", None, "nan%", "5 apples", "1.2.3M"])
 def test_texts_that_are_not_budgets_are_refused(text):
-    with pytest.raises(RecipeError, match=r"The budget is '.*'\. Write 100M for parameters"):
+    with pytest.raises(RecipeError, match=r"^'.*' is not a size\. Write 100M for parameters"):
         Budget.parse(text, shape_of(trained()), 4)
 
 
 @pytest.mark.parametrize("text", ["0%", "100%", "120%", "0", "900M", "5GB"])
 def test_budgets_of_nothing_or_more_than_the_model_are_refused(text):
-    with pytest.raises(RecipeError, match=rf"The budget {text} comes to .*Choose a budget above 0"):
+    with pytest.raises(RecipeError, match=rf"The budget {text} comes to .*Choose a size above 0"):
         Budget.parse(text, shape_of(trained()), 4)
 
 

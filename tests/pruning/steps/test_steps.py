@@ -350,7 +350,7 @@ def test_key_value_heads_to_keep_are_groups_to_remove(family):
     [
         ({"groups": 1, "num_key_value_heads": 1}, "either groups or num_key_value_heads"),
         ({}, "Give groups, num_key_value_heads or queries"),
-        ({"num_key_value_heads": 0}, "num_key_value_heads: Input should be greater than or equal to 1"),
+        ({"num_key_value_heads": 0}, "num_key_value_heads: enter 1 or more, not '0'"),
         ({"num_key_value_heads": [1, 2]}, "Give one number"),
         ({"groups": [1, 2]}, "Give one number"),
     ],
