@@ -22,7 +22,7 @@ def heading(recipe: Recipe, settings: Sequence[object] = (), recorded: date | No
     compared = escape(json.dumps(list(settings), ensure_ascii=False), quote=True)
     return (
         f'<div class="result-heading" data-settings="{compared}"><h2>{escape(describe_cut(recipe))}</h2>{made}'
-        f'<p class="changed" role="status">{CHANGED}</p></div>'
+        f'<p class="changed">{CHANGED}</p></div>'
     )
 
 

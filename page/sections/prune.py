@@ -235,7 +235,10 @@ class Shown:
         pane = page.results
         updates: dict[Part, object] = {
             pane.picture: model_map.draw_model(
-                pruned.before, pruned.after, model_map.weights_origin(pruned.source)
+                pruned.before,
+                pruned.after,
+                model_map.weights_origin(pruned.source),
+                model_map.zeros_of(planned.recipe.steps),
             ),
             pane.job.status: render.status("Writing", kind="busy"),
             pane.texts: text_pair(planned.prompt.text, "", "", writing=True, chat=pruned.is_chat),
