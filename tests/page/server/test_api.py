@@ -19,7 +19,7 @@ from tests.helpers.serving import serve
 pytestmark = pytest.mark.real
 
 NAMES = {"/preview", "/prune", "/generate", "/evaluate", "/push"}
-RECIPE = "base: smollm2-135m\nsteps: [{step: neurons, fraction: 0.2, criterion: peak_to_peak}]"
+RECIPE = "format: 2\nbase: smollm2-135m\nsteps: [{step: neurons, fraction: 0.2, criterion: peak_to_peak}]"
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """The gate in front of a Gradio app: names, cookies, answers to other sites, and sessions."""
 
+import asyncio
 from types import SimpleNamespace
 
 import gradio as gr
@@ -170,5 +171,5 @@ def test_a_student_does_not_publish_as_the_teacher(teachers_machine):
     (update,) = push.fn(student, None, recipe, "", "teacher/gift", False, "")
     assert any("your own Hub token" in str(value) for value in update.values())
     with pytest.raises(gr.Error, match="your own Hub token"):
-        api.push(student, "teacher/gift", recipe.to_yaml(), False)
+        asyncio.run(api.push(student, "teacher/gift", recipe.to_yaml(), False))
     assert teachers_machine.repos == {}
