@@ -132,7 +132,7 @@ def test_precision_of_the_file(tmp_path):
 
 @pytest.mark.parametrize(
     "name",
-    ["", "a b", "../up", "a/b/c", "~nobody/x", "name\0", "x" * 5000, "-a", "https://huggingface.co/a/b"],
+    ["", "a b", "../up", "a/b/c", "~nobody/x", "name\0", "x" * 5000, "-a", "https://example.com/a"],
 )
 def test_malformed_names(hub, name):
     for local in (True, False):
@@ -742,7 +742,7 @@ def test_without_a_network_the_default_is_the_offline_model(smollm2, monkeypatch
 
 def preview(tmp_path, values, fraction):
     (tmp_path / "config.json").write_text(json.dumps(values))
-    steps = [pruning.Neurons(fraction=fraction)]
+    steps = [pruning.Neurons(fraction=fraction, multiple_of=1)]
     result = pruning.preview(pruning.Recipe(base=str(tmp_path), steps=steps))
     return result.before.parameters, result.after.parameters
 
