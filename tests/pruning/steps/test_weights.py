@@ -248,14 +248,13 @@ def test_no_more_becomes_zero_than_asked(fraction, criterion):
         ),
         (
             ["--channels", "20%", "--no-repair"],
-            {"step": "channels", "fraction": 0.2, "multiple_of": 1, "criterion": "energy", "repair": False},
+            {"step": "channels", "fraction": 0.2, "criterion": "energy", "repair": False},
         ),
         (
             ["--hidden-size", "24", "--channel-criterion", "minitron"],
             {
                 "step": "channels",
                 "hidden_size": 24,
-                "multiple_of": 1,
                 "criterion": "minitron",
                 "repair": True,
             },
