@@ -10,6 +10,8 @@ from page.sections.section import Page
 
 DELAY = 600
 """Milliseconds after the last key or step of a slider, until it counts as set."""
+PRESSED = 1_000
+"""Milliseconds after Prune or Stop was pressed in which nothing prunes by itself: leaving a field releases its slider."""
 BLINK = 40
 """Milliseconds after a release, until it is known whether the settings are others."""
 
@@ -24,13 +26,14 @@ def _press_after(milliseconds: int) -> str:
     window.secateurLive = setTimeout(() => {{
         const results = document.querySelector("#result-heading [data-settings]");
         if (results && !document.body.hasAttribute("data-changed")) return;
+        if (Date.now() - (window.secateurPressed ?? 0) < {PRESSED}) return;
         document.querySelector("#prune-live")?.click();
     }}, {milliseconds});
     return [];
 }}"""
 
 
-FORGET = "() => { clearTimeout(window.secateurLive); return []; }"
+FORGET = "() => { clearTimeout(window.secateurLive); window.secateurPressed = Date.now(); return []; }"
 COMPARE = """(...values) => {
     values[0] ||= "";
     setTimeout(() => {
@@ -59,10 +62,11 @@ def wire(page: Page) -> None:
 
     on_start([button.click], prune_live, inputs(page), outputs(page), pane.job.status, "multiple")
     assert pane.job.start is not None
+    assert pane.job.stop is not None
     on_browser_event([slider.release for slider in sliders], _press_after(BLINK))
     # Keys and typed numbers release nothing.
     on_browser_event([slider.input for slider in sliders], _press_after(DELAY))
-    on_browser_event([pane.job.start.click], FORGET)
+    on_browser_event([pane.job.start.click, pane.job.stop.click], FORGET)
     compared = compared_parts(page)
     # Every control has this event, but not every component.
     changes = [part.change for part in [*compared, pane.heading] if hasattr(part, "change")]

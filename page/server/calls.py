@@ -169,6 +169,8 @@ class CallCheck:
             raise Refused("There is no such function.")
         else:
             function = self._demo.fns[call.fn_index]
+        if function.fn is None:  # A script of the browser, which calls nothing here.
+            raise Refused("There is no such function.")
         if any(event == "select" for _, event in function.targets):
             _check_selection(call.event_data)
         lengths = {len(function.inputs), sum(not block.skip_api for block in function.inputs)}

@@ -250,7 +250,7 @@ def test_models_and_criteria_are_listed(as_json, shell):
         (["preview", "MODEL", "--neurons", "-20%"], "greater than 0"),
         (["preview", "MODEL", "--neurons", "150%"], "less than 1"),
         (["preview", "MODEL", "--neurons", "20"], "such as 20%"),
-        (["preview", "MODEL", "--neurons", "nan"], "finite"),
+        (["preview", "MODEL", "--neurons", "nan"], "enter a number"),
         (["preview", "MODEL", "--neurons", "many"], "such as 20%"),
         (["preview", "MODEL", "--neurons", ""], "such as 20%"),
         (

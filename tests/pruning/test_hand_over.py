@@ -53,7 +53,7 @@ def test_pruning_measures_nothing_that_nobody_asked_for(monkeypatch):
     def refuse(*arguments, **named):
         raise AssertionError("nobody asked to measure")
 
-    for name in ("iter_evaluate_pruned", "base_quality", "tokens_per_second"):
+    for name in ("iter_evaluate_pruned", "base_quality", "speeds_by_round"):
         monkeypatch.setattr(pipeline, name, refuse)
     report = pruning.prune(loaded("llama"), steps=Neurons(fraction=0.25, criterion="l1")).report
     assert report.after.quality is None
