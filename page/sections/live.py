@@ -11,7 +11,7 @@ from page.sections.section import Page
 DELAY = 600
 """Milliseconds after the last key or step of a slider, until it counts as set."""
 PRESSED = 1_000
-"""Milliseconds after Prune or Stop was pressed in which nothing prunes by itself: leaving a field releases its slider."""
+"""Milliseconds after Prune or Stop in which nothing prunes by itself: leaving a field releases its slider."""
 BLINK = 40
 """Milliseconds after a release, until it is known whether the settings are others."""
 

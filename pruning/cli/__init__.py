@@ -46,8 +46,8 @@ COMMANDS = {
     "distill": Command("Train a pruned model to predict what its teacher predicts."),
     "evaluate": Command("Measure perplexity, answers and skills."),
     "generate": Command("Answer a question, or continue a text."),
-    "verify": Command("Check a saved or published model, or a GGUF file, against its recipe and its card."),
-    "export": Command("Convert a saved model to GGUF, the format of llama.cpp, and open the file with it."),
+    "verify": Command("Check a saved model or a GGUF file against its recipe and card."),
+    "export": Command("Convert a saved model to GGUF and compare it in llama.cpp."),
     "publish": Command("Push a saved model to the Hub, private by default."),
 }
 """Every command, in the order of `secateur --help`. Its function and its file have the same name."""

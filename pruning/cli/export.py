@@ -20,7 +20,7 @@ def export(
     ] = "f16",
     as_json: AsJson = False,
 ) -> None:
-    """Convert a saved model to GGUF, the format of llama.cpp, and open the file with it.
+    """Convert a saved model to GGUF and compare it in llama.cpp.
 
     The file is handed over if llama.cpp computes with it what transformers computes with the model.
     """

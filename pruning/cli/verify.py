@@ -7,7 +7,7 @@ from pruning.sharing import verify as verification
 
 
 def verify(model: Model, criterion: OwnCriterion = None, as_json: AsJson = False) -> None:
-    """Check a saved or published model, or a GGUF file, against its recipe and its card."""
+    """Check a saved model or a GGUF file against its recipe and card."""
     if criterion is not None:
         load_criterion(criterion)
     result = verification.verify(model, progress=reporter())
