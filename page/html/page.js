@@ -32,8 +32,9 @@
   const acted = () => navigator.userActivation?.hasBeenActive ?? true;
 
   window.secateur = {
-    // Note that the Prune tab is open.
+    // Note that the Prune tab was opened by the visitor; while the page opens, its address says what to show.
     showPrune() {
+      if (!acted()) return;
       root.classList.remove("only-lesson");
       replace({ lesson: null, only: null }, "");
     },
