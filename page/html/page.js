@@ -29,7 +29,10 @@
     history.replaceState(history.state, "", address);
     if (title !== undefined) document.title = title ? `${title} · ${NAME}` : NAME;
   };
-  const acted = () => navigator.userActivation?.hasBeenActive ?? true;
+  let hasActed = false;
+  const acted = () => hasActed;
+  for (const event of ["pointerdown", "keydown"])
+    addEventListener(event, () => { hasActed = true; }, { capture: true, once: true });
 
   window.secateur = {
     // Note that the Prune tab was opened by the visitor; while the page opens, its address says what to show.
