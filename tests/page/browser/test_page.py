@@ -350,7 +350,7 @@ def test_fits_the_screen(visit, width, height, scheme):
     assert tops == sorted(tops)
     last = page.locator(f"#{FIRST[-1]}").bounding_box()
     assert last["y"] + last["height"] <= height
-    assert page.evaluate("shifted") <= 0.1
+    assert page.evaluate("shifted") <= 0.05
     page.click("#examples button >> nth=1")
     page.wait_for_function("document.querySelector('#prompt textarea').value.includes('2 + 2')")
     assert prune(page, 30).startswith("Done")
