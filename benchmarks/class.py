@@ -175,7 +175,7 @@ async def _measure_class(url: str, clients: int, part: str, lesson: str) -> None
                 *await _press(url, config, clients, lambda c: call(c, seed + 2), 0),
             )
         )
-        title = "API, neurons and four steps of distillation, at once"
+        title = "API calls at the same time: neurons, then four steps of distillation"
     table(title, ["who", "served", "first", "last", "from the first press", "previews meanwhile"], rows)
 
 

@@ -11,7 +11,7 @@ from math import ceil, floor, isfinite, log10
 from pruning.formatting import format_number
 
 MARKS = 8
-"""How many series have a color and a shape of their own; further ones begin anew."""
+"""The number of distinct colors and shapes; further series reuse them from the start."""
 LARGEST = 1e12
 """Values beyond are drawn at the upper end."""
 
@@ -98,7 +98,7 @@ def plot(series: Sequence[Series], x: Axis, y: Axis, caption: str) -> str:
         caption: What is drawn, in one line.
 
     Returns:
-        The chart with its key, and a table of the points, folded up. Empty if there is no point.
+        The chart with its key and a collapsed table of its points; empty if there are no points.
     """
     drawn = [(number, each) for number, each in enumerate(series) if each.points]
     points = [point for _, each in drawn for point in each.points]

@@ -41,7 +41,7 @@ def wire(
         asked = request.query_params.get(PARAMETER)
         if not asked or lesson_of_link(asked) is not None:
             return {tabs: gr.skip()}
-        line = f"There is no lesson {asked[:20]!r}. The course has lessons 1 to {len(LESSONS)}; here is the first."
+        line = f"Lesson {asked[:20]!r} does not exist. The course has lessons 1 to {len(LESSONS)}; this is the first."
         return {tabs: gr.Tabs(selected="course"), lessons.status: render.status(line, kind="stopped")}
 
     on_event([demo.load], show_unknown_lesson, outputs=[tabs, lessons.status])

@@ -432,7 +432,7 @@ def _fit(control: Control, shape: Shape) -> gr.Slider:
 
 
 def choose_example(number: object, mode: object) -> object:
-    """Return the example that was pressed; the prompt remains if there is no such one."""
+    """Return the selected example; an unknown number leaves the prompt as it is."""
     prompts = EXAMPLE_PROMPTS.get(mode, ()) if isinstance(mode, str) else ()
     if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < len(prompts):
         return gr.skip()

@@ -41,7 +41,7 @@ class CourseTab:
         chosen: The list of lessons.
         text: What the chosen lesson says.
         run: The button that runs it, or shows what was recorded of it.
-        live: The button that runs it anew after that.
+        live: The button that runs a recorded lesson again.
         stop: The button that stops the run.
         status: Where the run stands.
         results: What the run gave.

@@ -107,7 +107,7 @@ class JobPanel:
         start: Is replaced by `stop` while the job runs, if there is one.
         stop: The button that stops it.
         stopped: What is shown after that; what the job says by default.
-        restarts: Whether `start` remains while the job runs, and starts it anew.
+        restarts: Whether `start` stays visible while the job runs, and restarts it.
     """
 
     status: gr.HTML
@@ -147,7 +147,7 @@ class JobPanel:
     ) -> AsyncIterator[Updates]:
         """Show the events of a job that `watch_job` yields, without keeping a thread.
 
-        What was recorded is shown all at once. Nothing more is shown of a job that was replaced by another.
+        Recorded results are shown together. A job that was replaced shows nothing more.
 
         Args:
             events: The events.

@@ -57,8 +57,9 @@ def wire(demo: gr.Blocks, tabs: gr.Tabs, page: Page, course: CourseTab, warm_up:
         asked = request_from(page, first_values(page))
         if value := request.query_params.get(links.PARAMETER):
             updates |= open_recipe(page, lambda: links.decode(value), FIRST_PROMPTS[CHAT], request, token)
-            mode, prompt = links.decode_prompt(request.query_params) or (CHAT, FIRST_PROMPTS[CHAT])
-            if links.decode_prompt(request.query_params):
+            linked = links.decode_prompt(request.query_params)
+            mode, prompt = linked or (CHAT, FIRST_PROMPTS[CHAT])
+            if linked:
                 updates |= controls.sampling.show_mode(mode, prompt=prompt)
             try:
                 recipe = links.decode(value)

@@ -18,7 +18,7 @@ class ResultsPane:
     Attributes:
         job: The status line and the buttons of the job that prunes.
         heading: What was removed, when that was recorded, and whether the settings are others now.
-        live: The button that makes a recorded result anew.
+        live: The button that computes a recorded result again.
         picture: The parameters of the model by component, before and after.
         texts: The continuations of the prompt by both models.
         measures: The table of sizes, quality and speed.

@@ -124,7 +124,7 @@ VALUES = {name: TypeAdapter(kind, config=ConfigDict(strict=True)) for name, kind
 
 MESSAGES = {
     "data": "A call needs its values as a list under data.",
-    "fn_index": "There is no such function.",
+    "fn_index": "This function does not exist.",
     "session_hash": "A session is named by up to 64 letters and digits.",
     "trigger_id": "The component that was pressed has a whole number.",
 }
@@ -166,11 +166,11 @@ class CallCheck:
         if call.fn_index is None and not path.endswith("/queue/join"):
             function = self._function_named(path.rstrip("/").split("/")[-1])
         elif call.fn_index is None or call.fn_index not in self._demo.fns:
-            raise Refused("There is no such function.")
+            raise Refused("This function does not exist.")
         else:
             function = self._demo.fns[call.fn_index]
         if function.fn is None:  # A script of the browser, which calls nothing here.
-            raise Refused("There is no such function.")
+            raise Refused("This function does not exist.")
         if any(event == "select" for _, event in function.targets):
             _check_selection(call.event_data)
         lengths = {len(function.inputs), sum(not block.skip_api for block in function.inputs)}

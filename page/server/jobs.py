@@ -160,7 +160,7 @@ async def watch_job(
     live: bool = False,
     waits: bool = True,
 ) -> AsyncGenerator[Event, None]:
-    """Show the results of tasks: those that were made before at once, the others while they are made.
+    """Show the results of tasks: recorded ones at once, the others as they are computed.
 
     A visitor has one job of a name: an earlier one ends. Stopping it and leaving end the work only if nobody else
     watches it.
@@ -338,7 +338,7 @@ def _perform(job: Job, tasks: Sequence[Task], visitor: Visitor, seconds: float) 
 
     Raises:
         TooLong: Its time is over.
-        Busy: There is no place for it in the queue.
+        Busy: The queue is full.
     """
     try:
         for task in tasks:

@@ -74,7 +74,7 @@ class Queue:
         A job that is no longer read leaves the queue.
 
         Raises:
-            Busy: There is no place for it, or its place went to someone who had none.
+            Busy: The queue is full, or its place went to a visitor who had none.
             Cancelled: The job was stopped.
         """
         has_turn = False

@@ -10,7 +10,7 @@ from pruning import Recipe, Sampling, catalog
 from pruning.lessons import LESSONS
 
 PERCENTAGES = (20, 50, 10, 30, 40, 60, 70, 80, 90)
-"""What the slider is likeliest to be set to comes first."""
+"""The likeliest settings of the slider come first."""
 SAMPLING = Sampling(40)
 """How the page samples when it opens."""
 

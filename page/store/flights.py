@@ -1,8 +1,8 @@
-"""Work that several visitors watch: whoever asks for what is being made watches it being made.
+"""Work that several visitors watch: a request for work that is already running joins that run.
 
 A flight is one run of some tasks, in a thread of its own. A watcher takes neither a thread nor a place in a queue.
-Whoever comes late gets what there is so far, then the rest. Leaving only unsubscribes; the work ends when nobody
-watches it any more. A failure is told to all, once.
+A late watcher gets the events so far, then the rest. Leaving only unsubscribes; the work ends when its last watcher
+leaves. Every watcher is told of a failure once.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ Starter = TypeVar("Starter")
 
 
 class NotAdmitted(Exception):
-    """The visitor who asked for the work first may not start it now; another one may."""
+    """The visitor who asked for the work first may not start it now, but another visitor may."""
 
 
 class Finished:
@@ -63,7 +63,7 @@ class Watcher:
         self._wake: Callable[[], None] = lambda: None
 
     def tell(self, event: Told) -> None:
-        """Pass an event on. What it makes superfluous is dropped."""
+        """Pass an event on, and drop earlier events that it supersedes."""
         with self._changed:
             fold(self._events, event)
             self._changed.notify_all()
@@ -71,7 +71,7 @@ class Watcher:
         wake()
 
     def close(self) -> None:
-        """Watch no longer."""
+        """Stop watching."""
         self._leave(self)
 
     def __iter__(self) -> Iterator[Event]:
@@ -125,7 +125,7 @@ class Watcher:
 
 
 def fold(events: list[Told], event: Told) -> None:
-    """Append an event to those before it, without what it makes superfluous."""
+    """Append an event, and drop earlier events that it supersedes."""
     if events and isinstance(events[-1], Progress | Queued):
         events.pop()
     is_newer = isinstance(event, Done) or (isinstance(event, Partial) and event.replaces)

@@ -22,7 +22,7 @@ def tokens_per_second(
     rounds: int = ROUNDS,
     progress: Reporter = silent,
 ) -> tuple[float, ...]:
-    """Return the median speed of each model over the rounds of `speeds_by_round`, which see for the arguments."""
+    """Return the median speed of each model over the rounds of `speeds_by_round`, which explains the arguments."""
     measured = speeds_by_round(models, tokenizer, new_tokens=new_tokens, rounds=rounds, progress=progress)
     return tuple(map(statistics.median, measured))
 
