@@ -63,6 +63,21 @@
     },
   };
 
+  /* Results fade while the controls say something else than they did for these results. */
+
+  let settings = null;
+  const compareSettings = () => {
+    const heading = document.querySelector("#result-heading [data-settings]");
+    if (!settings || !heading) return;
+    const shown = JSON.parse(heading.dataset.settings);
+    const changed = Boolean(shown.length) && JSON.stringify(shown) !== JSON.stringify(settings);
+    if (changed !== document.body.hasAttribute("data-changed")) document.body.toggleAttribute("data-changed", changed);
+  };
+  window.secateur.compareSettings = (values) => {
+    settings = values;
+    compareSettings();
+  };
+
   /* Focus moves from a button that disappears to the one that takes its place. */
 
   const PARTNERS = {
@@ -121,6 +136,7 @@
     scheduled = true;
     requestAnimationFrame(() => {
       scheduled = false;
+      compareSettings();
       followStatus();
       followTexts();
     });

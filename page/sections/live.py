@@ -36,16 +36,10 @@ def _press_after(milliseconds: int) -> str:
 FORGET = "() => { clearTimeout(window.secateurLive); window.secateurPressed = Date.now(); return []; }"
 COMPARE = """(...values) => {
     values[0] ||= "";
-    setTimeout(() => {
-        const heading = document.querySelector("#result-heading [data-settings]");
-        const settings = heading ? JSON.parse(heading.dataset.settings) : [];
-        const same = !settings.length || JSON.stringify(settings) === JSON.stringify(values);
-        document.body.toggleAttribute("data-changed", !same);
-    });
+    window.secateur.compareSettings(values);
     return [];
 }"""
-"""Compares the controls with those that asked for the results, as soon as those are drawn, and marks the page if they
-differ."""
+"""Tells the script of the page what the controls say, which marks the page if the results are of other settings."""
 
 
 def wire(page: Page) -> None:

@@ -16,7 +16,7 @@ from anyio import CapacityLimiter, to_thread
 
 from page.server.budget import check_task
 from page.server.look_ups import look_up
-from page.server.queue import Busy, Job, JobKey
+from page.server.queue import ARRIVALS, Busy, Job, JobKey
 from page.server.session import JOB_SECONDS, flights, jobs, log, pools, queues, results, user_message
 from page.store.flights import Finished, NotAdmitted, Watcher
 from page.store.keys import Base, flight_key, is_public, result_key
@@ -83,6 +83,7 @@ class Watch:
     """A visitor's job that watches work, its own or others'.
 
     Attributes:
+        arrived: The place of its request among all requests.
         detached: Never: without its visitor, there is nobody to watch.
         is_replaced: Whether the visitor started another job of the same kind.
         is_stopped: Whether the visitor pressed Stop.
@@ -92,6 +93,7 @@ class Watch:
     detached = False
 
     def __init__(self) -> None:
+        self.arrived = next(ARRIVALS)
         self.is_replaced = self.is_stopped = False
         self.ended = threading.Event()
         self._watcher: Watcher | None = None
@@ -197,7 +199,10 @@ async def watch_job(
         for leg in planned.legs[:1]:
             watcher = _join(leg, name, seconds)
             watch.follow(watcher)
-        await wait_for_end(jobs.replace(name, watch))
+        replaced = jobs.replace(name, watch)
+        watch.check()
+        await wait_for_end(replaced)
+        watch.check()
         if ending is not None:
             yield ending
             return
@@ -223,11 +228,11 @@ async def watch_job(
         jobs.finish(name, watch)
 
 
-async def wait_for_end(job: object) -> None:
+async def wait_for_end(replaced: object) -> None:
     """Wait until a job that was replaced has nothing more to show, but not for long."""
-    if isinstance(job, Watch):
+    if isinstance(replaced, Watch):
         end = asyncio.get_running_loop().time() + REPLACED_SECONDS
-        while not job.ended.is_set() and asyncio.get_running_loop().time() < end:
+        while not replaced.ended.is_set() and asyncio.get_running_loop().time() < end:
             await asyncio.sleep(0.01)
 
 

@@ -6,11 +6,14 @@ import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Protocol
 
 from page.workers.messages import Queued
 from pruning.errors import Cancelled, PruningError
 
+ARRIVALS = count()
+"""Numbers jobs in the order in which they were asked for."""
 HEARTBEAT_SECONDS = 2.0
 """Seconds after which a waiting job yields its place again, so that a visitor who left is noticed."""
 UNREAD_SECONDS = 30.0
@@ -237,6 +240,7 @@ class Job:
     """One piece of work of one visitor.
 
     Attributes:
+        arrived: The place of its request among all requests.
         detached: Whether the job continues without its visitor.
         key: Which job of which visitor it is.
         read_at: When the queue last saw that somebody waits for it.
@@ -260,6 +264,7 @@ class Job:
             key: Which job it is; by default, one of a visitor of its own.
             is_unheard: Returns whether nobody listens to a session; None if that is not known.
         """
+        self.arrived = next(ARRIVALS)
         self.detached = detached
         self.key = key or JobKey(f"job-{uuid.uuid4().hex}")
         self.read_at = time.monotonic()
@@ -332,9 +337,11 @@ class Stoppable(Protocol):
     """What a visitor started, and may stop.
 
     Attributes:
+        arrived: The place of its request among all requests.
         detached: Whether it continues without its visitor.
     """
 
+    arrived: int
     detached: bool
 
     def stop(self) -> None:
@@ -378,16 +385,21 @@ class Jobs:
     def replace(self, key: JobKey, job: Stoppable | None = None) -> Stoppable | None:
         """Stop the job that has a key, without another word to its visitor, and let another have the key.
 
+        If the one that has it was asked for later, it is the other that is stopped: it took longer to plan.
+
         Returns:
-            The job that had it, if there was one.
+            The job that was stopped, if there was one.
         """
         with self._lock:
-            older = self._jobs.pop(key, None)
-            if older is not None:
-                older.replace()
-            if job is not None:
-                self._jobs[key] = job
-            return older
+            present = self._jobs.pop(key, None)
+            kept, stopped = job, present
+            if job is not None and present is not None and present.arrived > job.arrived:
+                kept, stopped = present, job
+            if stopped is not None:
+                stopped.replace()
+            if kept is not None:
+                self._jobs[key] = kept
+            return stopped
 
     def __contains__(self, key: JobKey) -> bool:
         return key in self._jobs

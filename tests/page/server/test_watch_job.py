@@ -232,6 +232,29 @@ def test_pressing_again_replaces_what_runs_and_shows_nothing_more_of_it(work):
     assert not any(isinstance(event, Stopped | Failed) for event in shown)
 
 
+def test_an_earlier_press_that_took_longer_to_plan_shows_nothing_and_replaces_nothing(work):
+    key, planned = name(), threading.Event()
+
+    def plan_slowly():
+        planned.wait(30)
+        raise RecipeError("Nothing to cut yet.")
+
+    async def run():
+        earlier = watch_job(plan_slowly, Visitor(), key)
+        earlier = asyncio.create_task(anext(earlier))
+        await asyncio.sleep(0.05)
+        later = asyncio.create_task(read(COMPARE, key=key))
+        await wait_until(lambda: work.compared)
+        planned.set()
+        with pytest.raises(Replaced):
+            await earlier
+        work.goes_on.set()
+        return await later
+
+    work.goes_on.clear()
+    assert dones(asyncio.run(run())) == [work.texts]
+
+
 def test_pressing_again_with_the_same_settings_joins_the_same_run(work):
     key = name()
 
@@ -275,6 +298,7 @@ def test_work_for_which_others_wait_is_not_begun_by_itself(work, monkeypatch):
         for task in busy:
             task.cancel()
         await asyncio.gather(*busy, return_exceptions=True)
+        await wait_until(lambda: not len(session.queues[INTERACTIVE]))
         return ended
 
     ended = asyncio.run(run())

@@ -18,6 +18,7 @@ from pruning.loading.datasets import wikitext
 from pruning.loading.load import find
 from pruning.loading.source import Access
 from tests.helpers.models import folder_of, loaded, save_tiny, tokenizer
+from tests.helpers.pauses import skip_pauses
 
 DISTILGPT2 = {"model_type": "gpt2", "n_layer": 6, "n_embd": 768, "n_head": 12, "vocab_size": 50257}
 LLAMA_3B = {
@@ -492,7 +493,7 @@ def test_an_unreachable_hub(hub, fault, monkeypatch):
     "request_that_fails", ["/resolve/.*/config.json", "/tokenizer.json", "/model.safetensors"]
 )
 def test_a_hub_that_goes_away_leaves_nothing_half_loaded(hub, request_that_fails, monkeypatch):
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    skip_pauses(monkeypatch)
     hub.add_model("ada/tiny", tiny_llama())
     hub.fail(request_that_fails, 503, times=20)
     assert "cannot be reached" in refusal("ada/tiny", token=False)
@@ -503,7 +504,7 @@ def test_a_hub_that_goes_away_leaves_nothing_half_loaded(hub, request_that_fails
 @pytest.fixture
 def impatient(monkeypatch):
     """The client's pauses between attempts take no time."""
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    skip_pauses(monkeypatch)
 
 
 def same(first, second):

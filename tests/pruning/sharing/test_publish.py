@@ -20,6 +20,7 @@ import pruning
 from pruning.evaluation.perplexity import Perplexity, Quality
 from pruning.report import Sample
 from tests.helpers.models import folder_of, loaded, save_tiny
+from tests.helpers.pauses import skip_pauses
 from tests.helpers.saved import content, cut
 
 FILES = {
@@ -63,7 +64,7 @@ def smaller(tmp_path_factory):
 def signed_in(hub, monkeypatch):
     """Signed in as ada; the client's pauses between attempts take no time."""
     monkeypatch.setenv("HF_TOKEN", "ada-token")
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    skip_pauses(monkeypatch)
     return hub
 
 

@@ -7,6 +7,7 @@ import pytest
 
 import pruning
 from tests.helpers.models import loaded
+from tests.helpers.pauses import skip_pauses
 from tests.helpers.saved import content, cut
 
 OWNERS = {
@@ -38,7 +39,7 @@ def sharded(tmp_path_factory):
 @pytest.fixture
 def published(hub, monkeypatch, saved):
     monkeypatch.setenv("HF_TOKEN", "ada-token")
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    skip_pauses(monkeypatch)
     pruning.publish(saved, "ada/cut")
     return hub.repos["ada/cut"]
 

@@ -9,6 +9,7 @@ import pytest
 import pruning
 from tests.helpers.forker import forking_process
 from tests.helpers.models import loaded
+from tests.helpers.pauses import skip_pauses
 from tests.helpers.saved import content, cut
 
 TRANSIENT = {
@@ -32,9 +33,7 @@ def saved(tmp_path_factory):
 @pytest.fixture
 def pauses(monkeypatch):
     """The seconds that the client and the product wait for the Hub, in which no time passes."""
-    seconds = []
-    monkeypatch.setattr("time.sleep", seconds.append)
-    return seconds
+    return skip_pauses(monkeypatch)
 
 
 @pytest.fixture
