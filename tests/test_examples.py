@@ -7,10 +7,10 @@ import sys
 import pytest
 
 import pruning
-from tests.helpers.models import folder_of
+from tests.helpers.models import folder_of, tiny
 
 NEEDS_A_KNOWN_TOKENIZER = {"export"}
-"""llama.cpp knows no tokenizer of a small model: these run on the real one."""
+"""llama.cpp knows no tokenizer of a small model: these run with the real one's."""
 
 SLOW = {"search", "iter_search"}
 
@@ -67,12 +67,11 @@ def test_example(test, small_model, signed_in):
 @pytest.mark.parametrize(
     "test", [test for test in EXAMPLES if test.name in NEEDS_A_KNOWN_TOKENIZER], ids=lambda test: test.name
 )
-def test_example_on_the_real_model(test, smollm2, user_cache, tmp_path, monkeypatch):
+def test_example_with_the_real_tokenizer(test, smollm2, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    if user_cache:
-        monkeypatch.setenv("SECATEUR_CACHE", user_cache)
-    else:
-        monkeypatch.delenv("SECATEUR_CACHE")
+    monkeypatch.setattr("pruning.catalog.find", lambda name: None)
+    tiny("llama", vocab_size=len(smollm2.tokenizer), hidden_size=64).save_pretrained("smollm2-135m")
+    smollm2.tokenizer.save_pretrained("smollm2-135m")
     run(test)
 
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pruning
+from pruning.sharing import publish as publishing
 
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
@@ -82,7 +83,7 @@ def exit_code(pid):
 def publish(folder, repo_id, endpoint):
     """Publish a folder in a child; write its process id, and when it ends, its exit code."""
     os.environ["HF_ENDPOINT"] = endpoint
-    pid = fork(lambda: pruning.publish(folder, repo_id, token="ada-token"))
+    pid = fork(lambda: publishing.publish(folder, repo_id, token="ada-token"))
     yield pid
     yield exit_code(pid)
 

@@ -444,13 +444,19 @@ def test_process_fails_in_one_line():
     assert process.stderr.startswith("Error: ")
 
 
-@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
-def test_an_output_that_cannot_show_every_character_ends_no_command(encoding):
+@pytest.mark.parametrize(
+    ("encoding", "arguments"),
+    [
+        ("ascii", ["criteria"]),
+        ("ascii", ["criteria", "--json"]),
+        ("cp1252", ["prune", "x", "--neurons", "𝔽→%"]),
+    ],
+)
+def test_an_output_that_cannot_show_every_character_ends_no_command(encoding, arguments):
     environment = os.environ | {"PYTHONIOENCODING": encoding}
-    for arguments in (["criteria"], ["criteria", "--json"], ["prune", "x", "--neurons", "𝔽→%"]):
-        done = subprocess.run(
-            [sys.executable, "-m", "pruning", *arguments], capture_output=True, env=environment, cwd=ROOT
-        )
-        assert b"UnicodeEncodeError" not in done.stderr
-        if "--json" in arguments:
-            assert json.loads(done.stdout.decode(encoding))
+    done = subprocess.run(
+        [sys.executable, "-m", "pruning", *arguments], capture_output=True, env=environment, cwd=ROOT
+    )
+    assert b"UnicodeEncodeError" not in done.stderr
+    if "--json" in arguments:
+        assert json.loads(done.stdout.decode(encoding))

@@ -235,9 +235,8 @@ def forker(tmp_path_factory):
         yield process
 
 
-def test_a_publisher_that_is_killed_at_any_request_can_be_repeated(hub, saved, forker, monkeypatch):
-    pids = []
-    monkeypatch.setenv("HF_TOKEN", "ada-token")
+def test_a_publisher_that_is_killed_at_any_request_can_be_repeated(signed_in, saved, forker):
+    hub, pids = signed_in, []
     for turn in range(len(requests_of_a_publication(hub, saved))):
         started = threading.Event()
 
