@@ -7,10 +7,10 @@ import sys
 import pytest
 
 import pruning
-from tests.helpers.models import folder_of, tiny
+from tests.helpers.models import folder_of
 
-NEEDS_A_KNOWN_TOKENIZER = {"export"}
-"""llama.cpp knows no tokenizer of a small model: these run with the real one's."""
+RUN_AS_SCRIPTS = {"export"}
+"""llama.cpp knows no tokenizer of a small model: a script in docs/examples makes the same calls with the real one's."""
 
 SLOW = {"search", "iter_search"}
 
@@ -56,22 +56,10 @@ def signed_in(hub, monkeypatch):
     [
         pytest.param(test, id=test.name, marks=[pytest.mark.slow] if test.name in SLOW else [])
         for test in EXAMPLES
-        if test.name not in NEEDS_A_KNOWN_TOKENIZER
+        if test.name not in RUN_AS_SCRIPTS
     ],
 )
 def test_example(test, small_model, signed_in):
-    run(test)
-
-
-@pytest.mark.real
-@pytest.mark.parametrize(
-    "test", [test for test in EXAMPLES if test.name in NEEDS_A_KNOWN_TOKENIZER], ids=lambda test: test.name
-)
-def test_example_with_the_real_tokenizer(test, smollm2, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("pruning.catalog.find", lambda name: None)
-    tiny("llama", vocab_size=len(smollm2.tokenizer), hidden_size=64).save_pretrained("smollm2-135m")
-    smollm2.tokenizer.save_pretrained("smollm2-135m")
     run(test)
 
 

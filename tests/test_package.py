@@ -50,7 +50,7 @@ def imported(*paths):
 
 @pytest.mark.parametrize(
     ("paths", "extras"),
-    [(["pruning"], []), (["page", "app.py"], ["app"])],
+    [(["pruning"], ["plot"]), (["page", "app.py"], ["app"])],
     ids=["the library", "the page"],
 )
 def test_every_import_is_declared(paths, extras):

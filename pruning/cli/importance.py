@@ -5,12 +5,22 @@ from typing import Annotated
 
 import typer
 
-from pruning.cli.options import AsJson, CalibrationText, CalibrationTokens, Device, Model, Plot, Seed, given
+from pruning.cli.options import (
+    AsJson,
+    CalibrationText,
+    CalibrationTokens,
+    Device,
+    Model,
+    Plot,
+    Seed,
+    check_writable,
+    given,
+)
 from pruning.cli.output import print_json, reporter
 from pruning.criteria import DEFAULT_CRITERION
 from pruning.criteria.own import is_file_name, load_criterion
 from pruning.evaluation.importance import layer_importance, neuron_importance
-from pruning.evaluation.plot import check_plot, draw, save_plot
+from pruning.evaluation.plot import check_plot, save_plot
 from pruning.loading.load import load
 from pruning.progress import clear_bar
 from pruning.text.choice import Calibration
@@ -30,7 +40,9 @@ def importance(
     as_json: AsJson = False,
 ) -> None:
     """Measure how much each layer and each neuron matters."""
-    check_plot(plot)
+    if plot is not None:
+        check_plot(plot)
+        check_writable(plot)
     name = load_criterion(criterion).key if is_file_name(criterion) else criterion
     text = Calibration.named(calibration, **given(tokens=tokens))
     base = load(model, device=device, progress=reporter())
@@ -39,7 +51,7 @@ def importance(
     clear_bar()
     if plot is not None:
         title = f"How much each layer of {model} changes the residual stream"
-        save_plot(plot, draw(title, {"": [*layers.items()]}, "layer", "block influence", bars=True))
+        save_plot(plot, title, {"": [*layers.items()]}, "layer", "block influence", bars=True)
     if as_json:
         print_json({"layers": layers, "neurons": neurons, "criterion": name})
         return

@@ -31,7 +31,7 @@ CalibrationText = Annotated[
 CalibrationTokens = Annotated[
     int | None, typer.Option("--tokens", help="Calibration tokens; 24576 by default, 8192 of a single text.")
 ]
-Plot = Annotated[Path | None, typer.Option("--plot", help="A picture to write, such as picture.svg.")]
+Plot = Annotated[Path | None, typer.Option("--plot", help="A picture to write, such as picture.png.")]
 Dtype = Annotated[
     str | None,
     typer.Option(

@@ -4,10 +4,20 @@ from typing import Annotated
 
 import typer
 
-from pruning.cli.options import AsJson, CalibrationText, CalibrationTokens, Device, Model, Plot, Seed, given
+from pruning.cli.options import (
+    AsJson,
+    CalibrationText,
+    CalibrationTokens,
+    Device,
+    Model,
+    Plot,
+    Seed,
+    check_writable,
+    given,
+)
 from pruning.cli.output import print_json, reporter
 from pruning.criteria import DEFAULT_CRITERION, criterion_named
-from pruning.evaluation.plot import check_plot, draw, save_plot
+from pruning.evaluation.plot import check_plot, save_plot
 from pruning.loading.load import load
 from pruning.progress import clear_bar
 from pruning.shape_search.sweep import iter_sweep
@@ -29,7 +39,9 @@ def sweep(
     as_json: AsJson = False,
 ) -> None:
     """Measure quality against size, with growing cuts."""
-    check_plot(plot)
+    if plot is not None:
+        check_plot(plot)
+        check_writable(plot)
     names = [criterion_named(name.strip()).name for name in criterion.split(",")]
     text = Calibration.named(calibration, **given(tokens=tokens))
     base = load(model, device=device, progress=reporter())
@@ -49,7 +61,7 @@ def sweep(
             name: [(row.parameters / 1e6, row.perplexity) for row in rows if row.criterion == name]
             for name in names
         }
-        save_plot(plot, draw(f"Quality of {model} by size", series, "million parameters", "perplexity"))
+        save_plot(plot, f"Quality of {model} by size", series, "million parameters", "perplexity")
     if as_json:
         print_json(
             [

@@ -1,88 +1,76 @@
-"""Small charts as SVG files, which browsers and word processors open."""
+"""Charts as picture files, drawn by matplotlib."""
 
+import importlib.util
 from collections.abc import Mapping, Sequence
-from html import escape
-from math import isfinite
 from pathlib import Path
 
 from pruning.errors import RecipeError, SavingError
 from pruning.files import replacing
-from pruning.formatting import format_number
 
-WIDTH, HEIGHT = 720, 360
-MARGIN = 60
-COLORS = ("#1b6e53", "#b4552d", "#3b5fa8", "#8a6d1d", "#7a3f8f", "#4c5866")
+FORMATS = ("png", "svg", "pdf")
+SIZE = (7.2, 3.6)
+"""Width and height in inches."""
+DOTS_PER_INCH = 200
 
 Points = Sequence[tuple[float, float]]
 
 
-def check_plot(file: Path | None) -> None:
-    """Refuse before any work a file that no picture can be written to. Raises `RecipeError`."""
-    if file is not None and file.suffix.lower() != ".svg":
+def check_plot(file: Path) -> None:
+    """Refuse before any work a file that no picture can be written to.
+
+    Raises:
+        RecipeError: The file's name ends in something else than a known format, or matplotlib is missing.
+    """
+    if file.suffix.lower().removeprefix(".") not in FORMATS:
         raise RecipeError(
-            f"Pictures are written as SVG, which every browser opens. Write --plot {file.with_suffix('.svg')}."
+            f"A picture is a file that ends in .{', .'.join(FORMATS[:-1])} or .{FORMATS[-1]}. "
+            f"Write --plot {file.with_suffix('.png')}."
         )
+    if importlib.util.find_spec("matplotlib") is None:
+        raise RecipeError("Pictures are drawn by matplotlib. Install it with: pip install matplotlib")
 
 
-def draw(title: str, series: Mapping[str, Points], horizontal: str, vertical: str, bars: bool = False) -> str:
-    """Draw a chart.
+def save_plot(
+    file: Path,
+    title: str,
+    series: Mapping[str, Points],
+    horizontal: str,
+    vertical: str,
+    bars: bool = False,
+) -> None:
+    """Draw a chart into a file.
 
     Args:
-        title: What it shows.
-        series: For each name, its points; those that are not finite are left out.
+        file: The file, whose name ends in one of `FORMATS`.
+        title: What the chart shows.
+        series: For each name, its points. Points that are not finite are left out.
         horizontal: What the horizontal axis shows.
         vertical: What the vertical axis shows.
         bars: Whether to draw a bar for each point instead of a line through them.
+
+    Raises:
+        SavingError: The file cannot be written.
     """
-    points = [point for each in series.values() for point in each if isfinite(point[1])]
-    left, right = min((x for x, _ in points), default=0.0), max((x for x, _ in points), default=1.0)
-    top = max((y for _, y in points), default=1.0) or 1.0
-    low = 0.0 if bars else min((y for _, y in points), default=0.0)
-    thick = (WIDTH - 2 * MARGIN) / (right - left + 1) * 0.8 if bars else 0.0
+    from matplotlib.figure import Figure  # noqa: PLC0415 - optional
 
-    def place(x: float, y: float) -> tuple[float, float]:
-        inner = WIDTH - 2 * MARGIN - thick
-        across = MARGIN + thick / 2 + inner * (x - left) / ((right - left) or 1)
-        return across, HEIGHT - MARGIN - (HEIGHT - 2 * MARGIN) * (y - low) / ((top - low) or 1)
-
-    parts = [_text(WIDTH / 2, 24, title, size=16), _text(WIDTH / 2, HEIGHT - 12, horizontal)]
-    parts.append(_text(MARGIN, 44, vertical, anchor="start"))
-    for x in sorted({left, (left + right) / 2, right}) if not bars else sorted({left, right}):
-        parts.append(_text(place(x, low)[0], HEIGHT - MARGIN + 18, f"{x:g}"))
-    for y in (low, (low + top) / 2, top):
-        across, down = MARGIN, place(left, y)[1]
-        parts.append(f'<path d="M{across} {down:.1f}H{WIDTH - MARGIN}" stroke="#ddd"/>')
-        parts.append(_text(across - 6, down + 4, format_number(y, 2), anchor="end"))
-    for number, (name, values) in enumerate(series.items()):
-        color = COLORS[number % len(COLORS)]
-        placed = [place(*value) for value in values if isfinite(value[1])]
+    figure = Figure(figsize=SIZE, layout="constrained")
+    axes = figure.subplots()
+    for name, points in series.items():
+        places, values = zip(*points, strict=True) if points else ((), ())
         if bars:
-            parts += [
-                f'<rect x="{x - thick / 2:.1f}" y="{y:.1f}" width="{thick:.1f}" '
-                f'height="{HEIGHT - MARGIN - y:.1f}" fill="{color}"/>'
-                for x, y in placed
-            ]
+            axes.bar(places, values, label=name)
         else:
-            line = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
-            parts.append(f'<polyline points="{line}" fill="none" stroke="{color}" stroke-width="2"/>')
-            parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{color}"/>' for x, y in placed]
-        if len(series) > 1:
-            parts.append(_text(WIDTH - MARGIN, 60 + 18 * number, name, anchor="end", color=color))
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" '
-        f'font-family="sans-serif"><rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>{"".join(parts)}</svg>\n'
-    )
-
-
-def save_plot(file: Path, picture: str) -> None:
-    """Write a picture. Raises `SavingError` if it cannot be written."""
+            axes.plot(places, values, marker="o", label=name)
+    # A dollar sign in a name is no formula.
+    axes.set_title(title, parse_math=False)
+    axes.set_xlabel(horizontal, parse_math=False)
+    axes.set_ylabel(vertical, parse_math=False)
+    axes.grid(axis="y", alpha=0.3)
+    if len(series) > 1:
+        for text in axes.legend().get_texts():
+            text.set_parse_math(False)
     try:
         with replacing(file) as temporary:
-            temporary.write_text(picture, encoding="utf-8")
+            figure.savefig(temporary, format=file.suffix.lower().removeprefix("."), dpi=DOTS_PER_INCH)
     except OSError as error:
         raise SavingError(f"The picture cannot be written to {file}: {error.strerror or error}.") from None
-
-
-def _text(x: float, y: float, text: str, size: int = 12, anchor: str = "middle", color: str = "#222") -> str:
-    place = f'x="{x:.1f}" y="{y:.1f}" font-size="{size}" text-anchor="{anchor}" fill="{color}"'
-    return f"<text {place}>{escape(text)}</text>"

@@ -9,12 +9,12 @@ ROOT = Path(__file__).parents[2]
 def files() -> dict[str, str]:
     """Return each requirements file and its content.
 
-    `requirements.txt` is what a Space installs: the library, the page and the converter to GGUF.
+    `requirements.txt` is what a Space installs: the library, the page, the converter to GGUF, and what draws pictures.
     """
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
     return {
-        "requirements.txt": _lines(project["dependencies"] + extras["app"] + extras["gguf"]),
+        "requirements.txt": _lines(project["dependencies"] + extras["app"] + extras["gguf"] + extras["plot"]),
         "requirements-dev.txt": _lines(["-r requirements.txt", *extras["dev"]]),
     }
 

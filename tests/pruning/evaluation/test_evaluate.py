@@ -8,6 +8,7 @@ import pytest
 
 import pruning
 from pruning import Neurons, RecipeError, cli
+from pruning.evaluation.plot import save_plot
 from pruning.text.passages import passage
 from tests.helpers.models import folder_of, loaded
 
@@ -62,20 +63,35 @@ def test_importance_is_a_plain_dictionary():
     assert pruned.kept["neurons"][1] == sorted(best)
 
 
+def drawn_by(command, picture, monkeypatch, *options):
+    """Run a command that draws a picture of a small model, and return its exit code."""
+    arguments = ["secateur", command, str(folder_of("llama")), *options, "--plot", str(picture)]
+    monkeypatch.setattr(sys, "argv", arguments)
+    return cli.main()
+
+
 @pytest.mark.parametrize(
-    ("command", "drawn"), [(("importance",), "rect"), (("sweep", "--criterion", "l1,l2"), "polyline")]
+    ("command", "marks"), [(("importance",), "patch"), (("sweep", "--criterion", "l1,l2"), "line2d")]
 )
-def test_the_shell_draws_a_picture(command, drawn, tmp_path, monkeypatch, capsys):
+def test_the_shell_draws_a_picture(command, marks, tmp_path, monkeypatch, capsys):
     name, *options = command
     text = tmp_path / "text.txt"
     text.write_text(TEXT[0], encoding="utf-8")
-    picture = tmp_path / "picture.svg"
-    options += ["--calibration", str(text), "--tokens", "512", "--plot", str(picture), "--json"]
-    monkeypatch.setattr(sys, "argv", ["secateur", name, str(folder_of("llama")), *options])
-    assert cli.main() == 0
+    options += ["--calibration", str(text), "--tokens", "512", "--json"]
+    assert drawn_by(name, tmp_path / "picture.svg", monkeypatch, *options) == 0
     assert json.loads(capsys.readouterr().out)
-    tags = [element.tag.rpartition("}")[2] for element in ElementTree.parse(picture).iter()]
-    assert tags.count(drawn) >= 2
-    monkeypatch.setattr(sys, "argv", ["secateur", name, str(folder_of("llama")), "--plot", "picture.png"])
-    assert cli.main() == 2
-    assert "Write --plot picture.svg" in capsys.readouterr().err
+    ids = [element.get("id", "") for element in ElementTree.parse(tmp_path / "picture.svg").iter()]
+    assert len([each for each in ids if each.startswith(marks)]) >= 2
+
+
+def test_a_picture_is_of_the_kind_that_its_name_says(tmp_path, monkeypatch, capsys):
+    points = {"$x$": [(1.0, 2.0), (2.0, float("nan")), (3.0, 4.0)], "none": []}
+    for suffix, begins in (("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")):
+        save_plot(tmp_path / f"picture.{suffix}", "$title", points, "x", "y")
+        assert (tmp_path / f"picture.{suffix}").read_bytes().startswith(begins)
+    assert drawn_by("importance", "picture.gif", monkeypatch) == 2
+    assert "Write --plot picture.png" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert drawn_by("importance", "picture.png", monkeypatch) == 2
+    assert "pip install matplotlib" in capsys.readouterr().err
