@@ -24,10 +24,15 @@ from pruning.report import Measured, Report, Sample
 from pruning.request import Request, Steps
 from pruning.steps.base import Step, StepContext
 from pruning.surgery import with_own_memory
+from pruning.text.chat import ChatFormat
+from pruning.text.chat_learning import learn_chat_format
 from pruning.text.choice import AnyCalibration
 from pruning.text.generation import Sampling, generate, report_each_token
 
-SAMPLE_PROMPTS = ("Paris is the capital of", "The best way to learn is", "def add(a, b):")
+SAMPLE_TEXTS = ("Paris is the capital of", "The best way to learn is", "def add(a, b):")
+"""What a model continues that cannot chat."""
+SAMPLE_QUESTIONS = ("What is the capital of France?", "How do bees make honey?", "How much is 7 + 5?")
+"""What a model is asked that can."""
 
 
 def preview(
@@ -319,13 +324,15 @@ def iter_evaluate_pruned(
             yield pruned
     speeds = speeds_by_round((base.model, model), tokenizer, progress=progress)
     sampling, reporter = Sampling(max_new_tokens=24), report_each_token(progress, Progress("Writing samples"))
+    can_chat = isinstance(learn_chat_format(tokenizer), ChatFormat)
     samples = tuple(
         Sample(
             prompt,
-            generate(base, prompt, sampling, chat=False, stopped=reporter),
-            generate(pruned, prompt, sampling, chat=False, stopped=reporter),
+            generate(base, prompt, sampling, chat=can_chat, stopped=reporter),
+            generate(pruned, prompt, sampling, chat=can_chat, stopped=reporter),
+            is_question=can_chat,
         )
-        for prompt in SAMPLE_PROMPTS
+        for prompt in (SAMPLE_QUESTIONS if can_chat else SAMPLE_TEXTS)
     )
     report = replace(
         pruned.report,

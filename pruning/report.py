@@ -63,11 +63,19 @@ class Measured:
 
 @dataclass(frozen=True)
 class Sample:
-    """Greedy continuations of one prompt by the base and by the pruned model."""
+    """What the base and the pruned model write to one prompt, the likeliest token each time.
+
+    Attributes:
+        prompt: A question, or a text to continue.
+        base: What the base writes.
+        pruned: What the pruned model writes.
+        is_question: Whether the prompt was asked in the chat format, so that the texts are answers.
+    """
 
     prompt: str
     base: str
     pruned: str
+    is_question: bool = False
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,10 @@ from pruning import pruned as pruned_model
 from pruning.evaluation.perplexity import Quality
 from pruning.loading import given
 from pruning.pipeline import evaluate_pruned
+from pruning.progress import silent
 from pruning.text.passages import GENRES, passage
-from tests.helpers.models import FAMILIES, count, folder_of, loaded, save_tiny, trained
+from tests.helpers.chat import named
+from tests.helpers.models import FAMILIES, count, folder_of, loaded, save_tiny, tiny, trained
 
 QUICK = Calibration(text="story", tokens=512, window=128)
 
@@ -89,6 +91,18 @@ def test_the_layers_that_remain_are_recorded_and_read_back(tmp_path):
     assert whole.recipe.kept_layers is None
 
 
+def test_a_model_that_can_chat_is_asked_questions_for_its_card(tmp_path):
+    words = named("chatml")
+    tiny("llama", vocab_size=len(words)).save_pretrained(tmp_path / "base")
+    words.save_pretrained(tmp_path / "base")
+    recipe = recipe_of({"fraction": 0.3, "criterion": "l2"}, base=str(tmp_path / "base"))
+    pruned = run(recipe, progress=silent)
+    assert all(sample.is_question for sample in pruned.report.samples)
+    card = (pruned.save(tmp_path / "cut") / "README.md").read_text(encoding="utf-8")
+    first = pruned.report.samples[0]
+    assert f"{first.prompt}\n\nbase:   {first.base.splitlines()[0] if first.base else ''}" in card
+
+
 def test_run_loads_cuts_and_measures():
     base, lines = folder_of("llama"), []
     pruned = run(recipe_of({"fraction": 0.3}, base=str(base)), progress=lines.append)
@@ -100,7 +114,7 @@ def test_run_loads_cuts_and_measures():
     assert isinstance(report.before.quality, Quality)
     assert report.before.quality != report.after.quality
     assert report.before.tokens_per_second > 0 < report.after.tokens_per_second
-    assert len(report.samples) == 3
+    assert [sample.is_question for sample in report.samples] == [False] * 3
     assert set(report.seconds) == {"calibrate", "cut", "evaluate"}
     stages = {line.text for line in lines}
     assert {"Reading the weights", "Cutting"} <= stages
