@@ -15,8 +15,9 @@ from page.server.form import with_text
 from page.server.jobs import run_job
 from page.server.session import SITE, job_name, publishing_token, visitor_of
 from page.server.settings import Mode
+from page.workers.export import UPLOAD_SECONDS, ZIP, ExportTask, PublishTask, notes_on
 from page.workers.messages import Done, Partial, PrunedSummary
-from page.workers.tasks import UPLOAD_SECONDS, ZIP, ExportTask, PublishTask, Task, notes_on
+from page.workers.tasks import Task
 from pruning import Recipe
 from pruning.errors import RecipeError, SavingError
 from pruning.sharing.gguf import GGUF_TYPES

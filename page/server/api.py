@@ -18,8 +18,9 @@ from page.server.form import CONTROLS, steps_from
 from page.server.jobs import PUBLIC, watch_job
 from page.server.look_ups import look_up
 from page.server.session import job_name, user_message
+from page.workers.export import PublishTask
 from page.workers.messages import Done, Evaluation, Failed, Prompt, PrunedSummary, Stopped, Texts
-from page.workers.tasks import CompareTask, EvaluateTask, PruneTask, PublishTask, Task
+from page.workers.tasks import CompareTask, EvaluateTask, PruneTask, Task
 from pruning import Preview, Recipe, Sampling, catalog
 from pruning.errors import RecipeError
 

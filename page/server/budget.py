@@ -5,19 +5,17 @@ from collections.abc import Callable, Mapping
 
 from page.server.look_ups import look_up
 from page.server.session import JOB_SECONDS, pools
+from page.workers.export import ZIP, ExportTask, PublishTask
 from page.workers.messages import Prompt
 from page.workers.pool import worker_memory
 from page.workers.tasks import (
-    ZIP,
     CompareTask,
     DistillTask,
     EvaluateTask,
-    ExportTask,
     ImportanceTask,
     InfluenceTask,
     NextTokensTask,
     PruneTask,
-    PublishTask,
     SearchTask,
     SweepTask,
     Task,

@@ -1,11 +1,8 @@
 """What a job can do: each task is a small value that can be pickled, and performs itself on a workbench."""
 
-import json
-import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, Protocol
 
 from page.workers.messages import (
@@ -18,36 +15,24 @@ from page.workers.messages import (
     Progress,
     Prompt,
     PrunedSummary,
-    Released,
     TaskEvent,
     Texts,
     TrainingUpdate,
 )
 from page.workers.workbench import Visitor, Workbench
-from pruning import Calibration, Distillation, Recipe, Sampling, publish
+from pruning import Calibration, Distillation, Recipe, Sampling
 from pruning.architectures.shape import Shape
 from pruning.distillation.progress import TrainingProgress
-from pruning.errors import Cancelled, RecipeError
+from pruning.errors import Cancelled
 from pruning.evaluation.inspection import TokenLoss, losses_by_token, next_tokens
-from pruning.files import temporary_folder
 from pruning.loading.load import find
-from pruning.loading.source import Token
 from pruning.pipeline import Pruned
 from pruning.progress import TrainingPulse
 from pruning.shape_search.search import SearchResult
-from pruning.sharing.gguf import GGUF_TYPES, export_and_compare, gguf_types
 from pruning.text.chat import PlainText
 from pruning.text.chat_learning import learn_chat_format
 from pruning.text.generation import CausalLM, generate, prepare_prompt, stream_pair
 
-ZIP = "zip"
-FORMS = (ZIP, *GGUF_TYPES)
-NOTES = "notes.json"
-"""Beside an exported file: what the visitor should know of it."""
-COPIES = 4
-"""How many copies of a model an export needs on the disk at the same time: two folders, the file, and one of 16 bits
-that it is rounded from."""
-UPLOAD_SECONDS = 3600
 SAMPLE_TOKENS = 24
 """The most tokens of a sample while a model is trained."""
 
@@ -230,11 +215,12 @@ class EvaluateTask(Task):
 
     def perform(self, context: TaskContext) -> Evaluation:
         """Emit the report as it fills, and return it."""
-        pruned = _evaluate(self.recipe, context, self.speed)
+        pruned = evaluated(self.recipe, context, self.speed)
         return Evaluation(pruned.recipe, pruned.report)
 
 
-def _evaluate(recipe: Recipe, context: TaskContext, speed: bool = True) -> Pruned:
+def evaluated(recipe: Recipe, context: TaskContext, speed: bool = True) -> Pruned:
+    """Return the model of a recipe with all its measurements, each emitted as soon as it is known."""
     for pruned in context.workbench.iter_evaluate(recipe, context.visitor, context.emit, speed=speed):
         context.emit(Partial(Evaluation(pruned.recipe, pruned.report), replaces=True))
     return pruned
@@ -387,84 +373,3 @@ class SweepTask(Task):
         )
         for point in points:
             context.emit(Partial(point))
-
-
-@dataclass(frozen=True)
-class ExportTask(Task):
-    """Save a measured model as one file, or find the file of an earlier export.
-
-    Attributes:
-        recipe: The recipe of the model.
-        form: `ZIP`, or a GGUF type.
-        name: The name of the file, without its extension.
-    """
-
-    kind = LONG
-    recipe: Recipe
-    form: str
-    name: str
-
-    def perform(self, context: TaskContext) -> Path:
-        """Return the file."""
-        if self.form not in FORMS:
-            raise RecipeError(f"There is no format {self.form[:40]!r}. Choose one from the list.")
-        storage, key = context.workbench.downloads, f"{self.recipe.sha256} {self.form}"
-        assert storage is not None, "exports need a folder"
-        if (found := storage.find(key, context.visitor.owner)) is not None:
-            return _file_in(found)
-        pruned = _evaluate(self.recipe, context)
-        if self.form in GGUF_TYPES and (obstacle := gguf_types(pruned.shape, pruned.recipe.steps)[self.form]):
-            raise RecipeError(f"{obstacle} Choose a width that fits under How to choose what to cut.")
-        size = pruned.report.after.bytes
-        storage.make_room(COPIES * size)
-        owner = context.workbench.owner_of(pruned, context.visitor)
-        with storage.new(key, owner) as entry, temporary_folder(entry.parent) as work:
-            self._write(pruned, work / self.name, entry, context)
-        found = storage.find(key, owner)
-        assert found is not None, "the newest entry stays"
-        return _file_in(found)
-
-    def _write(self, pruned: Pruned, folder: Path, entry: Path, context: TaskContext) -> None:
-        pruned.save(folder, progress=context.emit)
-        if self.form == ZIP:
-            context.emit(Progress("Packing"))
-            shutil.make_archive(str(entry / self.name), "zip", folder.parent, folder.name)
-        else:
-            output = entry / f"{self.name}-{self.form}.gguf"
-            exported = export_and_compare(folder, output, self.form, progress=context.emit)
-            (entry / NOTES).write_text(json.dumps(exported.notes), encoding="utf-8")
-
-
-def _file_in(entry: Path) -> Path:
-    """Return the exported file in a folder that may hold notes on it too."""
-    return next(file for file in entry.iterdir() if file.name != NOTES)
-
-
-def notes_on(file: Path) -> list[str]:
-    """Return what the visitor should know of an exported file, in lines."""
-    notes = file.with_name(NOTES)
-    return json.loads(notes.read_text(encoding="utf-8")) if notes.exists() else []
-
-
-@dataclass(frozen=True)
-class PublishTask(Task):
-    """Publish a measured model on the Hub.
-
-    Attributes:
-        recipe: The recipe of the model.
-        repository: The name of the repository, with or without its owner.
-        private: Whether only its owner can see it.
-        token: The token of the user who publishes.
-    """
-
-    kind = LONG
-    recipe: Recipe
-    repository: str
-    private: bool
-    token: Token = field(repr=False)
-
-    def perform(self, context: TaskContext) -> str:
-        """Return the address of the repository."""
-        pruned = _evaluate(self.recipe, context)
-        context.emit(Released(UPLOAD_SECONDS))
-        return publish(pruned, self.repository, private=self.private, token=self.token, progress=context.emit)

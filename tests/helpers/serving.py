@@ -10,6 +10,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 START_SECONDS = 240
+SHARED = ("mapped", "models", "quality", "statistics")
+"""What the pages under test have of the user's cache."""
 ARGUMENTS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -19,6 +21,24 @@ ARGUMENTS = [
     "--disable-sync",
 ]
 """The arguments for Chromium."""
+
+
+def page_cache(home: Path, user_cache: str | None) -> str:
+    """Return a cache folder for a page under test.
+
+    It shares converted weights and statistics with the user's cache, but what others recorded is not in it.
+
+    Args:
+        home: Where it is made.
+        user_cache: The user's cache; None for the default place.
+    """
+    shared = Path(user_cache or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/secateur").expanduser()
+    folder = home / "cache"
+    folder.mkdir()
+    for name in SHARED:
+        (shared / name).mkdir(parents=True, exist_ok=True)
+        (folder / name).symlink_to(shared / name)
+    return str(folder)
 
 
 def serve(environment: dict[str, str], log: Path) -> tuple[subprocess.Popen[bytes], str]:

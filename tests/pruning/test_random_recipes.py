@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from tests.helpers.serving import serve
+from tests.helpers.serving import page_cache, serve
 
 CALLS = int(os.environ.get("SECATEUR_FUZZ", 300))
 PATIENCE = 60
@@ -193,9 +193,8 @@ def caller(smollm2, user_cache, log):
         "HF_HOME": str(log.parent / "hf"),
         "GRADIO_TEMP_DIR": str(log.parent / "gradio"),
         "SECATEUR_JOB_SECONDS": "1",
+        "SECATEUR_CACHE": page_cache(log.parent, user_cache),
     }
-    if user_cache:
-        environment["SECATEUR_CACHE"] = user_cache
     process, url = serve(environment, log)
     caller = Caller(url)
     yield caller

@@ -7,7 +7,7 @@ import pytest
 
 from tests.helpers.browser import PAGE, WORK
 from tests.helpers.hub import CLIENT_ENV, LoopbackHub
-from tests.helpers.serving import ARGUMENTS, serve
+from tests.helpers.serving import ARGUMENTS, page_cache, serve
 
 
 @pytest.fixture(scope="module")
@@ -26,9 +26,8 @@ def page_url(smollm2, user_cache, served_hub, tmp_path_factory):
         "HF_HOME": str(home / "hf"),
         "HF_TOKEN": "ada-token",
         "GRADIO_TEMP_DIR": str(home / "gradio"),
+        "SECATEUR_CACHE": page_cache(home, user_cache),
     }
-    if user_cache:
-        environment["SECATEUR_CACHE"] = user_cache
     process, url = serve(environment, home / "log.txt")
     yield url
     process.terminate()

@@ -6,8 +6,8 @@ import pytest
 
 from page.server.queue import JobKey
 from page.server.session import jobs
+from page.workers.export import NOTES, ExportTask, PublishTask
 from page.workers.messages import Progress
-from page.workers.tasks import NOTES, ExportTask, PublishTask
 from pruning import Calibration, Neurons, Recipe, SavingError
 
 pytestmark = pytest.mark.usefixtures("pools")

@@ -14,7 +14,7 @@ from mcp.client.streamable_http import streamable_http_client
 import pruning
 from pruning.architectures.shape import Shape
 from tests.helpers.hub import CLIENT_ENV, LoopbackHub
-from tests.helpers.serving import serve
+from tests.helpers.serving import page_cache, serve
 
 pytestmark = pytest.mark.real
 
@@ -34,9 +34,8 @@ def served(smollm2, user_cache, tmp_path_factory):
             "HF_HOME": str(home / "hf"),
             "HF_TOKEN": "ada-token",
             "GRADIO_TEMP_DIR": str(home / "gradio"),
+            "SECATEUR_CACHE": page_cache(home, user_cache),
         }
-        if user_cache:
-            environment["SECATEUR_CACHE"] = user_cache
         process, url = serve(environment, home / "log.txt")
         yield url, hub
         process.terminate()

@@ -17,23 +17,22 @@ from page.server.budget import (
 )
 from page.server.jobs import run_job
 from page.server.queue import JobKey
+from page.workers import export as page_export
 from page.workers import tasks as page_tasks
+from page.workers.export import ZIP, ExportTask, PublishTask
 from page.workers.lesson import LessonTask
 from page.workers.messages import Failed, FoundModel, Prompt
 from page.workers.storage import Storage
 from page.workers.tasks import (
-    ZIP,
     CompareTask,
     DistillTask,
     EvaluateTask,
-    ExportTask,
     FindTask,
     ImportanceTask,
     InfluenceTask,
     LoadTask,
     NextTokensTask,
     PruneTask,
-    PublishTask,
     SearchTask,
     SweepTask,
     Task,
@@ -318,7 +317,8 @@ def test_a_task_that_could_never_end_is_refused(kind, machine):
 
 
 def test_every_kind_of_task_whose_size_a_visitor_chooses_is_estimated():
-    kinds = {kind for kind in vars(page_tasks).values() if isinstance(kind, type) and issubclass(kind, Task)}
+    rooms = {**vars(page_tasks), **vars(page_export)}
+    kinds = {kind for kind in rooms.values() if isinstance(kind, type) and issubclass(kind, Task)}
     assert kinds | {LessonTask} == {type(task) for pair in TASKS.values() for task in pair} | FIXED | {Task}
 
 

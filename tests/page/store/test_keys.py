@@ -6,16 +6,15 @@ import pytest
 
 from page.store import keys
 from page.store.keys import BUNDLED_PROMPTS, Base, flight_key, is_public, result_key
+from page.workers.export import ExportTask, PublishTask
 from page.workers.lesson import LessonTask
 from page.workers.messages import Prompt
 from page.workers.tasks import (
     CompareTask,
     DistillTask,
     EvaluateTask,
-    ExportTask,
     NextTokensTask,
     PruneTask,
-    PublishTask,
     TokenLossTask,
 )
 from pruning import Calibration, Distillation, Layers, Neurons, Recipe, Sampling

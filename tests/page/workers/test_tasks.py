@@ -9,6 +9,7 @@ from itertools import pairwise
 import pytest
 
 import pruning
+from page.workers.export import ZIP, ExportTask, PublishTask, notes_on
 from page.workers.lesson import LessonTask
 from page.workers.messages import (
     Done,
@@ -31,21 +32,17 @@ from page.workers.messages import (
 )
 from page.workers.storage import Storage
 from page.workers.tasks import (
-    ZIP,
     CompareTask,
     DistillTask,
     EvaluateTask,
-    ExportTask,
     ImportanceTask,
     InfluenceTask,
     NextTokensTask,
     PruneTask,
-    PublishTask,
     SearchTask,
     SweepTask,
     TaskContext,
     TokenLossTask,
-    notes_on,
 )
 from page.workers.workbench import Visitor, Workbench
 from pruning import Access, Calibration, Distillation, Neurons, Recipe, Sampling
