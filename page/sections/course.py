@@ -29,6 +29,7 @@ class LessonText:
     prediction: gr.Radio
     notice: gr.Markdown
     question: gr.Markdown
+    reveal: gr.Accordion
     answer: gr.Markdown
     sources: gr.Markdown
 
@@ -68,6 +69,7 @@ class CourseTab:
             text.prediction,
             text.notice,
             text.question,
+            text.reveal,
             text.answer,
             text.sources,
             *self.run_outputs,
@@ -87,6 +89,7 @@ class CourseTab:
             self.text.prediction: gr.Radio(options, value=None, label=question),
             self.text.notice: "",
             self.text.question: _question(lesson),
+            self.text.reveal: gr.Accordion(open=False),
             self.text.answer: lesson.explanation,
             self.text.sources: _sources(lesson),
             self.live: gr.Button(visible=False),
@@ -138,10 +141,10 @@ def build() -> CourseTab:
             notice = gr.Markdown(elem_id="notice", min_height=20)
             open_result = gr.Button("Open the result on the Prune tab", visible=False, elem_id="open-result")
             asked = gr.Markdown(_question(first), elem_id="question")
-            with gr.Accordion("Show the answer", open=False, elem_id="reveal"):
+            with gr.Accordion("Show the answer", open=False, elem_id="reveal") as reveal:
                 answer = gr.Markdown(first.explanation)
             sources = gr.Markdown(_sources(first))
-    text = LessonText(introduction, prediction, notice, asked, answer, sources)
+    text = LessonText(introduction, prediction, notice, asked, reveal, answer, sources)
     return CourseTab(chosen, text, run, live, stop, status, drawn, open_result, gr.State(None))
 
 

@@ -298,7 +298,7 @@ def wrong_memory(name: str, shape: Shape, samples, teacher: tuple[str, Shape], s
     ("size", "samples"),
     [
         ("10M", (*MEMORY, "search", "generate", "save")),
-        ("40M", ("neurons", "everything trained", "teacher")),
+        ("40M", ("neurons", "everything trained")),
     ],
     ids=["10M", "40M"],
 )

@@ -341,8 +341,9 @@ def test_what_a_visitor_writes_is_shown_as_text(visit):
     assert page.locator("#texts img").count() == 0
 
 
-@pytest.mark.parametrize(("width", "height"), [(390, 844), (1366, 768), (1920, 1080)])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(
+    ("width", "height", "scheme"), [(390, 844, "dark"), (1366, 768, "light"), (1920, 1080, "dark")]
+)
 def test_fits_the_screen(visit, width, height, scheme):
     page = visit(width, height, color_scheme=scheme, script=NOTE_SHIFTS)
     # What a first result takes is in sight, in the order in which it is used, and stays where it is.
