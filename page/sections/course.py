@@ -84,7 +84,7 @@ class CourseTab:
         """Return another lesson as it is before its run."""
         lesson = BY_KEY.get(key, LESSONS[0])
         question, options = lesson.prediction
-        return {
+        updates: dict[Part, object] = {
             self.text.introduction: _introduction(lesson),
             self.text.prediction: gr.Radio(options, value=None, label=question),
             self.text.notice: "",
@@ -97,7 +97,8 @@ class CourseTab:
             self.results: "",
             self.open_result: gr.Button(visible=False),
             self.recipe: None,
-        } | self.panel.idle
+        }
+        return updates | self.panel.idle
 
     @property
     def panel(self) -> JobPanel:

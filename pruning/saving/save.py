@@ -19,6 +19,7 @@ from pruning.recipe import Recipe
 from pruning.report import Report
 from pruning.saving.card import model_card
 from pruning.saving.code_free import check_code_free, strip_code
+from pruning.saving.older_readers import write_for_older_readers
 from pruning.saving.provenance import provenance, write_safetensors_metadata
 from pruning.surgery import cast
 
@@ -64,6 +65,7 @@ def save_model(
             _write_model(model, storage_dtype, temporary, max_shard_size, progress)
             tokenizer.save_pretrained(temporary)
             strip_code(temporary)
+            write_for_older_readers(temporary)
             write_metadata_files(temporary, name or folder.name, source, recipe, report, progress)
             check_code_free(temporary)
             progress(Progress("Reading the model back to check it"))

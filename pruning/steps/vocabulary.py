@@ -169,7 +169,8 @@ class Vocabulary(Step):
             generation = GenerationConfig.from_pretrained(source.folder, local_files_only=True).to_dict()
         except OSError:
             generation = {}
-        ranked = _Ranked(tokenizer, read_texts(open_step.text), (source.config.to_dict(), generation))
+        configs = (source.config.to_dict(), generation)
+        ranked = _Ranked(tokenizer, read_texts(open_step.text), configs, Shape.of(source.config).count(TOKEN))
         return open_step.model_copy(update={"vocab_size": ranked.needed})
 
     def reshape(self, shape: Shape) -> Shape:
@@ -197,7 +198,8 @@ class Vocabulary(Step):
         size = shape.count(TOKEN)
         configs = (context.model.config.to_dict(), _generation_config(context.model).to_dict())
         texts = read_texts(self.text, context.progress)
-        ranked = _Ranked(context.tokenizer, texts, configs, context.progress)
+        rows = context.shape.count(TOKEN)
+        ranked = _Ranked(context.tokenizer, texts, configs, rows, context.progress)
         kept = ranked.first(size)
         context.progress(Progress("Rebuilding the tokenizer"))
         tokenizer = ranked.pairs.rebuild(kept)
@@ -220,9 +222,10 @@ class _Ranked:
         tokenizer: PreTrainedTokenizerBase,
         texts: Sequence[str],
         configs: Iterable[Mapping[str, object]],
+        rows: int,
         progress: Reporter = silent,
     ) -> None:
-        self.pairs = BytePairs(tokenizer)
+        self.pairs = BytePairs(tokenizer, rows)
         self._counts: Counter[int] = Counter()
         for text in texts:
             self._counts.update(tokenize(tokenizer, text, progress).ids)

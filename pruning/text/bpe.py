@@ -38,10 +38,18 @@ class BytePairs:
         RecipeError: The vocabulary of this tokenizer cannot be cut.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, rows: int | None = None):
+        """Read a tokenizer.
+
+        Args:
+            tokenizer: The tokenizer.
+            rows: How many rows the model's embeddings have: no text may hold a token beyond them, and none is kept.
+        """
         self._tokenizer = tokenizer
         self._file = _parse(tokenizer)
-        self.ids: dict[str, int] = tokenizer.get_vocab()
+        self.ids: dict[str, int] = {
+            token: number for token, number in tokenizer.get_vocab().items() if rows is None or number < rows
+        }
         self._added = {token["content"] for token in self._file["added_tokens"]}
         self._ranks: dict[tuple[str, str], int] = {}
         self._pairs: dict[str, list[tuple[str, str]]] = {}

@@ -85,7 +85,12 @@ class TextChoice(Frozen):
     def _fill_in_digest(cls, values: object) -> object:
         if isinstance(values, dict) and isinstance(values.get("content"), str):
             values = {"text": CUSTOM} | values
-            digest = hashlib.sha256(values["content"].encode("utf-8", "replace")).hexdigest()
+            digest = _digest(values["content"])
+            # Release 0.1.0 read every line end as a line feed.
+            older = values["content"].replace("\r\n", "\n").replace("\r", "\n")
+            if older != values["content"] and values.get("sha256") == _digest(older):
+                values = {**values, "content": older}
+                digest = str(values["sha256"])
             if values.setdefault("sha256", digest) != digest:
                 raise ValueError(
                     "this is not the text that the recipe was calibrated on: its sha256 is "
@@ -206,6 +211,10 @@ AnyCalibration = Calibration | AnySource
 
 DEFAULT_CALIBRATION = Calibration(text=CHAT_AND_GENERAL)
 """What a new recipe reads: it keeps what the model is used for, and text of every kind."""
+
+
+def _digest(content: str) -> str:
+    return hashlib.sha256(content.encode("utf-8", "replace")).hexdigest()
 
 
 def read_texts(choice: TextChoice, progress: Reporter = silent) -> Sequence[str]:

@@ -9,7 +9,7 @@ from pruning.errors import RecipeError, panics_as_errors
 from pruning.loading.given import CausalLM as CausalLM
 from pruning.text.chat import PlainText
 from pruning.text.chat_learning import learn_chat_format
-from pruning.text.tokens import check_vocabulary, usable_window
+from pruning.text.tokens import check_vocabulary, ids_around, usable_window
 
 MAX_PROMPT_CHARACTERS = 20_000
 
@@ -67,7 +67,7 @@ def prepare_prompt(
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> torch.Tensor:
-    """Tokenize a prompt.
+    """Tokenize a prompt, without what the tokenizer puts after a text: the model goes on from its last word.
 
     Returns:
         Token ids, `[1, tokens]`.
@@ -76,8 +76,10 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> torch.Tens
         RecipeError: The prompt is empty, or longer than `MAX_PROMPT_CHARACTERS`.
     """
     _check_text(prompt, "prompt", "for the model to continue")
+    after = ids_around(tokenizer)[1]
     with panics_as_errors():
-        return tokenizer(prompt, return_tensors="pt", verbose=False).input_ids
+        ids = tokenizer(prompt, return_tensors="pt", verbose=False).input_ids
+    return ids[:, : ids.shape[1] - len(after)] if after and ids[0, -len(after) :].tolist() == after else ids
 
 
 def _check_text(text: str, what: str, use: str) -> None:

@@ -44,13 +44,13 @@ class Content:
 
 
 def read_text(file: Path) -> str:
-    """Return the text of a file.
+    """Return the text of a file as it is, line ends included.
 
     Raises:
         RecipeError: If the file cannot be read or is not UTF-8 text.
     """
     try:
-        return file.read_text(encoding="utf-8")
+        return file.read_bytes().decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise RecipeError(f"{file} cannot be read: {reason}.") from None

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pruning.errors import RecipeError, panics_as_errors
+from pruning.errors import ModelError, RecipeError, panics_as_errors
 from pruning.progress import Progress, Reporter, silent
 
 CHUNK = 50_000
@@ -120,6 +120,11 @@ def tokenize(
 
 
 def _tokenize_chunk(tokenizer: PreTrainedTokenizerBase, text: str, offset: int) -> TokenizedText:
+    if not tokenizer.is_fast:
+        raise ModelError(
+            f"The tokenizer is a {type(tokenizer).__name__}, which does not say where in a text its tokens are. "
+            "Text cannot be measured or calibrated on with it; choose a criterion that reads weights alone."
+        )
     with panics_as_errors():
         encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     places = encoded.offset_mapping
@@ -175,10 +180,23 @@ def usable_window(model: PreTrainedModel, window: int) -> int:
     return min(window, getattr(model.config, "max_position_embeddings", None) or window)
 
 
+def ids_around(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """Return the ids that the tokenizer puts before a text, and those that it puts after it."""
+    with panics_as_errors():
+        whole = list(tokenizer("a", verbose=False).input_ids)
+        text = list(tokenizer("a", add_special_tokens=False, verbose=False).input_ids)
+    if not text:  # It has no token for the letter: what there is stands around it.
+        ends = [tokenizer.eos_token_id] if tokenizer.eos_token_id != tokenizer.bos_token_id else []
+        return [each for each in whole if each not in ends], [each for each in whole if each in ends]
+    for start in range(len(whole) - len(text) + 1):
+        if whole[start : start + len(text)] == text:
+            return whole[:start], whole[start + len(text) :]
+    return [], []
+
+
 def bos_ids(tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
     """Return the ids that the tokenizer puts before a text: a BOS token, or none; `[tokens]`."""
-    with panics_as_errors():
-        return torch.tensor(tokenizer("", verbose=False).input_ids, dtype=torch.long)
+    return torch.tensor(ids_around(tokenizer)[0], dtype=torch.long)
 
 
 def split_into_windows(

@@ -550,3 +550,21 @@ def test_real_tokenizer_keeps_what_a_story_needs(smollm2):
     before = pruning.perplexity(smollm2.model, whole, STORY, tokens=512)
     after = pruning.perplexity(pruned.model, words, STORY, tokens=512)
     assert after.bits_per_byte < before.bits_per_byte
+
+
+def test_a_token_beyond_the_rows_of_the_model_is_not_kept(tmp_path):
+    """As Gemma 3's text models have it: an image token that only the model with vision has a row for."""
+    base = loaded("llama")
+    words = AutoTokenizer.from_pretrained(folder_of("llama"))
+    words.add_tokens(["<image>"], special_tokens=True)
+    assert words.convert_tokens_to_ids("<image>") >= base.model.config.vocab_size
+    base.model.save_pretrained(tmp_path / "base")
+    words.save_pretrained(tmp_path / "base")
+    pruned = prune(str(tmp_path / "base"), steps=Vocabulary(vocab_size=280))
+    folder = pruned.save(tmp_path / "cut")
+    smaller, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+    assert "<image>" not in smaller.get_vocab()
+    assert len(smaller) == model.config.vocab_size
+    rows, kept = base.model.get_input_embeddings().weight, model.get_input_embeddings().weight
+    for token, number in smaller.get_vocab().items():
+        assert torch.equal(kept[number], rows[words.convert_tokens_to_ids(token)])

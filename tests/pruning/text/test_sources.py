@@ -1,5 +1,6 @@
 """The user's own text in whatever form it is given."""
 
+import hashlib
 import json
 
 import datasets
@@ -13,6 +14,7 @@ from pruning.calibration.calibrate import windows_of
 from pruning.loading.load import LoadedModel
 from pruning.text.chat_learning import learn_chat_format
 from pruning.text.passages import passage
+from pruning.text.sources import read_text
 from tests.helpers.chat import named
 from tests.helpers.models import loaded, tiny
 
@@ -212,3 +214,19 @@ def test_a_dataset_on_the_hub_is_read_by_its_address(monkeypatch):
     assert (plain.kind, plain.content, plain.address) == ("text", "\n\n".join(TEXTS), "hub:me/data")
     assert (chat.kind, chat.sha256) == ("messages", Calibration.of(CHAT).sha256)
     assert chat.to_python().startswith("pruning.Calibration.of('hub:me/data:messages'")
+
+
+def test_a_text_file_is_read_as_it_is(tmp_path):
+    file = tmp_path / "dos.txt"
+    file.write_bytes(b"The sea.\r\nThe old man.\rThe end.\n")
+    assert read_text(file) == "The sea.\r\nThe old man.\rThe end.\n"
+
+
+def test_a_recipe_of_an_older_release_still_knows_its_text_with_other_line_ends():
+    content = "The sea.\r\nThe old man.\rThe end.\n"
+    as_read_then = content.replace("\r\n", "\n").replace("\r", "\n")
+    digest = hashlib.sha256(as_read_then.encode()).hexdigest()
+    assert Calibration.custom(content, sha256=digest).content == as_read_then
+    assert Calibration.custom(content).content == content
+    with pytest.raises(RecipeError, match="not the text"):
+        Calibration.custom(content + "!", sha256=digest)

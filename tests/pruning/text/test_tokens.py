@@ -1,16 +1,20 @@
 """Long texts are tokenized in chunks, as if they had been read whole; a panic is an error like any other."""
 
 import pytest
-from tokenizers import Tokenizer, models, normalizers
-from transformers import PreTrainedTokenizerFast
+import torch
+from tokenizers import Tokenizer, models, normalizers, processors
+from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from pruning.errors import Cancelled, ModelError, panics_as_errors
 from pruning.text import tokens
 from pruning.text.passages import GENRES, passage
-from pruning.text.tokens import token_ids, tokenize
-from tests.helpers.models import loaded, tokenizer
+from pruning.text.prompt import encode_prompt
+from pruning.text.tokens import bos_ids, ids_around, split_into_windows, token_ids, tokenize
+from tests.helpers.models import BOS, EOS, loaded, tokenizer
 
 TEXT = "\n\n".join(passage(genre, "calibration") for genre in GENRES) + " naïve 日本語 🙂 " * 50
+
+IDS = torch.arange(10, 30)
 
 
 def sentencepiece_like():
@@ -79,8 +83,46 @@ def test_a_panic_becomes_a_sentence_and_nothing_else_does():
 
 def test_a_tokenizer_that_panics_is_a_model_error():
     class Panicking:
+        is_fast = True
+
         def __call__(self, *_, **__):
             raise PanicException("regex")
 
     with pytest.raises(ModelError, match="tokenizer failed"):
         tokenize(Panicking(), "text")
+
+
+@pytest.mark.parametrize(
+    ("single", "before", "after"),
+    [
+        ("$A", [], []),
+        (f"{BOS} $A", [0], []),
+        (f"$A {EOS}", [], [1]),
+        (f"{BOS} $A {EOS}", [0], [1]),
+    ],
+)
+def test_what_stands_before_a_text_is_told_from_what_stands_after_it(single, before, after):
+    words = tokenizer()
+    words.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=single, special_tokens=[(BOS, 0), (EOS, 1)]
+    )
+    assert ids_around(words) == (before, after)
+    assert bos_ids(words).tolist() == before
+    assert all(window.tolist()[: len(before)] == before for window in split_into_windows(words, IDS, 6))
+    prompt = encode_prompt(words, "The old man")[0].tolist()
+    assert prompt == before + words("The old man", add_special_tokens=False).input_ids
+
+
+def test_a_tokenizer_without_a_token_for_a_letter_begins_texts_as_it_does(tmp_path):
+    words = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel({BOS: 0, EOS: 1, "man": 2})), bos_token=BOS, eos_token=EOS
+    )
+    words.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A {EOS}", special_tokens=[(BOS, 0), (EOS, 1)]
+    )
+    assert ids_around(words) == ([0], [1])
+
+
+def test_a_tokenizer_that_knows_no_places_is_refused_with_a_sentence():
+    with pytest.raises(ModelError, match="ByT5Tokenizer, which does not say where in a text"):
+        tokenize(ByT5Tokenizer(), "The old man")

@@ -1,0 +1,89 @@
+"""What is saved says the same to the transformers of today and to an older one, which many programs still have."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+import pruning
+from pruning.saving.older_readers import write_for_older_readers
+from tests.helpers.models import save_tiny
+
+OLDER = Path(sys.prefix) / "older"
+READ = """
+import json, sys, torch, transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer
+for folder in sys.argv[1:]:
+    words = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    with torch.inference_mode():
+        last = model(torch.arange(2, 50)[None]).logits[0, -1].tolist()
+    print(json.dumps([transformers.__version__, words("The old man walked").input_ids, last]))
+"""
+LLAMA_3 = {
+    "rope_type": "llama3",
+    "rope_theta": 5e5,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+BASES = {
+    "llama": ("llama", {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}),
+    "llama, scaled": ("llama", {"rope_parameters": LLAMA_3}),
+    "qwen3": ("qwen3", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}),
+    "gemma3_text": ("gemma3_text", {}),
+    "gpt_neox": ("gpt_neox", {}),
+    "gpt2": ("gpt2", {}),
+}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Each base with fewer neurons: the pruned model, and the folder that it was saved to."""
+    home = tmp_path_factory.mktemp("older")
+    steps = pruning.Neurons(fraction=0.25, criterion="l2", repair=False)
+    folders = {}
+    for name, (family, settings) in BASES.items():
+        base = save_tiny(home / f"base {name}", family, **settings)
+        pruned = pruning.prune(str(base), steps=steps)
+        folders[name] = pruned, pruned.save(home / name)
+    return folders
+
+
+def test_an_older_transformers_computes_the_same(saved, need):
+    need(OLDER.is_dir(), "transformers 4.57 is not installed (make .venv/installed-dev)")
+    command = [sys.executable, "-c", READ, *(str(folder) for _, folder in saved.values())]
+    read = subprocess.run(
+        command, env=os.environ | {"PYTHONPATH": str(OLDER)}, capture_output=True, text=True, timeout=300
+    )
+    assert read.returncode == 0, read.stderr[-2000:]
+    for (pruned, _), line in zip(saved.values(), read.stdout.splitlines(), strict=True):
+        version, tokens, last = json.loads(line)
+        assert version.startswith("4.")
+        assert tokens == pruned.tokenizer("The old man walked").input_ids
+        with torch.inference_mode():
+            expected = pruned.model(torch.arange(2, 50)[None]).logits[0, -1]
+        torch.testing.assert_close(torch.tensor(last), expected, atol=1e-5, rtol=0)
+
+
+def test_todays_transformers_reads_the_same_config(saved):
+    for pruned, folder in saved.values():
+        config = AutoConfig.from_pretrained(folder)
+        assert config.to_dict().get("rope_parameters") == pruned.model.config.to_dict().get("rope_parameters")
+        assert AutoModelForCausalLM.from_pretrained(folder).config.to_dict() == config.to_dict()
+
+
+def test_what_todays_transformers_would_read_otherwise_is_not_written(saved, tmp_path, monkeypatch):
+    folder = save_tiny(tmp_path / "model", "llama")
+    before = (folder / "config.json").read_bytes()
+    monkeypatch.setattr(
+        "pruning.saving.older_readers._with_older_rope", lambda config: config | {"hidden_size": 4}
+    )
+    write_for_older_readers(folder)
+    assert (folder / "config.json").read_bytes() == before
