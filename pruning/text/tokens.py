@@ -183,9 +183,12 @@ def usable_window(model: PreTrainedModel, window: int) -> int:
 def ids_around(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     """Return the ids that the tokenizer puts before a text, and those that it puts after it."""
     with panics_as_errors():
-        whole = list(tokenizer("a", verbose=False).input_ids)
-        text = list(tokenizer("a", add_special_tokens=False, verbose=False).input_ids)
-    if not text:  # It has no token for the letter: what there is stands around it.
+        try:
+            whole = list(tokenizer("a", verbose=False).input_ids)
+            text = list(tokenizer("a", add_special_tokens=False, verbose=False).input_ids)
+        except Exception:  # It has no token for the letter, and none for what is unknown.
+            whole, text = list(tokenizer("", verbose=False).input_ids), []
+    if not text:
         ends = [tokenizer.eos_token_id] if tokenizer.eos_token_id != tokenizer.bos_token_id else []
         return [each for each in whole if each not in ends], [each for each in whole if each in ends]
     for start in range(len(whole) - len(text) + 1):
