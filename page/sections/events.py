@@ -133,14 +133,19 @@ class JobPanel:
         Yields:
             Updates: the buttons first, then the status line and what `show` returns, last the buttons.
         """
-        if busy := self._buttons(running=True):
+        busy, idle, shown = self._buttons(running=True), self._buttons(running=False), False
+        if busy:
             yield busy
         with closing(events):
             for event in events:
                 if updates := self._show(event, show):
                     yield updates
-        if idle := self._buttons(running=False):
+                    shown = True
+        if idle:
             yield idle
+        elif not shown:
+            # Gradio empties every output of a generator that yields nothing.
+            yield {self.status: gr.skip()}
 
     async def watch(
         self, events: AsyncGenerator[Event, None], show: Callable[[Partial | Done], Updates]
@@ -173,6 +178,9 @@ class JobPanel:
                         yield ready
                         ready = {}
         except Replaced:
+            if not is_running:
+                # Gradio empties every output of a generator that yields nothing.
+                yield {self.status: gr.skip()}
             return
         if not ended:
             ready[self.status] = render.status("Done.", kind="done")
