@@ -345,7 +345,7 @@ def test_the_memory_peak_is_little_more_than_a_file(tmp_path):
     sizes = [file.stat().st_size for file in (tmp_path / "base").glob("*.safetensors")]
     assert 2.5 * max(sizes) < sum(sizes) / 3
     peaks = []
-    # Mapped files that the system keeps in memory count too, more or less of them each time: the least is what it needs.
+    # Mapped files that the system keeps in memory count too, more or less of them each time.
     for number in range(4):
         run = [sys.executable, "-c", MEASURE, folder_of("llama"), tmp_path / "base", tmp_path / f"{number}"]
         done = subprocess.run(
