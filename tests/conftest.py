@@ -7,10 +7,11 @@ from contextlib import contextmanager
 
 import pytest
 
+from pruning.files import cache_folder
 from tests.helpers.hub import CLIENT_ENV, LoopbackHub
 
 UNREACHABLE = "http://127.0.0.1:9"
-USER_CACHE = os.environ.get("SECATEUR_CACHE")
+USER_CACHE = cache_folder().resolve()
 USER_SETTINGS = (
     "HF_TOKEN",
     "HUGGING_FACE_HUB_TOKEN",
@@ -49,7 +50,7 @@ def need():
 
 @pytest.fixture(scope="session")
 def user_cache():
-    """Return the user's cache folder, None for the default place: all tests share the converted weights."""
+    """Return the user's cache folder: all tests share the converted weights."""
     return USER_CACHE
 
 
@@ -114,8 +115,5 @@ def smollm2(need):
 
     entry = catalog.MODELS[catalog.DEFAULT_MODEL]
     with pytest.MonkeyPatch.context() as patch:
-        if USER_CACHE is None:
-            patch.delenv("SECATEUR_CACHE", raising=False)
-        else:
-            patch.setenv("SECATEUR_CACHE", USER_CACHE)
+        patch.setenv("SECATEUR_CACHE", str(USER_CACHE))
         return load(entry.name, revision=entry.offline.revision)

@@ -144,8 +144,7 @@ class JobPanel:
         if idle:
             yield idle
         elif not shown:
-            # Gradio empties every output of a generator that yields nothing.
-            yield {self.status: gr.skip()}
+            yield self._unchanged
 
     async def watch(
         self, events: AsyncGenerator[Event, None], show: Callable[[Partial | Done], Updates]
@@ -179,8 +178,7 @@ class JobPanel:
                         ready = {}
         except Replaced:
             if not is_running:
-                # Gradio empties every output of a generator that yields nothing.
-                yield {self.status: gr.skip()}
+                yield self._unchanged
             return
         if not ended:
             ready[self.status] = render.status("Done.", kind="done")
@@ -204,6 +202,11 @@ class JobPanel:
     def idle(self) -> dict[Part, object]:
         """The buttons while no job runs."""
         return self._buttons(running=False)
+
+    @property
+    def _unchanged(self) -> Updates:
+        """What a job yields that shows nothing: Gradio empties every output of a generator that yields nothing."""
+        return {self.status: gr.skip()}
 
     def _buttons(self, running: bool) -> dict[Part, object]:
         updates: dict[Part, object] = {}

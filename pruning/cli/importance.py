@@ -13,14 +13,14 @@ from pruning.cli.options import (
     Model,
     Plot,
     Seed,
-    check_writable,
+    check_picture,
     given,
 )
 from pruning.cli.output import print_json, reporter
 from pruning.criteria import DEFAULT_CRITERION
 from pruning.criteria.own import is_file_name, load_criterion
 from pruning.evaluation.importance import layer_importance, neuron_importance
-from pruning.evaluation.plot import check_plot, save_plot
+from pruning.evaluation.plot import save_plot
 from pruning.loading.load import load
 from pruning.progress import clear_bar
 from pruning.text.choice import Calibration
@@ -40,9 +40,7 @@ def importance(
     as_json: AsJson = False,
 ) -> None:
     """Measure how much each layer and each neuron matters."""
-    if plot is not None:
-        check_plot(plot)
-        check_writable(plot)
+    check_picture(plot)
     name = load_criterion(criterion).key if is_file_name(criterion) else criterion
     text = Calibration.named(calibration, **given(tokens=tokens))
     base = load(model, device=device, progress=reporter())

@@ -7,6 +7,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from pruning.errors import RecipeError
+from pruning.evaluation.plot import check_plot
 from pruning.files import temporary_folder
 from pruning.loading.metadata import RECIPE_FILE
 
@@ -88,6 +89,17 @@ def save_instead(save: Callable[[Path], Saved], folder: Path) -> Saved:
         folder.rename(beside / "replaced")
         (beside / folder.name).rename(folder)
     return saved
+
+
+def check_picture(picture: Path | None) -> None:
+    """Check before any work that a picture can be drawn and written, if one is asked for.
+
+    Raises:
+        RecipeError: If it cannot.
+    """
+    if picture is not None:
+        check_plot(picture)
+        check_writable(picture)
 
 
 def check_writable(output: Path) -> None:

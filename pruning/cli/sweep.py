@@ -12,12 +12,12 @@ from pruning.cli.options import (
     Model,
     Plot,
     Seed,
-    check_writable,
+    check_picture,
     given,
 )
 from pruning.cli.output import print_json, reporter
 from pruning.criteria import DEFAULT_CRITERION, criterion_named
-from pruning.evaluation.plot import check_plot, save_plot
+from pruning.evaluation.plot import save_plot
 from pruning.loading.load import load
 from pruning.progress import clear_bar
 from pruning.shape_search.sweep import iter_sweep
@@ -39,9 +39,7 @@ def sweep(
     as_json: AsJson = False,
 ) -> None:
     """Measure quality against size, with growing cuts."""
-    if plot is not None:
-        check_plot(plot)
-        check_writable(plot)
+    check_picture(plot)
     names = [criterion_named(name.strip()).name for name in criterion.split(",")]
     text = Calibration.named(calibration, **given(tokens=tokens))
     base = load(model, device=device, progress=reporter())

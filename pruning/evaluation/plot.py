@@ -61,7 +61,7 @@ def save_plot(
             axes.bar(places, values, label=name)
         else:
             axes.plot(places, values, marker="o", label=name)
-    # A dollar sign in a name is no formula.
+    # Names may hold dollar signs, which would otherwise begin a formula.
     axes.set_title(title, parse_math=False)
     axes.set_xlabel(horizontal, parse_math=False)
     axes.set_ylabel(vertical, parse_math=False)

@@ -1,11 +1,11 @@
-"""What older versions of transformers read in a saved folder, beside what the installed one reads.
+"""Make a saved folder readable by older versions of transformers.
 
-transformers 5 writes the settings of rotary embeddings under one key, which older versions pass over without a word:
-they then compute with default settings. It also names a tokenizer class that they do not have.
+transformers 5 writes all settings of rotary embeddings under one key, which older versions ignore without a warning:
+they compute with default settings instead. It also names a tokenizer class that they do not have.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,15 @@ OLDER_NAMES: Mapping[str, Mapping[str, str]] = {
 
 
 def write_for_older_readers(folder: Path) -> None:
-    """Add to the files in a saved folder what older versions read, as far as the installed one reads the same then."""
-    _rewrite(folder / CONFIG, _with_older_rope, lambda: AutoConfig.from_pretrained(folder).to_dict())
+    """Add what older versions read to the files in a saved folder, unless it changes what the installed one reads."""
+    _rewrite(folder / CONFIG, _with_older_rope, lambda: _config_values(folder))
     if (folder / "tokenizer.json").exists():
         _rewrite(folder / TOKENIZER_CONFIG, _with_older_class, lambda: _tokenizer_values(folder))
 
 
-def _rewrite(file: Path, change: Any, read: Any) -> None:
+def _rewrite(
+    file: Path, change: Callable[[Mapping[str, Any]], dict[str, Any]], read: Callable[[], object]
+) -> None:
     """Change the values in a file, unless the installed transformers then reads something else."""
     before = file.read_bytes() if file.exists() else b"{}"
     values = json.loads(before)
@@ -67,6 +69,10 @@ def _with_older_class(values: Mapping[str, Any]) -> dict[str, Any]:
     if values.get("tokenizer_class") != "TokenizersBackend":
         return dict(values)
     return {**values, "tokenizer_class": OLDER_CLASS}
+
+
+def _config_values(folder: Path) -> dict[str, Any]:
+    return AutoConfig.from_pretrained(folder, local_files_only=True).to_dict()
 
 
 def _tokenizer_values(folder: Path) -> tuple[str, str, dict[str, Any]]:

@@ -31,6 +31,10 @@ class BytePairs:
     Supports byte-level tokenizers (GPT-2, Llama 3, Qwen, SmolLM2) and those that fall back to bytes
     for unknown characters (Llama 2, Gemma).
 
+    Args:
+        tokenizer: The tokenizer.
+        rows: How many rows the model's embeddings have; tokens beyond them are left out. None for all tokens.
+
     Attributes:
         ids: The id of each token.
 
@@ -39,12 +43,6 @@ class BytePairs:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, rows: int | None = None):
-        """Read a tokenizer.
-
-        Args:
-            tokenizer: The tokenizer.
-            rows: How many rows the model's embeddings have: no text may hold a token beyond them, and none is kept.
-        """
         self._tokenizer = tokenizer
         self._file = _parse(tokenizer)
         self.ids: dict[str, int] = {

@@ -123,7 +123,7 @@ def _tokenize_chunk(tokenizer: PreTrainedTokenizerBase, text: str, offset: int) 
     if not tokenizer.is_fast:
         raise ModelError(
             f"The tokenizer is a {type(tokenizer).__name__}, which does not say where in a text its tokens are. "
-            "Text cannot be measured or calibrated on with it; choose a criterion that reads weights alone."
+            "Without that, text cannot be measured or calibrated on. Choose a criterion that reads weights alone."
         )
     with panics_as_errors():
         encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)

@@ -23,21 +23,20 @@ ARGUMENTS = [
 """The arguments for Chromium."""
 
 
-def page_cache(home: Path, user_cache: str | None) -> str:
+def page_cache(home: Path, user_cache: Path) -> str:
     """Return a cache folder for a page under test.
 
     It shares converted weights and statistics with the user's cache, but what others recorded is not in it.
 
     Args:
         home: Where it is made.
-        user_cache: The user's cache; None for the default place.
+        user_cache: The user's cache.
     """
-    shared = Path(user_cache or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/secateur").expanduser()
     folder = home / "cache"
     folder.mkdir()
     for name in SHARED:
-        (shared / name).mkdir(parents=True, exist_ok=True)
-        (folder / name).symlink_to(shared / name)
+        (user_cache / name).mkdir(parents=True, exist_ok=True)
+        (folder / name).symlink_to(user_cache / name)
     return str(folder)
 
 

@@ -44,7 +44,7 @@ def test_the_card_says_what_was_measured_afterwards(shell, tmp_path):
     assert "perplexity" in out.splitlines()[-1]
     card = (tmp_path / "out" / "README.md").read_text()
     assert "Perplexity on passages that calibration did not see" in card
-    assert "What both models write" not in card
+    assert "Greedy output of both models" not in card
     assert "| Neurons per layer | 48 | 36 (−25.00%) |" in card
     assert pruning.verify(str(tmp_path / "out")).holds
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from tests.helpers.serving import page_cache, serve
 
-CALLS = int(os.environ.get("SECATEUR_FUZZ", 150))
+CALLS = int(os.environ.get("SECATEUR_FUZZ", 300))
 PATIENCE = 60
 MARKS = ("<img src=x onerror", "<script>alert", "646242752934", "root:x:0")
 """What must not come back: unescaped markup, an expression that was worked out, a file that was read."""

@@ -123,6 +123,6 @@ def test_a_tokenizer_without_a_token_for_a_letter_begins_texts_as_it_does(tmp_pa
     assert ids_around(words) == ([0], [1])
 
 
-def test_a_tokenizer_that_knows_no_places_is_refused_with_a_sentence():
+def test_a_tokenizer_without_offsets_is_refused_with_a_sentence():
     with pytest.raises(ModelError, match="ByT5Tokenizer, which does not say where in a text"):
         tokenize(ByT5Tokenizer(), "The old man")
