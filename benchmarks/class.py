@@ -35,7 +35,7 @@ steps:
 SLIDER = "#neurons-fraction input[type=range]"
 ANSWER = "#text-after"
 RECORDED = (30, 50, 40, 60)
-LIVE = (33, 47)
+LIVE = (37, 57)
 
 PAINTED = "performance.getEntriesByName('first-contentful-paint')[0]?.startTime"
 ARRIVED = """() => {
@@ -46,17 +46,13 @@ ARRIVED = """() => {
     window.arrived ??= performance.now() - paint.startTime;
     return true;
 }"""
-RELEASE = """([percent, seconds]) => new Promise((resolve) => {
+WATCH = """(seconds) => {
     const slider = document.querySelector("#neurons-fraction input[type=range]");
     const heading = () => document.querySelector("#result-heading")?.innerText ?? "";
     const text = () => document.querySelector("#text-after")?.innerText.trim() ?? "";
     const asked = document.querySelector("#prompt textarea").value.trim();
-    const wanted = `${percent}% of`;
-    const set = Object.getOwnPropertyDescriptor(HTMLInputElement.prototype, "value").set;
-    set.call(slider, percent);
-    slider.dispatchEvent(new Event("input", {bubbles: true}));
-    setTimeout(() => {
-        const start = performance.now();
+    window.answered = new Promise((resolve) => document.addEventListener("pointerup", () => {
+        const start = performance.now(), wanted = `${slider.value}% of`;
         const look = () => {
             if (heading().startsWith(wanted) && text().length > asked.length + 1) done(performance.now() - start);
         };
@@ -64,10 +60,11 @@ RELEASE = """([percent, seconds]) => new Promise((resolve) => {
         const done = (value) => { watch.disconnect(); resolve(value); };
         watch.observe(document.body, {subtree: true, childList: true, characterData: true});
         setTimeout(() => done(null), 1000 * seconds);
-        slider.dispatchEvent(new PointerEvent("pointerup", {bubbles: true}));
-    }, 100);
-})"""
-"""Moves the slider and lets it go, and returns the milliseconds until the first of the new answer is there."""
+    }, {capture: true, once: true}));
+}"""
+"""Waits for the release of the slider; `answered` is then the milliseconds until the first of the new answer."""
+THUMB = 8
+"""Pixels from the end of the slider to the middle of its thumb."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -122,7 +119,23 @@ def _measure_browser(url: str) -> None:
 
 
 def _release(page: "Page", percent: int) -> float | None:
-    taken = page.evaluate(RELEASE, [percent, 120])
+    """Drag the slider to a percentage with the mouse, and return what passes until the answer is there."""
+    slider = page.locator(SLIDER)
+    box = slider.bounding_box()
+    assert box is not None
+    now, low, high = (float(slider.evaluate(f"part => part.{name}")) for name in ("value", "min", "max"))
+    width, height = box["width"] - 2 * THUMB, box["y"] + box["height"] / 2
+
+    def place(value: float) -> float:
+        return box["x"] + THUMB + width * (value - low) / (high - low)
+
+    page.evaluate(WATCH, 120)
+    page.mouse.move(place(now), height)
+    page.mouse.down()
+    page.mouse.move(place(percent), height, steps=5)
+    page.wait_for_timeout(100)
+    page.mouse.up()
+    taken = page.evaluate("window.answered")
     page.wait_for_selector("#status .done, #status .failed, #status .stopped")
     page.wait_for_timeout(1000)
     return taken

@@ -65,16 +65,18 @@
 
   /* Results fade while the controls say something else than they did for these results. */
 
-  let settings = null;
+  const settings = new Map();
+  const isOther = (value, place) =>
+    settings.has(place) && JSON.stringify(settings.get(place) ?? "") !== JSON.stringify(value ?? "");
   const compareSettings = () => {
     const heading = document.querySelector("#result-heading [data-settings]");
-    if (!settings || !heading) return;
-    const shown = JSON.parse(heading.dataset.settings);
-    const changed = Boolean(shown.length) && JSON.stringify(shown) !== JSON.stringify(settings);
+    if (!heading) return;
+    const changed = JSON.parse(heading.dataset.settings).some(isOther);
     if (changed !== document.body.hasAttribute("data-changed")) document.body.toggleAttribute("data-changed", changed);
   };
-  window.secateur.compareSettings = (values) => {
-    settings = values;
+  // Note what a control says. A control that was never heard of says what it said when the page opened.
+  window.secateur.compareSetting = (place, value) => {
+    settings.set(place, value);
     compareSettings();
   };
 

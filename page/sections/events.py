@@ -24,6 +24,8 @@ Handler = Callable[..., Any]
 """A function that Gradio calls with a request, a token and the values of components."""
 STOPPED = Stopped("Stopped.")
 """How a job ends that its visitor stops."""
+NOWHERE: Sequence[Component] = ()
+"""Where Gradio shows that a handler runs. By default it visits every output, and all that is in it, for each event."""
 
 
 def on_event(
@@ -41,6 +43,7 @@ def on_event(
         outputs,
         queue=False,
         show_progress="hidden",
+        show_progress_on=NOWHERE,
         trigger_mode=trigger_mode,
         api_visibility="private",
     )
@@ -70,7 +73,7 @@ def on_start(
         inputs,
         outputs,
         show_progress="minimal" if status is not None else "hidden",
-        show_progress_on=[status] if status is not None else None,
+        show_progress_on=[status] if status is not None else NOWHERE,
         concurrency_limit=None,
         trigger_mode=trigger_mode,
         api_visibility="private",

@@ -13,7 +13,7 @@ from page.html.heading import heading
 from page.html.results import genres, measures
 from page.sections.controls import fit_sliders, show_shape
 from page.sections.course import PARAMETER, CourseTab, lesson_of_link
-from page.sections.events import Part, Updates, on_event
+from page.sections.events import NOWHERE, Part, Updates, on_event
 from page.sections.prune import PruneRequest, Shown, inputs, outputs, request_from, settings_from
 from page.sections.recipe_box import open_recipe, recipe_outputs
 from page.sections.section import Page
@@ -103,6 +103,7 @@ def wire(demo: gr.Blocks, tabs: gr.Tabs, page: Page, course: CourseTab, warm_up:
         None,
         list(dict.fromkeys([*recipe_outputs(page), *outputs(page)])),
         show_progress="hidden",
+        show_progress_on=NOWHERE,
         concurrency_limit=None,
         api_visibility="private",
     )

@@ -16,7 +16,7 @@ from anyio import CapacityLimiter, to_thread
 
 from page.server.budget import check_task
 from page.server.look_ups import look_up
-from page.server.queue import ARRIVALS, Busy, Job, JobKey
+from page.server.queue import Busy, Job, JobKey
 from page.server.session import JOB_SECONDS, flights, jobs, log, pools, queues, results, user_message
 from page.store.flights import Finished, NotAdmitted, Watcher
 from page.store.keys import Base, flight_key, is_public, result_key
@@ -92,8 +92,8 @@ class Watch:
 
     detached = False
 
-    def __init__(self) -> None:
-        self.arrived = next(ARRIVALS)
+    def __init__(self, name: JobKey) -> None:
+        self.arrived = name.arrived
         self.is_replaced = self.is_stopped = False
         self.ended = threading.Event()
         self._watcher: Watcher | None = None
@@ -182,7 +182,7 @@ async def watch_job(
     Raises:
         Replaced: The visitor started another job of this name.
     """
-    watch = Watch()
+    watch = Watch(name)
     watcher: Watcher | None = None
     ending: Failed | Stopped | None = None
     planned = Plan((), ())

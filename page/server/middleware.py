@@ -41,6 +41,7 @@ from page.server.origins import (
     may_use_cookies,
     without_headers,
 )
+from page.server.queue import ARRIVALS
 from page.server.session import audience as live_sessions
 from page.server.settings import SITE, Mode, Site
 from page.server.turns import Turns
@@ -161,6 +162,8 @@ class RequestCheck:
         return address_of(self._site, forwarded, client[0] if client else "")
 
     async def _take_call(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # A press of Stop may be answered before the press that came before it.
+        scope.setdefault("state", {})["arrived"] = next(ARRIVALS)
         path, address = scope["path"], self._address(scope)
         limit = largest_body(path)
         lengths = header_values(scope, "content-length")

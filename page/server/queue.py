@@ -13,7 +13,9 @@ from page.workers.messages import Queued
 from pruning.errors import Cancelled, PruningError
 
 ARRIVALS = count()
-"""Numbers jobs in the order in which they were asked for."""
+"""Numbers requests in the order in which they came."""
+MAX_STOPS = 1000
+"""Of how many jobs it is remembered when they were last stopped."""
 HEARTBEAT_SECONDS = 2.0
 """Seconds after which a waiting job yields its place again, so that a visitor who left is noticed."""
 UNREAD_SECONDS = 30.0
@@ -38,11 +40,13 @@ class JobKey:
         session: The visitor's session.
         kind: What the job is for; empty for the main one.
         address: Where the visitor comes from, which may change between two calls.
+        arrived: The place of the request that names it among all requests.
     """
 
     session: str
     kind: str = ""
     address: str = field(default="", compare=False)
+    arrived: int = field(default_factory=lambda: next(ARRIVALS), compare=False)
 
 
 class Queue:
@@ -264,9 +268,9 @@ class Job:
             key: Which job it is; by default, one of a visitor of its own.
             is_unheard: Returns whether nobody listens to a session; None if that is not known.
         """
-        self.arrived = next(ARRIVALS)
         self.detached = detached
         self.key = key or JobKey(f"job-{uuid.uuid4().hex}")
+        self.arrived = self.key.arrived
         self.read_at = time.monotonic()
         self.work = ""
         self._queue, self._seconds = queue, seconds
@@ -367,6 +371,7 @@ class Jobs:
             is_unheard: Returns whether nobody listens to a session; None if that is not known.
         """
         self._jobs: dict[JobKey, Stoppable] = {}
+        self._stops: dict[JobKey, int] = {}
         self._lock = threading.Lock()
         self._is_unheard = is_unheard
 
@@ -385,7 +390,8 @@ class Jobs:
     def replace(self, key: JobKey, job: Stoppable | None = None) -> Stoppable | None:
         """Stop the job that has a key, without another word to its visitor, and let another have the key.
 
-        If the one that has it was asked for later, it is the other that is stopped: it took longer to plan.
+        If the one that has it was asked for later, it is the other that is stopped: it took longer to plan. A job that
+        was asked for before the visitor pressed Stop is stopped too.
 
         Returns:
             The job that was stopped, if there was one.
@@ -399,6 +405,8 @@ class Jobs:
                 stopped.replace()
             if kept is not None:
                 self._jobs[key] = kept
+                if kept.arrived < self._stops.get(key, 0):
+                    kept.stop()
             return stopped
 
     def __contains__(self, key: JobKey) -> bool:
@@ -411,9 +419,13 @@ class Jobs:
                 self._jobs[key].request_finish()
 
     def stop(self, key: JobKey) -> None:
-        """Stop a job, if there is one."""
+        """Stop a job that was asked for before, also if it has not started yet."""
         with self._lock:
-            if key in self._jobs:
+            self._stops.pop(key, None)
+            self._stops[key] = key.arrived
+            if len(self._stops) > MAX_STOPS:
+                del self._stops[next(iter(self._stops))]
+            if key in self._jobs and self._jobs[key].arrived <= key.arrived:
                 self._jobs[key].stop()
 
     def stop_session(self, session: str) -> None:

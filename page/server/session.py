@@ -8,7 +8,7 @@ import gradio as gr
 from page.server.accounts import Accounts
 from page.server.audience import Audience
 from page.server.origins import address_of
-from page.server.queue import JobKey, Jobs, Queue
+from page.server.queue import ARRIVALS, JobKey, Jobs, Queue
 from page.server.settings import JOB_SECONDS, ON_SPACE, QUEUE_SIZE, SITE, Mode, log, read_setting
 from page.store.flights import Flights
 from page.store.results import ResultStore
@@ -40,7 +40,9 @@ queues: dict[Kind, Queue] = {INTERACTIVE: Queue(QUEUE_SIZE), LONG: Queue(QUEUE_S
 
 def job_name(request: gr.Request | None, kind: str = "") -> JobKey:
     """Return which job of a visitor one of a kind is."""
-    return JobKey(session_of(request), kind, visitor_address(request))
+    arrived = getattr(getattr(request, "state", None), "arrived", None)
+    place = next(ARRIVALS) if arrived is None else arrived
+    return JobKey(session_of(request), kind, visitor_address(request), place)
 
 
 def visitor_address(request: gr.Request | None) -> str:

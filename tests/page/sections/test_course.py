@@ -73,7 +73,8 @@ def test_run_it_live_runs_it(handler, request_of, run, result):
 
 def test_choosing_another_lesson_ends_what_the_first_one_shows(handler, request_of):
     request = request_of()
-    watch, name = Watch(), JobKey(request.session_hash, "lesson")
+    name = JobKey(request.session_hash, "lesson")
+    watch = Watch(name)
     jobs.replace(name, watch)
     watch.ended.set()
     (shown,) = handler("choose_lesson")(request, SECOND.key)

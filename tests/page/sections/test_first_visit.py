@@ -108,7 +108,8 @@ def test_a_link_opens_with_its_own_results_or_with_none(opened, request_of, monk
 
 def test_a_visitor_who_pressed_before_keeps_their_own_results(opened, request_of):
     request = request_of()
-    jobs.replace(job_name(request), Watch())
+    name = job_name(request)
+    jobs.replace(name, Watch(name))
     shown = opened(request)
     assert "texts" not in shown
     assert shown["picture"] == "picture"

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from page.server.queue import SESSION_JOBS, Busy, Job, JobKey, Jobs, Queue
+from page.server.queue import MAX_STOPS, SESSION_JOBS, Busy, Job, JobKey, Jobs, Queue
 from page.workers.messages import Queued, format_wait
 from pruning.errors import Cancelled
 
@@ -234,6 +234,27 @@ def test_a_job_to_which_nobody_listens_ends_unless_it_is_detached():
     jobs.start(JobKey("ada", "push"), detached=True).check()
     jobs.start(JobKey("bob")).check()
     assert len(queue) == 1
+
+
+def test_a_job_that_starts_after_the_stop_that_followed_its_request_is_stopped():
+    jobs, pressed = Jobs(), JobKey("ada")
+    jobs.stop(JobKey("ada"))
+    assert jobs.start(pressed).stopped
+    assert not jobs.start(JobKey("ada")).stopped
+
+
+def test_a_stop_that_comes_late_leaves_what_was_asked_for_after_it():
+    jobs, stopping = Jobs(), JobKey("ada")
+    job = jobs.start(JobKey("ada"))
+    jobs.stop(stopping)
+    assert not job.stopped
+
+
+def test_few_stops_are_remembered():
+    jobs = Jobs()
+    for number in range(MAX_STOPS + 5):
+        jobs.stop(JobKey(f"visitor {number}"))
+    assert len(jobs._stops) == MAX_STOPS
 
 
 def test_a_job_stopped_while_waiting_leaves_the_queue_immediately():

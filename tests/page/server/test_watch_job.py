@@ -234,6 +234,7 @@ def test_pressing_again_replaces_what_runs_and_shows_nothing_more_of_it(work):
 
 def test_an_earlier_press_that_took_longer_to_plan_shows_nothing_and_replaces_nothing(work):
     key, planned = name(), threading.Event()
+    again = JobKey(key.session)
 
     def plan_slowly():
         planned.wait(30)
@@ -243,7 +244,7 @@ def test_an_earlier_press_that_took_longer_to_plan_shows_nothing_and_replaces_no
         earlier = watch_job(plan_slowly, Visitor(), key)
         earlier = asyncio.create_task(anext(earlier))
         await asyncio.sleep(0.05)
-        later = asyncio.create_task(read(COMPARE, key=key))
+        later = asyncio.create_task(read(COMPARE, key=again))
         await wait_until(lambda: work.compared)
         planned.set()
         with pytest.raises(Replaced):
@@ -253,6 +254,26 @@ def test_an_earlier_press_that_took_longer_to_plan_shows_nothing_and_replaces_no
 
     work.goes_on.clear()
     assert dones(asyncio.run(run())) == [work.texts]
+
+
+def test_stop_ends_a_press_that_came_before_it_and_is_still_planned(work):
+    work.goes_on.clear()
+    pressed, planned = name(), threading.Event()
+    stopping = JobKey(pressed.session)
+
+    def plan_slowly():
+        planned.wait(30)
+        return [COMPARE]
+
+    async def run():
+        events = watch_job(plan_slowly, Visitor(), pressed)
+        pressing = asyncio.create_task(anext(events))
+        await asyncio.sleep(0.05)
+        jobs.stop(stopping)
+        planned.set()
+        return [await pressing, *[event async for event in events]]
+
+    assert asyncio.run(run())[-1] == Stopped("Stopped.")
 
 
 def test_pressing_again_with_the_same_settings_joins_the_same_run(work):
