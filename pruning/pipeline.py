@@ -204,7 +204,7 @@ def apply_steps(recipe: Recipe, base: LoadedModel, *, progress: Reporter = silen
         base.model,
         base.tokenizer,
         recipe.pinned(base.source.revision),
-        Report(size, size),
+        Report(size, size, base_notes=base.source.notes),
         base.source,
         shape,
         base.storage_dtype,

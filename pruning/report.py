@@ -88,6 +88,7 @@ class Report:
         notes: For each step, what it reports.
         samples: Continuations of a few prompts.
         seconds: Duration of each stage, in seconds.
+        base_notes: What was done to make a model of the base's files, in sentences.
     """
 
     before: Measured
@@ -95,6 +96,7 @@ class Report:
     notes: tuple[tuple[Any, ...], ...] = ()
     samples: tuple[Sample, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
+    base_notes: tuple[str, ...] = ()
 
     @property
     def is_complete(self) -> bool:

@@ -50,7 +50,7 @@ def imported(*paths):
 
 @pytest.mark.parametrize(
     ("paths", "extras"),
-    [(["pruning"], ["plot"]), (["page", "app.py"], ["app"])],
+    [(["pruning"], ["plot", "lora"]), (["page", "app.py"], ["app"])],
     ids=["the library", "the page"],
 )
 def test_every_import_is_declared(paths, extras):

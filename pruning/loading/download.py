@@ -10,13 +10,12 @@ from typing import Any
 from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
 from huggingface_hub import constants as hub
 from huggingface_hub.errors import SafetensorsParsingError
-from transformers import PreTrainedConfig
 
 from pruning import catalog
 from pruning.errors import ModelError
 from pruning.loading import hub_cache
 from pruning.loading.checks import check_tensors
-from pruning.loading.files import first_line
+from pruning.loading.files import Tensors, first_line
 from pruning.loading.hub_errors import hub_errors
 from pruning.loading.metadata import kept_layers_in
 from pruning.loading.repo_files import (
@@ -29,6 +28,7 @@ from pruning.loading.repo_files import (
     shards_of,
 )
 from pruning.loading.source import Access, HubFiles, Source, Token
+from pruning.loading.text_half import find_renaming
 from pruning.progress import Progress, Reporter
 
 SPARE_DISK = 1.1
@@ -112,7 +112,7 @@ def fetch_weights(source: Source, access: Access, progress: Reporter) -> Source:
         shards = _shards(hub_id, remote, token)
         missing = [name for name in shards if not _is_cached(hub_id, name, remote.commit)]
         # Files that are already here are compared once they are opened.
-        _check_headers(hub_id, source.config, missing, remote.commit, token)
+        _check_headers(source, missing, len(missing) == len(shards), remote.commit, token)
     size = format_bytes(sum(remote.sizes[name] for name in missing))
     folder = source.folder
     for number, name in enumerate(shards):
@@ -120,6 +120,26 @@ def fetch_weights(source: Source, access: Access, progress: Reporter) -> Source:
         with hub_errors(hub_id, remote.commit, access.local):
             folder = download_file(hub_id, name, remote.sizes[name], remote.commit, token).parent
     return replace(source, folder=folder, remote=None, kept_layers=kept_layers_in(folder))
+
+
+def fetch_adapter(source: Source, access: Access, progress: Reporter) -> Source:
+    """Download the weights of an adapter that was looked up.
+
+    Raises:
+        ModelError: There is no room for them.
+        Unreachable: The Hub does not answer.
+    """
+    hub_id, adapter = str(source.hub_id), source.adapter
+    assert adapter is not None, "it is not an adapter"
+    if (remote := adapter.remote) is None:
+        return source
+    folder = source.folder
+    for name in sorted(remote.weights):
+        check_disk(hub_id, remote.sizes[name], access)
+        progress(Progress(f"Downloading {hub_id}, {format_bytes(remote.sizes[name])}"))
+        with hub_errors(hub_id, remote.commit, access.local):
+            folder = download_file(hub_id, name, remote.sizes[name], remote.commit, access.hub_token).parent
+    return replace(source, folder=folder, adapter=replace(adapter, remote=None))
 
 
 def require_disk(source: Source, access: Access) -> None:
@@ -178,10 +198,11 @@ def download_file(hub_id: str, name: str, size: int | None, commit: str | None, 
 
 
 def _check_headers(
-    hub_id: str, config: PreTrainedConfig, files: Iterable[str], commit: str | None, token: Token
+    source: Source, files: Iterable[str], are_all: bool, commit: str | None, token: Token
 ) -> None:
     """Compare the weights with the config before they are downloaded, from their first bytes."""
-    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
+    api, hub_id = HfApi(endpoint=os.environ.get("HF_ENDPOINT")), str(source.hub_id)
+    everything: Tensors = {}
     for name in sorted(files):
         try:
             header = api.parse_safetensors_file_metadata(hub_id, name, revision=commit, token=token)
@@ -192,4 +213,10 @@ def _check_headers(
             raise ModelError(
                 f"{name} in {hub_id} is not a safetensors file: {first_line(error)} Choose another model."
             ) from None
-        check_tensors(hub_id, config, found)
+        everything |= found
+        if not source.multimodal:
+            check_tensors(hub_id, source.config, found)
+    if source.multimodal and are_all:
+        # Where the text half is, only all files together show.
+        names = find_renaming(hub_id, source.config, everything).names(everything)
+        check_tensors(hub_id, source.config, {name: everything[stored] for name, stored in names.items()})

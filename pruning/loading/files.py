@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedConfig
 
 from pruning.architectures.config import config_from_dict
+from pruning.architectures.multimodal import TEXT, is_multimodal, text_values
 from pruning.errors import ModelError
 from pruning.loading.metadata import RECIPE_FILE as RECIPE_FILE
 from pruning.loading.repo_files import CONFIG_FILE, TEXT_FILES, has_tokenizer, read_json, weight_files
@@ -54,15 +55,30 @@ def read_config_file(folder: Path) -> PreTrainedConfig:
 
 
 def config_from_values(values: dict[str, Any]) -> PreTrainedConfig:
-    """Build a config from the values of a config.json. Raises `ModelError`."""
-    # Attention kernels that a config asks for may be missing here, or be code to download.
-    # Code that it names is not used: transformers knows the type itself.
-    ours = {
+    """Build a config from the values of a config.json; of a multimodal model, that of its text half.
+
+    Raises:
+        ModelError: They describe no model that can be used.
+    """
+    ours = _without_code(values)
+    if is_multimodal(ours):
+        if isinstance(own := ours.get(TEXT), dict):
+            ours[TEXT] = _without_code(own)
+        ours = text_values(ours)
+    return config_from_dict(ours)
+
+
+def _without_code(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of a config without those that name code.
+
+    Attention kernels that a config asks for may be missing here, or be code to download. transformers knows the types
+    of model that are read here itself.
+    """
+    return {
         key: value
         for key, value in values.items()
         if not key.endswith("attn_implementation") and key != "auto_map"
     }
-    return config_from_dict(ours)
 
 
 def digest_of(files: list[Path]) -> str:

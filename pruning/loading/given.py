@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from pruning.architectures.config import build_on_meta
+from pruning.architectures.multimodal import is_multimodal
 from pruning.architectures.placement import device_map
 from pruning.errors import ModelError
 from pruning.loading.checks import check_config, check_finite, check_tokenizer
@@ -21,6 +22,7 @@ from pruning.loading.load import LoadedModel, find, load
 from pruning.loading.own_head import has_own_head
 from pruning.loading.placement import AnyDtype, read_device, read_dtype
 from pruning.loading.source import Access, Source, Token
+from pruning.loading.text_half import find_renaming, with_text_half
 from pruning.progress import Reporter, silent
 from pruning.surgery import cast
 
@@ -250,6 +252,7 @@ def _adopt(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) ->
         config=config,
         public=False,
     )
+    source = with_text_half(source, model.config.to_dict())
     loaded = LoadedModel(shared, tokenizer, source, model.dtype)
     _adopted[model] = loaded
     return loaded
@@ -258,11 +261,21 @@ def _adopt(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) ->
 def _sharing_weights(name: str, model: PreTrainedModel, config: PreTrainedConfig) -> PreTrainedModel:
     """Build a model of a config around the weights of another, which is not changed."""
     built = build_on_meta(config, model.dtype, model.config._attn_implementation)
-    if not isinstance(model, type(built)):
+    renaming = None
+    if is_multimodal(model.config.to_dict()):
+        shapes = {
+            key: ("", tuple(each.shape)) for key, each in model.named_parameters(remove_duplicate=False)
+        }
+        renaming = find_renaming(name, config, shapes)
+    elif not isinstance(model, type(built)):
         raise ModelError(
             f"{name} is a {type(model).__name__}; only a {type(built).__name__}, which predicts tokens, can be used."
         )
-    theirs, modules = dict(model.named_parameters(remove_duplicate=False)), dict(built.named_modules())
+    theirs, buffers = dict(model.named_parameters(remove_duplicate=False)), dict(model.named_buffers())
+    if renaming is not None:
+        theirs = {new: theirs[old] for new, old in renaming.names(theirs).items()}
+        buffers = {new: buffers[old] for new, old in renaming.names(buffers).items()}
+    modules = dict(built.named_modules())
     ours: dict[int, nn.Parameter] = {}
     for key, expected in list(built.named_parameters(remove_duplicate=False)):
         values = theirs.get(key)
@@ -272,7 +285,6 @@ def _sharing_weights(name: str, model: PreTrainedModel, config: PreTrainedConfig
         if id(values) not in ours:
             ours[id(values)] = nn.Parameter(values.detach(), requires_grad=False)
         _set(modules, key, ours[id(values)])
-    buffers = dict(model.named_buffers())
     for key, _ in list(built.named_buffers()):
         _set(modules, key, buffers[key])
     built.generation_config = copy.deepcopy(model.generation_config)

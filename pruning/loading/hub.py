@@ -14,9 +14,17 @@ from huggingface_hub.utils import validate_repo_id
 from pruning import catalog
 from pruning.errors import ModelError
 from pruning.files import replacing
-from pruning.loading.checks import adapter_message, check_config, check_room
+from pruning.loading.adapter import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    FoundAdapter,
+    beside_a_model,
+    read_settings,
+    without_weights,
+)
+from pruning.loading.checks import check_config, check_room
 from pruning.loading.download import check_disk, check_download, download_file
-from pruning.loading.files import is_complete, is_readable, read_config_file
+from pruning.loading.files import config_from_values, is_complete, is_readable
 from pruning.loading.hub_errors import Unreachable as Unreachable
 from pruning.loading.hub_errors import hub_errors
 from pruning.loading.metadata import kept_layers_in, license_in, plain_license
@@ -32,6 +40,7 @@ from pruning.loading.repo_files import (
     weight_candidates,
 )
 from pruning.loading.source import Access, HubFiles, Source, Token
+from pruning.loading.text_half import with_text_half
 from pruning.progress import Progress, Reporter
 
 _REVISION = re.compile(r"(?!/)(?!.*(?:\.\.|//|/\.|/$))[\w./:=-]{1,200}")
@@ -78,21 +87,22 @@ def find_cached(hub_id: str, revision: str | None, weights: bool) -> Source | No
     folder = Path(config_file).parent
     if not (is_complete(folder) if weights else is_readable(folder / CONFIG_FILE)):
         return None
-    entry = catalog.find(hub_id)
-    return Source(
+    entry, values = catalog.find(hub_id), read_json(folder / CONFIG_FILE)
+    source = Source(
         name=hub_id,
         hub_id=hub_id,
         revision=folder.name,
         license=entry.license if entry else license_in(folder),
         origin=f"from this machine's copy of {hub_id} on the Hugging Face Hub",
         folder=folder,
-        config=read_config_file(folder),
+        config=config_from_values(values),
         kept_layers=kept_layers_in(folder) if weights else None,
     )
+    return with_text_half(source, values)
 
 
-def look_up(hub_id: str, revision: str | None, access: Access, progress: Reporter) -> Source:
-    """Look a model up on the Hub: check its list of files and its config, which is all that is downloaded.
+def look_up(hub_id: str, revision: str | None, access: Access, progress: Reporter) -> Source | FoundAdapter:
+    """Look a model or adapter up on the Hub: check its list of files and its config, which is all that is downloaded.
 
     Raises:
         ModelError: The model cannot be used. The message says why, and what to do.
@@ -107,6 +117,8 @@ def look_up(hub_id: str, revision: str | None, access: Access, progress: Reporte
             # A file that is already here would otherwise be handed out without asking.
             api.auth_check(hub_id, token=token)
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or [] if "/" not in file.rfilename}
+    if ADAPTER_CONFIG in sizes:
+        return _look_up_adapter(hub_id, info, sizes, revision, access)
     files = _check_listing(hub_id, sizes)
     weights = weight_candidates(files)
     config_size = sizes.get(CONFIG_FILE, 0)
@@ -114,9 +126,10 @@ def look_up(hub_id: str, revision: str | None, access: Access, progress: Reporte
     with hub_errors(hub_id, revision, access.local):
         config_file = download_file(hub_id, CONFIG_FILE, config_size, info.sha, token)
         _note_commit(hub_id, revision, info.sha)
-    config = check_config(read_json(config_file), hub_id)
+    values = read_json(config_file)
+    config = check_config(values, hub_id)
     check_room(hub_id, config, sum(weights.values()))
-    return Source(
+    source = Source(
         name=hub_id,
         hub_id=hub_id,
         revision=info.sha,
@@ -126,6 +139,35 @@ def look_up(hub_id: str, revision: str | None, access: Access, progress: Reporte
         config=config,
         public=not (info.private or info.gated),
         remote=HubFiles(info.sha, files, frozenset(weights)),
+    )
+    return with_text_half(source, values)
+
+
+def _look_up_adapter(
+    hub_id: str, info: ModelInfo, sizes: dict[str, int], revision: str | None, access: Access
+) -> FoundAdapter:
+    """Check an adapter's list of files and its settings, which are downloaded."""
+    if SINGLE_WEIGHTS_FILE in sizes or INDEX_FILE in sizes:
+        raise beside_a_model(hub_id)
+    if ADAPTER_WEIGHTS not in sizes:
+        raise without_weights(hub_id)
+    if sizes[ADAPTER_CONFIG] > MAX_CONFIG_BYTES:
+        raise ModelError(
+            f"{ADAPTER_CONFIG} of {hub_id} has {format_bytes(sizes[ADAPTER_CONFIG])}, which is too large."
+        )
+    files = {name: sizes[name] for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)}
+    check_download(hub_id, files, {ADAPTER_WEIGHTS: sizes[ADAPTER_WEIGHTS]})
+    check_disk(hub_id, sizes[ADAPTER_CONFIG], access)
+    with hub_errors(hub_id, revision, access.local):
+        file = download_file(hub_id, ADAPTER_CONFIG, sizes[ADAPTER_CONFIG], info.sha, access.hub_token)
+    return FoundAdapter(
+        hub_id,
+        hub_id,
+        file.parent,
+        info.sha,
+        read_settings(file, hub_id),
+        public=not (info.private or info.gated),
+        remote=HubFiles(info.sha, files, frozenset({ADAPTER_WEIGHTS})),
     )
 
 
@@ -139,8 +181,6 @@ def _check_listing(hub_id: str, sizes: dict[str, int]) -> dict[str, int]:
         )
     if not has_tokenizer(sizes):
         raise ModelError(f"{hub_id} has no tokenizer, so it cannot read text. Choose another model.")
-    if "adapter_config.json" in sizes:
-        raise ModelError(adapter_message(hub_id))
     files = text_files(hub_id, sizes) | weights
     if INDEX_FILE in sizes:
         files[INDEX_FILE] = sizes[INDEX_FILE]

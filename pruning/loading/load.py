@@ -13,22 +13,22 @@ from pruning import catalog
 from pruning.architectures.placement import DISK, device_map
 from pruning.errors import ModelError, PruningError
 from pruning.loading import mapped as mapping
+from pruning.loading.adapter import merged
 from pruning.loading.checks import (
-    adapter_message,
-    check_config,
     check_finite,
     check_room,
     check_tensors,
     check_tokenizer,
-    suggest_default,
 )
-from pruning.loading.download import fetch_text_files, fetch_weights, require_disk
-from pruning.loading.files import digest_of, first_line, is_complete, main_dtype, read_headers
-from pruning.loading.hub import check_id, check_revision, fetch_text_file, find_cached, look_up
+from pruning.loading.download import fetch_adapter, fetch_text_files, fetch_weights, require_disk
+from pruning.loading.files import first_line, main_dtype, read_headers
+from pruning.loading.find import find as find
+from pruning.loading.find import find_without_hub, is_folder
+from pruning.loading.hub import fetch_text_file, look_up
 from pruning.loading.hub_cache import mark_used
-from pruning.loading.hub_errors import Gated, Unreachable
-from pruning.loading.metadata import RECIPE_FILE, kept_layers_in, license_in
-from pruning.loading.offline import converted_folder, find_offline, is_installed
+from pruning.loading.hub_errors import Unreachable
+from pruning.loading.metadata import RECIPE_FILE, kept_layers_in
+from pruning.loading.offline import converted_folder
 from pruning.loading.own_head import untie_own_head
 from pruning.loading.placement import AnyDtype, Placement, choose_placement, read_device, read_dtype
 from pruning.loading.repo_files import (
@@ -36,10 +36,10 @@ from pruning.loading.repo_files import (
     MAX_CONFIG_BYTES,
     check_settings_files,
     has_tokenizer,
-    read_json,
     weight_files,
 )
 from pruning.loading.source import Access, Source, Token
+from pruning.loading.text_half import Renaming, find_renaming, tie_headless
 from pruning.loading.tokenizer_check import read_checked
 from pruning.progress import Progress, Reporter, silent
 
@@ -67,8 +67,9 @@ class LoadedModel:
 
 def weights_id(loaded: LoadedModel) -> str | None:
     """Return what identifies a model's weights: the revision, and the precision if it is not float32."""
-    dtype = loaded.storage_dtype
-    return loaded.source.revision if dtype == torch.float32 else f"{loaded.source.revision} in {dtype}"
+    dtype, source = loaded.storage_dtype, loaded.source
+    revision = source.revision if source.adapter is None else f"{source.revision} on {source.base.revision}"
+    return revision if dtype == torch.float32 else f"{revision} in {dtype}"
 
 
 @dataclass(frozen=True)
@@ -78,66 +79,7 @@ class StoredModel:
     source: Source
     tokenizer: PreTrainedTokenizerBase
     dtype: torch.dtype
-
-
-def find(
-    name: str | os.PathLike[str],
-    *,
-    revision: str | None = None,
-    token: Token = None,
-    access: Access | None = None,
-    weights: bool = False,
-    progress: Reporter = silent,
-) -> Source:
-    """Find a model by its catalog name, its Hub id or its folder, and check its config.
-
-    Asks the Hub for the model's list of files and its config, and downloads nothing else; does not ask the Hub about a
-    public model of the catalog that is already on this machine.
-
-    Args:
-        name: A catalog name, a Hub id, or a folder.
-        revision: A commit, a branch or a tag; None for the newest. For a folder, the digest it must have.
-        token: The access token of the caller, if `access` is not given.
-        access: Who asks.
-        weights: Whether the weights will be read too. If not, a folder or a copy on this machine needs
-            nothing but a config.
-        progress: Is called with each stage.
-
-    Returns:
-        The source, whose `config` is checked. Pass it to `load`.
-
-    Raises:
-        ModelError: The model cannot be used. The message says why, and what to do.
-    """
-    access, name = access or Access(token), catalog.name_from_address(os.fspath(name))
-    entry = catalog.find(name)
-    if entry is None and access.local and is_folder(name):
-        return _find_folder(name, revision, weights)
-    hub_id = entry.hub_id if entry else name
-    if entry and entry.offline and revision == entry.offline.revision:
-        return find_offline(entry, progress)
-    if entry is None:
-        check_id(name, access)
-    check_revision(revision)
-    public = entry is not None and not entry.gated
-    source = find_cached(hub_id, revision, weights) if public else None
-    if (
-        source is None
-        and entry
-        and _may_use_offline(entry, revision)
-        and is_complete(converted_folder(entry))
-    ):
-        return find_offline(entry, progress)
-    if source is None:
-        try:
-            source = look_up(hub_id, revision, access, progress)
-        except Unreachable:
-            source = _find_without_hub(name, revision, access, weights, progress)
-        except Gated:
-            if not (entry and _may_use_offline(entry, revision) and is_installed(entry)):
-                raise
-            source = find_offline(entry, progress)
-    return replace(source, name=entry.name if entry else name)
+    renaming: Renaming | None = None
 
 
 def load(
@@ -188,10 +130,19 @@ def load(
     source = name
     if isinstance(source, str | os.PathLike):
         source = find(source, revision=revision, access=access, weights=True, progress=progress)
-    elif source.remote is None and source.hub_id and not weight_files(source.folder):
+    elif source.remote is None and source.hub_id and not source.adapter and not weight_files(source.folder):
         # It was found by its config alone.
         revision = revision or source.revision
         source = find(source.name, revision=revision, access=access, weights=True, progress=progress)
+    if source.adapter is not None:
+        if on_disk:
+            raise ModelError(
+                f"{source.name} is an adapter, which is merged into its base in memory. Do not stream it, or merge it "
+                "with peft first and stream the result."
+            )
+        source = fetch_adapter(source, access, progress)
+        base = load(source.base, access=access, dtype=dtype, device=device, progress=progress)
+        return _with_adapter(base, source, progress)
     tokenizer = None
     if source.remote is not None:
         try:
@@ -202,18 +153,35 @@ def load(
             tokenizer = read_tokenizer(source, access)
             source = fetch_weights(source, access, progress)
         except Unreachable:
-            source, tokenizer = _find_without_hub(source.name, revision, access, True, progress), None
+            source, tokenizer = find_without_hub(source.name, revision, access, True, progress), None
     if source.kept_layers is None:
         source = replace(source, kept_layers=kept_layers_in(source.folder))
     stored = _check_files(source, tokenizer)
     stored = stored if wanted is None else replace(stored, dtype=wanted)
     placement = choose_placement(source.name, source.config, stored.dtype, on_disk, access.local, place)
     folder = _mapped_copy(stored, placement, progress) if mapped else None
+    for note in source.notes:
+        progress(Progress(note))
     progress(Progress("Reading the weights"))
     loaded = _read_weights(stored, placement, folder)
     if DISK in device_map(loaded.model).values() and not on_disk:
         progress(Progress("Some layers do not fit in memory and are read from disk, which is slow"))
     return loaded
+
+
+def _with_adapter(base: LoadedModel, source: Source, progress: Reporter) -> LoadedModel:
+    """Return a base with an adapter merged into its weights. The base is not used again."""
+    if device_map(base.model):
+        raise ModelError(
+            f"{source.name} is an adapter, and its base does not fit on one device. Merge it with peft first."
+        )
+    progress(Progress(source.notes[0]))
+    model = merged(base.model, source.folder, source.name)
+    if model.dtype != base.storage_dtype:
+        for values in model.parameters():
+            values.copy_(values.to(base.storage_dtype))
+    check_finite(source.name, model)
+    return replace(base, model=model, source=replace(source, config=base.source.config))
 
 
 def _mapped_copy(stored: StoredModel, placement: Placement, progress: Reporter) -> Path | None:
@@ -223,68 +191,6 @@ def _mapped_copy(stored: StoredModel, placement: Placement, progress: Reporter) 
     return mapping.float32_copy(stored.source, weight_files(stored.source.folder), stored.dtype, progress)
 
 
-def _may_use_offline(entry: catalog.CatalogModel, revision: str | None) -> bool:
-    return entry.offline is not None and revision is None
-
-
-def _find_without_hub(
-    name: str, revision: str | None, access: Access, weights: bool, progress: Reporter
-) -> Source:
-    """Fall back to what is on this machine. Raises `ModelError` if that is not enough."""
-    entry = catalog.find(name)
-    if entry and _may_use_offline(entry, revision) and is_installed(entry):
-        return find_offline(entry, progress)
-    hub_id = entry.hub_id if entry else name
-    source = find_cached(hub_id, revision, weights) if access.local else None
-    if source is None:
-        raise ModelError(
-            f"The Hugging Face Hub cannot be reached, and {hub_id} is not on this machine. "
-            f"Try again later{suggest_default()}."
-        )
-    return replace(source, name=entry.name if entry else name, public=entry is not None and not entry.gated)
-
-
-def is_folder(name: str) -> bool:
-    """Return whether a name is that of a folder on this machine."""
-    try:
-        return bool(name) and Path(name).expanduser().is_dir()
-    except (OSError, RuntimeError):
-        return False
-
-
-def _find_folder(name: str, revision: str | None, weights: bool) -> Source:
-    folder = Path(name).expanduser().resolve()
-    config = check_config(read_json(folder / CONFIG_FILE), name)
-    if (folder / "adapter_config.json").exists():
-        raise ModelError(adapter_message(name))
-    digest = None
-    if weights:
-        files = weight_files(folder)
-        if not files:
-            raise ModelError(
-                f"The folder {name} holds no safetensors files. Save the model with "
-                "save_pretrained, which writes them."
-            )
-        digest = digest_of([folder / CONFIG_FILE, *files])
-        if revision is not None and revision != digest:
-            raise ModelError(
-                f"The model in {name} is not the one that the recipe was made for: its revision is "
-                f"{digest}, the recipe says {revision}. Use the original folder, or remove the "
-                "revision from the recipe."
-            )
-    return Source(
-        name=name,
-        hub_id=None,
-        revision=digest,
-        license=license_in(folder),
-        origin=f"from the folder {folder.name}",
-        folder=folder,
-        config=config,
-        public=False,
-        kept_layers=kept_layers_in(folder) if weights else None,
-    )
-
-
 def _check_files(source: Source, tokenizer: PreTrainedTokenizerBase | None) -> StoredModel:
     """Compare the files of a model with its config, before memory is taken for its weights."""
     files = weight_files(source.folder)
@@ -292,13 +198,18 @@ def _check_files(source: Source, tokenizer: PreTrainedTokenizerBase | None) -> S
         raise ModelError(f"{source.name} has no complete safetensors weights. Save the model again.")
     if source.hub_id is not None:  # A user's own folder is left as it is.
         mark_used(source.folder / CONFIG_FILE)
-    tensors = read_headers(files)
+    tensors, names, renaming = read_headers(files), {}, None
+    if source.multimodal:
+        renaming = find_renaming(source.name, source.config, tensors)
+        names = renaming.names(tensors)
+        tensors = {name: tensors[stored] for name, stored in names.items()}
+        source = replace(source, config=tie_headless(source.config, tensors))
     check_room(source.name, source.config, sum(prod(shape) for _, shape in tensors.values()))
     check_tensors(source.name, source.config, tensors)
     tokenizer = tokenizer or read_tokenizer(source)
     check_tokenizer(source.name, tokenizer, source.config.vocab_size)
-    source = replace(source, config=untie_own_head(source.config, tensors, files))
-    return StoredModel(source, tokenizer, main_dtype(tensors))
+    source = replace(source, config=untie_own_head(source.config, tensors, files, names))
+    return StoredModel(source, tokenizer, main_dtype(tensors), renaming)
 
 
 def read_tokenizer(
@@ -314,6 +225,8 @@ def read_tokenizer(
     Raises:
         ModelError: There is no tokenizer, it is refused, or it cannot be read.
     """
+    if source.adapter is not None:
+        return read_tokenizer(source.base, access, progress)
     if source.hub_id and not has_tokenizer(os.listdir(source.folder)):
         source = _fetch_text_files(source, access or Access(), progress)
     if not has_tokenizer(os.listdir(source.folder)):
@@ -329,7 +242,9 @@ def _fetch_text_files(source: Source, access: Access, progress: Reporter) -> Sou
     """Download a model's files of text, and none of its weights."""
     try:
         if source.remote is None:
-            source = replace(look_up(str(source.hub_id), source.revision, access, progress), name=source.name)
+            found = look_up(str(source.hub_id), source.revision, access, progress)
+            assert isinstance(found, Source), "a model does not become an adapter"
+            source = replace(found, name=source.name)
         return fetch_text_files(source, access, progress)
     except Unreachable:
         raise ModelError(
@@ -367,6 +282,7 @@ def _read_weights(stored: StoredModel, placement: Placement, copy: Path | None) 
             local_files_only=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
+            key_mapping=None if stored.renaming is None else stored.renaming.key_mapping,
         )
     except (PruningError, MemoryError):
         raise

@@ -1,7 +1,7 @@
 """A head of its own beside a config that ties it to the embeddings, as merged fine-tunes have."""
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -12,7 +12,9 @@ from pruning.architectures.anatomy import anatomy_of
 from pruning.loading.files import Tensors, reading_weights
 
 
-def untie_own_head(config: PreTrainedConfig, tensors: Tensors, files: Iterable[Path]) -> PreTrainedConfig:
+def untie_own_head(
+    config: PreTrainedConfig, tensors: Tensors, files: Iterable[Path], stored: Mapping[str, str] | None = None
+) -> PreTrainedConfig:
     """Return the config that says what the files hold.
 
     transformers keeps a head that a file holds if it differs from the embeddings, whatever the config says, and
@@ -22,6 +24,7 @@ def untie_own_head(config: PreTrainedConfig, tensors: Tensors, files: Iterable[P
         config: The model's config.
         tensors: What its files hold.
         files: The files.
+        stored: The names of the tensors in the files, if they have others there.
 
     Returns:
         The config itself, or a copy that does not tie the head.
@@ -38,7 +41,10 @@ def untie_own_head(config: PreTrainedConfig, tensors: Tensors, files: Iterable[P
         if any(known == name or known.endswith(f".{name}") for known in anatomy.family.embeddings)
         and any(tensors[name][1] == tensors[head][1] for head in heads)
     ]
-    if not heads or not embeddings or _are_equal(heads[0], embeddings[0], list(files)):
+    if not heads or not embeddings:
+        return config
+    head, embedding = ((stored or {}).get(name, name) for name in (heads[0], embeddings[0]))
+    if _are_equal(head, embedding, list(files)):
         return config
     return untied
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pruning.architectures.config import known_types
+from pruning.architectures.multimodal import is_multimodal
 from pruning.errors import ModelError
 from pruning.loading.metadata import MAX_RECIPE_BYTES, RECIPE_FILE
 
@@ -185,12 +186,13 @@ def check_settings_files(folder: Path, name: str) -> None:
             check_brings_no_code(read_json(folder / file, TEXT_FILES.get(file, MAX_CONFIG_BYTES)), file, name)
 
 
-def check_brings_no_code(values: object, file: str, name: str) -> None:
+def check_brings_no_code(values: Any, file: str, name: str) -> None:
     """Refuse settings that ask for code, at any depth. Raises `ModelError`.
 
     A config may name code for a type of model that transformers knows itself: its own class is used then.
     """
-    if file == CONFIG_FILE and isinstance(values, dict) and values.get("model_type") in known_types():
+    is_config = file == CONFIG_FILE and isinstance(values, dict)
+    if is_config and (values.get("model_type") in known_types() or is_multimodal(values)):
         values = {key: value for key, value in values.items() if key != "auto_map"}
     for key, value in _entries(values, file, name):
         if key in CODE_KEYS and value:

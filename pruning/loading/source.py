@@ -45,6 +45,19 @@ class HubFiles:
 
 
 @dataclass(frozen=True)
+class Adapter:
+    """A LoRA adapter that is merged into its base once both are read.
+
+    Attributes:
+        base: The base.
+        remote: What to download of the adapter; None if it is here.
+    """
+
+    base: "Source"
+    remote: HubFiles | None = None
+
+
+@dataclass(frozen=True)
 class Source:
     """A model that was found: where it comes from, and its config.
 
@@ -59,6 +72,9 @@ class Source:
         public: Whether anyone may see it. What is not public must not be handed to other visitors.
         remote: What to download before its weights can be read; None if they are here.
         kept_layers: If it was pruned by Secateur, the number that each of its layers has in its base.
+        multimodal: Whether its files hold more than the model, which is the text half of what they hold.
+        adapter: If its files are those of an adapter, what it is merged into. The config is that of the base.
+        notes: What was done to make a model of its files, in sentences for people.
     """
 
     name: str
@@ -71,3 +87,11 @@ class Source:
     public: bool = True
     remote: HubFiles | None = None
     kept_layers: tuple[int, ...] | None = None
+    multimodal: bool = False
+    adapter: Adapter | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def base(self) -> "Source":
+        """The model that was trained before: the base of an adapter, or the model itself."""
+        return self if self.adapter is None else self.adapter.base

@@ -60,8 +60,8 @@ def model_card(name: str, *, source: Source, recipe: Recipe, report: Report) -> 
         report: What was measured.
     """
     data = ModelCardData(
-        base_model=source.hub_id,
-        **_license(source),
+        base_model=source.base.hub_id,
+        **_license(source.base),
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=[TAG, "pruned", "structured-pruning", *(step.step for step in recipe.steps)],
@@ -209,6 +209,7 @@ def _body(name: str, source: Source, recipe: Recipe, report: Report) -> str:
         share_removed=1 - report.after.parameters / report.before.parameters,
         steps="; ".join(inline(step.describe()) for step in recipe.steps),
         report=report,
+        notes=[inline(note) for note in source.notes],
         recipe=recipe,
         changes_vocabulary=changes_vocabulary,
         qualities=_quality_rows(report, "bits_per_byte" if changes_vocabulary else "value"),

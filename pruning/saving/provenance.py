@@ -21,8 +21,14 @@ def provenance(source: Source, recipe: Recipe) -> dict[str, str]:
     There is no time of day, so that the same recipe keeps giving the same file.
     """
     return {
-        "base_model": source.hub_id or recipe.base,
-        "base_revision": str(source.revision),
+        "base_model": source.base.hub_id
+        or (recipe.base if source.adapter is None else source.base.folder.name),
+        "base_revision": str(source.base.revision),
+        **(
+            {}
+            if source.adapter is None
+            else {"adapter": recipe.base, "adapter_revision": str(source.revision)}
+        ),
         "recipe": recipe.digest,
         "secateur": __version__,
         **{name: importlib.metadata.version(name) for name in LIBRARIES},
