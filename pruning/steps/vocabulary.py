@@ -166,7 +166,7 @@ class Vocabulary(Step):
                 f"{error} Or give the number of tokens to keep, such as --vocab-size 8192."
             ) from None
         try:
-            generation = GenerationConfig.from_pretrained(source.folder, local_files_only=True).to_dict()
+            generation = GenerationConfig.from_pretrained(source.base.folder, local_files_only=True).to_dict()
         except OSError:
             generation = {}
         configs = (source.config.to_dict(), generation)
