@@ -10,9 +10,10 @@ from .evaluation.perplexity import Perplexity, Quality, perplexity
 from .lessons import LESSONS
 from .loading.load import LoadedModel, load
 from .loading.source import Access, Source
-from .pipeline import evaluate_pruned, preview, prune, run
+from .pipeline import evaluate_pruned, prune, run
+from .previews import Preview, preview
 from .progress import Progress
-from .pruned import Preview, Pruned
+from .pruned import Pruned
 from .recipe import Recipe
 from .report import Report
 from .shape_search.search import Budget, SearchResult, Trial, iter_search, search

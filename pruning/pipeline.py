@@ -13,12 +13,12 @@ from pruning.calibration.calibrate import statistics_of, windows_of
 from pruning.evaluation import perplexity
 from pruning.evaluation.base_quality import base_quality
 from pruning.evaluation.speed import speeds_by_round
-from pruning.loading.given import AnyModel, config_of
+from pruning.loading.given import AnyModel
 from pruning.loading.load import LoadedModel
 from pruning.loading.placement import AnyDtype
-from pruning.loading.source import Access, Token
+from pruning.loading.source import Token
 from pruning.progress import Progress, Reporter, bar, silent, with_bar
-from pruning.pruned import Preview, Pruned, numbers_in_base
+from pruning.pruned import Pruned, numbers_in_base
 from pruning.recipe import Recipe
 from pruning.report import Measured, Report, Sample
 from pruning.request import Request, Steps
@@ -33,41 +33,6 @@ SAMPLE_TEXTS = ("Paris is the capital of", "The best way to learn is", "def add(
 """What a model continues that cannot chat."""
 SAMPLE_QUESTIONS = ("What is the capital of France?", "How do bees make honey?", "How much is 7 + 5?")
 """What a model is asked that can."""
-
-
-def preview(
-    model: AnyModel | Recipe,
-    *,
-    steps: Steps | None = None,
-    recipe: Recipe | None = None,
-    token: Token = None,
-    access: Access | None = None,
-) -> Preview:
-    """Work out the shape that a recipe leads to, from the base's config alone.
-
-    Args:
-        model: A recipe, or the base as `prune` takes it.
-        steps: What to do with the base.
-        recipe: What to do with it, instead of steps.
-        token: The access token of the caller, if `access` is not given.
-        access: Who asks.
-
-    Returns:
-        The shapes before and after.
-
-    Raises:
-        RecipeError: A step does not fit the base; the error knows which.
-        ModelError: The base cannot be used.
-
-    Example:
-        >>> import pruning
-        >>> shapes = pruning.preview("smollm2-135m", steps=[pruning.Neurons(fraction=0.2)])
-        >>> shapes.after.parameters < shapes.before.parameters
-        True
-    """
-    request = Request.of(model, steps=steps, recipe=recipe)
-    before = Shape.of(config_of(request.model, revision=request.revision, token=token, access=access))
-    return Preview(request.recipe, before, request.recipe.check(before))
 
 
 @with_bar

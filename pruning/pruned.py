@@ -1,4 +1,4 @@
-"""A pruned model, and what a preview knows of one."""
+"""A pruned model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from pruning.formatting import UNIT_TITLES, format_ranges
 from pruning.loading.source import Source
 from pruning.progress import Reporter, silent
 from pruning.recipe import Recipe
-from pruning.report import Report, compare_components, compare_units, count_units
+from pruning.report import Report
 from pruning.saving.save import rewrite_card, save_model
 from pruning.surgery import KeptIndices
 
@@ -45,27 +45,6 @@ def numbers_in_base(before: KeptIndices, kept: KeptIndices, layers: Sequence[int
         if numbers:
             after[kind] = [numbers[layer] for layer in layers] if layers and kind != TOKEN else numbers
     return after
-
-
-@dataclass(frozen=True)
-class Preview:
-    """The shapes before and after a recipe, from the config alone."""
-
-    recipe: Recipe
-    before: Shape
-    after: Shape
-
-    def __repr__(self) -> str:
-        return f"Preview({self.before.parameters:,} → {self.after.parameters:,} parameters)"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values: parameters, sizes with the exact share removed, config and recipe."""
-        return {
-            "parameters": compare_components(self.before.components, self.after.components),
-            "sizes": compare_units(count_units(self.before), count_units(self.after)),
-            "config": self.after.config.to_dict(),
-            "recipe": self.recipe.to_dict(),
-        }
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,15 @@
 """What a caller asks for: a recipe, or a model with steps, resolved to a recipe and a loaded base."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import torch
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from pruning.architectures.shape import Shape
 from pruning.errors import RecipeError
+from pruning.lazy import torch
 from pruning.loading.given import TENSORS, AnyModel, fingerprint, name_of, open_model
 from pruning.loading.load import LoadedModel, find
 from pruning.loading.placement import AnyDtype
@@ -17,6 +18,9 @@ from pruning.progress import Reporter, silent
 from pruning.recipe import Recipe
 from pruning.steps.base import Step
 from pruning.text.choice import AnyCalibration, Calibration
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Steps = Step | Sequence[Step]
 
@@ -46,7 +50,7 @@ class Request:
         seed: int | None = None,
         base: AnyModel | None = None,
         progress: Reporter = silent,
-    ) -> "Request":
+    ) -> Request:
         """Read the arguments of `pruning.prune`, which describes them.
 
         Raises:

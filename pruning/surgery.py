@@ -1,14 +1,12 @@
 """From a base model and the units to keep, make a new model that shares every tensor that was not cut."""
 
+from __future__ import annotations
+
 import copy
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-
-import torch
-from accelerate import dispatch_model
-from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from typing import TYPE_CHECKING
 
 from pruning.architectures.anatomy import Anatomy, TensorSpec
 from pruning.architectures.config import build_on_meta
@@ -35,9 +33,13 @@ from pruning.architectures.placement import (
 )
 from pruning.architectures.shape import Shape
 from pruning.errors import ModelError
+from pruning.lazy import accelerate, nn, torch
 from pruning.progress import Progress, Reporter, silent
 
-KeptIndices = Mapping[str, Sequence[torch.Tensor]]
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+KeptIndices = Mapping[str, Sequence["torch.Tensor"]]
 """For each kind of unit, the kept indices of each layer, ascending.
 
 `neuron:gate` and `neuron:up` may be given apart from `neuron`; otherwise they follow it. For the
@@ -75,7 +77,7 @@ def pieces(
     anatomy: Anatomy,
     kept: KeptIndices,
     replaced: Mapping[str, torch.Tensor] | None = None,
-) -> "LazyTensors":
+) -> LazyTensors:
     """Return the parameters of the new model, each cut out of the base's when it is asked for; see `cut`."""
     replacements = replaced or {}
     stored = dict(base.named_parameters()) | dict(base.named_buffers())
@@ -90,7 +92,7 @@ def pieces(
     return LazyTensors({name: partial(make, spec) for name, spec in kept_parameters(anatomy, kept).items()})
 
 
-class LazyTensors(Mapping[str, torch.Tensor]):
+class LazyTensors(Mapping[str, "torch.Tensor"]):
     """Tensors by name, each computed whenever it is asked for, and not kept."""
 
     def __init__(self, makers: Mapping[str, Callable[[], torch.Tensor]]):
@@ -262,7 +264,7 @@ def _dispatch(
     on_disk = {name: partial(tensors.__getitem__, name) for name in tensors if name not in in_memory}
     on_disk |= {tied: on_disk[to] for tied, to in model.all_tied_weights_keys.items() if to in on_disk}
     held = {name: partial(in_memory.__getitem__, name) for name in in_memory}
-    dispatch_model(
+    accelerate.dispatch_model(
         model,
         device_map=devices,
         state_dict=LazyTensors(on_disk | held),

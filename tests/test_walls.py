@@ -11,7 +11,7 @@ PAGE = [ROOT / "app.py", *sorted((ROOT / "page").rglob("*.py"))]
 
 FLOORS = (
     # From the ground up. A room imports from its own floor and from those below it, for types too.
-    {"errors", "progress", "formatting", "files", "version", "memory"}
+    {"errors", "progress", "formatting", "files", "version", "memory", "lazy"}
     | {"child_environment", "child_limits", "limited_child"},
     {"schema", "catalog"},
     {"architectures", "surgery"},
@@ -25,7 +25,7 @@ FLOORS = (
     {"report"},
     {"guard"},
     {"saving"},
-    {"pipeline", "pruned", "request"},
+    {"pipeline", "previews", "pruned", "request"},
     {"streaming", "snapshot", "shape_search", "sharing", "lessons", "estimate"},
     {"__init__", "cli", "__main__"},
 )

@@ -11,7 +11,19 @@ from multiprocessing.context import ForkServerContext
 
 from pruning.child_environment import child_environment
 
-PRELOADED = ("torch", "transformers", "page.workers.worker", "pruning.pipeline")
+PRELOADED = (
+    "torch",
+    "transformers",
+    "transformers.generation.utils",
+    "pyarrow.compute",
+    "pyarrow.parquet",
+    "page.workers.worker",
+    "pruning.pipeline",
+    "pruning.architectures.prove",
+    "pruning.distillation.trainer",
+    "pruning.text.decoding",
+)
+"""What workers need: also what the library imports when it is first used, which each worker would import again."""
 
 context: ForkServerContext = multiprocessing.get_context("forkserver")
 

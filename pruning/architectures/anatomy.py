@@ -1,19 +1,24 @@
 """The anatomy of a model, from its config alone: every tensor, and how many units of each kind there are."""
 
+from __future__ import annotations
+
 import json
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
-
-from transformers import PreTrainedConfig
+from typing import TYPE_CHECKING, cast
 
 from pruning.architectures.config import build_on_meta, config_from_dict
 from pruning.architectures.families import CHANNEL, LAYER, NEURON, QUERY, Family, Label, kind_of
 from pruning.architectures.lookup import family_for
+from pruning.architectures.plain import PlainConfig, TensorShapes
 from pruning.architectures.tiny_model import saved_buffers
 from pruning.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 
 @dataclass(frozen=True)
@@ -206,7 +211,14 @@ def anatomy_of(config: PreTrainedConfig) -> Anatomy:
     Raises:
         ModelError: The family is unknown, or the config describes no model of it.
     """
+    if isinstance(config, PlainConfig):
+        return _plain_anatomy(config)
     return _anatomy(json.dumps(config.to_dict(), sort_keys=True, default=str))
+
+
+def _plain_anatomy(config: PlainConfig) -> Anatomy:
+    anatomy = _with_tensors(cast("PreTrainedConfig", config), config.family, config.tensors, config.buffers)
+    return replace(anatomy, reasons=config.reasons)
 
 
 @lru_cache(maxsize=64)
@@ -222,10 +234,17 @@ def anatomy_with(config: PreTrainedConfig, family: Family) -> Anatomy:
         ModelError: The config describes no model of the family.
     """
     model = build_on_meta(config)
-    tensors = tuple(_spec(family, name, tuple(values.shape)) for name, values in model.named_parameters())
-    buffers = tuple(
-        _buffer_spec(family, name, tuple(values.shape)) for name, values in saved_buffers(model).items()
-    )
+    tensors = tuple((name, tuple(values.shape)) for name, values in model.named_parameters())
+    buffers = tuple((name, tuple(values.shape)) for name, values in saved_buffers(model).items())
+    return _with_tensors(config, family, tensors, buffers)
+
+
+def _with_tensors(
+    config: PreTrainedConfig, family: Family, parameters: TensorShapes, saved: TensorShapes
+) -> Anatomy:
+    """Return the anatomy of a model with tensors of these names and shapes."""
+    tensors = tuple(_spec(family, name, shape) for name, shape in parameters)
+    buffers = tuple(_buffer_spec(family, name, shape) for name, shape in saved)
     units = {
         kind: size
         for kind, key in family.sizes.items()

@@ -1,17 +1,18 @@
 """Check a config, and build the model that it describes without weights."""
 
+from __future__ import annotations
+
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any
-
-import torch
-from torch import nn
-from torch.overrides import TorchFunctionMode
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 from pruning.architectures.families import FAMILIES, unknown_family
 from pruning.errors import ModelError
+from pruning.lazy import nn, torch, transformers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 MAX_LAYERS = 1_000
 
@@ -56,7 +57,7 @@ def config_from_dict(values: dict) -> PreTrainedConfig:
     family = FAMILIES.get(name)
     for key in {*SIZE_KEYS, *(family.sizes.values() if family else ()), "max_position_embeddings"}:
         _check_size(values, key, MAX_WIDTH if key != "max_position_embeddings" else 10 * MAX_WIDTH)
-    kind = CONFIG_MAPPING[name]
+    kind = transformers.CONFIG_MAPPING[name]
     title = family.title if family else kind.__name__.removesuffix("Config")
     values = {key: value for key, value in values.items() if key != "model_type"}
     try:
@@ -68,7 +69,7 @@ def config_from_dict(values: dict) -> PreTrainedConfig:
 
 def known_types() -> list[str]:
     """Return the names of the causal language models that the installed transformers has."""
-    return sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    return sorted(transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 
 
 def _check_size(values: dict, key: str, largest: int) -> None:
@@ -85,20 +86,26 @@ def _check_size(values: dict, key: str, largest: int) -> None:
         )
 
 
-class _Unfilled(TorchFunctionMode):
-    """Skip the random initialization of weights, which takes half of the time and fills nothing on meta."""
+@cache
+def _unfilled() -> Any:
+    """Return the class of a context in which weights are not initialized."""
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: tuple = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> object:
-        kwargs = kwargs or {}
-        if getattr(func, "__module__", None) == nn.init.__name__:
-            return args[0] if args else kwargs["tensor"]
-        return func(*args, **kwargs)
+    class Unfilled(torch.overrides.TorchFunctionMode):
+        """Skip the random initialization of weights, which takes half of the time and fills nothing on meta."""
+
+        def __torch_function__(
+            self,
+            func: Callable[..., Any],
+            types: Sequence[type],
+            args: tuple = (),
+            kwargs: dict[str, Any] | None = None,
+        ) -> object:
+            kwargs = kwargs or {}
+            if getattr(func, "__module__", None) == nn.init.__name__:
+                return args[0] if args else kwargs["tensor"]
+            return func(*args, **kwargs)
+
+    return Unfilled
 
 
 def build_on_meta(
@@ -118,8 +125,8 @@ def build_on_meta(
     if attention is not None:
         config._attn_implementation = attention
     try:
-        with torch.device("meta"), _Unfilled():
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(
+        with torch.device("meta"), _unfilled()():
+            model: PreTrainedModel = transformers.AutoModelForCausalLM.from_config(
                 config, dtype=dtype, trust_remote_code=False
             )
             model.tie_weights()  # Some classes only tie what was loaded.

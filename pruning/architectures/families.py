@@ -41,6 +41,17 @@ LAYER = "layer"
 EXPERT = "expert"
 """An MLP of a mixture, to which a router sends some of the tokens."""
 
+UNITS = {
+    "neurons": NEURON,
+    "heads": QUERY,
+    "groups": KEY_VALUE,
+    "layers": LAYER,
+    "channels": CHANNEL,
+    "vocabulary": TOKEN,
+    "experts": EXPERT,
+}
+"""What can be proven, by name, and the kind of unit that is counted."""
+
 COMPONENTS = ("embeddings", "attention", "mlp", "norms", "head")
 
 Label = str | tuple[str, ...] | None
@@ -309,6 +320,15 @@ def unknown_family(model_type: object) -> ModelError:
         f"Models of type {str(model_type)[:100]!r} cannot be pruned here: the installed transformers has no causal "
         f"language model of that name. The best known families: {', '.join(sorted(FAMILIES))}."
     )
+
+
+def known_reason(family: Family, unit: str) -> str | None:
+    """Return the reason that the entry of the table already holds."""
+    kinds = (KEY_VALUE, QUERY) if unit in ("groups", "heads") else (UNITS[unit],)
+    known = next((family.unprunable[kind] for kind in kinds if kind in family.unprunable), None)
+    if known is None and UNITS[unit] not in family.sizes:
+        return f"its config counts no {unit}"
+    return known
 
 
 def parts_of(label: Label) -> tuple[str | None, ...]:

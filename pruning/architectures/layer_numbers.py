@@ -1,10 +1,15 @@
 """What in a config depends on the number of a layer, and how it follows when layers are removed."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from pruning.lazy import nn
+
+EXACT: Mapping[str, Any] = {"block_auto_adjust_ff_dim": False}
+"""Values with which the number of neurons in a config is that of the tensors."""
 
 _FIRST_LAYERS = ("first_k_dense_replace", "num_dense_layers", "max_window_layers", "moe_layer_start_index")
 """Keys that hold how many layers at the beginning differ from the others."""

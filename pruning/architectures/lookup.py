@@ -1,13 +1,23 @@
 """Find the family of a config: its line in the table, or else the entry that is derived for its type and options."""
 
+from __future__ import annotations
+
 import json
 from functools import lru_cache
-
-from transformers import CONFIG_MAPPING, PreTrainedConfig
+from typing import TYPE_CHECKING
 
 from pruning.architectures.config import known_types
-from pruning.architectures.derive import derive
 from pruning.architectures.families import FAMILIES, Family, unknown_family
+from pruning.architectures.plain import PlainConfig
+from pruning.lazy import LazyModule, transformers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+if TYPE_CHECKING:
+    from pruning.architectures import derive
+else:
+    derive = LazyModule("pruning.architectures.derive")
 
 
 def family_for(config: PreTrainedConfig) -> Family:
@@ -16,6 +26,8 @@ def family_for(config: PreTrainedConfig) -> Family:
     Raises:
         ModelError: transformers has no causal language model of the type, or nothing can be derived for it.
     """
+    if isinstance(config, PlainConfig):
+        return config.family
     name = getattr(config, "model_type", None)
     if name in FAMILIES:
         return FAMILIES[name]
@@ -27,4 +39,4 @@ def family_for(config: PreTrainedConfig) -> Family:
 @lru_cache(maxsize=256)
 def _derived(config_json: str) -> Family:
     values = json.loads(config_json)
-    return derive(CONFIG_MAPPING[values.pop("model_type")](**values))
+    return derive.derive(transformers.CONFIG_MAPPING[values.pop("model_type")](**values))

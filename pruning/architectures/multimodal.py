@@ -1,12 +1,16 @@
 """Models of more than text: the config of their text half, and what is left out with the rest."""
 
-from collections.abc import Mapping
-from typing import Any
+from __future__ import annotations
 
-from transformers import CONFIG_MAPPING, PreTrainedConfig
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from pruning.architectures.config import known_types
 from pruning.errors import ModelError
+from pruning.lazy import transformers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 TEXT = "text_config"
 
@@ -21,7 +25,8 @@ _TIE = "tie_word_embeddings"
 
 def is_multimodal(values: Mapping[str, Any]) -> bool:
     """Return whether the values of a config are of a model that transformers builds around a language model."""
-    return TEXT in _parts(values)
+    # transformers is asked only if that decides: a config of text alone holds no config of a part.
+    return any(str(key).endswith("_config") for key in values) and TEXT in _parts(values)
 
 
 def text_values(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -45,7 +50,7 @@ def text_values(values: Mapping[str, Any]) -> dict[str, Any]:
         raise ModelError(f"The config sets {TEXT} to {str(own)[:40]!r}; an object is needed.")
     others = _parts(values) - {TEXT}
     try:
-        whole = CONFIG_MAPPING[name](
+        whole = transformers.CONFIG_MAPPING[name](
             **{key: value for key, value in values.items() if key != "model_type" and key not in others}
         )
         text: PreTrainedConfig = whole.text_config
@@ -82,6 +87,6 @@ def left_out(values: Mapping[str, Any]) -> str:
 def _parts(values: Mapping[str, Any]) -> set[str]:
     """Return the keys under which a config of this type holds the configs of its parts."""
     name = values.get("model_type")
-    if not isinstance(name, str) or name not in CONFIG_MAPPING:
+    if not isinstance(name, str) or name not in transformers.CONFIG_MAPPING:
         return set()
-    return set(getattr(CONFIG_MAPPING[name], "sub_configs", {}))
+    return set(getattr(transformers.CONFIG_MAPPING[name], "sub_configs", {}))

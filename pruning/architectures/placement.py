@@ -1,19 +1,21 @@
 """Where accelerate placed the modules of a model, and the values of parameters that it left on disk."""
 
-from collections.abc import Mapping, Sequence
+from __future__ import annotations
 
-import torch
-from torch import nn
-from transformers import PreTrainedModel
-from transformers.integrations.accelerate import load_offloaded_parameter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Union
 
 from pruning.architectures.lookup import family_for
 from pruning.errors import ModelError
+from pruning.lazy import nn, torch, transformers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 DISK = "disk"
 """Where accelerate leaves what no device has room for."""
 
-Device = int | str | torch.device
+Device = Union[int, str, "torch.device"]
 
 DeviceMap = dict[str, Device]
 """For the names of modules, the device that they and all modules inside them are on."""
@@ -33,7 +35,7 @@ def loaded_values(model: PreTrainedModel, name: str, values: torch.Tensor) -> to
     if not values.is_meta:
         return values.detach()
     try:
-        return load_offloaded_parameter(model, name)
+        return transformers.integrations.accelerate.load_offloaded_parameter(model, name)
     except KeyError:
         raise ModelError(
             f"The files hold {name} only under the name of a parameter that is tied to it, and so it cannot "

@@ -8,7 +8,7 @@ from typing import Any
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from pruning.architectures.config import LAYER_KEYS
-from pruning.architectures.layer_numbers import keep_layers
+from pruning.architectures.layer_numbers import EXACT, keep_layers
 from pruning.errors import ModelError
 
 HIDDEN, HEADS, GROUPS, HEAD, NEURONS, TOKENS, POSITIONS, WINDOW, EXPERTS = 64, 4, 2, 16, 48, 96, 128, 8, 8
@@ -165,9 +165,6 @@ SIZES: Mapping[str, int] = (
     }
 )
 """The size that each key gets, if the config has it and it is larger."""
-
-EXACT: Mapping[str, Any] = {"block_auto_adjust_ff_dim": False}
-"""Values with which the number of neurons in a config is that of the tensors."""
 
 UNSET = ("n_inner", "intermediate_size", "ffn_hidden_size", "num_experts_per_tok")
 """Keys that the defaults of some types leave open, and that real configs hold."""

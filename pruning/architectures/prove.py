@@ -27,6 +27,7 @@ from pruning.architectures.families import (
     SHARED,
     TOKEN,
     Family,
+    known_reason,
 )
 from pruning.architectures.lm_head import backbone, logits_of
 from pruning.architectures.lookup import family_for
@@ -37,17 +38,6 @@ from pruning.architectures.tiny_model import random_model
 from pruning.errors import ModelError
 from pruning.files import temporary_folder
 from pruning.surgery import KeptIndices, cut
-
-UNITS = {
-    "neurons": NEURON,
-    "heads": QUERY,
-    "groups": KEY_VALUE,
-    "layers": LAYER,
-    "channels": CHANNEL,
-    "vocabulary": TOKEN,
-    "experts": EXPERT,
-}
-"""What can be proven, by name, and the kind of unit that is counted."""
 
 TOKENS_READ = 3 * WINDOW
 """How many tokens are compared: more than a window of attention holds."""
@@ -79,32 +69,6 @@ def proof_failure(config: PreTrainedConfig, unit: str) -> str | None:
     except ModelError as error:
         return str(error)
     return _failure(json.dumps(probe.to_dict(), sort_keys=True, default=str), unit)
-
-
-def known_reason(family: Family, unit: str) -> str | None:
-    """Return the reason that the entry of the table already holds."""
-    kinds = (KEY_VALUE, QUERY) if unit in ("groups", "heads") else (UNITS[unit],)
-    known = next((family.unprunable[kind] for kind in kinds if kind in family.unprunable), None)
-    if known is None and UNITS[unit] not in family.sizes:
-        return f"its config counts no {unit}"
-    return known
-
-
-def reason_against(anatomy: Anatomy, unit: str) -> str | None:
-    """Return why units of a kind cannot be removed from a model; None if they can.
-
-    A line of the table of families is proven by this project's tests, a derived entry when it is first needed. Cuts
-    of layers are proven for both, because options decide whether a layer's number counts.
-
-    Args:
-        anatomy: The model.
-        unit: One of `UNITS`.
-    """
-    if not anatomy.family.derived and unit != "layers":
-        return known_reason(anatomy.family, unit)
-    if unit not in anatomy.reasons:
-        anatomy.reasons[unit] = proof_failure(anatomy.config, unit)
-    return anatomy.reasons[unit]
 
 
 def small_config(config: PreTrainedConfig, family: Family) -> PreTrainedConfig:

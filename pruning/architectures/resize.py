@@ -1,14 +1,18 @@
 """Give a config other numbers of units, under the keys that its family uses."""
 
-from collections.abc import Mapping, Sequence
+from __future__ import annotations
 
-from transformers import PreTrainedConfig
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, cast
 
 from pruning.architectures.config import config_from_dict
 from pruning.architectures.families import CHANNEL, LAYER, NEURON, QUERY
-from pruning.architectures.layer_numbers import keep_layers
+from pruning.architectures.layer_numbers import EXACT, keep_layers
 from pruning.architectures.lookup import family_for
-from pruning.architectures.probe import EXACT
+from pruning.architectures.plain import PlainConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 
 def resize(
@@ -37,6 +41,10 @@ def resize(
             values[key] = [count] * len(values[key]) if isinstance(values.get(key), list) else count
     if NEURON in units:
         values |= {key: value for key, value in EXACT.items() if key in values}
+    if isinstance(config, PlainConfig):
+        # It stands for the config of transformers, which is built if it would check or change something.
+        plain = config.resized(values) if config.may_have(units, values) else config_from_dict(values)
+        return cast("PreTrainedConfig", plain)
     resized = config_from_dict(values)
     resized._attn_implementation = config._attn_implementation
     return resized

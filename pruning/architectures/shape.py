@@ -1,14 +1,18 @@
 """The sizes of a model, computed before any weight is touched."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
-
-from transformers import PreTrainedConfig
+from typing import TYPE_CHECKING
 
 from pruning.architectures.anatomy import Anatomy, TensorSpec, anatomy_of
 from pruning.architectures.families import COMPONENTS, LAYER, Label, kind_of
 from pruning.architectures.resize import resize
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,7 @@ class Shape:
     units: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, config: PreTrainedConfig) -> "Shape":
+    def of(cls, config: PreTrainedConfig) -> Shape:
         """Return the shape of a config; raise `ModelError` if its family is unknown."""
         return cls(anatomy_of(config))
 
@@ -34,7 +38,7 @@ class Shape:
         """Return how many units of a kind there are (neurons and heads: in each layer)."""
         return self.units.get(kind, self.anatomy.units.get(kind, 1))
 
-    def resized(self, kind: str, count: int) -> "Shape":
+    def resized(self, kind: str, count: int) -> Shape:
         """Return the shape with another number of units of a kind."""
         return replace(self, units={**self.units, kind: count})
 

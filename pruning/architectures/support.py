@@ -4,9 +4,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from pruning.architectures.config import known_types
+from pruning.architectures.families import UNITS
 from pruning.architectures.lookup import family_for
 from pruning.architectures.probe import default_config
-from pruning.architectures.prove import UNITS, proof_failure
+from pruning.architectures.prove import proof_failure
 from pruning.errors import ModelError
 
 

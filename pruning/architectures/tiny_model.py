@@ -1,13 +1,16 @@
 """Build a small model with random weights, to run it and to cut it."""
 
+from __future__ import annotations
+
 import json
 from functools import lru_cache
-
-import torch
-from torch import nn
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from typing import TYPE_CHECKING
 
 from pruning.architectures.config import config_from_dict
+from pruning.lazy import nn, torch, transformers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 SEED = 0
 
@@ -29,14 +32,14 @@ def _random_model(config_json: str) -> PreTrainedModel:
     config = config_from_dict(json.loads(config_json))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model: PreTrainedModel = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     generator = torch.Generator().manual_seed(SEED)
     model.requires_grad_(False)
     for values in (*model.parameters(), *saved_buffers(model).values()):
         if values.is_floating_point():
             noise = torch.randn(values.shape, generator=generator) * SPREAD
             values.copy_(values + noise if values.ndim < 2 else noise)
-    model.generation_config = GenerationConfig()
+    model.generation_config = transformers.GenerationConfig()
     return model.eval()
 
 

@@ -1,23 +1,26 @@
 """How much each layer changes the residual stream that passes through it."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-
-import torch
-from torch.nn.functional import cosine_similarity
-from transformers import PreTrainedModel
+from typing import TYPE_CHECKING
 
 from pruning.architectures.anatomy import Anatomy
 from pruning.architectures.lm_head import backbone
 from pruning.calibration.cache import CacheKey, cached
 from pruning.calibration.hooks import hooks, input_states, output_states
+from pruning.lazy import torch
 from pruning.progress import Progress, Reporter, silent
 from pruning.text.tokens import Windows
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 @dataclass(frozen=True, kw_only=True)
-class BlockInfluencesKey(CacheKey[torch.Tensor]):
+class BlockInfluencesKey(CacheKey["torch.Tensor"]):
     """The digest of the token windows that the block influences were computed on."""
 
     windows: str
@@ -49,13 +52,13 @@ def _block_influences(
     total = torch.zeros(anatomy.layers, dtype=torch.float64)
     for states in residual_streams(model, anatomy, windows, progress):
         for layer in range(anatomy.layers):
-            cosines = cosine_similarity(states[layer], states[layer + 1], dim=-1)
+            cosines = torch.nn.functional.cosine_similarity(states[layer], states[layer + 1], dim=-1)
             total[layer] += (1 - cosines).sum(dtype=torch.float64).cpu()
     return total / windows.tokens
 
 
 @dataclass(frozen=True, kw_only=True)
-class RelativeMagnitudesKey(CacheKey[torch.Tensor]):
+class RelativeMagnitudesKey(CacheKey["torch.Tensor"]):
     """The digest of the token windows that the relative magnitudes were computed on."""
 
     windows: str
@@ -109,7 +112,7 @@ def angular_distances(
     total = torch.zeros(starts, dtype=torch.float64)
     for states in residual_streams(model, anatomy, windows, progress):
         for start in range(starts):
-            cosines = cosine_similarity(states[start], states[start + length], dim=-1)
+            cosines = torch.nn.functional.cosine_similarity(states[start], states[start + length], dim=-1)
             total[start] += cosines.clamp(-1, 1).arccos().sum(dtype=torch.float64).cpu()
     return total / windows.tokens / torch.pi
 

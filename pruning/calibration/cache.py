@@ -14,13 +14,15 @@ If a value was computed from a user's own text, its key holds the digest of that
 `forget_text` can drop exactly these values when the user leaves.
 """
 
+from __future__ import annotations
+
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar, cast, runtime_checkable
 from weakref import WeakKeyDictionary
 
-from torch import nn
+from pruning.lazy import nn
 
 Value = TypeVar("Value")
 

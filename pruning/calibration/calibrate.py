@@ -1,19 +1,19 @@
 """From a calibration text to token windows and to statistics, computed once for each model and text."""
 
+from __future__ import annotations
+
 import hashlib
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError
-
 from pruning.calibration.cache import CacheKey, cached, find, store, store_newest
 from pruning.calibration.given_windows import read_windows
 from pruning.calibration.statistics import SavedStatistics, Statistics, read_statistics
 from pruning.errors import RecipeError
 from pruning.files import cache_folder, touch, trim_folder
+from pruning.lazy import safetensors, torch
 from pruning.loading.load import LoadedModel, weights_id
 from pruning.progress import Reporter, silent
 from pruning.text.chat import PlainText
@@ -305,6 +305,6 @@ def _disk_cache_file(base: LoadedModel, windows: Windows, hooked_modules: Sequen
 
 def _save(statistics: Statistics, file: Path, progress: Reporter) -> None:
     # A full disk costs the next run some seconds, nothing else.
-    with suppress(OSError, SafetensorError):
+    with suppress(OSError, safetensors.SafetensorError):
         statistics.save(file, progress)
         trim_folder(file.parent, MOST_ON_DISK)

@@ -1,19 +1,21 @@
 """How much each expert of a mixture contributes, observed where the router's choice reaches the experts."""
 
-from collections.abc import Callable, Mapping
-from typing import cast
+from __future__ import annotations
 
-import torch
-from torch import nn
-from transformers import PreTrainedModel
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, cast
 
 from pruning.architectures.anatomy import Anatomy
 from pruning.architectures.families import EXPERT
 from pruning.architectures.lm_head import backbone
 from pruning.calibration.hooks import hooks
 from pruning.errors import RecipeError
+from pruning.lazy import nn, torch
 from pruning.progress import Progress, Reporter, silent
 from pruning.text.tokens import Windows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def expert_layers(anatomy: Anatomy) -> dict[int, str]:

@@ -1,10 +1,11 @@
 """Token windows of conversations and of batches of tokens that a user gave."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 
-import torch
-
 from pruning.errors import RecipeError
+from pruning.lazy import torch
 from pruning.loading.load import LoadedModel
 from pruning.text.chat import ChatFormat, PlainText
 from pruning.text.chat_learning import learn_chat_format

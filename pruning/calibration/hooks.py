@@ -1,13 +1,14 @@
 """Observe the inputs and outputs of a model's modules while it reads a text."""
 
+from __future__ import annotations
+
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import cast
 
-import torch
-from torch import nn
+from pruning.lazy import nn, torch
 
 InputHook = Callable[[tuple, Mapping[str, object]], None]
 """Receives the positional and the keyword arguments of a module's call."""

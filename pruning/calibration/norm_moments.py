@@ -1,18 +1,21 @@
 """Which channels carry the residual stream, observed at the norms that read it, and with how much energy."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import cast
-
-import torch
-from transformers import PreTrainedModel
+from typing import TYPE_CHECKING, cast
 
 from pruning.architectures.anatomy import Anatomy
 from pruning.architectures.lm_head import backbone
 from pruning.calibration.cache import CacheKey, cached
 from pruning.calibration.hooks import hooks
+from pruning.lazy import torch
 from pruning.progress import Progress, Reporter, silent
 from pruning.text.tokens import Windows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)

@@ -5,25 +5,24 @@ layer's neurons back into the residual stream is the neurons' activations: their
 their second-moment matrix refits the projection to those that are kept.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import cast
-
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import nn
-from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
+from typing import TYPE_CHECKING, cast
 
 from pruning.architectures.lm_head import backbone
 from pruning.calibration.hooks import hooks
 from pruning.files import replacing
+from pruning.lazy import nn, safetensors, safetensors_torch, torch, transformers
 from pruning.memory import available_memory
 from pruning.progress import Progress, Reporter, silent
 from pruning.text.tokens import Windows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 HELD_OUT_ROWS = 128
 """How many held-out rows of each module's input are kept, about: evenly from all of the held-out text."""
@@ -184,7 +183,7 @@ class Statistics:
             tensors[f"{module}/heldout"] = gram.heldout.cpu()
         tokens = next(iter(self._grams.values())).tokens
         with replacing(file) as temporary:
-            save_file(tensors, temporary, metadata={"tokens": str(tokens)})
+            safetensors_torch.save_file(tensors, temporary, metadata={"tokens": str(tokens)})
         return True
 
 
@@ -206,7 +205,7 @@ class SavedStatistics:
             OSError: The file is missing or cannot be read.
             ValueError: The file holds something else.
         """
-        self._file = safe_open(file, framework="pt", device=str(device))
+        self._file = safetensors.safe_open(file, framework="pt", device=str(device))
         self._tokens = int((self._file.metadata() or {}).get("tokens", ""))
         names = self._file.keys()
         modules = [name.removesuffix("/square") for name in names if name.endswith("/square")]
@@ -232,7 +231,7 @@ def read_statistics(file: Path, device: torch.device | str = "cpu") -> SavedStat
     """Open the statistics in a file, to be read to a device; return None if it is missing or damaged."""
     try:
         return SavedStatistics(file, device)
-    except (SafetensorError, OSError, ValueError):
+    except (safetensors.SafetensorError, OSError, ValueError):
         return None
 
 
@@ -322,4 +321,8 @@ def _batches(hooked_modules: Sequence[str], model: nn.Module, budget: int) -> It
 
 def _input_width(projection: nn.Module) -> int:
     """Return the number of inputs of a projection."""
-    return projection.nx if isinstance(projection, Conv1D) else cast(nn.Linear, projection).in_features
+    return (
+        projection.nx
+        if isinstance(projection, transformers.pytorch_utils.Conv1D)
+        else cast(nn.Linear, projection).in_features
+    )

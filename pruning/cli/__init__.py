@@ -26,19 +26,27 @@ class Command:
     Attributes:
         help: The first line of its help.
         runs_models: Whether it needs PyTorch and transformers, which are then set up before it is imported.
+        reads_configs: If it does not, whether it may need them for a config that it does not know yet.
     """
 
     help: str
     runs_models: bool = True
+    reads_configs: bool = False
 
 
 COMMANDS = {
     "models": Command("List the models of the catalog.", runs_models=False),
     "families": Command("List model types and what can be removed."),
-    "criteria": Command("List the criteria that rank which neurons to prune."),
+    "criteria": Command("List the criteria that rank which neurons to prune.", runs_models=False),
     "lessons": Command("List the lessons of the course."),
-    "info": Command("Show what a model consists of, from its config alone."),
-    "preview": Command("Show how large a pruned model would be, from the config alone."),
+    "info": Command(
+        "Show what a model consists of, from its config alone.", runs_models=False, reads_configs=True
+    ),
+    "preview": Command(
+        "Show how large a pruned model would be, from the config alone.",
+        runs_models=False,
+        reads_configs=True,
+    ),
     "prune": Command("Prune a model and save it for plain transformers."),
     "search": Command("Find the combination of cuts within a budget that loses least."),
     "sweep": Command("Measure quality against size, with growing cuts."),
@@ -74,8 +82,9 @@ class LazyCommand(TyperCommand):
 
 def load(name: str) -> Any:
     """Import a command and return it as Typer runs it."""
-    if COMMANDS[name].runs_models:
-        import_module("pruning.runtime").configure()
+    command = COMMANDS[name]
+    if command.runs_models or command.reads_configs:
+        import_module("pruning.runtime").configure(models=command.runs_models)
     function = getattr(import_module(f"{__name__}.{name}"), name)
     app = typer.Typer(add_completion=False, rich_markup_mode=None)
     app.command(name)(function)

@@ -4,13 +4,13 @@ from pruning.architectures.shape import Shape
 from pruning.cli.options import AsJson, Model
 from pruning.cli.output import print_json, reporter
 from pruning.formatting import UNIT_TITLES
-from pruning.loading.load import find
+from pruning.loading.find import find
 from pruning.report import count_units
 
 
 def info(model: Model, as_json: AsJson = False) -> None:
     """Show what a model consists of, from its config alone."""
-    source = find(model, progress=reporter())
+    source = find(model, plain=True, progress=reporter())
     shape = Shape.of(source.config)
     facts = {
         "model": source.name,

@@ -2,7 +2,7 @@
 
 import typer
 
-from pruning import pipeline
+from pruning import previews
 from pruning.cli.options import AsJson, Model
 from pruning.cli.output import print_json, print_parameters
 from pruning.cli.step_options import selected_steps, with_steps
@@ -13,12 +13,12 @@ from pruning.recipe import Recipe
 def preview(context: typer.Context, model: Model, as_json: AsJson = False) -> None:
     """Show how large a pruned model would be, from the config alone."""
     recipe = Recipe(base=model, steps=selected_steps(context, model))
-    show_preview(recipe, as_json)
+    show_preview(previews.preview_plain(recipe), as_json)
 
 
-def show_preview(recipe: Recipe, as_json: bool) -> None:
+def show_preview(shapes: previews.Preview, as_json: bool) -> None:
     """Print how large the model of a recipe would be."""
-    result = pipeline.preview(recipe).to_dict()
+    result = shapes.to_dict()
     if as_json:
         print_json(result)
     else:

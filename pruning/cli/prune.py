@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from pruning import pipeline, streaming
+from pruning import pipeline, previews, streaming
 from pruning.cli.options import (
     AsJson,
     CalibrationText,
@@ -102,7 +102,7 @@ def prune(
         )
     with located(text) if text is not None else nullcontext():
         if output is None or dry_run:
-            show_preview(recipe, as_json)
+            show_preview(previews.preview(recipe), as_json)
             return
         base = None
         if stream:

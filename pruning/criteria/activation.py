@@ -1,8 +1,9 @@
 """The root mean square of a neuron's activation."""
 
-import torch
+from __future__ import annotations
 
 from pruning.criteria.base import criterion
+from pruning.lazy import torch
 
 
 @criterion(

@@ -1,9 +1,10 @@
 """The root mean square of a neuron's activation, shrunk toward what its weights alone predict."""
 
-import torch
+from __future__ import annotations
 
 from pruning.calibration.statistics import InputMoments
 from pruning.criteria.base import MLP, criterion
+from pruning.lazy import torch
 
 PRIOR = 0.5
 """How much the prediction for any text counts, relative to the text that was read (see `benchmarks`)."""

@@ -1,15 +1,16 @@
 """What every criterion is: a score for each neuron of one layer, and the words that explain it."""
 
+from __future__ import annotations
+
 import hashlib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-
 from pruning.calibration.statistics import InputMoments
 from pruning.errors import PruningError, RecipeError
+from pruning.lazy import torch
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class MLP:
     output_weight: torch.Tensor
 
 
-Score = Callable[[MLP, InputMoments | None, torch.Generator], torch.Tensor]
+Score = Callable[[MLP, InputMoments | None, "torch.Generator"], "torch.Tensor"]
 """Scores the neurons of one layer: `[neurons]`, of which the highest are kept, or `[matrices, neurons]` of a
 `gated_only` criterion, to rank each input matrix separately."""
 

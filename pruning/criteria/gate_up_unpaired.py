@@ -1,8 +1,9 @@
 """Gate and up rows ranked separately: wrong on purpose, to be shown in the course."""
 
-import torch
+from __future__ import annotations
 
 from pruning.criteria.base import MLP, criterion
+from pruning.lazy import torch
 
 
 @criterion(

@@ -1,8 +1,9 @@
 """The importance of a neuron in Minitron."""
 
-import torch
+from __future__ import annotations
 
 from pruning.criteria.base import criterion
+from pruning.lazy import torch
 
 
 @criterion(

@@ -1,8 +1,9 @@
 """No idea at all: the floor that a criterion must beat."""
 
-import torch
+from __future__ import annotations
 
 from pruning.criteria.base import MLP, criterion
+from pruning.lazy import torch
 
 
 @criterion(

@@ -1,8 +1,9 @@
 """The variance of a neuron's weights."""
 
-import torch
+from __future__ import annotations
 
 from pruning.criteria.base import MLP, criterion
+from pruning.lazy import torch
 
 
 @criterion(

@@ -1,8 +1,9 @@
 """A neuron's activation times the size of what it writes."""
 
-import torch
+from __future__ import annotations
 
 from pruning.criteria.base import criterion
+from pruning.lazy import torch
 
 
 @criterion(

@@ -1,23 +1,23 @@
 """The state of a training, and the checkpoint from which it resumes."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
-
-import torch
-from accelerate.optimizer import AcceleratedOptimizer
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import nn
+from typing import TYPE_CHECKING, Literal
 
 from pruning.distillation.data import TrainingTokens
 from pruning.distillation.settings import Training
 from pruning.errors import RecipeError
 from pruning.files import replacing
+from pruning.lazy import nn, safetensors, safetensors_torch, torch
+
+if TYPE_CHECKING:
+    from accelerate.optimizer import AcceleratedOptimizer
 
 FORMAT = "2"
 """Format of the files. Release 0.1.0 wrote none in its checkpoints."""
@@ -98,7 +98,7 @@ def save_checkpoint(
         tensors |= {f"{kind}.{name}": moments[p][key] for kind, key in _MOMENTS.items() if p in moments}
     metadata = {"format": FORMAT, "run": fingerprint, "state": json.dumps(asdict(state))}
     with replacing(file) as temporary:
-        save_file(tensors, temporary, metadata=metadata)
+        safetensors_torch.save_file(tensors, temporary, metadata=metadata)
 
 
 def load_checkpoint(
@@ -119,7 +119,7 @@ def load_checkpoint(
         RecipeError: If the file cannot be read, or is from another training or another version.
     """
     try:
-        with safe_open(file, framework="pt") as tensors:
+        with safetensors.safe_open(file, framework="pt") as tensors:
             metadata = tensors.metadata() or {}
             if metadata.get("format") != FORMAT:
                 raise RecipeError(
@@ -142,7 +142,7 @@ def load_checkpoint(
                         for kind, key in _MOMENTS.items()
                     }
             best = {name: tensors.get_tensor(f"best.{name}") for name in trained if f"best.{name}" in names}
-    except (SafetensorError, OSError) as error:
+    except (safetensors.SafetensorError, OSError) as error:
         raise RecipeError(
             f"The checkpoint {file} cannot be read ({error}). Delete it to start from the beginning."
         ) from error

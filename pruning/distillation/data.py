@@ -1,10 +1,12 @@
 """The tokens that a student is trained on, and those that are held out."""
 
+from __future__ import annotations
+
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
+from pruning.lazy import torch
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """The distillation loss: KL divergence of the outputs, hidden states and cross-entropy."""
 
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -12,11 +11,8 @@ from transformers import PreTrainedModel
 
 from pruning.architectures.anatomy import Anatomy, anatomy_of
 from pruning.architectures.lm_head import backbone, logits_of
-from pruning.distillation.settings import Training
+from pruning.distillation.settings import HEAD_TOKENS, Training
 from pruning.errors import ModelError, RecipeError
-
-HEAD_TOKENS: defaultdict[str, int] = defaultdict(lambda: 2048, cpu=128)
-"""Tokens whose logits are in memory at one time, by device type: on a CPU, few enough for its cache."""
 
 IGNORED = -100
 """The label of a position that predicts no token, as in `torch.nn.CrossEntropyLoss`."""

@@ -1,12 +1,20 @@
 """The settings of a training: its length, its optimizer and its loss."""
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from pruning.schema import Frozen
+
+HEAD_TOKENS: defaultdict[str, int] = defaultdict(lambda: 2048, cpu=128)
+"""Tokens whose logits are in memory at one time, by device type: on a CPU, few enough for its cache."""
+
+
+MAX_HELDOUT_TOKENS = 2048
+"""Most held-out tokens in one evaluation."""
 
 
 class Training(Frozen):

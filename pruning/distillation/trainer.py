@@ -30,9 +30,6 @@ from pruning.progress import Progress, Reporter, TrainingPulse, silent
 from pruning.surgery import assemble
 from pruning.text.likelihood import perplexity_of, token_losses
 
-MAX_HELDOUT_TOKENS = 2048
-"""Most held-out tokens in one evaluation."""
-
 MAX_EVAL_SHARE = 0.2
 """Largest share of a training by minutes that is spent on evaluation."""
 

@@ -4,23 +4,25 @@ Others wrote the files. Which modules are changed, and in which rank, is read fr
 settings are never run. peft merges them.
 """
 
+from __future__ import annotations
+
 import importlib.util
 import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
-from safetensors.torch import load_file
-from transformers import PreTrainedModel
+from typing import TYPE_CHECKING, Any
 
 from pruning.errors import ModelError
+from pruning.lazy import safetensors_torch, torch
 from pruning.loading.files import first_line, reading_weights
 from pruning.loading.metadata import short_text
 from pruning.loading.repo_files import check_brings_no_code, read_json
 from pruning.loading.source import HubFiles
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 ADAPTER_CONFIG = "adapter_config.json"
 
@@ -187,7 +189,7 @@ def merged(model: PreTrainedModel, folder: Path, name: str) -> PreTrainedModel:
     if not file.is_file():
         raise without_weights(name)
     with reading_weights(file):
-        tensors = load_file(file)
+        tensors = safetensors_torch.load_file(file)
     ranks = _ranks(model, tensors, name)
     rank = Counter(ranks.values()).most_common(1)[0][0]
     config = LoraConfig(

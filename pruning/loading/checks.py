@@ -1,22 +1,26 @@
 """Checks of a model that cost no memory: its config, its tensors and its tokenizer."""
 
+from __future__ import annotations
+
 import re
 from math import prod
-from typing import Any
-
-import torch
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any, cast
 
 from pruning import catalog
 from pruning.architectures.anatomy import anatomy_of
 from pruning.architectures.families import LAYER
+from pruning.architectures.known import plain_config
 from pruning.architectures.lookup import family_for
 from pruning.architectures.multimodal import TEXT
 from pruning.architectures.placement import parameter
 from pruning.architectures.shape import Shape
 from pruning.errors import ModelError, panics_as_errors
+from pruning.lazy import torch
 from pruning.loading.files import Tensors, config_from_values, first_line
 from pruning.loading.repo_files import CONFIG_FILE, check_brings_no_code
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 SPARE_TOKENS = 100
 
@@ -47,8 +51,13 @@ def suggest_default() -> str:
     return f", or use {catalog.DEFAULT_MODEL}, which works without a network"
 
 
-def check_config(values: dict[str, Any], name: str) -> PreTrainedConfig:
+def check_config(values: dict[str, Any], name: str, plain: bool = False) -> PreTrainedConfig:
     """Build the config from its values, if transformers alone can build a model from it.
+
+    Args:
+        values: The content of its file.
+        name: The model, for the message.
+        plain: Whether a config suffices that stands for it in arithmetic, which may be known already.
 
     Raises:
         ModelError: The config asks for code, is quantized, or is not one of a known family.
@@ -68,6 +77,14 @@ def check_config(values: dict[str, Any], name: str) -> PreTrainedConfig:
             f"The config of {name} names a weights file of its own (transformers_weights). "
             "Save it with save_pretrained, which uses model.safetensors."
         )
+    if plain:
+        config = cast("PreTrainedConfig", plain_config(values, lambda: _build_config(values, name)))
+        check_size(config, name)
+        return config
+    return _build_config(values, name)
+
+
+def _build_config(values: dict[str, Any], name: str) -> PreTrainedConfig:
     try:
         config = config_from_values(values)
         check_size(config, name)

@@ -10,10 +10,9 @@ from typing import Any
 from huggingface_hub import HfApi, HfFileSystem, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError, RevisionNotFoundError
 from huggingface_hub.utils import validate_repo_id
-from pyarrow import compute, parquet
-from pyarrow.types import is_large_string, is_string
 
 from pruning.errors import ModelError, PruningError
+from pruning.lazy import pyarrow, pyarrow_compute, pyarrow_parquet
 from pruning.loading.files import first_line
 from pruning.loading.hub import check_revision
 from pruning.loading.hub_errors import Unreachable, hub_errors
@@ -147,7 +146,7 @@ def _files_of(
 
 def _texts_of(name: str, column: str, stream: Any, progress: Reporter) -> Iterator[str]:
     """Yield the texts in a column of a Parquet file, each cut to `MAX_CHARACTERS`."""
-    table = parquet.ParquetFile(stream)
+    table = pyarrow_parquet.ParquetFile(stream)
     names = table.schema_arrow.names
     if column not in names:
         known = ", ".join(str(known)[:50] for known in names[:20])
@@ -163,8 +162,8 @@ def _texts_of(name: str, column: str, stream: Any, progress: Reporter) -> Iterat
         for batch in table.iter_batches(rows, row_groups=[group], columns=[column], use_threads=False):
             progress(Progress(f"Reading {name}, part", group, table.num_row_groups))
             values = batch[column]
-            if is_string(values.type) or is_large_string(values.type):
-                values = compute.utf8_slice_codeunits(values, 0, MAX_CHARACTERS)
+            if pyarrow.types.is_string(values.type) or pyarrow.types.is_large_string(values.type):
+                values = pyarrow_compute.utf8_slice_codeunits(values, 0, MAX_CHARACTERS)
             yield from (_as_text(value) for value in values.to_pylist() if value)
 
 

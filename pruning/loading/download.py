@@ -1,11 +1,13 @@
 """Download the files of a model from the Hub, by name, once there is room for them."""
 
+from __future__ import annotations
+
 import os
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
 from huggingface_hub import constants as hub
@@ -30,6 +32,9 @@ from pruning.loading.repo_files import (
 from pruning.loading.source import Access, HubFiles, Source, Token
 from pruning.loading.text_half import find_renaming
 from pruning.progress import Progress, Reporter
+
+if TYPE_CHECKING:
+    pass
 
 SPARE_DISK = 1.1
 """How many times a download's size must be free on the disk."""

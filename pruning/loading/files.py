@@ -1,5 +1,7 @@
 """The files of a model on this machine: whether they are complete, and the headers of its weights."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 import os
@@ -9,19 +11,21 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
-from typing import Any
-
-import torch
-from safetensors import SafetensorError, safe_open
-from transformers import PreTrainedConfig
+from typing import TYPE_CHECKING, Any, cast
 
 from pruning.architectures.config import config_from_dict
+from pruning.architectures.known import plain_config
 from pruning.architectures.multimodal import TEXT, is_multimodal, text_values
 from pruning.errors import ModelError
+from pruning.lazy import safetensors, torch
 from pruning.loading.metadata import RECIPE_FILE as RECIPE_FILE
 from pruning.loading.repo_files import CONFIG_FILE, TEXT_FILES, has_tokenizer, read_json, weight_files
 
-FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+"""The names in PyTorch of the dtypes of safetensors that weights have."""
 
 _FOLDERS = re.compile(r"(?<![\w:/])(?:/[^\s/'\":,]+)+/")
 
@@ -49,17 +53,31 @@ def is_readable(file: Path) -> bool:
     return True
 
 
-def read_config_file(folder: Path) -> PreTrainedConfig:
-    """Read the config in a folder. Raises `ModelError` if it is not one of a known family."""
-    return config_from_values(read_json(folder / CONFIG_FILE))
+def read_config_file(folder: Path, plain: bool = False) -> PreTrainedConfig:
+    """Read the config in a folder, which was checked when it came here.
+
+    Args:
+        folder: The folder.
+        plain: Whether a config suffices that stands for it in arithmetic, which may be known already.
+
+    Raises:
+        ModelError: It is not one of a known family.
+    """
+    return config_from_values(read_json(folder / CONFIG_FILE), plain)
 
 
-def config_from_values(values: dict[str, Any]) -> PreTrainedConfig:
+def config_from_values(values: dict[str, Any], plain: bool = False) -> PreTrainedConfig:
     """Build a config from the values of a config.json; of a multimodal model, that of its text half.
+
+    Args:
+        values: The content of the file.
+        plain: Whether a config suffices that stands for it in arithmetic, which may be known already.
 
     Raises:
         ModelError: They describe no model that can be used.
     """
+    if plain:
+        return cast("PreTrainedConfig", plain_config(values, lambda: config_from_values(values)))
     ours = _without_code(values)
     if is_multimodal(ours):
         if isinstance(own := ours.get(TEXT), dict):
@@ -104,7 +122,7 @@ def read_headers(files: Iterable[Path]) -> Tensors:
     """
     headers: Tensors = {}
     for file in files:
-        with reading_weights(file), safe_open(file, framework="pt") as tensors:
+        with reading_weights(file), safetensors.safe_open(file, framework="numpy") as tensors:
             for name in tensors.keys():  # noqa: SIM118 - not a dict
                 part = tensors.get_slice(name)
                 headers[name] = part.get_dtype(), tuple(part.get_shape())
@@ -117,7 +135,7 @@ def main_dtype(tensors: Tensors) -> torch.dtype:
     for dtype, shape in tensors.values():
         numbers[dtype] += prod(shape)
     dtype = max(FLOATS, key=lambda name: numbers[name])
-    return FLOATS[dtype] if numbers[dtype] else torch.bfloat16
+    return getattr(torch, FLOATS[dtype]) if numbers[dtype] else torch.bfloat16
 
 
 @contextmanager
@@ -125,7 +143,7 @@ def reading_weights(file: Path) -> Iterator[None]:
     """Turn the errors that safetensors raises on a damaged file into one sentence."""
     try:
         yield
-    except (SafetensorError, OSError) as error:
+    except (safetensors.SafetensorError, OSError) as error:
         raise ModelError(
             f"The weights file {file.name} is damaged ({first_line(error)}). "
             "Delete it and load the model again."

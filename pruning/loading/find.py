@@ -33,6 +33,7 @@ def find(
     token: Token = None,
     access: Access | None = None,
     weights: bool = False,
+    plain: bool = False,
     progress: Reporter = silent,
 ) -> Source:
     """Find a model by its catalog name, its Hub id or its folder, and check its config.
@@ -47,6 +48,8 @@ def find(
         access: Who asks.
         weights: Whether the weights will be read too. If not, a folder or a copy on this machine needs
             nothing but a config.
+        plain: Whether a plain config suffices, which stands for that of transformers in arithmetic and, once the model
+            is known, is read without it.
         progress: Is called with each stage.
 
     Returns:
@@ -58,41 +61,41 @@ def find(
     access, name = access or Access(token), catalog.name_from_address(os.fspath(name))
     entry = catalog.find(name)
     if entry is None and access.local and is_folder(name):
-        found = _find_folder(name, revision, weights)
+        found = _find_folder(name, revision, weights, plain)
     else:
-        found = _find_named(name, revision, access, weights, progress)
-    return found if isinstance(found, Source) else _on_base(found, access, weights, progress)
+        found = _find_named(name, revision, access, weights, plain, progress)
+    return found if isinstance(found, Source) else _on_base(found, access, weights, plain, progress)
 
 
 def _find_named(
-    name: str, revision: str | None, access: Access, weights: bool, progress: Reporter
+    name: str, revision: str | None, access: Access, weights: bool, plain: bool, progress: Reporter
 ) -> Source | FoundAdapter:
     """Find a model of the catalog or the Hub, or an adapter there."""
     entry = catalog.find(name)
     hub_id = entry.hub_id if entry else name
     if entry and entry.offline and revision == entry.offline.revision:
-        return find_offline(entry, progress)
+        return find_offline(entry, progress, plain)
     if entry is None:
         check_id(name, access)
     check_revision(revision)
     public = entry is not None and not entry.gated
-    source: Source | FoundAdapter | None = find_cached(hub_id, revision, weights) if public else None
+    source: Source | FoundAdapter | None = find_cached(hub_id, revision, weights, plain) if public else None
     if (
         source is None
         and entry
         and _may_use_offline(entry, revision)
         and is_complete(converted_folder(entry))
     ):
-        return find_offline(entry, progress)
+        return find_offline(entry, progress, plain)
     if source is None:
         try:
-            source = look_up(hub_id, revision, access, progress)
+            source = look_up(hub_id, revision, access, progress, plain)
         except Unreachable:
-            source = find_without_hub(name, revision, access, weights, progress)
+            source = find_without_hub(name, revision, access, weights, progress, plain)
         except Gated:
             if not (entry and _may_use_offline(entry, revision) and is_installed(entry)):
                 raise
-            source = find_offline(entry, progress)
+            source = find_offline(entry, progress, plain)
     return replace(source, name=entry.name if entry else name)
 
 
@@ -101,14 +104,14 @@ def _may_use_offline(entry: catalog.CatalogModel, revision: str | None) -> bool:
 
 
 def find_without_hub(
-    name: str, revision: str | None, access: Access, weights: bool, progress: Reporter
+    name: str, revision: str | None, access: Access, weights: bool, progress: Reporter, plain: bool = False
 ) -> Source:
     """Fall back to what is on this machine. Raises `ModelError` if that is not enough."""
     entry = catalog.find(name)
     if entry and _may_use_offline(entry, revision) and is_installed(entry):
-        return find_offline(entry, progress)
+        return find_offline(entry, progress, plain)
     hub_id = entry.hub_id if entry else name
-    source = find_cached(hub_id, revision, weights) if access.local else None
+    source = find_cached(hub_id, revision, weights, plain) if access.local else None
     if source is None:
         raise ModelError(
             f"The Hugging Face Hub cannot be reached, and {hub_id} is not on this machine. "
@@ -125,7 +128,7 @@ def is_folder(name: str) -> bool:
         return False
 
 
-def _on_base(adapter: FoundAdapter, access: Access, weights: bool, progress: Reporter) -> Source:
+def _on_base(adapter: FoundAdapter, access: Access, weights: bool, plain: bool, progress: Reporter) -> Source:
     """Return an adapter as the model that it makes of its base.
 
     Only the adapter of a folder may name a folder as its base: what others wrote must not choose one.
@@ -136,9 +139,9 @@ def _on_base(adapter: FoundAdapter, access: Access, weights: bool, progress: Rep
     this = f"{adapter.name} holds an adapter ({ADAPTER_CONFIG})"
     try:
         if adapter.hub_id is None and access.local and is_folder(adapter.base):
-            base = _find_folder(adapter.base, adapter.base_revision, weights)
+            base = _find_folder(adapter.base, adapter.base_revision, weights, plain)
         else:
-            base = _find_named(adapter.base, adapter.base_revision, access, weights, progress)
+            base = _find_named(adapter.base, adapter.base_revision, access, weights, plain, progress)
     except ModelError as error:
         raise ModelError(f"{this}, and its base cannot be had: {error}") from None
     if not isinstance(base, Source):
@@ -165,12 +168,12 @@ def _on_base(adapter: FoundAdapter, access: Access, weights: bool, progress: Rep
     )
 
 
-def _find_folder(name: str, revision: str | None, weights: bool) -> Source | FoundAdapter:
+def _find_folder(name: str, revision: str | None, weights: bool, plain: bool) -> Source | FoundAdapter:
     folder = Path(name).expanduser().resolve()
     if (folder / ADAPTER_CONFIG).exists():
         return _find_adapter(name, folder, revision, weights)
     values = read_json(folder / CONFIG_FILE)
-    config = check_config(values, name)
+    config = check_config(values, name, plain)
     digest = None
     if weights:
         files = weight_files(folder)

@@ -1,22 +1,21 @@
 """The kinds of model that a caller may give: a name, a path, a source, or one that is loaded already."""
 
+from __future__ import annotations
+
 import copy
 import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Union
 from weakref import WeakKeyDictionary
-
-import torch
-from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from pruning.architectures.config import build_on_meta
 from pruning.architectures.multimodal import is_multimodal
 from pruning.architectures.placement import device_map
 from pruning.errors import ModelError
+from pruning.lazy import nn, torch, transformers
 from pruning.loading.checks import check_config, check_finite, check_tokenizer
 from pruning.loading.load import LoadedModel, find, load
 from pruning.loading.own_head import has_own_head
@@ -25,6 +24,9 @@ from pruning.loading.source import Access, Source, Token
 from pruning.loading.text_half import find_renaming, with_text_half
 from pruning.progress import Reporter, silent
 from pruning.surgery import cast
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 TENSORS = "tensors:"
 """How the revision of a model begins that was given in memory: the rest is a digest of its weights."""
@@ -37,13 +39,13 @@ class CausalLM(Protocol):
     """A model with the tokenizer that belongs to it, such as `LoadedModel` and `Pruned`."""
 
     @property
-    def model(self) -> PreTrainedModel: ...
+    def model(self) -> transformers.PreTrainedModel: ...
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase: ...
 
 
-AnyModel = str | os.PathLike[str] | Source | PreTrainedModel | CausalLM
+AnyModel = Union[str, os.PathLike[str], Source, "transformers.PreTrainedModel", CausalLM]
 """A catalog name, a Hub id or a folder; a model that is loaded, alone or with its tokenizer."""
 
 
@@ -84,7 +86,9 @@ def open_model(
     return loaded if tokenizer is None else _with_tokenizer(loaded, tokenizer)
 
 
-def _open_given(model: PreTrainedModel | CausalLM, tokenizer: PreTrainedTokenizerBase | None) -> LoadedModel:
+def _open_given(
+    model: transformers.PreTrainedModel | CausalLM, tokenizer: PreTrainedTokenizerBase | None
+) -> LoadedModel:
     if isinstance(model, LoadedModel):
         return model if tokenizer is None else _with_tokenizer(model, tokenizer)
     return _adopt(_in_memory(model), tokenizer or getattr(model, "tokenizer", None))
@@ -105,8 +109,10 @@ def with_tokenizer(
 
     See `open_model` for the arguments and errors.
     """
-    has_both = hasattr(model, "tokenizer") and isinstance(getattr(model, "model", None), PreTrainedModel)
-    if has_both and tokenizer is None and not isinstance(model, PreTrainedModel):
+    has_both = hasattr(model, "tokenizer") and isinstance(
+        getattr(model, "model", None), transformers.PreTrainedModel
+    )
+    if has_both and tokenizer is None and not isinstance(model, transformers.PreTrainedModel):
         return model  # type: ignore[return-value]
     return open_model(model, tokenizer, progress=progress)
 
@@ -143,25 +149,25 @@ def config_of(
     return _config_in_memory(_in_memory(model))
 
 
-def _config_in_memory(model: PreTrainedModel) -> PreTrainedConfig:
+def _config_in_memory(model: transformers.PreTrainedModel) -> PreTrainedConfig:
     config = check_config(model.config.to_dict(), _name_in_memory(model))
     if has_own_head(model):
         config.tie_word_embeddings = False
     return config
 
 
-def _in_memory(model: Any) -> PreTrainedModel:
+def _in_memory(model: Any) -> transformers.PreTrainedModel:
     """Return the model itself of what was given in memory. Raises `ModelError` if it holds none that can be cut."""
-    if not isinstance(model, PreTrainedModel) and not hasattr(model, "peft_config"):
+    if not isinstance(model, transformers.PreTrainedModel) and not hasattr(model, "peft_config"):
         # The wrappers of torch and peft have a `model` too; they are refused below, in words.
         inner = getattr(model, "model", None) if hasattr(model, "tokenizer") else None
-        model = inner if isinstance(inner, PreTrainedModel) else model
+        model = inner if isinstance(inner, transformers.PreTrainedModel) else model
     _check_given(model)
-    assert isinstance(model, PreTrainedModel)
+    assert isinstance(model, transformers.PreTrainedModel)
     return model
 
 
-def _name_in_memory(model: PreTrainedModel) -> str:
+def _name_in_memory(model: transformers.PreTrainedModel) -> str:
     return model.name_or_path or str(model.config.model_type)
 
 
@@ -196,7 +202,7 @@ REFUSALS: tuple[tuple[Callable[[Any], bool], str], ...] = (
         "has adapters. Merge them first, with model.merge_and_unload(), and give what that returns",
     ),
     (
-        lambda model: not isinstance(model, PreTrainedModel),
+        lambda model: not isinstance(model, transformers.PreTrainedModel),
         "is not a model that can be used here. Give a name, a folder, or a model of transformers with its tokenizer",
     ),
     (_is_quantized, "is quantized, and packed weights cannot be pruned. Load it without quantization"),
@@ -224,7 +230,7 @@ _adopted: WeakKeyDictionary[nn.Module, LoadedModel] = WeakKeyDictionary()
 """For each model that was given, what was made of it last: another ratio then reads no text again."""
 
 
-def _adopt(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> LoadedModel:
+def _adopt(model: transformers.PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> LoadedModel:
     """Return a model that shares the weights of one in memory, in evaluation mode and without gradients."""
     name = _name_in_memory(model)
     if tokenizer is None:
@@ -258,7 +264,9 @@ def _adopt(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) ->
     return loaded
 
 
-def _sharing_weights(name: str, model: PreTrainedModel, config: PreTrainedConfig) -> PreTrainedModel:
+def _sharing_weights(
+    name: str, model: transformers.PreTrainedModel, config: PreTrainedConfig
+) -> transformers.PreTrainedModel:
     """Build a model of a config around the weights of another, which is not changed."""
     built = build_on_meta(config, model.dtype, model.config._attn_implementation)
     renaming = None
@@ -297,7 +305,7 @@ def _set(modules: dict[str, nn.Module], name: str, value: torch.Tensor) -> None:
     setattr(modules[module], attribute, value)
 
 
-def fingerprint(model: PreTrainedModel) -> str:
+def fingerprint(model: transformers.PreTrainedModel) -> str:
     """Return a digest of a model's weights that changes when they are trained, and takes no longer than to read them.
 
     Of each tensor it takes the name, the shape, the precision, the sum of all bytes as 64-bit integers, and some of the

@@ -73,13 +73,14 @@ def check_id(name: str, access: Access) -> None:
         ) from None
 
 
-def find_cached(hub_id: str, revision: str | None, weights: bool) -> Source | None:
+def find_cached(hub_id: str, revision: str | None, weights: bool, plain: bool = False) -> Source | None:
     """Find the snapshot that an earlier load left on this machine; None if it is not complete.
 
     Args:
         hub_id: The model's id on the Hub.
         revision: A commit, a branch or a tag; None for the newest that this machine knows.
         weights: Whether the snapshot must hold the weights, or only the config.
+        plain: Whether a plain config suffices.
     """
     config_file = try_to_load_from_cache(hub_id, CONFIG_FILE, revision=revision)
     if not isinstance(config_file, str):
@@ -95,13 +96,15 @@ def find_cached(hub_id: str, revision: str | None, weights: bool) -> Source | No
         license=entry.license if entry else license_in(folder),
         origin=f"from this machine's copy of {hub_id} on the Hugging Face Hub",
         folder=folder,
-        config=config_from_values(values),
+        config=config_from_values(values, plain),
         kept_layers=kept_layers_in(folder) if weights else None,
     )
     return with_text_half(source, values)
 
 
-def look_up(hub_id: str, revision: str | None, access: Access, progress: Reporter) -> Source | FoundAdapter:
+def look_up(
+    hub_id: str, revision: str | None, access: Access, progress: Reporter, plain: bool = False
+) -> Source | FoundAdapter:
     """Look a model or adapter up on the Hub: check its list of files and its config, which is all that is downloaded.
 
     Raises:
@@ -127,7 +130,7 @@ def look_up(hub_id: str, revision: str | None, access: Access, progress: Reporte
         config_file = download_file(hub_id, CONFIG_FILE, config_size, info.sha, token)
         _note_commit(hub_id, revision, info.sha)
     values = read_json(config_file)
-    config = check_config(values, hub_id)
+    config = check_config(values, hub_id, plain)
     check_room(hub_id, config, sum(weights.values()))
     source = Source(
         name=hub_id,

@@ -1,17 +1,17 @@
 """From a name to a model: find it and its config, then check and read its weights."""
 
+from __future__ import annotations
+
 import os
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
-from typing import Any
-
-import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from pruning import catalog
 from pruning.architectures.placement import DISK, device_map
 from pruning.errors import ModelError, PruningError
+from pruning.lazy import torch, transformers
 from pruning.loading import mapped as mapping
 from pruning.loading.adapter import merged
 from pruning.loading.checks import (
@@ -42,6 +42,9 @@ from pruning.loading.source import Access, Source, Token
 from pruning.loading.text_half import Renaming, find_renaming, tie_headless
 from pruning.loading.tokenizer_check import read_checked
 from pruning.progress import Progress, Reporter, silent
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -271,7 +274,7 @@ def _read_weights(stored: StoredModel, placement: Placement, copy: Path | None) 
     model: PreTrainedModel
     info: dict[str, Any]
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]
+        model, info = transformers.AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]
             copy or source.folder,
             config=source.config,
             dtype=placement.dtype,

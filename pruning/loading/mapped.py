@@ -4,6 +4,8 @@ A bfloat16 file that is read in float32 costs each process its own copy of the m
 pages belong to the system, which shares them between processes and drops them when memory is needed.
 """
 
+from __future__ import annotations
+
 import json
 import math
 import os
@@ -12,11 +14,9 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError, safe_open
-
 from pruning.errors import ModelError
 from pruning.files import cache_folder, discard, new_folder, touch
+from pruning.lazy import safetensors, torch
 from pruning.loading.files import FLOATS, Tensors, read_headers
 from pruning.loading.hub_cache import cache_limit
 from pruning.loading.repo_files import SINGLE_WEIGHTS_FILE, format_bytes
@@ -79,7 +79,7 @@ def float32_copy(
                     shutil.copyfile(source.folder / name, temporary / name)
     except FileExistsError:
         pass  # Another process was faster.
-    except SafetensorError:
+    except safetensors.SafetensorError:
         raise ModelError(f"The weights of {source.name} are damaged. Download the model again.") from None
     except OSError as error:
         raise ModelError(
@@ -135,7 +135,7 @@ def _write(
         stream.write(header)
         done = 0
         for file in files:
-            with safe_open(file, framework="pt") as tensors:
+            with safetensors.safe_open(file, framework="pt") as tensors:
                 for name in tensors.keys():  # noqa: SIM118 - not a dict
                     progress(Progress("Converting the weights to float32, once", done, len(entries)))
                     start, end = entries[name]["data_offsets"]
@@ -148,7 +148,7 @@ def _write(
         os.fsync(stream.fileno())
 
 
-def _parts(tensors: safe_open, name: str) -> Iterator[torch.Tensor]:
+def _parts(tensors: safetensors.safe_open, name: str) -> Iterator[torch.Tensor]:
     """Yield a tensor in parts along its first axis."""
     part = tensors.get_slice(name)
     shape = part.get_shape()

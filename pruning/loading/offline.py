@@ -1,21 +1,24 @@
 """Weights from a Python package, de-quantized once into the cache."""
 
+from __future__ import annotations
+
 import hashlib
 import importlib.metadata
 import importlib.util
 from contextlib import nullcontext
 from pathlib import Path
-
-import torch
-from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from pruning import catalog
 from pruning.errors import ModelError
 from pruning.files import cache_folder, discard, new_folder, temporary_folder
+from pruning.lazy import safetensors, torch, transformers
 from pruning.loading.files import first_line, is_complete, read_config_file
 from pruning.loading.source import Source
 from pruning.progress import Progress, Reporter
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 BLOCK = 2**22
 """Bytes that are read at a time."""
@@ -38,7 +41,7 @@ def converted_folder(entry: catalog.CatalogModel) -> Path:
     return cache_folder() / "models" / f"{entry.offline.distribution}-{entry.offline.version}-bfloat16"
 
 
-def find_offline(entry: catalog.CatalogModel, progress: Reporter) -> Source:
+def find_offline(entry: catalog.CatalogModel, progress: Reporter, plain: bool = False) -> Source:
     """Find the offline weights of a model of the catalog, converting them if that was not done yet.
 
     Raises:
@@ -62,7 +65,7 @@ def find_offline(entry: catalog.CatalogModel, progress: Reporter) -> Source:
         origin=f"from the Python package {entry.offline.distribution} {entry.offline.version} "
         "(4-bit weights, de-quantized; no network needed)",
         folder=folder,
-        config=read_config_file(folder),
+        config=read_config_file(folder, plain),
     )
 
 
@@ -80,6 +83,7 @@ def _convert(entry: catalog.CatalogModel, folder: Path) -> None:
     model.config.name_or_path = entry.hub_id
     tokenizer.name_or_path = entry.hub_id
     _keep_converted(model, tokenizer, folder)
+    read_config_file(folder, plain=True)  # A preview will find what is known of it.
 
 
 def _join(weights: catalog.OfflineWeights, file: Path) -> None:
@@ -118,8 +122,8 @@ def _path_of_part(module: str, path: str) -> Path | None:
 
 
 def _read_gguf(folder: Path, file: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
-    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, gguf_file=file)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
     # Left behind by the GGUF reader; save_pretrained refuses models that look quantized.
     del model.config.quantization_config
     model.hf_quantizer = None  # type: ignore[assignment]
@@ -136,7 +140,7 @@ def _keep_converted(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
             tokenizer.save_pretrained(temporary)
     except FileExistsError:
         pass  # Another process was faster.
-    except (OSError, SafetensorError) as error:
+    except (OSError, safetensors.SafetensorError) as error:
         raise _not_written(error) from error
 
 

@@ -1,15 +1,18 @@
 """A head of its own beside a config that ties it to the embeddings, as merged fine-tunes have."""
 
+from __future__ import annotations
+
 import copy
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-
-import torch
-from safetensors import safe_open
-from transformers import PreTrainedConfig, PreTrainedModel
+from typing import TYPE_CHECKING
 
 from pruning.architectures.anatomy import anatomy_of
+from pruning.lazy import safetensors, torch
 from pruning.loading.files import Tensors, reading_weights
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 
 def untie_own_head(
@@ -64,7 +67,7 @@ def _are_equal(first: str, second: str, files: list[Path]) -> bool:
     values = []
     for name in (first, second):
         for file in files:
-            with reading_weights(file), safe_open(file, framework="pt") as tensors:
+            with reading_weights(file), safetensors.safe_open(file, framework="pt") as tensors:
                 if name in tensors.keys():  # noqa: SIM118 - not a dict
                     values.append(tensors.get_tensor(name))
                     break

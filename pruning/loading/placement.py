@@ -1,26 +1,29 @@
 """Where a model's weights go: the device and the precision, within the memory that this process may use."""
 
+from __future__ import annotations
+
 import os
 from dataclasses import dataclass
-
-import torch
-from accelerate.utils import get_max_memory
-from transformers import PreTrainedConfig
+from typing import TYPE_CHECKING, Union
 
 from pruning.architectures.families import LAYER
 from pruning.architectures.placement import DISK
 from pruning.architectures.shape import Shape
 from pruning.errors import ModelError
+from pruning.lazy import accelerate, torch
 from pruning.loading.repo_files import format_bytes
 from pruning.memory import available_memory
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 SPARE_BYTES = 200_000_000
 """What reading a model takes beside its weights."""
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = ("float32", "bfloat16", "float16")
 """The precisions in which a model can be saved."""
 
-AnyDtype = str | torch.dtype
+AnyDtype = Union[str, "torch.dtype"]
 
 
 def read_dtype(dtype: AnyDtype) -> torch.dtype:
@@ -29,8 +32,9 @@ def read_dtype(dtype: AnyDtype) -> torch.dtype:
     Raises:
         ModelError: A model cannot be saved in it.
     """
-    found = dtype if isinstance(dtype, torch.dtype) else DTYPES.get(str(dtype))
-    if found is None or found not in DTYPES.values():
+    known = {name: getattr(torch, name) for name in DTYPES}
+    found = dtype if isinstance(dtype, torch.dtype) else known.get(str(dtype))
+    if found is None or found not in known.values():
         raise ModelError(f"The dtype is {str(dtype)[:40]!r}. Choose one of {', '.join(DTYPES)}.")
     return found
 
@@ -98,7 +102,7 @@ def choose_placement(
         if needed + SPARE_BYTES * (needed > SPARE_BYTES) < free:
             return Placement("cpu", torch.float32)
     else:
-        room = get_max_memory()
+        room = accelerate.utils.get_max_memory()
         # The other half is for what it computes.
         if shape.parameters * dtype.itemsize < room[0] / 2:
             return Placement("cuda", dtype)
@@ -109,7 +113,7 @@ def choose_placement(
             f"{name} needs {least}{format_bytes(needed)} of memory, and {format_bytes(free)} are free. Close other "
             "programs, choose a smaller model, or use --stream, which never holds the whole model."
         )
-    devices = {device: room for device, room in get_max_memory().items() if device != "cpu"}
+    devices = {device: room for device, room in accelerate.utils.get_max_memory().items() if device != "cpu"}
     return Placement("auto", dtype, {**devices, "cpu": free})
 
 

@@ -191,9 +191,10 @@ def check_brings_no_code(values: Any, file: str, name: str) -> None:
 
     A config may name code for a type of model that transformers knows itself: its own class is used then.
     """
-    is_config = file == CONFIG_FILE and isinstance(values, dict)
-    if is_config and (values.get("model_type") in known_types() or is_multimodal(values)):
-        values = {key: value for key, value in values.items() if key != "auto_map"}
+    # transformers is asked only if that decides.
+    if file == CONFIG_FILE and isinstance(values, dict) and "auto_map" in values:
+        known = values.get("model_type") in known_types() or is_multimodal(values)
+        values = values if not known else {key: value for key, value in values.items() if key != "auto_map"}
     for key, value in _entries(values, file, name):
         if key in CODE_KEYS and value:
             raise ModelError(

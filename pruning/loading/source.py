@@ -1,10 +1,14 @@
 """Where a model comes from, and who asks for it."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from transformers import PreTrainedConfig
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 Token = str | bool | None
 """An access token. None: the one saved on this machine. False: none."""
@@ -53,7 +57,7 @@ class Adapter:
         remote: What to download of the adapter; None if it is here.
     """
 
-    base: "Source"
+    base: Source
     remote: HubFiles | None = None
 
 
@@ -92,6 +96,6 @@ class Source:
     notes: tuple[str, ...] = ()
 
     @property
-    def base(self) -> "Source":
+    def base(self) -> Source:
         """The model that was trained before: the base of an adapter, or the model itself."""
         return self if self.adapter is None else self.adapter.base

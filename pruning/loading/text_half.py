@@ -1,20 +1,23 @@
 """The text half of a multimodal checkpoint: which of its tensors are the language model's, and under which names."""
 
+from __future__ import annotations
+
 import copy
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
-from typing import Any
-
-from transformers import PreTrainedConfig
+from typing import TYPE_CHECKING, Any
 
 from pruning.architectures.anatomy import anatomy_of
 from pruning.architectures.multimodal import is_multimodal, left_out
 from pruning.errors import ModelError
 from pruning.loading.files import Tensors
 from pruning.loading.source import Source
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 
 def with_text_half(source: Source, values: Mapping[str, Any]) -> Source:

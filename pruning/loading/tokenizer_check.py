@@ -3,16 +3,21 @@
 A tokenizer is a program that a stranger wrote; see `pruning.loading.tokenizer_probe` for what it may do.
 """
 
+from __future__ import annotations
+
 import hashlib
 from pathlib import Path
-
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from pruning.errors import ModelError, panics_as_errors
+from pruning.lazy import transformers
 from pruning.limited_child import Exhausted, run_limited
 from pruning.loading import tokenizer_probe
 from pruning.loading.files import first_line
 from pruning.loading.repo_files import TEXT_FILES
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 MEMORY_BYTES = 2_000_000_000
 
@@ -45,7 +50,9 @@ def read_checked(folder: Path, name: str, trusted: bool = False) -> PreTrainedTo
     damaged = f"The tokenizer of {name} is damaged: the library that reads it stops. Choose another."
     try:
         with panics_as_errors(damaged):
-            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                folder, trust_remote_code=False, local_files_only=True
+            )
             if not trusted:
                 _check_rebuilt(tokenizer, folder, name)
     except ModelError:

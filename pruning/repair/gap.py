@@ -1,12 +1,13 @@
 """The gap that removed layers leave, and how the projection before it compensates for them."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import torch
-
 from pruning.architectures.anatomy import TensorSpec
 from pruning.calibration.statistics import InputGram
+from pruning.lazy import torch
 from pruning.surgery import as_channels_first
 
 LayerRun = tuple[int, ...]

@@ -1,14 +1,14 @@
 """One layer of a pruned model, fitted to the base model's residual stream: the unit of reconstruction."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import torch
-from torch import nn
-
 from pruning.architectures.anatomy import TensorSpec
 from pruning.calibration.hooks import hooks, output_states
+from pruning.lazy import nn, torch
 from pruning.surgery import as_channels_first
 
 LEARNING_RATE = 0.01
@@ -175,16 +175,16 @@ class LayerStudent:
         tiny = torch.finfo(target.dtype).tiny
         return torch.maximum(target, output.detach().square().sum(dim=-1)).clamp_min(tiny)
 
-    @torch.no_grad()
     def heldout_loss(self) -> float:
         """Return the mean loss over all held-out tokens."""
-        total = tokens = 0.0
-        for window in range(self.fitting, len(self.states)):
-            self.report()
-            count = self.states[window].shape[1]
-            total += float(self.loss(window)) * count
-            tokens += count
-        return total / tokens
+        with torch.no_grad():
+            total = tokens = 0.0
+            for window in range(self.fitting, len(self.states)):
+                self.report()
+                count = self.states[window].shape[1]
+                total += float(self.loss(window)) * count
+                tokens += count
+            return total / tokens
 
 
 def _lr_share(step: int, steps: int) -> float:

@@ -4,19 +4,22 @@ The norm sets the length of what it puts out, so that the projection alone canno
 projection to the direction of what is missing, the norm's weight to its size in each channel.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
-
-import torch
-from transformers import PreTrainedModel
+from typing import TYPE_CHECKING, Any
 
 from pruning.architectures.anatomy import Anatomy
 from pruning.architectures.lm_head import backbone
 from pruning.architectures.placement import parameter
 from pruning.calibration.hooks import hooks, output_states
+from pruning.lazy import torch
 from pruning.repair.gap import GapRepair, LayerGap, energy_of, solve
 from pruning.surgery import as_channels_first
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 SAMPLED_TOKENS = 2048
 """The most tokens that the norm's weight is fitted on."""
@@ -45,48 +48,53 @@ class PostNorm:
         return states * torch.rsqrt(states.square().mean(dim=1, keepdim=True) + self.epsilon)
 
 
-@torch.no_grad()
 def post_norm_of(model: PreTrainedModel, anatomy: Anatomy, layer: int) -> PostNorm | None:
     """Return the norm that a layer's MLP writes through, or None if it is not a plain one.
 
     That it is one is found by running it: its input is the projection's output, it does what `PostNorm` says, and
     what is added to its output is added to the layer's.
     """
-    projection, place = anatomy.output_projection(layer), anatomy.layer_module(layer)
-    norms = [f"{place}.{name}" for name in anatomy.family.post_norms]
-    norms = [norm for norm in norms if f"{norm}.weight" in anatomy.names]
-    if f"{projection}.bias" in anatomy.names or not norms:
+    with torch.no_grad():
+        projection, place = anatomy.output_projection(layer), anatomy.layer_module(layer)
+        norms = [f"{place}.{name}" for name in anatomy.family.post_norms]
+        norms = [norm for norm in norms if f"{norm}.weight" in anatomy.names]
+        if f"{projection}.bias" in anatomy.names or not norms:
+            return None
+        seen: dict[str, torch.Tensor] = {}
+
+        def note(name: str) -> Any:
+            def keep(args: tuple, _kwargs: Mapping[str, object], output: object) -> None:
+                seen[f"{name} in"], seen[name] = (
+                    args[0].flatten(0, -2).float(),
+                    output_states(output)[0].float(),
+                )
+
+            return keep
+
+        ids = torch.arange(PROBE_TOKENS, device=model.device)[None] % model.config.vocab_size
+        with hooks(model, {}, {name: note(name) for name in (projection, *norms)}):
+            backbone(model)(input_ids=ids, use_cache=False)
+        for name in norms:
+            if f"{name} in" not in seen or not torch.equal(
+                seen[f"{name} in"], seen[projection].flatten(0, -2)
+            ):
+                continue
+            norm = model.get_submodule(name)
+            epsilon = next(
+                (getattr(norm, key) for key in ("eps", "variance_epsilon") if hasattr(norm, key)), 1e-6
+            )
+            found = PostNorm(
+                name,
+                anatomy.family.norm_offset,
+                float(epsilon),
+                parameter(model, f"{name}.weight").float() + anatomy.family.norm_offset,
+            )
+            expected = found.gain * found.direction(seen[f"{name} in"])
+            if torch.allclose(expected, seen[name].flatten(0, -2), atol=1e-2, rtol=1e-2) and _is_added(
+                model, name, place, ids
+            ):
+                return found
         return None
-    seen: dict[str, torch.Tensor] = {}
-
-    def note(name: str) -> Any:
-        def keep(args: tuple, _kwargs: Mapping[str, object], output: object) -> None:
-            seen[f"{name} in"], seen[name] = args[0].flatten(0, -2).float(), output_states(output)[0].float()
-
-        return keep
-
-    ids = torch.arange(PROBE_TOKENS, device=model.device)[None] % model.config.vocab_size
-    with hooks(model, {}, {name: note(name) for name in (projection, *norms)}):
-        backbone(model)(input_ids=ids, use_cache=False)
-    for name in norms:
-        if f"{name} in" not in seen or not torch.equal(seen[f"{name} in"], seen[projection].flatten(0, -2)):
-            continue
-        norm = model.get_submodule(name)
-        epsilon = next(
-            (getattr(norm, key) for key in ("eps", "variance_epsilon") if hasattr(norm, key)), 1e-6
-        )
-        found = PostNorm(
-            name,
-            anatomy.family.norm_offset,
-            float(epsilon),
-            parameter(model, f"{name}.weight").float() + anatomy.family.norm_offset,
-        )
-        expected = found.gain * found.direction(seen[f"{name} in"])
-        if torch.allclose(expected, seen[name].flatten(0, -2), atol=1e-2, rtol=1e-2) and _is_added(
-            model, name, place, ids
-        ):
-            return found
-    return None
 
 
 def _is_added(model: PreTrainedModel, norm: str, layer: str, ids: torch.Tensor) -> bool:

@@ -1,10 +1,11 @@
 """Repair in closed form: refit a projection so that the kept neurons make up for the removed ones."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
-import torch
-
 from pruning.calibration.statistics import InputGram
+from pruning.lazy import torch
 
 
 @dataclass(frozen=True)

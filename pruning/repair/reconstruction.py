@@ -6,15 +6,14 @@ base model has at that place. So it compensates for its own loss and for what re
 it. It needs no labels and no logits, and the gradients of one layer at a time.
 """
 
+from __future__ import annotations
+
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-
-import torch
-from torch import nn
-from transformers import PreTrainedModel
+from typing import TYPE_CHECKING
 
 from pruning.architectures.anatomy import Anatomy, anatomy_of
 from pruning.architectures.families import CHANNEL, NEURON, QUERY, TOKEN
@@ -22,9 +21,13 @@ from pruning.architectures.lm_head import backbone
 from pruning.architectures.placement import device_map
 from pruning.calibration.hooks import hooks, input_states
 from pruning.errors import RecipeError
+from pruning.lazy import nn, torch
 from pruning.progress import Progress, Reporter, silent
 from pruning.repair.layer_student import LayerCall, LayerStudent
 from pruning.text.tokens import Windows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 EPOCHS = 2
 """How often each layer reads the text."""
@@ -187,7 +190,6 @@ def _numbers_in_base(pruned: Anatomy, base: Anatomy, kept_layers: Sequence[int] 
     return numbers
 
 
-@torch.no_grad()
 def _through(
     layer: nn.Module,
     calls: Sequence[LayerCall],
@@ -195,11 +197,12 @@ def _through(
     report: Callable[[], None],
 ) -> list[torch.Tensor]:
     """Return what a layer outputs for its inputs in each window."""
-    outputs = []
-    for call, state in zip(calls, states, strict=True):
-        report()
-        outputs.append(call(layer, state))
-    return outputs
+    with torch.no_grad():
+        outputs = []
+        for call, state in zip(calls, states, strict=True):
+            report()
+            outputs.append(call(layer, state))
+        return outputs
 
 
 def _thinned(windows: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:

@@ -3,22 +3,26 @@
 If a norm stands between that projection and the residual stream, `post_norm_gap` refits both.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from __future__ import annotations
 
-import torch
-from transformers import PreTrainedModel
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from pruning.architectures.anatomy import Anatomy
 from pruning.architectures.families import CHANNEL, NEURON
 from pruning.architectures.placement import parameter
 from pruning.calibration.block_influence import residual_streams
 from pruning.calibration.hooks import InputHook, hooks
+from pruning.lazy import torch
 from pruning.memory import available_memory
 from pruning.progress import Progress, Reporter, silent
 from pruning.repair.gap import GapRepair, LayerGap, LayerRun
 from pruning.repair.post_norm_gap import PostNormGap, post_norm_of
 from pruning.surgery import as_channels_first
 from pruning.text.tokens import Windows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def runs_of(layers: Iterable[int]) -> list[LayerRun]:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from itertools import product
 from math import lcm
 
-from pruning.architectures.families import CHANNEL, KEY_VALUE, LAYER, NEURON, QUERY
-from pruning.architectures.prove import UNITS, reason_against
+from pruning.architectures.families import CHANNEL, KEY_VALUE, LAYER, NEURON, QUERY, UNITS
+from pruning.architectures.reasons import reason_against
 from pruning.architectures.shape import Shape
 from pruning.errors import RecipeError
 from pruning.shape_search.budget import Budget

@@ -13,7 +13,7 @@ from pruning.errors import ModelError, PruningError
 from pruning.evaluation import perplexity
 from pruning.loading.load import LoadedModel, fetch_recipe, load
 from pruning.loading.source import Source, Token
-from pruning.pipeline import preview
+from pruning.previews import preview
 from pruning.progress import Progress, Reporter, silent
 from pruning.recipe import Recipe
 from pruning.saving.card import CardClaims, read_card

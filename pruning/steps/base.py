@@ -1,21 +1,21 @@
 """The interface of a step, and what a step is given to work on."""
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Self
-
-import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pruning.architectures.families import LAYER
 from pruning.architectures.placement import parameter
-from pruning.architectures.prove import reason_against
+from pruning.architectures.reasons import reason_against
 from pruning.architectures.shape import Shape
 from pruning.calibration.statistics import SavedStatistics, Statistics
 from pruning.cost.cost import Cost
 from pruning.cost.plan import Plan
 from pruning.errors import RecipeError
+from pruning.lazy import torch
 from pruning.loading.load import LoadedModel
 from pruning.progress import Progress, Reporter, silent
 from pruning.repair.projection import repair_projection
@@ -23,6 +23,9 @@ from pruning.schema import Frozen
 from pruning.steps.settings import Setting
 from pruning.surgery import KeptIndices, as_channels_first, cut
 from pruning.text.tokens import Windows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,13 @@
 """Channels of the residual stream: the same ones in every layer, wherever they are read or written."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import reduce
 from math import ceil, lcm
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-import torch
 from pydantic import Field, model_validator
 
 from pruning.architectures.families import CHANNEL, QUERY
@@ -18,6 +19,7 @@ from pruning.cost.passes import copied
 from pruning.cost.plan import Plan
 from pruning.cost.reading import refits
 from pruning.errors import ModelError, RecipeError
+from pruning.lazy import torch
 from pruning.progress import Progress
 from pruning.repair.projection import repair_projection
 from pruning.steps.base import Cut, Refit, StepContext, check_prunable, most, top

@@ -1,13 +1,14 @@
 """Distillation: the pruned model is trained to match the base, to recover what the cuts lost."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
 
-import torch
 from pydantic import (
     Field,
     PrivateAttr,
@@ -26,10 +27,9 @@ from pruning.cost.plan import Plan
 from pruning.cost.reading import chat_answers, losses, self_generated, tokenizing
 from pruning.distillation.checkpoint import Checkpoint
 from pruning.distillation.data import TrainingTokens
-from pruning.distillation.loss import HEAD_TOKENS
-from pruning.distillation.settings import Training
-from pruning.distillation.trainer import MAX_HELDOUT_TOKENS, distill
+from pruning.distillation.settings import HEAD_TOKENS, MAX_HELDOUT_TOKENS, Training
 from pruning.errors import RecipeError
+from pruning.lazy import LazyModule, torch
 from pruning.loading import datasets
 from pruning.loading import load as loading
 from pruning.loading.load import LoadedModel
@@ -51,6 +51,11 @@ from pruning.text.tokens import (
     tokenize,
     usable_window,
 )
+
+if TYPE_CHECKING:
+    from pruning.distillation import trainer
+else:
+    trainer = LazyModule("pruning.distillation.trainer")
 
 DEFAULT_SAMPLES = 16_384
 """Tokens that the teacher writes if its own samples are the whole text and no number is given."""
@@ -263,7 +268,7 @@ class Distillation(Training, Step):
         """
         teacher = self._teacher_of(context)
         teacher_tokens = match_tokens(context, teacher)
-        result = distill(
+        result = trainer.distill(
             context.model,
             teacher.model,
             self._training_tokens(context, teacher),

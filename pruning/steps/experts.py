@@ -1,18 +1,20 @@
 """Experts: whole experts of a mixture, the same number in every layer."""
 
+from __future__ import annotations
+
 from typing import Annotated, ClassVar, Literal, Self
 
-import torch
 from pydantic import Field, model_validator
 
 from pruning.architectures.families import EXPERT
-from pruning.architectures.prove import reason_against
+from pruning.architectures.reasons import reason_against
 from pruning.architectures.shape import Shape
 from pruning.calibration.expert_saliency import expert_layers, expert_saliencies
 from pruning.cost.cost import Cost, in_sequence
 from pruning.cost.passes import copied
 from pruning.cost.plan import Plan
 from pruning.errors import RecipeError
+from pruning.lazy import torch
 from pruning.steps.base import Cut, StepContext, check_prunable, top
 from pruning.steps.settings import Choices, Setting, Slider, share, whole, word
 from pruning.steps.sizes import Size, describe_size, exactly_one, fraction_of, kept_size, one_number

@@ -1,9 +1,10 @@
 """Attention heads: whole key/value groups, or the same number of query heads out of every group."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-import torch
 from pydantic import Field, model_validator
 
 from pruning.architectures.anatomy import Anatomy
@@ -15,6 +16,7 @@ from pruning.cost.passes import FLOAT, Sizes, copied
 from pruning.cost.plan import Plan
 from pruning.cost.reading import refits
 from pruning.errors import ModelError, RecipeError
+from pruning.lazy import torch
 from pruning.loading import load as loading
 from pruning.progress import Progress
 from pruning.steps.base import Cut, Refit, StepContext, check_prunable, most, refit_output_projections, top
@@ -133,7 +135,7 @@ class Heads(Cut):
     def for_model(cls, model: str, **values: Any) -> Self:
         """Make the step; a share of the heads becomes groups if it can, and query heads of every group if not."""
         if (part := values.pop("share", None)) is not None:
-            shape = Shape.of(loading.find(model).config)
+            shape = Shape.of(loading.find(model, plain=True).config)
             groups = shape.count(KEY_VALUE)
             if 0 < round(part * groups) < groups:
                 values["groups"] = round(part * groups)

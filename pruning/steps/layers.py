@@ -1,10 +1,11 @@
 """Whole layers."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-import torch
 from pydantic import Field, field_validator, model_validator
 
 from pruning.architectures.families import LAYER
@@ -15,6 +16,7 @@ from pruning.cost.cost import Cost, in_sequence
 from pruning.cost.passes import FLOAT, Sizes
 from pruning.cost.plan import Plan
 from pruning.errors import RecipeError
+from pruning.lazy import torch
 from pruning.loading import load as loading
 from pruning.progress import Progress
 from pruning.repair.gap import GapRepair, LayerRun
@@ -133,7 +135,7 @@ class Layers(Cut):
     def for_model(cls, model: str, **values: Any) -> Self:
         """Make the step; a share becomes the nearest number of the model's layers, and at least one."""
         if (part := values.pop("share", None)) is not None:
-            total = Shape.of(loading.find(model).config).count(LAYER)
+            total = Shape.of(loading.find(model, plain=True).config).count(LAYER)
             values["count"] = max(1, round(part * total))
         return cls(**values)
 

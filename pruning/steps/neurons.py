@@ -1,9 +1,10 @@
 """MLP neurons: the same number in every layer, chosen layer by layer."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-import torch
 from pydantic import Field, model_validator
 
 from pruning.architectures.families import GATE, NEURON, SHARED, UP
@@ -22,6 +23,7 @@ from pruning.criteria import (
     own_criterion,
 )
 from pruning.errors import RecipeError
+from pruning.lazy import torch
 from pruning.progress import Progress
 from pruning.steps.base import Cut, Refit, StepContext, check_prunable, most, refit_output_projections, top
 from pruning.steps.settings import Choices, Setting, Slider, Switch, share, whole, word

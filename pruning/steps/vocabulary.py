@@ -1,15 +1,15 @@
 """Vocabulary: the tokens that a text needs, and the tokenizer rebuilt without the others."""
 
+from __future__ import annotations
+
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-import torch
 from pydantic import Field, field_validator, model_validator
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from pruning.architectures.config import config_from_dict
 from pruning.architectures.families import TOKEN
@@ -19,6 +19,7 @@ from pruning.cost.passes import copied
 from pruning.cost.plan import Plan
 from pruning.cost.reading import tokenizing
 from pruning.errors import ModelError, RecipeError
+from pruning.lazy import torch, transformers
 from pruning.loading import load as loading
 from pruning.progress import Progress, Reporter, silent
 from pruning.steps.base import Step, StepContext, StepResult, check_prunable, most
@@ -29,6 +30,9 @@ from pruning.text.bpe import BytePairs
 from pruning.text.choice import TextChoice, read_texts
 from pruning.text.passages import CALIBRATION_NAMES, WRITTEN_BY_MODELS
 from pruning.text.tokens import tokenize
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _LISTS_OF_IDS = ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids")
 """Keys of configs that hold ids of tokens, beside those that end in `_token_id`."""
@@ -166,7 +170,9 @@ class Vocabulary(Step):
                 f"{error} Or give the number of tokens to keep, such as --vocab-size 8192."
             ) from None
         try:
-            generation = GenerationConfig.from_pretrained(source.base.folder, local_files_only=True).to_dict()
+            generation = transformers.GenerationConfig.from_pretrained(
+                source.base.folder, local_files_only=True
+            ).to_dict()
         except OSError:
             generation = {}
         configs = (source.config.to_dict(), generation)
@@ -266,7 +272,7 @@ class _Ranked:
         return sorted(tokens, key=lambda token: (-self._counts[self.pairs.ids[token]], self.pairs.ids[token]))
 
 
-def _generation_config(model: PreTrainedModel) -> GenerationConfig:
+def _generation_config(model: PreTrainedModel) -> transformers.GenerationConfig:
     assert model.generation_config is not None, "every model that is loaded has one"
     return model.generation_config
 

@@ -1,13 +1,13 @@
 """Single weights: zeros in the projections, on an unchanged shape."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Annotated, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
-import torch
 from pydantic import Field, model_validator
-from transformers import PreTrainedModel
 
 from pruning.architectures.anatomy import Anatomy, TensorSpec
 from pruning.architectures.placement import parameter
@@ -17,11 +17,15 @@ from pruning.cost.cost import Cost, in_sequence
 from pruning.cost.passes import FLOAT
 from pruning.cost.plan import Plan
 from pruning.errors import RecipeError
+from pruning.lazy import torch
 from pruning.progress import Progress, Reporter
 from pruning.steps.base import Step, StepContext, StepResult
 from pruning.steps.settings import Choices, Setting, Slider, share, word
 from pruning.steps.sizes import fraction_of, one_number
 from pruning.surgery import cut
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 UNIFORM = one_number("every projection loses the same share of its weights")
 

@@ -1,14 +1,14 @@
 """Many questions answered at the same time, greedily, as the model would answer each alone."""
 
+from __future__ import annotations
+
 import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import torch
-from transformers import DynamicCache
-
 from pruning.architectures.lm_head import backbone, logits_of
 from pruning.errors import panics_as_errors
+from pruning.lazy import torch, transformers
 from pruning.progress import Progress, Reporter, silent
 from pruning.text.generation import special_tokens
 from pruning.text.prompt import CausalLM, check_prompt, prepare_prompt
@@ -84,7 +84,6 @@ def iter_answers(
             yield number, Answer(tuple(question), tuple(ids), text, end)
 
 
-@torch.inference_mode()
 def _complete(
     model: CausalLM,
     prompts: Sequence[Sequence[int]],
@@ -94,34 +93,35 @@ def _complete(
     place: Progress,
 ) -> list[list[int]]:
     """Continue prompts, each until one of the tokens that end a text, which is included."""
-    body, device = backbone(model.model), model.model.device
-    accepted = inspect.signature(body.forward).parameters
-    cache_name = "cache" if "cache" in accepted else "past_key_values"
-    longest = max(map(len, prompts))
-    padding = torch.tensor([longest - len(prompt) for prompt in prompts], device=device)
-    ids = torch.tensor([[0] * (longest - len(prompt)) + [*prompt] for prompt in prompts], device=device)
-    cache = DynamicCache(config=model.model.config)
-    completions: list[list[int]] = [[] for _ in prompts]
-    running = torch.arange(len(prompts), device=device)
-    for length in range(longest, longest + max_new_tokens):
-        progress(place)
-        positions = torch.arange(length, device=device) - padding[:, None]
-        values = {"position_ids": positions[:, -ids.shape[1] :].clamp(min=0), cache_name: cache}
-        hidden = body(
-            input_ids=ids,
-            attention_mask=(positions >= 0).long(),
-            use_cache=True,
-            **{name: value for name, value in values.items() if name in accepted},
-        ).last_hidden_state
-        tokens = logits_of(model.model, hidden[:, -1]).argmax(dim=-1)
-        for number, token in zip(running.tolist(), tokens.tolist(), strict=True):
-            completions[number].append(token)
-        going = [row for row, token in enumerate(tokens.tolist()) if token not in ends]
-        if not going:
-            break
-        if len(going) < len(running):
-            kept = torch.tensor(going, device=device)
-            running, padding, tokens = running[kept], padding[kept], tokens[kept]
-            cache.batch_select_indices(kept)
-        ids = tokens[:, None]
-    return completions
+    with torch.inference_mode():
+        body, device = backbone(model.model), model.model.device
+        accepted = inspect.signature(body.forward).parameters
+        cache_name = "cache" if "cache" in accepted else "past_key_values"
+        longest = max(map(len, prompts))
+        padding = torch.tensor([longest - len(prompt) for prompt in prompts], device=device)
+        ids = torch.tensor([[0] * (longest - len(prompt)) + [*prompt] for prompt in prompts], device=device)
+        cache = transformers.DynamicCache(config=model.model.config)
+        completions: list[list[int]] = [[] for _ in prompts]
+        running = torch.arange(len(prompts), device=device)
+        for length in range(longest, longest + max_new_tokens):
+            progress(place)
+            positions = torch.arange(length, device=device) - padding[:, None]
+            values = {"position_ids": positions[:, -ids.shape[1] :].clamp(min=0), cache_name: cache}
+            hidden = body(
+                input_ids=ids,
+                attention_mask=(positions >= 0).long(),
+                use_cache=True,
+                **{name: value for name, value in values.items() if name in accepted},
+            ).last_hidden_state
+            tokens = logits_of(model.model, hidden[:, -1]).argmax(dim=-1)
+            for number, token in zip(running.tolist(), tokens.tolist(), strict=True):
+                completions[number].append(token)
+            going = [row for row, token in enumerate(tokens.tolist()) if token not in ends]
+            if not going:
+                break
+            if len(going) < len(running):
+                kept = torch.tensor(going, device=device)
+                running, padding, tokens = running[kept], padding[kept], tokens[kept]
+                cache.batch_select_indices(kept)
+            ids = tokens[:, None]
+        return completions

@@ -1,18 +1,22 @@
 """A byte-pair tokenizer's vocabulary and merges, and the same tokenizer rebuilt with fewer tokens."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import pairwise
 from math import inf
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, TemplateSyntaxError
-from tokenizers import pre_tokenizers
-from transformers import PreTrainedTokenizerBase
 
 from pruning.errors import RecipeError
 from pruning.files import temporary_folder
+from pruning.lazy import tokenizers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 SPACE = "▁"
 """A space in SentencePiece's tokens. Made of its bytes, it would be read back as itself, not as a space."""
@@ -69,7 +73,9 @@ class BytePairs:
         wanted |= {token for token, token_id in self.ids.items() if token_id in named}
         wanted |= set(_post_processor_tokens(self._file["post_processor"]))
         wanted |= {(self._file.get("padding") or {}).get("pad_token")}
-        wanted |= set(pre_tokenizers.ByteLevel.alphabet() if _is_byte_level(self._file) else _BYTES)
+        wanted |= set(
+            tokenizers.pre_tokenizers.ByteLevel.alphabet() if _is_byte_level(self._file) else _BYTES
+        )
         return sorted(wanted & self.ids.keys(), key=lambda token: self.ids[token])
 
     def with_parts(self, tokens: Iterable[str]) -> Iterator[str]:

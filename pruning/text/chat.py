@@ -4,15 +4,18 @@ A format is learned once from the chat template, by `pruning.text.chat_learning`
 template never runs in this process. The joined text is tokenized as a whole; control tokens in a message are text.
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Self
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any, Self
 
 from pruning.errors import RecipeError
 from pruning.text.control_tokens import EncodedParts, Part, control_tokens, encode_parts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Message = Mapping[str, str]
 """A message as transformers knows it: its `role` (system, user or assistant) and its `content`."""

@@ -4,15 +4,15 @@ A template comes from a stranger, so it never runs in this process. The child re
 from the first ones the format is learned, and the others, of which it knows nothing, it has to write as they are.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from itertools import chain
-from typing import Any
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from pruning.errors import ModelError, RecipeError
 from pruning.limited_child import Exhausted, run_limited
@@ -20,6 +20,9 @@ from pruning.loading.files import first_line
 from pruning.text import template_probe
 from pruning.text.chat import CONTENT_RULES, ChatFormat, Message, PlainText
 from pruning.text.control_tokens import control_tokens, find_control_tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 MEMORY_BYTES = 500_000_000
 

@@ -4,17 +4,21 @@ A text without a control token in the wrong place is tokenized as it is, as a wh
 used with its control tokens under other names, which nobody can guess: the template's are written under these names.
 """
 
+from __future__ import annotations
+
 import json
 import re
 import secrets
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
-from tokenizers import Tokenizer
-from transformers import PreTrainedTokenizerBase
-
 from pruning.errors import RecipeError, panics_as_errors
+from pruning.lazy import tokenizers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -137,7 +141,7 @@ class _Renamed:
         ids: The original ids of its added tokens.
     """
 
-    backend: Tokenizer
+    backend: tokenizers.Tokenizer
     names: dict[str, str]
     ids: dict[int, int]
 
@@ -218,7 +222,7 @@ def _rename(tokenizer: PreTrainedTokenizerBase, tokens: frozenset[str]) -> _Rena
         "truncation": None,
         "padding": None,
     }
-    backend = Tokenizer.from_str(json.dumps(values, ensure_ascii=False))
+    backend = tokenizers.Tokenizer.from_str(json.dumps(values, ensure_ascii=False))
     new_ids = backend.get_vocab(with_added_tokens=True)
     ids = {new_ids[names.get(token["content"], token["content"])]: token["id"] for token in added}
     taken = set(backend.get_vocab(with_added_tokens=False).values())

@@ -1,31 +1,33 @@
 """Generate text from a model, streamed, and comparable between two models."""
 
+from __future__ import annotations
+
 import copy
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
-
-import torch
-from transformers import (
-    GenerationConfig,
-    GenerationMixin,
-    LogitsProcessor,
-    LogitsProcessorList,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    StoppingCriteria,
-    StoppingCriteriaList,
-    TextIteratorStreamer,
-)
+from typing import TYPE_CHECKING, Any, cast
 
 from pruning.errors import RecipeError, panics_as_errors
+from pruning.lazy import LazyModule, torch, transformers
 from pruning.loading.given import AnyModel, CausalLM, with_tokenizer
 from pruning.progress import Progress, Reporter, silent
 from pruning.text.prompt import MAX_PROMPT_TOKENS as MAX_PROMPT_TOKENS
 from pruning.text.prompt import Prompt, check_prompt, prepare_prompt
 from pruning.text.prompt import encode_prompt as encode_prompt
+
+if TYPE_CHECKING:
+    from transformers import (
+        PreTrainedModel,
+        PreTrainedTokenizerBase,
+        TextIteratorStreamer,
+    )
+
+if TYPE_CHECKING:
+    from pruning.text import decoding
+else:
+    decoding = LazyModule("pruning.text.decoding")
 
 MAX_STOP_TOKENS = 64
 """The most end-of-text tokens that are taken from a generation config."""
@@ -68,37 +70,6 @@ class Sampling:
 def _check_integer(name: str, value: int, least: int, most: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
         raise RecipeError(f"{name} is {value!r}; it must be a whole number from {least} to {most}.")
-
-
-class GumbelNoise(LogitsProcessor):
-    """Sampling as an argmax: logits + temperature · Gumbel noise drawn from (seed, position).
-
-    The largest of the noisy logits is a draw from the softmax (Gumbel-max trick; Maddison et al.,
-    2014, A* Sampling, §2). Two models that get the same noise differ only where their predictions
-    do, so the texts of a base and a pruned model can be compared; and no global random state is
-    touched.
-    """
-
-    def __init__(self, temperature: float, seed: int):
-        self.temperature, self.seed = temperature, seed
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Add the noise of the next position to the scores, `[batch, vocabulary]`."""
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 % 2**62 + input_ids.shape[1])
-        noise = torch.rand(scores.shape, generator=generator, dtype=torch.float64)
-        gumbel = -torch.log(-torch.log(noise.clamp(1e-300, 1 - 1e-16)))
-        return scores + self.temperature * gumbel.to(scores)
-
-
-class StopWhen(StoppingCriteria):
-    """Ends a generation as soon as `stopped`, called after every token, returns true."""
-
-    def __init__(self, stopped: Callable[[], bool]):
-        self._stopped = stopped
-
-    def __call__(self, input_ids: torch.Tensor, _scores: torch.Tensor, **_: Any) -> torch.Tensor:
-        """Return whether each sequence of the batch ends here, `[batch]`."""
-        return torch.full((input_ids.shape[0],), self._stopped(), device=input_ids.device)
 
 
 def report_each_token(progress: Reporter, place: Progress) -> Callable[[], bool]:
@@ -179,24 +150,11 @@ def stream(
     return _stream_in_thread(given, prepared, sampling, stopped)
 
 
-class TextStreamer(TextIteratorStreamer):
-    """Streams a text without the tokens that end it: not all of them are special ones, which are skipped anyway."""
-
-    def __init__(self, model: CausalLM, stop_ids: Sequence[int]):
-        super().__init__(model.tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self._stop_ids = set(stop_ids)
-
-    def put(self, value: torch.Tensor) -> None:
-        """Receive the prompt, and then one token after the other."""
-        if self.next_tokens_are_prompt or int(value) not in self._stop_ids:
-            super().put(value)
-
-
 def _stream_in_thread(
     model: CausalLM, prompt: Prompt, sampling: Sampling, stopped: Callable[[], bool]
 ) -> Iterator[str]:
     """Run the generation in a thread of its own; yield its text, and raise its error."""
-    pieces = TextStreamer(model, prompt.stop_ids)
+    pieces = decoding.TextStreamer(model, prompt.stop_ids)
     abandoned = threading.Event()
     failures: list[BaseException] = []
 
@@ -255,10 +213,10 @@ def generate_ids(
     Returns:
         Token ids, the inputs included, `[batch, tokens]`.
     """
-    noise = [GumbelNoise(sampling.temperature, sampling.seed)] if sampling.temperature else []
+    noise = [decoding.GumbelNoise(sampling.temperature, sampling.seed)] if sampling.temperature else []
     tokens = special_tokens(model)
     ends = {*(tokens["eos_token_id"] or ()), *(each for each in stop_ids if each < model.config.vocab_size)}
-    config = GenerationConfig(
+    config = transformers.GenerationConfig(
         **tokens | {"eos_token_id": sorted(ends) or None},
         max_new_tokens=sampling.max_new_tokens,
         min_new_tokens=least or None,
@@ -268,12 +226,12 @@ def generate_ids(
     runner = copy.copy(model)
     runner.generation_config = config
     with torch.inference_mode():
-        return cast(GenerationMixin, runner).generate(
+        return cast(transformers.GenerationMixin, runner).generate(
             inputs,
             generation_config=config,
             attention_mask=torch.ones_like(inputs),
-            logits_processor=LogitsProcessorList(noise),
-            stopping_criteria=StoppingCriteriaList([StopWhen(stopped)]),
+            logits_processor=transformers.LogitsProcessorList(noise),
+            stopping_criteria=transformers.StoppingCriteriaList([decoding.StopWhen(stopped)]),
             streamer=streamer,
         )
 

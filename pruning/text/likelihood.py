@@ -1,14 +1,17 @@
 """The loss of a model on tokens, which perplexity and the layer searches are computed from."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
-
-import torch
-from torch.nn import functional
-from transformers import PreTrainedModel
+from typing import TYPE_CHECKING
 
 from pruning.architectures.lm_head import backbone, logits_of
+from pruning.lazy import nn, torch
 from pruning.progress import Progress, Reporter, silent
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 MOST_LOGITS = 1 << 25
 """The most logits in memory at one time, of one token at least: 134 MB in float32."""
@@ -27,10 +30,12 @@ def token_losses(model: PreTrainedModel, window: torch.Tensor) -> torch.Tensor:
     ids = window[None].to(model.device)
     with torch.inference_mode():
         hidden = backbone(model)(input_ids=ids, use_cache=False).last_hidden_state[0]
-        labels = functional.pad(ids[0, 1:], (0, 1))  # The last position predicts nothing that is known.
+        labels = nn.functional.pad(ids[0, 1:], (0, 1))  # The last position predicts nothing that is known.
         pieces = max(1, MOST_LOGITS // model.config.vocab_size)
         losses = [
-            functional.cross_entropy(logits_of(model, states), following.to(states.device), reduction="none")
+            nn.functional.cross_entropy(
+                logits_of(model, states), following.to(states.device), reduction="none"
+            )
             for states, following in zip(hidden.split(pieces), labels.split(pieces), strict=True)
         ]
         return torch.cat(losses)[:-1]

@@ -1,15 +1,19 @@
 """A prompt as token ids: a text to continue, or a question in the model's chat format."""
 
-from dataclasses import dataclass
+from __future__ import annotations
 
-import torch
-from transformers import PreTrainedTokenizerBase
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from pruning.errors import RecipeError, panics_as_errors
+from pruning.lazy import torch
 from pruning.loading.given import CausalLM as CausalLM
 from pruning.text.chat import PlainText
 from pruning.text.chat_learning import learn_chat_format
 from pruning.text.tokens import check_vocabulary, ids_around, usable_window
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 MAX_PROMPT_CHARACTERS = 20_000
 

@@ -1,14 +1,18 @@
 """Token windows: how a text is split before a model reads it."""
 
+from __future__ import annotations
+
 import hashlib
 from bisect import bisect_left
 from dataclasses import dataclass, field
-
-import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from pruning.errors import ModelError, RecipeError, panics_as_errors
+from pruning.lazy import torch
 from pruning.progress import Progress, Reporter, silent
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 CHUNK = 50_000
 """Characters of a long text that are tokenized at a time, so that the work can be stopped in between."""
@@ -78,10 +82,10 @@ class TokenizedText:
     starts: list[int] = field(default_factory=list)
     ends: list[int] = field(default_factory=list)
 
-    def __getitem__(self, part: slice) -> "TokenizedText":
+    def __getitem__(self, part: slice) -> TokenizedText:
         return TokenizedText(self.ids[part], self.starts[part], self.ends[part])
 
-    def extend(self, other: "TokenizedText") -> None:
+    def extend(self, other: TokenizedText) -> None:
         """Append the tokens that follow."""
         self.ids.extend(other.ids)
         self.starts.extend(other.starts)

@@ -427,7 +427,7 @@ def test_usage_names_the_module_if_it_was_run():
 
 
 def test_bug_is_not_hidden(shell, monkeypatch):
-    monkeypatch.setattr("pruning.pipeline.preview", lambda recipe: 1 / 0)
+    monkeypatch.setattr("pruning.previews.preview_plain", lambda recipe: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         shell("preview", folder_of("gpt2"), "--neurons", "20%")
 

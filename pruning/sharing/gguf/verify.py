@@ -10,7 +10,7 @@ from pruning.architectures.families import CHANNEL, LAYER, NEURON
 from pruning.architectures.shape import Shape
 from pruning.errors import ModelError, PruningError
 from pruning.loading.source import Token
-from pruning.pipeline import preview
+from pruning.previews import preview
 from pruning.recipe import Recipe
 from pruning.sharing.gguf.compare import measure
 from pruning.sharing.gguf.provenance import Origin, origin_of

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 import pruning
 from pruning.architectures import prove
 from pruning.architectures.anatomy import anatomy_of
-from pruning.architectures.families import CHANNEL, GATE, KEY_VALUE, NEURON, QUERY, UP
+from pruning.architectures.families import CHANNEL, GATE, KEY_VALUE, NEURON, QUERY, UNITS, UP
 from pruning.architectures.lookup import family_for
 from pruning.architectures.masks import masked
 from pruning.architectures.probe import default_config
-from pruning.architectures.prove import UNITS, proof_failure, small_config
+from pruning.architectures.prove import proof_failure, small_config
 from pruning.architectures.shape import Shape
 from pruning.architectures.tiny_model import random_model
 from tests.helpers.models import CONFIGS, FAMILIES, config

@@ -215,7 +215,7 @@ def test_a_full_disk_costs_only_the_saving(monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pruning.calibration.statistics.save_file", full)
+    monkeypatch.setattr("safetensors.torch.save_file", full)
     base = public("gpt2")
     modules = [output_projection(base.model, 0)]
     statistics = statistics_of(base, Calibration(text="code", tokens=512), modules)

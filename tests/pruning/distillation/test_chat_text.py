@@ -6,7 +6,7 @@ import torch
 import pruning
 from pruning import Distillation, Neurons, Recipe, RecipeError
 from pruning.architectures.shape import Shape
-from pruning.distillation.trainer import MAX_HELDOUT_TOKENS
+from pruning.distillation.settings import MAX_HELDOUT_TOKENS
 from pruning.steps.base import StepContext
 from tests.helpers.models import folder_of, loaded
 

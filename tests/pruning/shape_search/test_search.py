@@ -10,7 +10,8 @@ from pruning.architectures.families import CHANNEL, KEY_VALUE
 from pruning.architectures.shape import Shape
 from pruning.calibration.calibrate import windows_of
 from pruning.errors import Cancelled
-from pruning.pipeline import preview, prune
+from pruning.pipeline import prune
+from pruning.previews import preview
 from pruning.shape_search.budget import Budget, cache_bytes
 from pruning.shape_search.candidates import PRUNABLE_UNITS, Candidate
 from pruning.shape_search.result import Trial

@@ -9,7 +9,8 @@ import torch
 from pruning import RecipeError, Sampling, generate, stream
 from pruning.errors import Cancelled
 from pruning.progress import Progress
-from pruning.text.generation import GumbelNoise, encode_prompt, report_each_token, sample_text, stream_pair
+from pruning.text.decoding import GumbelNoise
+from pruning.text.generation import encode_prompt, report_each_token, sample_text, stream_pair
 from tests.helpers.models import PROMPT, loaded, trained
 
 HOT = {"max_new_tokens": 24, "temperature": 1.0}
