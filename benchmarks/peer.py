@@ -1,8 +1,10 @@
 """Three jobs side by side with OptiPFair 0.4.2: loss, and seconds from the call to the model in hand.
 
-Both read the same tokens of WikiText-2 and start from a model that is loaded; ours is called with its defaults.
+Both read the same tokens of WikiText-2 and start from a model that is loaded. Ours is called with its defaults, but for
+`multiple_of`: both remove the same number of neurons.
 """
 
+import argparse
 import time
 from collections.abc import Callable
 from functools import partial
@@ -16,17 +18,22 @@ from pruning.calibration.cache import clear
 from pruning.calibration.calibrate import windows_of
 from pruning.steps import AnyStep
 
-TOKENS = 2048
-"""Held-out tokens that the loss is measured on."""
 
-CALIBRATION_TOKENS = 8192
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the numbers of tokens to calibrate on and to measure on."""
+    parser.add_argument(
+        "--calibration", type=int, default=8192, help="tokens that both read; 8192 by default"
+    )
+    parser.add_argument(
+        "--tokens", type=int, default=2048, help="held-out tokens to measure on; 2048 by default"
+    )
 
 
-def main() -> None:
+def main(calibration: int, tokens: int) -> None:
     """Run the jobs with both libraries, and print a table."""
     text, heldout = wikitext()
-    calibration = pruning.Calibration.custom(text, tokens=CALIBRATION_TOKENS)
-    windows = windows_of(base(), calibration)
+    choice = pruning.Calibration.custom(text, tokens=calibration)
+    windows = windows_of(base(), choice)
     everything = [*windows.fitting, *windows.heldout]
     jobs: dict[str, tuple[Callable[[], PreTrainedModel], AnyStep]] = {
         "20% of the neurons, data-driven": (
@@ -44,16 +51,16 @@ def main() -> None:
     }
     rows = []
     for name, (theirs, step) in jobs.items():
-        for library, make in (("OptiPFair 0.4.2", theirs), ("ours", partial(_ours, step, calibration))):
+        for library, make in (("OptiPFair 0.4.2", theirs), ("ours", partial(_ours, step, choice))):
             clear()
             start = time.perf_counter()
             model = make()
             seconds = time.perf_counter() - start
-            value = pruning.perplexity(model, base().tokenizer, heldout, tokens=TOKENS).value
+            value = pruning.perplexity(model, base().tokenizer, heldout, tokens=tokens).value
             rows.append((name, library, f"{value:.2f}", f"{seconds:.1f}"))
             print("·", *rows[-1], flush=True)
     table(
-        f"Three jobs on {CALIBRATION_TOKENS:,} tokens, measured on {TOKENS:,} held-out ones",
+        f"Three jobs on {calibration:,} tokens, measured on {tokens:,} held-out ones",
         ["job", "by", "perplexity", "seconds to the model"],
         rows,
     )
