@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
 from huggingface_hub import constants as hub
@@ -32,9 +32,6 @@ from pruning.loading.repo_files import (
 from pruning.loading.source import Access, HubFiles, Source, Token
 from pruning.loading.text_half import find_renaming
 from pruning.progress import Progress, Reporter
-
-if TYPE_CHECKING:
-    pass
 
 SPARE_DISK = 1.1
 """How many times a download's size must be free on the disk."""

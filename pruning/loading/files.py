@@ -122,7 +122,7 @@ def read_headers(files: Iterable[Path]) -> Tensors:
     """
     headers: Tensors = {}
     for file in files:
-        with reading_weights(file), safetensors.safe_open(file, framework="numpy") as tensors:
+        with reading_weights(file), safetensors.safe_open(file, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 - not a dict
                 part = tensors.get_slice(name)
                 headers[name] = part.get_dtype(), tuple(part.get_shape())

