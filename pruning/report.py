@@ -1,17 +1,13 @@
 """What a run did and what was measured of it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pruning.architectures.families import CHANNEL, EXPERT, KEY_VALUE, LAYER, NEURON, QUERY, TOKEN
 from pruning.architectures.shape import Shape
+from pruning.evaluation.perplexity import Quality
 from pruning.text.passages import GENRES
-
-if TYPE_CHECKING:
-    from pruning.evaluation.perplexity import Quality
 
 COUNTED = {
     "layers": LAYER,
@@ -51,7 +47,7 @@ class Measured:
     speeds: tuple[float, ...] = ()
 
     @classmethod
-    def of(cls, shape: Shape, bytes_each: int) -> Measured:
+    def of(cls, shape: Shape, bytes_each: int) -> "Measured":
         """Return the size that a shape has with `bytes_each` bytes for each parameter."""
         return cls(shape.components, shape.parameters * bytes_each, units=count_units(shape))
 

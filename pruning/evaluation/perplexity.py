@@ -1,21 +1,24 @@
 """Perplexity and bits per byte on text that a model was not calibrated on, and its size on disk."""
 
+from __future__ import annotations
+
 import hashlib
 import math
 import statistics
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
-
-import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from pruning.errors import RecipeError
+from pruning.lazy import torch
 from pruning.loading.given import AnyModel, CausalLM, with_tokenizer
 from pruning.progress import Progress, Reporter, silent
 from pruning.text.likelihood import perplexity_of, token_losses
 from pruning.text.passages import GENRES, passage
 from pruning.text.tokens import bos_ids, check_vocabulary, split_into_windows, tokenize, usable_window
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 WINDOW = 512
 
@@ -61,7 +64,7 @@ class Quality:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "Quality":
+    def from_dict(cls, values: dict[str, Any]) -> Quality:
         """Read what `to_dict` returned. Raises `KeyError` or `TypeError` for anything else."""
         genres = {genre: Perplexity(**values["genres"][genre]) for genre in GENRES}
         return cls(Perplexity(**values["overall"]), genres)

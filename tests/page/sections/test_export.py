@@ -55,7 +55,7 @@ def test_a_stopped_export_shows_as_stopped(kind, start, monkeypatch):
     work(monkeypatch, endless)
     name, shown = start(kind)
     assert 'class="status busy"' in next(shown)
-    jobs.stop(name)
+    jobs.stop(JobKey(name.session, name.kind))
     *_, last = shown
     assert 'class="status stopped"' in last
     assert "Stopped." in last
