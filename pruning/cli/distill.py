@@ -15,6 +15,7 @@ from pruning.progress import silent
 from pruning.recipe import Recipe
 from pruning.steps.distillation import Distillation, settings_from
 from pruning.text.choice import TextChoice
+from pruning.text.passages import CHAT_AND_GENERAL
 
 
 def distill(
@@ -25,7 +26,9 @@ def distill(
         float | None, typer.Option("--minutes", help="Minutes of training; 5 by default.")
     ] = None,
     steps: Annotated[int | None, typer.Option("--steps", help="Optimizer steps, instead of minutes.")] = None,
-    text: Annotated[str, typer.Option("--text", help="A bundled text by name, or a text file.")] = "general",
+    text: Annotated[
+        str, typer.Option("--text", help="A bundled text by name, or a text file.")
+    ] = CHAT_AND_GENERAL,
     dataset: Annotated[
         str | None, typer.Option("--dataset", help="OWNER/NAME[:COLUMN] on the Hub, instead of a text.")
     ] = None,

@@ -44,7 +44,7 @@ class Training(Frozen):
     )
     window: int = Field(256, ge=16, le=8192, description="Tokens in one window")
     learning_rate: float = Field(
-        3e-4,
+        1e-4,
         gt=0,
         le=1,
         description="Peak of the learning rate, which rises to it linearly and falls to zero along a cosine",

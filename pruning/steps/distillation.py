@@ -42,6 +42,7 @@ from pruning.text.chat import PlainText
 from pruning.text.chat_learning import learn_chat_format
 from pruning.text.choice import MAX_TOKENS, TextChoice, read_texts
 from pruning.text.generation import sample_text
+from pruning.text.own_answers import MOST_GENERATED, are_shipped
 from pruning.text.passages import CHAT, CHAT_AND_GENERAL, GENERAL, SELF_GENERATED
 from pruning.text.tokens import (
     Windows,
@@ -63,6 +64,8 @@ DEFAULT_SAMPLES = 16_384
 HELDOUT_WINDOW = 512
 CHAT_TOKENS = 49_152
 """The most tokens of a teacher's answers, in its chat format."""
+DEFAULT_TEXT = TextChoice(text=CHAT_AND_GENERAL)
+"""The teacher's answers, if it can chat, and all genres."""
 
 """Tokens in one window of held-out text, at most."""
 
@@ -157,6 +160,10 @@ class Distillation(Training, Step):
         Setting("learning_rate", "--learning-rate", "Peak learning rate of distillation", read=number),
     )
 
+    published_defaults: ClassVar[Mapping[str, Mapping[str, object]]] = {
+        "step": {"learning_rate": 3e-4, "text": {"text": GENERAL}}
+    }
+
     step: Literal["distillation"] = "distillation"
     teacher: str | None = Field(
         None,
@@ -164,7 +171,7 @@ class Distillation(Training, Step):
         max_length=4096,
         description="Another teacher: a catalog name, a Hub id or, if the base is a folder too, a folder",
     )
-    text: TextChoice = Field(TextChoice(), description="The text to train on")
+    text: TextChoice = Field(DEFAULT_TEXT, description="The text to train on")
     dataset: HubDataset | None = Field(None, description="A dataset on the Hub to train on instead")
     samples: int = Field(
         0, ge=0, le=MAX_TOKENS, description="Tokens that the teacher writes itself, to train on too"
@@ -183,7 +190,7 @@ class Distillation(Training, Step):
 
     @model_validator(mode="after")
     def _either_text_or_dataset(self) -> Self:
-        if self.dataset is not None and self.text != TextChoice():
+        if self.dataset is not None and self.text not in (DEFAULT_TEXT, TextChoice()):
             raise ValueError("give either text or dataset to read, and not both")
         return self
 
@@ -213,8 +220,8 @@ class Distillation(Training, Step):
         loading = Cost.holding(teacher.loaded if self.teacher else 0)
         samples = self.samples or (DEFAULT_SAMPLES if self.text.text == SELF_GENERATED else 0)
         writing = self_generated(teacher, samples) if samples else Cost()
-        if self.text.text in (CHAT, CHAT_AND_GENERAL):
-            writing = chat_answers(teacher, CHAT_TOKENS)
+        if self.dataset is None and self.text.text in (CHAT, CHAT_AND_GENERAL):
+            writing += chat_answers(teacher, MOST_GENERATED if self.text == DEFAULT_TEXT else CHAT_TOKENS)
         splitting = tokenizing(self.text.text, self.dataset.tokens if self.dataset else samples)
         read = self.dataset.tokens if self.dataset else samples if self.text.text == SELF_GENERATED else None
         heldout = MAX_HELDOUT_TOKENS if read is None else min(MAX_HELDOUT_TOKENS, read // HELD_OUT)
@@ -312,7 +319,7 @@ class Distillation(Training, Step):
         """Read the texts as token ids, and hold out the end of each."""
         model, tokenizer = context.model, context.tokenizer
         window = usable_window(model, HELDOUT_WINDOW)
-        chat = _chat(self.text.text, context, teacher)
+        chat = _chat(self.text.text if self.dataset is None else "", context, teacher)
         texts = self._texts(context, teacher) if self.text.text != CHAT else []
         streams = [token_ids(model, tokenizer, text, context.progress) for text in texts]
         if self.dataset is not None:
@@ -354,7 +361,9 @@ def _chat(text: str, context: StepContext, teacher: LoadedModel) -> Windows:
     if text == CHAT_AND_GENERAL and isinstance(learn_chat_format(teacher.tokenizer), PlainText):
         return Windows((), ())
     student, window = context.loaded, usable_window(context.model, HELDOUT_WINDOW)
-    windows = hold_out(chat_windows(student, teacher, CHAT_TOKENS, window, context.progress))
+    is_mixed = text == CHAT_AND_GENERAL and not are_shipped(teacher.source)
+    tokens = MOST_GENERATED if is_mixed else CHAT_TOKENS
+    windows = hold_out(chat_windows(student, teacher, tokens, window, context.progress))
     return replace(windows, heldout=windows.heldout[: MAX_HELDOUT_TOKENS // (2 * window)])
 
 

@@ -146,7 +146,7 @@ def test_what_a_refusal_advises_is_accepted(attack):
 
 
 def test_another_teacher_is_refused_unless_it_was_looked_up_and_fits():
-    asked = recipe(Distillation(steps=1, teacher="someone/large"))
+    asked = recipe(Distillation(steps=1, teacher="someone/large", text="general"))
     with pytest.raises(RecipeError, match="Another teacher"):
         check_budget(asked, DEFAULT, allowed=SPACE)
     with pytest.raises(RecipeError, match=r"of memory.*[Ll]eave out teacher"):
