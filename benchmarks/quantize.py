@@ -1,8 +1,8 @@
 """Prune, quantize, or both: quality against bytes on disk.
 
 Each model is exported to GGUF, the written file is de-quantized, and the result is measured with the library's own
-evaluation. The offline weights are 4-bit weights that were de-quantized, so their figures are not those of 16-bit weights:
-compare at 8 and 5 bits too, and give `--model` a model of the Hub where there is one with 16-bit weights.
+evaluation. The offline weights are 4-bit weights that were de-quantized, so their figures are not those of 16-bit
+weights: compare at 8 and 5 bits too, and give `--model` a model of the Hub where there is one with 16-bit weights.
 """
 
 import argparse
