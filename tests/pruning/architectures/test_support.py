@@ -11,8 +11,11 @@ import pytest
 
 from pruning.architectures.config import known_types
 from pruning.architectures.support import support_of
+from pruning.cli.families import table
 
 EXPECTED = json.loads((Path(__file__).parents[2] / "data" / "families.json").read_text(encoding="utf-8"))
+
+DOCUMENTED = Path(__file__).parents[3] / "docs" / "families.md"
 
 PROVEN_AGAIN = ("neurons", "groups", "layers", "experts")
 """What is proven for every type; the tests of proofs and steps cover the other units."""
@@ -119,3 +122,8 @@ def test_every_dense_type_can_lose_layers_and_tokens(name):
 def test_every_hybrid_type_can_lose_tokens_and_neurons_or_layers(name):
     assert "vocabulary" in EXPECTED[name]
     assert {"neurons", "layers"} & set(EXPECTED[name])
+
+
+def test_the_documentation_lists_what_is_proven():
+    documented = DOCUMENTED.read_text(encoding="utf-8").splitlines()
+    assert [line for line in documented if line.startswith("|")] == list(table(EXPECTED))
