@@ -152,8 +152,10 @@ def _of_lesson(key: str, look_up: LookUp) -> Description:
                 raise
             base = Base(None, None)  # The run falls back to the default model.
         bases.append([name, base.hub_id, base.revision])
+    # Without types, the key is that of the time when no lesson had any.
+    types = (lesson.types,) if lesson.types else ()
     plain = {
-        "lesson": repr((lesson.key, lesson.runs, lesson.chart, lesson.budget)),
+        "lesson": repr((lesson.key, lesson.runs, lesson.chart, lesson.budget, *types)),
         "prompt": lessons.PROMPT,
         "sampling": _plain_sampling(lessons.SAMPLING),
         "tokens": [lessons.EVALUATION_TOKENS, lessons.SEARCH_TOKENS],

@@ -1,6 +1,6 @@
 """The task of a lesson of the course: prune and measure its models, and collect the figures for its text."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from page.workers.messages import (
     ImportanceMap,
@@ -23,7 +23,17 @@ from page.workers.tasks import (
 from pruning import Calibration, LoadedModel, ModelError, Pruned, Recipe, Report, Sampling, catalog
 from pruning.architectures.families import NEURON
 from pruning.architectures.shape import Shape
-from pruning.lessons import BY_KEY, Lesson, LessonRun, metrics_of_runs, metrics_of_shape
+from pruning.evaluation.perplexity import evaluate
+from pruning.lessons import (
+    BY_KEY,
+    Lesson,
+    LessonRun,
+    metrics_of_runs,
+    metrics_of_shape,
+    metrics_of_types,
+)
+from pruning.sharing.gguf import GGUF_TYPES
+from pruning.sharing.gguf.quantize import round_weights
 from pruning.text.choice import DEFAULT_CALIBRATION
 from pruning.text.generation import generate
 
@@ -72,12 +82,32 @@ class LessonTask(Task):
                 models.append(_model("Original model", pruned.report, base))
             models.append(_model(title, pruned.report, pruned))
             context.emit(Partial(tuple(models), replaces=True))
+        reports: dict[str, Report] = {}
+        for type in lesson.types:
+            rounded = _rounded(type, default, models[0].report, context)
+            reports[type] = rounded.report
+            models.append(rounded)
+            context.emit(Partial(tuple(models), replaces=True))
+        metrics |= metrics_of_types(reports)
         return LessonResult(tuple(models), metrics, shape, source, recipe, _chart(lesson, context))
 
 
 def _model(title: str, report: Report, model: LoadedModel | Pruned) -> LessonModel:
     text = generate(model, PROMPT, SAMPLING, chat=False)
     return LessonModel(title, report, isinstance(model, Pruned), text)
+
+
+def _rounded(type: str, base: LoadedModel, report: Report, context: TaskContext) -> LessonModel:
+    """Measure a base with its weights as a GGUF file of a type holds them."""
+    bits = GGUF_TYPES[type].bits
+    context.emit(Progress(f"Rounding the weights to {type}"))
+    rounded = replace(base, model=round_weights(base.model, type))
+    quality = evaluate(rounded, tokens=EVALUATION_TOKENS, progress=context.emit)
+    size = int(report.before.parameters * bits / 8)
+    after = replace(report.before, bytes=size, quality=quality)
+    text = generate(rounded, PROMPT, SAMPLING, chat=False)
+    title = f"Nothing removed, {bits:g} bits for each weight ({type})"
+    return LessonModel(title, Report(report.before, after), True, text)
 
 
 def _search(budget: str, context: TaskContext) -> tuple[Recipe, dict[str, float | str]]:

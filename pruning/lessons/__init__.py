@@ -7,8 +7,8 @@ the sections that `lesson.SECTIONS` names; a `$name` in it is a metric of the le
 from math import inf
 
 from pruning.lessons.lesson import Claim, Lesson, LessonRun
-from pruning.lessons.metrics import format_metrics, metrics_of_runs, metrics_of_shape
-from pruning.lessons.outcome import largest, within
+from pruning.lessons.metrics import format_metrics, metrics_of_runs, metrics_of_shape, metrics_of_types
+from pruning.lessons.outcome import largest, smallest, within
 from pruning.steps import AnyStep, Heads, Layers, Neurons, Weights
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "format_metrics",
     "metrics_of_runs",
     "metrics_of_shape",
+    "metrics_of_types",
 ]
 
 
@@ -129,6 +130,15 @@ LESSONS = (
         budget="25%",
         claims=(Claim("chosen_ratio", 1, 10),),
         outcome=largest("chosen_removed_neurons", "chosen_removed_heads", "chosen_removed_layers"),
+    ),
+    Lesson(
+        "13-prune-or-quantize",
+        runs=(
+            LessonRun("pruned", "40% of the neurons removed, repaired", _neurons(0.4, "activation", True)),
+        ),
+        types=("q8_0", "q4_0"),
+        claims=(Claim("pruned_ratio", 1.5), Claim("q8_0_ratio", 0.95, 1.05), Claim("q4_0_ratio", 1.1, 2)),
+        outcome=smallest("pruned_ratio", "q8_0_ratio", "q4_0_ratio"),
     ),
 )
 

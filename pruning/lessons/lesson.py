@@ -77,6 +77,7 @@ class Lesson:
         claims: What its metrics are expected to show on the default model.
         chart: The chart that is drawn below the results, if any.
         budget: A size for the search by size, such as `25%`; used instead of runs.
+        types: Types of a GGUF file in whose precision the original model is measured too, after the runs.
         outcome: Finds the answer to its prediction that the metrics of a run show; None if its run cannot tell.
     """
 
@@ -85,6 +86,7 @@ class Lesson:
     claims: tuple[Claim, ...] = ()
     chart: Literal["", "importance", "influence"] = ""
     budget: str = ""
+    types: tuple[str, ...] = ()
     outcome: Outcome | None = None
 
     @property

@@ -7,6 +7,7 @@ from pruning.architectures.families import NEURON
 from pruning.architectures.shape import Shape
 from pruning.formatting import format_number
 from pruning.pipeline import Pruned
+from pruning.report import Report
 
 Metrics = Mapping[str, float | str]
 """Metrics by name. Some are texts, such as the name of the model that was pruned."""
@@ -85,6 +86,32 @@ def metrics_of_runs(runs: Sequence[tuple[str, Pruned]]) -> dict[str, float | str
         metrics["nine_loss_growth"] = _divide(log(metrics["nine_ratio"]), log(metrics["three_ratio"]))
         metrics |= {f"{name}_rise_share": metrics[f"{name}_ratio"] - 1 for name in ("three", "nine")}
     return dict(metrics)
+
+
+def metrics_of_types(reports: Mapping[str, Report]) -> dict[str, float | str]:
+    """Return the metrics of the original model with its weights in other types.
+
+    Args:
+        reports: The report of each type by its name, such as `q8_0`.
+
+    Returns:
+        `base_bytes`, and for each type `NAME_ratio`, the perplexity over that of the original weights, and
+        `NAME_bytes`.
+
+    Raises:
+        ValueError: A model has not been evaluated.
+    """
+    metrics: dict[str, float | str] = {}
+    for name, report in reports.items():
+        before, after = report.before.quality, report.after.quality
+        if before is None or after is None:
+            raise ValueError(f"The model in {name} has not been evaluated.")
+        metrics["base_bytes"] = report.before.bytes
+        metrics |= {
+            f"{name}_ratio": after.overall.value / before.overall.value,
+            f"{name}_bytes": report.after.bytes,
+        }
+    return metrics
 
 
 def _divide(part: float, whole: float) -> float:

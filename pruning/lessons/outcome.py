@@ -37,6 +37,20 @@ def largest(*names: str) -> Outcome:
     return find
 
 
+def smallest(*names: str) -> Outcome:
+    """Return an outcome that is the answer whose metric is the smallest.
+
+    Args:
+        names: The name of a metric for each answer.
+    """
+
+    def find(metrics: Metrics) -> int | None:
+        values = [_number(metrics, name) for name in names]
+        return values.index(min(values))
+
+    return find
+
+
 def _number(metrics: Metrics, name: str) -> float:
     value = metrics[name]
     if isinstance(value, str):

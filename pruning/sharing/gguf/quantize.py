@@ -1,10 +1,13 @@
 """Read GGUF files, and rewrite one of 16-bit weights in a type with fewer bits."""
 
+import copy
 import importlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from transformers import PreTrainedModel
 
 from pruning.errors import ModelError
 from pruning.progress import Progress, Reporter
@@ -71,6 +74,26 @@ def quantize(source: Path, output: Path, type: str, progress: Reporter) -> None:
             data = quants.quantize(quants.dequantize(data, tensor.tensor_type), wanted)
         writer.write_tensor_data(np.ascontiguousarray(data))
     writer.close()
+
+
+def round_weights(model: PreTrainedModel, type: str) -> PreTrainedModel:
+    """Return a copy of a model whose matrices have the values that a GGUF file of a type holds.
+
+    Args:
+        model: A model that keeps its matrices as the file does, `[outputs, inputs]`.
+        type: A key of `GGUF_TYPES` that has blocks.
+    """
+    gguf, quants = gguf_package(), gguf_package("quants")
+    kind = gguf.GGMLQuantizationType[type.upper()]
+    block, _ = gguf.GGML_QUANT_SIZES[kind]
+    rounded = copy.deepcopy(model)
+    for weight in rounded.parameters():
+        if weight.ndim == 2 and weight.shape[1] % block == 0:
+            # The file is made from one of 16 bits.
+            halves = weight.detach().half().float().cpu().numpy()
+            values = quants.dequantize(quants.quantize(halves, kind), kind)
+            weight.data = torch.from_numpy(values).to(weight)
+    return rounded
 
 
 def _can_pack(tensor: Any, wanted: Any) -> bool:

@@ -9,7 +9,14 @@ import pytest
 import pruning
 from pruning import Calibration, Recipe, lessons
 from pruning.architectures.shape import Shape
-from pruning.lessons import LESSONS, Claim, format_metrics, metrics_of_runs, metrics_of_shape
+from pruning.lessons import (
+    LESSONS,
+    Claim,
+    format_metrics,
+    metrics_of_runs,
+    metrics_of_shape,
+    metrics_of_types,
+)
 from pruning.lessons.lesson import SECTIONS, split_sections
 from pruning.lessons.metrics import removed_by_step
 from tests.helpers.models import loaded
@@ -33,6 +40,7 @@ def metrics_on_the_page(lesson, base, pruned):
     metrics |= metrics_of_runs([(run.name, pruned) for run in lesson.runs])
     for run in lesson.runs:
         metrics |= {f"{run.name}_model": "a model", f"{run.name}_width_before": 48}
+    metrics |= metrics_of_types(dict.fromkeys(lesson.types, pruned.report))
     if lesson.budget:
         metrics |= metrics_of_runs([("chosen", pruned)])
         metrics |= {"previewed": 9, "measured": 3, "chosen": "1 layer"}
@@ -84,6 +92,8 @@ BY_NUMBER = {lesson.number: lesson for lesson in LESSONS}
         (12, {"chosen_removed_neurons": 16, "chosen_removed_heads": 0, "chosen_removed_layers": 17}, 2),
         (12, {"chosen_removed_neurons": 18, "chosen_removed_heads": 0, "chosen_removed_layers": 17}, 0),
         (12, {"chosen_removed_neurons": 0, "chosen_removed_heads": 0, "chosen_removed_layers": 0}, None),
+        (13, {"pruned_ratio": 2.3, "q8_0_ratio": 1.0, "q4_0_ratio": 1.4}, 1),
+        (13, {"pruned_ratio": 1.2, "q8_0_ratio": 1.4, "q4_0_ratio": 1.4}, 0),
     ],
 )
 def test_the_verdict_follows_the_figures_of_the_run(number, metrics, place):
