@@ -40,7 +40,8 @@ def check_results(page, lesson):
     assert "not what this lesson expects" not in notice
     assert "$" not in notice
     rows = page.locator("#lesson-results tbody tr.output").count()
-    assert rows == (len(lesson.runs) + 1 if lesson.runs else 2 if lesson.budget else 0)
+    made = len(lesson.runs) + len(lesson.types) + bool(lesson.budget)
+    assert rows == (made + 1 if made else 0)
     assert not page.is_visible(f"text={lesson.explanation[:40]}")
     page.click("#reveal button")
     page.wait_for_selector(f"text={lesson.explanation[:40]}")
