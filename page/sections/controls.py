@@ -501,10 +501,10 @@ def draw_recipe(recipe: Recipe, base: FoundModel) -> str:
     return model_map.draw_model(base.shape, after, origin, zeros)
 
 
-def describe_criterion(name: str) -> tuple[str, object]:
+def describe_criterion(name: object) -> tuple[str, object]:
     """Return the formula of a criterion. Repair is on by default for those that calibrate."""
     try:
-        criterion = criterion_named(name)
+        criterion = criterion_named(str(name))
     except RecipeError as error:
         return render.message(str(error), "warning"), gr.skip()
     repair = gr.Checkbox(value=criterion.needs_calibration, interactive=not criterion.gated_only)

@@ -59,12 +59,12 @@ SAMPLES = {
     "channels": (Channels(hidden_size=24),),
     "weights": (Weights(fraction=0.5),),
     "reconstruction": (Reconstruction(epochs=2),),
-    "distillation": (Distillation(steps=3, batch=3, micro_batch_size=2, window=64),),
+    "distillation": (Distillation(steps=3, batch=3, micro_batch_size=2, window=64, text="general"),),
     "distillation of all": (
-        Distillation(steps=2, batch=2, window=128, embeddings=True, hidden_loss_weight=1.0),
+        Distillation(steps=2, batch=2, window=128, embeddings=True, hidden_loss_weight=1.0, text="general"),
     ),
     "samples": (Distillation(steps=1, text={"text": "self_generated"}, samples=512),),
-    "several": (Neurons(fraction=0.25), Reconstruction(epochs=1), Distillation(steps=1)),
+    "several": (Neurons(fraction=0.25), Reconstruction(epochs=1), Distillation(steps=1, text="general")),
 }
 
 FAMILIES = {"llama": [*SAMPLES], "gpt2": ["neurons", "reconstruction", "distillation"]}

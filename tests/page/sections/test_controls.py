@@ -2,9 +2,10 @@
 
 from urllib.parse import parse_qsl, urlsplit
 
+import gradio as gr
 import pytest
 
-from page.sections.controls import choose_example
+from page.sections.controls import choose_example, describe_criterion
 from page.server.form import CHAT, CONTINUE, EXAMPLE_PROMPTS, FIRST_PROMPTS
 from page.server.links import decode_prompt, link
 from page.workers.messages import Prompt
@@ -102,3 +103,10 @@ def test_a_link_without_a_mode_leaves_the_prompt(parameters):
 
 def test_a_long_prompt_of_a_link_is_cut():
     assert decode_prompt({"mode": "chat", "prompt": "x" * 10_000}) == (CHAT, "x" * 500)
+
+
+@pytest.mark.parametrize("name", [None, 3, ["l1"], {"l1": 1}, "no such criterion"])
+def test_a_criterion_that_there_is_not_gets_a_sentence(name):
+    note, repair = describe_criterion(name)
+    assert "There is no criterion" in note
+    assert repair == gr.skip()
