@@ -329,7 +329,7 @@ class Distillation(Training, Step):
             border = len(tokens) - len(tokens) // HELD_OUT
             fitting.append(tokens[:border])
             # From the end: what follows the border may still be the article that is trained on.
-            share = MAX_HELDOUT_TOKENS // len(streams)
+            share = (MAX_HELDOUT_TOKENS - sum(map(len, chat.heldout))) // len(streams)
             heldout += split_into_windows(tokenizer, tokens[border:][-share:], window)
         prefix = bos_ids(tokenizer)
         needed = max(LEAST_TOKENS, self.window)
