@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 from benchmarks.client import Client, page_config, told
 from benchmarks.common import table
 from benchmarks.startup import TIMEOUT, browser
+from pruning.files import cache_folder
 from pruning.lessons import LESSONS
-from tests.helpers.serving import serve
+from tests.helpers.serving import page_cache, serve
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -77,7 +78,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def main(clients: int, lesson: int, parts: str) -> None:
     """Serve the page, and print what the class and the visitor waited for."""
     with TemporaryDirectory() as folder:
-        settings = {"HF_ENDPOINT": "http://127.0.0.1:9", "GRADIO_TEMP_DIR": folder}
+        settings = {
+            "HF_ENDPOINT": "http://127.0.0.1:9",
+            "GRADIO_TEMP_DIR": folder,
+            # What earlier runs recorded would be taken for live.
+            "SECATEUR_CACHE": page_cache(Path(folder), cache_folder()),
+        }
         process, url = serve(settings, Path(folder) / "log.txt")
         try:
             for part in parts.split(","):
