@@ -21,7 +21,8 @@ from benchmarks.common import table
 from benchmarks.contained import busiest, kill, workers
 from page.workers.pool import INTERACTIVE_NICENESS, LONG_NICENESS
 from page.workers.process import ENDED
-from tests.helpers.serving import serve
+from pruning.files import cache_folder
+from tests.helpers.serving import page_cache, serve
 
 RATIO = 1.5
 REPLACED_SECONDS = 5.0
@@ -44,7 +45,7 @@ class Measurement:
     def __init__(self, url: str, process: psutil.Process) -> None:
         self._url, self._process = url, process
         self._config: dict[str, Any] = {}
-        self._percent = 5.0
+        self._seed = 0
         self.checks: list[tuple[str, bool]] = []
 
     async def run(self, prunings: int, minutes: int) -> dict[str, list[float]]:
@@ -77,10 +78,10 @@ class Measurement:
             raise Failure(answer)
 
     async def _first_token(self) -> float:
-        """Prune by a cut that nobody made before; return the seconds to the first token, and stop."""
-        self._percent += 0.5
+        """Prune by a recipe that nobody used before; return the seconds to the first token, and stop."""
+        self._seed += 1
         async with self._visitor() as client:
-            client.set("neurons-fraction", self._percent)
+            client.set("seed", self._seed)
             start = time.monotonic()
             answer = await client.join(client.body(client.function("prune")), until=FIRST_TOKEN)
             seconds = time.monotonic() - start
@@ -167,7 +168,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def main(prunings: int, minutes: int) -> None:
     """Serve the page, measure, and print two tables; exit with 1 if a check fails."""
     with tempfile.TemporaryDirectory() as folder:
-        settings = {"HF_ENDPOINT": "http://127.0.0.1:9", "GRADIO_TEMP_DIR": folder}
+        settings = {
+            "HF_ENDPOINT": "http://127.0.0.1:9",
+            "GRADIO_TEMP_DIR": folder,
+            "SECATEUR_CACHE": page_cache(Path(folder), cache_folder()),
+        }
         process, url = serve(settings, Path(folder) / "log.txt")
         try:
             measurement = Measurement(url, psutil.Process(process.pid))

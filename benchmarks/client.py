@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 
 STATUS = re.compile(r'class=\\"status (failed|stopped|done)\\"[^>]*><span>(.*?)</span>')
-FIRST_TOKEN = r'text-after\\"><span class=\\"prompt\\">[^<]*</span>(?!<span class=\\"cursor|</p>)'
+FIRST_TOKEN = r'text-after\\"><span class=\\"prompt[^>]*>[^<]*</span>(?!<span class=\\"cursor|</p>)'
 """Finds an event in which the pruned model has output anything beyond the prompt."""
 ENDINGS = ('"process_completed"', '"unexpected_error"')
 API = "/gradio_api"
