@@ -122,13 +122,13 @@ class Measurement:
         for worker in workers(self._process, (INTERACTIVE_NICENESS, LONG_NICENESS)):
             kill(worker)
         start = time.monotonic()
-        answer = told(await client.queued("show_next_tokens"))
+        answer = await client.queued("show_next_tokens")
         while ENDED in answer:  # It was given to a worker just before its end.
-            answer = told(await client.queued("show_next_tokens"))
+            answer = await client.queued("show_next_tokens")
         took = time.monotonic() - start
         self._check(
             f"the distilled model outlives all workers: it was there again after {took:.0f} s",
-            answer == "done" and took < 60 * minutes,
+            "<td" in answer and took < 60 * minutes,
         )
 
     async def _kill_distillation(self, other: Client, minutes: int) -> None:
