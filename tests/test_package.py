@@ -17,6 +17,7 @@ import pytest
 
 import pruning
 from pruning import catalog
+from pruning.lessons import LESSONS
 from tests.helpers import requirements
 from tests.helpers.models import folder_of
 
@@ -163,7 +164,8 @@ def test_the_wheel_holds_the_library_alone(wheel):
     assert {name.partition("/")[0] for name in names} == {"pruning", info}
     assert f"{info}/licenses/LICENSE" in names
     assert {"pruning/py.typed", "pruning/__init__.pyi", "pruning/text/passages/code.heldout.txt"} < set(names)
-    assert len([name for name in names if re.fullmatch(r"pruning/lessons/\d\d-.*\.md", name)]) == 12
+    texts = {name for name in names if re.fullmatch(r"pruning/lessons/\d\d-.*\.md", name)}
+    assert texts == {f"pruning/lessons/{lesson.key}.md" for lesson in LESSONS}
     if tracked.returncode == 0:  # Not in an archive of the sources.
         assert set(tracked.stdout.split()) <= set(names)
 
