@@ -1,8 +1,8 @@
 """PyTorch, transformers and accelerate, imported when something of theirs is first used.
 
-They take seconds to import. A module that begins with `from pruning.lazy import torch` instead of `import torch` can be
-imported without them, so that a command which reads only a config starts at once. It must use nothing of theirs while
-it is imported: no base class, decorator or default value. `tests/pruning/test_start.py` names the place if one does.
+They take seconds to import. A module that says `from pruning.lazy import torch` instead of `import torch` does not
+import them, so commands that read only a config start right away. Such a module must not use them at the top level: not
+as a base class, a decorator or a default value. `tests/pruning/test_start.py` shows the place that does.
 """
 
 import sys

@@ -127,9 +127,8 @@ def _legend_entry(name: str, size: int, kept: int) -> str:
 def weights_origin(source: Source) -> str:
     """Return sentences that name the weights that are loaded, and what was made of them. They are not escaped yet."""
     origin = f"{source.origin[:1].upper()}{source.origin[1:]}"
-    if source.revision and not source.revision.startswith(
-        "pypi:"
-    ):  # A package's version is part of the origin.
+    # A package's version is part of the origin.
+    if source.revision and not source.revision.startswith("pypi:"):
         origin = f"{origin}, revision {source.revision[:12]}"
     return " ".join([f"{origin}.", *source.notes])
 

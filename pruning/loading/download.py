@@ -128,20 +128,17 @@ def fetch_adapter(source: Source, access: Access, progress: Reporter) -> Source:
     """Download the weights of an adapter that was looked up.
 
     Raises:
-        ModelError: There is no room for them.
+        ModelError: The disk does not have enough free space.
         Unreachable: The Hub does not answer.
     """
     hub_id, adapter = str(source.hub_id), source.adapter
     assert adapter is not None, "it is not an adapter"
     if (remote := adapter.remote) is None:
         return source
-    folder = source.folder
-    for name in sorted(remote.weights):
-        check_disk(hub_id, remote.sizes[name], access)
-        progress(Progress(f"Downloading {hub_id}, {format_bytes(remote.sizes[name])}"))
-        with hub_errors(hub_id, remote.commit, access.local):
-            folder = download_file(hub_id, name, remote.sizes[name], remote.commit, access.hub_token).parent
-    return replace(source, folder=folder, adapter=replace(adapter, remote=None))
+    weights = {name: remote.sizes[name] for name in sorted(remote.weights)}
+    stage = f"Downloading {hub_id}, {format_bytes(sum(weights.values()))}"
+    folder = _fetch(hub_id, remote, weights, stage, access, progress)
+    return replace(source, folder=folder or source.folder, adapter=replace(adapter, remote=None))
 
 
 def require_disk(source: Source, access: Access) -> None:
@@ -159,19 +156,33 @@ def fetch_text_files(source: Source, access: Access, progress: Reporter) -> Sour
     """Download the files of text of a model that was looked up; its weights are left where they are.
 
     Raises:
-        ModelError: There is no room for them.
+        ModelError: The disk does not have enough free space.
         Unreachable: The Hub does not answer.
     """
     hub_id, remote = str(source.hub_id), source.remote
     assert remote is not None, "there is nothing to download"
     sizes = {name: size for name, size in remote.sizes.items() if name not in remote.weights}
+    stage = f"Downloading the tokenizer of {hub_id}"
+    folder = _fetch(hub_id, remote, sizes, stage, access, progress)
+    return replace(source, folder=folder or source.folder)
+
+
+def _fetch(
+    hub_id: str,
+    remote: HubFiles,
+    sizes: Mapping[str, int],
+    stage: str,
+    access: Access,
+    progress: Reporter,
+) -> Path | None:
+    """Download some files, if the disk has room for all of them; return their folder, or None if there are none."""
     check_disk(hub_id, sum(sizes.values()), access)
-    folder = source.folder
+    folder = None
     for number, (name, size) in enumerate(sizes.items()):
-        progress(Progress(f"Downloading the tokenizer of {hub_id}", number, len(sizes)))
+        progress(Progress(stage, number, len(sizes)))
         with hub_errors(hub_id, remote.commit, access.local):
             folder = download_file(hub_id, name, size, remote.commit, access.hub_token).parent
-    return replace(source, folder=folder)
+    return folder
 
 
 def _shards(hub_id: str, remote: HubFiles, token: Token) -> list[str]:
