@@ -194,8 +194,8 @@ def wire(tab: CourseTab) -> None:
     on_start([tab.chosen.change], choose_lesson, [tab.chosen], [tab.run, tab.stop, *tab.lesson_outputs])
     given = [tab.chosen, tab.text.prediction]
     changed = [tab.run, tab.stop, tab.text.notice, *tab.run_outputs]
-    on_start([tab.run.click], run, given, changed, tab.status)
-    on_start([tab.live.click], run_lesson_live, given, changed, tab.status)
+    on_start([tab.run.click], run, given, changed)
+    on_start([tab.live.click], run_lesson_live, given, changed)
     on_event([tab.stop.click], stop)
 
 

@@ -115,7 +115,6 @@ class DistillSection:
                 controls.sampling.seed,
             ],
             [self.start, self.stop, self.status, self.curve, self.sample, *outputs(page)],
-            self.status,
         )
         on_event([self.stop.click], stop)
 

@@ -54,17 +54,17 @@ def on_start(
     handler: Handler,
     inputs: Sequence[Part],
     outputs: Sequence[Part],
-    status: gr.HTML | None = None,
     trigger_mode: Literal["once", "multiple", "always_last"] | None = None,
 ) -> Dependency:
     """Call a handler that runs a job, and return what may follow it. How many run is for the job's own queue to say.
+
+    The job's own status line says how it stands: Gradio's sign of progress would stand there beside the result.
 
     Args:
         triggers: The events that start it.
         handler: A generator of updates.
         inputs: The components whose values it takes.
         outputs: The components that it may change.
-        status: Where Gradio shows that it runs, if anywhere.
         trigger_mode: What happens to a trigger while the handler runs; `multiple` starts it once more.
     """
     return gr.on(
@@ -72,8 +72,8 @@ def on_start(
         handler,
         inputs,
         outputs,
-        show_progress="minimal" if status is not None else "hidden",
-        show_progress_on=[status] if status is not None else NOWHERE,
+        show_progress="hidden",
+        show_progress_on=NOWHERE,
         concurrency_limit=None,
         trigger_mode=trigger_mode,
         api_visibility="private",

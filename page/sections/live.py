@@ -56,7 +56,7 @@ def wire(page: Page) -> None:
         async for updates in prune_and_watch(page, values, request, token, waits=False):
             yield updates
 
-    on_start([button.click], prune_live, inputs(page), outputs(page), pane.job.status, "multiple")
+    on_start([button.click], prune_live, inputs(page), outputs(page), "multiple")
     assert pane.job.start is not None
     assert pane.job.stop is not None
     on_browser_event([slider.release for slider in sliders], _press_after(BLINK))

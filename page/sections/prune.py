@@ -69,8 +69,8 @@ def wire(page: Page) -> None:
     assert job.stop is not None
     given, changed = inputs(page), outputs(page)
     # Pressed again, it replaces the run under way.
-    on_start([job.start.click, panel.sampling.prompt.submit], prune, given, changed, job.status, "multiple")
-    on_start([pane.live.click], run_live, given, changed, job.status, "multiple")
+    on_start([job.start.click, panel.sampling.prompt.submit], prune, given, changed, "multiple")
+    on_start([pane.live.click], run_live, given, changed, "multiple")
     on_event([job.stop.click], stop)
 
 

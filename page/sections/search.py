@@ -134,7 +134,6 @@ def wire(page: Page, controls: SearchControls, results: SearchResults) -> None:
         search,
         [controls.budget, *page.controls.calibration_inputs],
         [*job.outputs, results.column, results.chart, results.table, results.recipes, *_used(page)],
-        job.status,
     )
     on_event([results.table.select], choose, [results.recipes], _used(page))
 
