@@ -17,8 +17,9 @@ from pruning.loading.given import AnyModel
 from pruning.loading.load import LoadedModel
 from pruning.loading.placement import AnyDtype
 from pruning.loading.source import Token
+from pruning.masked_base import check_against_masked_base
 from pruning.progress import Progress, Reporter, bar, silent, with_bar
-from pruning.pruned import Pruned, numbers_in_base
+from pruning.pruned import Pruned, names_in_base, numbers_in_base
 from pruning.recipe import Recipe
 from pruning.report import Measured, Report, Sample
 from pruning.request import Request, Steps
@@ -125,7 +126,8 @@ def prune(
             CPU computes in float32 in any case, which is faster there.
         device: Where the work is done, such as `cpu` or `cuda`; by default where the model fits.
         share_memory: Whether the result shares the tensors that were not cut with the base. It is then made
-            without a copy, and must not be trained: that would change the base.
+            without a copy and not yet compared with its base (`check_pruned`), and must not be trained: that would
+            change the base.
         progress: Is called with each stage; by default a bar on a terminal.
 
     Returns:
@@ -148,7 +150,16 @@ def prune(
 
 def _carry_out(recipe: Recipe, base: LoadedModel, share_memory: bool, progress: Reporter) -> Pruned:
     pruned = apply_steps(recipe, base, progress=progress)
-    return pruned if share_memory else replace(pruned, model=with_own_memory(pruned.model, base.model))
+    if share_memory:
+        return pruned
+    check_pruned(pruned, base, progress=progress)
+    return replace(pruned, model=with_own_memory(pruned.model, base.model))
+
+
+def check_pruned(pruned: Pruned, base: LoadedModel, *, progress: Reporter = silent) -> None:
+    """Refuse a model that computes something else than its base with the removed units masked: `SavingError`."""
+    progress(Progress("Checking the model against its base"))
+    check_against_masked_base(pruned.model, base.model, pruned.layers, pruned.units, pruned.changed)
 
 
 def apply_step(pruned: Pruned, base: LoadedModel, step: Step, *, progress: Reporter = silent) -> Pruned:
@@ -228,6 +239,7 @@ def _apply(step: Step, pruned: Pruned, base: LoadedModel, progress: Reporter) ->
         shape=shape,
         layers=layers,
         units=numbers_in_base(pruned.units, result.kept, result.layers),
+        changed=pruned.changed | names_in_base(result.changed, shape.anatomy.family.layers, pruned.layers),
     )
 
 

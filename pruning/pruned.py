@@ -1,6 +1,7 @@
 """A pruned model."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,18 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pruning.architectures.families import CHANNEL, KEY_VALUE, NEURON, QUERY, TOKEN
+from pruning.architectures.families import (
+    CHANNEL,
+    EXPERT,
+    GATE,
+    KEY_VALUE,
+    NEURON,
+    QUERY,
+    SHARED,
+    TOKEN,
+    UP,
+    kind_of,
+)
 from pruning.architectures.shape import Shape
 from pruning.formatting import UNIT_TITLES, format_ranges
 from pruning.loading.source import Source
@@ -24,8 +36,12 @@ UNIT_NAMES = {
     KEY_VALUE: "key_value_heads",
     CHANNEL: "channels",
     TOKEN: "tokens",
+    EXPERT: "experts",
 }
 """What `Pruned.kept` calls each kind of unit."""
+
+NUMBERED = (*UNIT_NAMES, SHARED, GATE, UP)
+"""The kinds of units whose numbers in the base are known."""
 
 
 def numbers_in_base(before: KeptIndices, kept: KeptIndices, layers: Sequence[int] | None) -> KeptIndices:
@@ -37,14 +53,39 @@ def numbers_in_base(before: KeptIndices, kept: KeptIndices, layers: Sequence[int
         layers: Which layers it kept; None for all.
     """
     after: dict[str, Sequence[torch.Tensor]] = {}
-    for kind in UNIT_NAMES:
-        old, new = before.get(kind), kept.get(kind)
-        if new is not None and old is not None:
-            new = [numbers[indices.cpu()] for numbers, indices in zip(old, new, strict=True)]
-        numbers = [each.cpu() for each in (old or ())] if new is None else [each.cpu() for each in new]
-        if numbers:
-            after[kind] = [numbers[layer] for layer in layers] if layers and kind != TOKEN else numbers
+    for kind in NUMBERED:
+        if kind not in before and kind not in kept:
+            continue
+        # Until gate and up are cut apart, they have the numbers of whole neurons; and a later cut is of these again.
+        old, new = (numbers.get(kind) or numbers.get(kind_of(kind)) for numbers in (before, kept))
+        experts = kept.get(EXPERT) if kind == NEURON else None
+        numbers = [each.cpu() for each in (old or new or ())]
+        if old and experts:
+            numbers = [
+                each[rows.cpu()] if each.ndim == 2 else each
+                for each, rows in zip(numbers, experts, strict=True)
+            ]
+        if old and new:
+            numbers = [_numbers_of(each, chosen.cpu()) for each, chosen in zip(numbers, new, strict=True)]
+        after[kind] = [numbers[layer] for layer in layers] if layers and kind != TOKEN else numbers
     return after
+
+
+def _numbers_of(numbers: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    """Return the numbers of the chosen units, `[chosen]`, or `[experts, chosen]` if each expert has others."""
+    return numbers.gather(-1, chosen) if chosen.ndim == 2 == numbers.ndim else numbers[chosen]
+
+
+def names_in_base(names: Iterable[str], place: str, layers: Sequence[int]) -> frozenset[str]:
+    """Return the names that tensors of a pruned model have in its base.
+
+    Args:
+        names: Their names.
+        place: The name of the module that holds the layers.
+        layers: The number of each layer in the base.
+    """
+    pattern = re.compile(rf"(?<={re.escape(place)}\.)\d+")
+    return frozenset(pattern.sub(lambda number: str(layers[int(number[0])]), name, count=1) for name in names)
 
 
 @dataclass(frozen=True)
@@ -61,6 +102,7 @@ class Pruned:
         storage_dtype: The precision in which it is saved.
         layers: The number that each of its layers has in the base.
         units: The numbers that its other units have in the base; of each kind that was cut, one tensor for each layer.
+        changed: The base's names of the tensors with new values, by repair or training.
     """
 
     model: PreTrainedModel
@@ -72,6 +114,7 @@ class Pruned:
     storage_dtype: torch.dtype
     layers: tuple[int, ...]
     units: KeptIndices = field(default_factory=dict, compare=False)
+    changed: frozenset[str] = frozenset()
 
     def __repr__(self) -> str:
         before, after = self.report.before.parameters, self.report.after.parameters
@@ -83,10 +126,11 @@ class Pruned:
 
     @property
     def kept(self) -> dict[str, Any]:
-        """The numbers that layers, heads, neurons, channels and tokens have in the base, of what was kept.
+        """The numbers that layers, heads, neurons, channels, experts and tokens have in the base, of what was kept.
 
-        `layers`, `channels` and `tokens` are lists. `neurons`, `heads` and `key_value_heads` hold a list for each kept
-        layer, by its number in the base. A kind is left out if none of it was removed, but for the layers.
+        `layers`, `channels` and `tokens` are lists. The others hold a list for each kept layer, by its number in the
+        base; of neurons inside experts, a list for each expert. A kind is left out if none of it was removed, but for
+        the layers.
 
         Example:
             >>> import pruning
@@ -104,12 +148,17 @@ class Pruned:
 
     @property
     def removed(self) -> tuple[str, ...]:
-        """The layers, heads and channels of the base that are not in the model, such as `heads 3-5 of layer 0`."""
+        """The layers, heads, channels and experts of the base that the model lacks, such as `heads 3-5 of layer 0`."""
         counts = self.report.before.units
         lines = []
         if gone := set(range(counts.get("layers", 0))) - set(self.layers):
             lines.append(f"layers {format_ranges(gone)}")
-        for kind, unit in ((KEY_VALUE, "key_value_heads"), (QUERY, "heads"), (CHANNEL, "channels")):
+        for kind, unit in (
+            (KEY_VALUE, "key_value_heads"),
+            (QUERY, "heads"),
+            (CHANNEL, "channels"),
+            (EXPERT, "experts"),
+        ):
             everything = set(range(counts.get(unit, 0)))
             for layer, kept in zip(self.layers, self.units.get(kind, ()), strict=False):
                 if gone := everything - set(kept.flatten().tolist()):

@@ -14,7 +14,7 @@ FLOORS = (
     {"errors", "progress", "formatting", "files", "version", "memory", "lazy"}
     | {"child_environment", "child_limits", "limited_child"},
     {"schema", "catalog"},
-    {"architectures", "surgery"},
+    {"architectures", "surgery", "masked_base"},
     {"loading"},
     {"text"},
     {"runtime", "calibration", "cost"},

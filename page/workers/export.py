@@ -11,7 +11,7 @@ from pruning import Recipe, publish
 from pruning.errors import RecipeError
 from pruning.files import temporary_folder
 from pruning.loading.source import Token
-from pruning.pipeline import Pruned
+from pruning.pipeline import Pruned, check_pruned
 from pruning.sharing.gguf import GGUF_TYPES, export_and_compare, gguf_types
 
 ZIP = "zip"
@@ -48,7 +48,7 @@ class ExportTask(Task):
         assert storage is not None, "exports need a folder"
         if (found := storage.find(key, context.visitor.owner)) is not None:
             return _file_in(found)
-        pruned = evaluated(self.recipe, context)
+        pruned = _measured_and_checked(self.recipe, context)
         if self.form in GGUF_TYPES and (obstacle := gguf_types(pruned.shape, pruned.recipe.steps)[self.form]):
             raise RecipeError(f"{obstacle} Choose a width that fits under How to choose what to cut.")
         size = pruned.report.after.bytes
@@ -69,6 +69,14 @@ class ExportTask(Task):
             output = entry / f"{self.name}-{self.form}.gguf"
             exported = export_and_compare(folder, output, self.form, progress=context.emit)
             (entry / NOTES).write_text(json.dumps(exported.notes), encoding="utf-8")
+
+
+def _measured_and_checked(recipe: Recipe, context: TaskContext) -> Pruned:
+    """Return the model of a recipe with all its measurements, compared with its masked base."""
+    pruned = evaluated(recipe, context)
+    base = context.workbench.load(recipe.base, context.visitor, recipe.revision, context.emit)
+    check_pruned(pruned, base, progress=context.emit)
+    return pruned
 
 
 def _file_in(entry: Path) -> Path:
@@ -101,6 +109,6 @@ class PublishTask(Task):
 
     def perform(self, context: TaskContext) -> str:
         """Return the address of the repository."""
-        pruned = evaluated(self.recipe, context)
+        pruned = _measured_and_checked(self.recipe, context)
         context.emit(Released(UPLOAD_SECONDS))
         return publish(pruned, self.repository, private=self.private, token=self.token, progress=context.emit)

@@ -77,15 +77,12 @@ def _mask_neurons(model: PreTrainedModel, anatomy: Anatomy, kept: Kept) -> Itera
         if NEURON in spec.labels and spec.labels[0] == EXPERT:
             removed = torch.ones(anatomy.units[EXPERT], anatomy.units[NEURON], dtype=torch.bool)
             removed.scatter_(1, kept[NEURON][spec.layer], False)
-            values = model.get_parameter(spec.name)
             across = removed[:, None] if spec.labels[2] == NEURON else removed[:, :, None]
-            yield _Replaced(values, across.expand_as(values), 0.0)
+            yield _Replaced(model, spec.name, across, 0.0)
         elif spec.labels == (CHANNEL, SHARED):
             units = torch.ones(anatomy.units[NEURON], dtype=torch.bool)
             units[kept[SHARED][spec.layer]] = False
-            values = model.get_parameter(spec.name)
-            columns = units.repeat_interleave(values.shape[1] // len(units))
-            yield _Replaced(values, columns.expand_as(values), 0.0)
+            yield _Replaced(model, spec.name, units.repeat_interleave(spec.shape[1] // len(units)), 0.0)
 
 
 def _skip_layers(model: PreTrainedModel, anatomy: Anatomy, kept: Kept) -> Iterator[Removable]:
@@ -160,25 +157,30 @@ def _mask_experts(model: PreTrainedModel, anatomy: Anatomy, kept: Kept) -> Itera
             continue
         removed = torch.ones(anatomy.units[EXPERT], dtype=torch.bool)
         removed[kept[EXPERT][spec.layer]] = False
-        module, name = model.get_submodule(spec.module), spec.name.rpartition(".")[2]
-        values = getattr(module, name)
+        name = spec.name.rpartition(".")[2]
         if spec.labels == (EXPERT, CHANNEL):
-            routers[id(values)] = removed
+            routers[id(getattr(model.get_submodule(spec.module), name))] = removed
         elif spec.labels == (EXPERT,) and name != "bias":
-            yield _Replaced(values, removed, float("-inf"))
+            yield _Replaced(model, spec.name, removed, float("-inf"))
     yield _Routing(routers)
 
 
 class _Replaced:
-    """Values that are replaced where units were removed, until they are put back."""
+    """A tensor of a model in whose place stands another, with one value where units were removed."""
 
-    def __init__(self, values: torch.Tensor, removed: torch.Tensor, by: float) -> None:
-        self._values, self._before = values, values.clone()
-        values[removed] = by
+    def __init__(self, model: PreTrainedModel, name: str, removed: torch.Tensor, by: float) -> None:
+        module, _, self._name = name.rpartition(".")
+        self._module = model.get_submodule(module)
+        self._before = getattr(self._module, self._name)
+        values = self._before.masked_fill(removed, by)
+        is_parameter = isinstance(self._before, nn.Parameter)
+        setattr(
+            self._module, self._name, nn.Parameter(values, requires_grad=False) if is_parameter else values
+        )
 
     def remove(self) -> None:
-        """Put the values back."""
-        self._values.copy_(self._before)
+        """Put the tensor back."""
+        setattr(self._module, self._name, self._before)
 
 
 class _Routing(TorchFunctionMode):

@@ -22,6 +22,7 @@ from pruning.loading.metadata import short_text
 from pruning.loading.source import Source
 from pruning.recipe import Recipe
 from pruning.report import Report
+from pruning.saving.older_readers import least_version
 from pruning.saving.provenance import provenance
 from pruning.steps import Distillation
 from pruning.text.passages import GENRES, passage
@@ -210,6 +211,7 @@ def _body(name: str, source: Source, recipe: Recipe, report: Report) -> str:
         steps="; ".join(inline(step.describe()) for step in recipe.steps),
         report=report,
         notes=[inline(note) for note in source.notes],
+        least_version=least_version(source.config),
         recipe=recipe,
         changes_vocabulary=changes_vocabulary,
         qualities=_quality_rows(report, "bits_per_byte" if changes_vocabulary else "value"),

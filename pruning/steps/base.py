@@ -82,6 +82,7 @@ class StepResult:
         notes: For the report: frozen dataclasses, such as one for each projection.
         layers: Which of the former model's layers remain, ascending from 0 on; None if all do.
         kept: Which of the former model's other units remain.
+        changed: The former model's names of the tensors with new values, which are no part of those before.
     """
 
     model: PreTrainedModel
@@ -89,6 +90,7 @@ class StepResult:
     notes: tuple[object, ...] = ()
     layers: tuple[int, ...] | None = None
     kept: KeptIndices = field(default_factory=dict)
+    changed: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -226,7 +228,7 @@ class Cut(Step):
         tensors = {name: value.to(context.base.storage_dtype) for name, value in refit.tensors.items()}
         model = cut(context.model, self.reshape(context.shape), kept, tensors, context.progress)
         layers = tuple(kept[LAYER][0].tolist()) if LAYER in kept else None
-        return StepResult(model, context.tokenizer, refit.notes, layers, kept)
+        return StepResult(model, context.tokenizer, refit.notes, layers, kept, frozenset(tensors))
 
 
 def refit_output_projections(context: StepContext, kind: str, kept: Sequence[torch.Tensor]) -> Refit:

@@ -62,12 +62,13 @@ DEFAULT_SAMPLES = 16_384
 """Tokens that the teacher writes if its own samples are the whole text and no number is given."""
 
 HELDOUT_WINDOW = 512
+"""Tokens in one window of held-out text, at most."""
+
 CHAT_TOKENS = 49_152
 """The most tokens of a teacher's answers, in its chat format."""
+
 DEFAULT_TEXT = TextChoice(text=CHAT_AND_GENERAL)
 """The teacher's answers, if it can chat, and all genres."""
-
-"""Tokens in one window of held-out text, at most."""
 
 
 def number(flag: str, text: str) -> float:
@@ -287,7 +288,8 @@ class Distillation(Training, Step):
             progress=context.progress,
             checkpoint=self._checkpoint,
         )
-        return StepResult(result.model, context.tokenizer, (result.note,))
+        changed = frozenset(name for name, _ in result.model.named_parameters())
+        return StepResult(result.model, context.tokenizer, (result.note,), changed=changed)
 
     def without_paths(self) -> Self:
         """Return the same step with a teacher's folder under its name alone."""

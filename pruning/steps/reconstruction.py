@@ -128,7 +128,7 @@ class Reconstruction(Step):
         # What is seen is what is saved: new weights are rounded to the stored precision.
         tensors = {name: value.to(context.base.storage_dtype) for name, value in result.tensors.items()}
         model = cut(context.model, context.shape, {}, tensors, context.progress)
-        return StepResult(model, context.tokenizer, result.layers)
+        return StepResult(model, context.tokenizer, result.layers, changed=frozenset(tensors))
 
     def describe(self) -> str:
         """Return how the layers are refitted."""

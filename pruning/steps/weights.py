@@ -203,7 +203,8 @@ class Weights(Step):
             zeros = self._lowest(scores)
             sparse[spec.name] = weight.masked_fill(zeros if turned is weight else zeros.T, 0)
         model = cut(context.model, context.shape, {}, sparse, context.progress)
-        return StepResult(model, context.tokenizer, _sparsity(model, anatomy, context.progress))
+        notes = _sparsity(model, anatomy, context.progress)
+        return StepResult(model, context.tokenizer, notes, changed=frozenset(sparse))
 
     def _input_norms(self, context: StepContext) -> dict[str, torch.Tensor]:
         """Return √E[x²] of each projection's inputs, `[inputs]`, by its name; empty if no text is needed."""

@@ -8,10 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import pruning
-from pruning.saving.older_readers import write_for_older_readers
+from pruning.saving.older_readers import (
+    COMPARED_TYPES,
+    COMPARED_VERSION,
+    least_version,
+    write_for_older_readers,
+)
 from tests.helpers.models import save_tiny
 
 OLDER = Path(sys.prefix) / "older"
@@ -37,10 +43,7 @@ BASES = {
     "llama": ("llama", {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}),
     "llama, scaled": ("llama", {"rope_parameters": LLAMA_3}),
     "qwen3": ("qwen3", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}),
-    "gemma3_text": ("gemma3_text", {}),
-    "gpt_neox": ("gpt_neox", {}),
-    "gpt2": ("gpt2", {}),
-}
+} | {family: (family, {}) for family in COMPARED_TYPES - {"llama", "qwen3"}}
 
 
 @pytest.fixture(scope="module")
@@ -65,11 +68,22 @@ def test_an_older_transformers_computes_the_same(saved, need):
     assert read.returncode == 0, read.stderr[-2000:]
     for (pruned, _), line in zip(saved.values(), read.stdout.splitlines(), strict=True):
         version, tokens, last = json.loads(line)
-        assert version.startswith("4.")
+        assert version == COMPARED_VERSION
         assert tokens == pruned.tokenizer("The old man walked").input_ids
         with torch.inference_mode():
             expected = pruned.model(torch.arange(2, 50)[None]).logits[0, -1]
         torch.testing.assert_close(torch.tensor(last), expected, atol=1e-5, rtol=0)
+
+
+def test_the_card_names_the_oldest_version_that_was_compared(saved, tmp_path):
+    for pruned, folder in saved.values():
+        assert least_version(pruned.model.config) == COMPARED_VERSION
+        assert f"plain `transformers`, {COMPARED_VERSION} or later" in (folder / "README.md").read_text()
+    yarn = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}
+    base = save_tiny(tmp_path / "yarn", "llama", rope_parameters=yarn)
+    steps = pruning.Neurons(fraction=0.25, criterion="l2", repair=False)
+    folder = pruning.prune(str(base), steps=steps).save(tmp_path / "pruned")
+    assert f"plain `transformers`, {transformers.__version__} or later" in (folder / "README.md").read_text()
 
 
 def test_todays_transformers_reads_the_same_config(saved):
