@@ -37,8 +37,8 @@ def check_against_masked_base(
 ) -> None:
     """Refuse a pruned model that computes something else than its base with the removed units masked.
 
-    Nothing is compared on accelerators and in 16 bits, where rounding is as large as a fault, or if gate and up lost
-    different neurons: no mask of the base does that.
+    Nothing is compared if nothing was removed, on accelerators and in 16 bits, where rounding is as large as a fault, or if gate and up lost
+    different neurons, which no mask of the base does.
 
     Args:
         model: The pruned model.
@@ -54,6 +54,8 @@ def check_against_masked_base(
     if not on_cpu or base.dtype != torch.float32 or GATE in units:
         return
     anatomy = anatomy_of(base.config)
+    if not units and len(layers) == anatomy.layers:
+        return
     kept = _by_layer_of_base(anatomy, layers, units)
     rows = kept[TOKEN][0] if TOKEN in kept else torch.arange(base.config.vocab_size)
     places = torch.linspace(len(rows) // 10, len(rows) - 1, TOKENS_READ).long()
@@ -122,5 +124,7 @@ def _put_back(
     values: torch.Tensor, whole: torch.Tensor, spec: TensorSpec, anatomy: Anatomy, kept: KeptIndices
 ) -> torch.Tensor:
     """Return a tensor of the base with other values in the part that was kept."""
+    if values.shape == whole.shape:
+        return values
     places = cut_tensor(torch.arange(whole.numel()).view_as(whole), spec, anatomy, kept)
     return whole.flatten().index_copy(0, places.flatten(), values.detach().flatten()).view_as(whole)

@@ -10,6 +10,7 @@ from pruning.architectures.lm_head import backbone, logits_of
 from pruning.architectures.shape import Shape
 from pruning.calibration.block_influence import block_influences
 from pruning.calibration.calibrate import statistics_of, windows_of
+from pruning.calibration.residual_streams import ResidualStreams
 from pruning.calibration.statistics import InputMoments
 from pruning.criteria import MLP, criterion_named
 from pruning.errors import RecipeError, panics_as_errors
@@ -199,4 +200,6 @@ def layer_influences(
 ) -> list[float]:
     """Measure the block influence of every layer on the calibration text (see `block_influences`)."""
     windows = windows_of(base, calibration or DEFAULT_CALIBRATION, seed, progress)
-    return block_influences(base.model, anatomy_of(base.model.config), windows, progress).tolist()
+    return block_influences(
+        ResidualStreams(base.model, anatomy_of(base.model.config), windows, progress)
+    ).tolist()

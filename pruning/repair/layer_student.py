@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pruning.architectures.anatomy import TensorSpec
-from pruning.calibration.hooks import hooks, output_states
+from pruning.calibration.hooks import hooks
+from pruning.calibration.residual_streams import LayerCall
 from pruning.lazy import nn, torch
 from pruning.surgery import as_channels_first
 
@@ -22,17 +23,6 @@ DAMPINGS = (10.0, 1.0, 0.1, 0.01)
 
 BETAS = (0.9, 0.95)
 """Adam's decay rates of gradients and of their squares, short because there are few steps."""
-
-
-@dataclass(frozen=True)
-class LayerCall:
-    """Everything but the hidden states that a model passes to a layer: masks, positions."""
-
-    args: tuple
-    kwargs: Mapping[str, object]
-
-    def __call__(self, layer: nn.Module, states: torch.Tensor) -> torch.Tensor:
-        return output_states(layer(states, *self.args, **self.kwargs))
 
 
 @dataclass

@@ -31,9 +31,9 @@ def repair_projection(moments: InputGram, weight: torch.Tensor, kept: torch.Tens
 
     Solves argmin_V ‖X_k V − X Wᵀ‖² + λ̄ ‖V − W_kᵀ‖² with H = XᵀX, as V = W_kᵀ + C: ridge regression
     toward the untouched weights. C = (H_kk + λ̄ I)⁻¹ H_kr W_rᵀ is also −P_kr P_rr⁻¹ W_rᵀ with
-    P = (H + λ̄ I)⁻¹ over all neurons (block inversion; Golub & Van Loan, §2.1.4), which is known before
-    anything is cut: what remains to solve is as small as the cut. Held-out rows decide between this and
-    no repair.
+    P = (H + λ̄ I)⁻¹ over all neurons (block inversion; Golub & Van Loan, §2.1.4). If P is there already, as it
+    is in saved statistics, what remains to solve is as small as the cut. Held-out rows decide between this
+    and no repair.
 
     Args:
         moments: The second moments of the projection's inputs.
@@ -63,8 +63,8 @@ def repair_projection(moments: InputGram, weight: torch.Tensor, kept: torch.Tens
 def _change(
     moments: InputGram, kept: torch.Tensor, removed: torch.Tensor, removed_weight: torch.Tensor
 ) -> torch.Tensor:
-    """Compute C, `[kept, channels]`, by the smaller of both systems; `removed_weight` is W_rᵀ."""
-    if len(removed) <= len(kept):
+    """Compute C, `[kept, channels]`, by the smaller of both systems that are known; `removed_weight` is W_rᵀ."""
+    if moments.has_inverse and len(removed) <= len(kept):
         rows = moments.inverse.index_select(0, removed)
         return -(rows.index_select(1, kept).T @ _solve(rows.index_select(1, removed), removed_weight))
     rows = moments.gram.index_select(0, kept)

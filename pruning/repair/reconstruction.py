@@ -20,10 +20,11 @@ from pruning.architectures.families import CHANNEL, NEURON, QUERY, TOKEN
 from pruning.architectures.lm_head import backbone
 from pruning.architectures.placement import device_map
 from pruning.calibration.hooks import hooks, input_states
+from pruning.calibration.residual_streams import LayerCall
 from pruning.errors import RecipeError
 from pruning.lazy import nn, torch
 from pruning.progress import Progress, Reporter, silent
-from pruning.repair.layer_student import LayerCall, LayerStudent
+from pruning.repair.layer_student import LayerStudent
 from pruning.text.tokens import Windows
 
 if TYPE_CHECKING:
@@ -214,8 +215,7 @@ def _layer_calls(model: PreTrainedModel, anatomy: Anatomy, length: int) -> list[
     calls: list[LayerCall] = []
 
     def record(args: tuple, kwargs: Mapping[str, object]) -> None:
-        others = {name: value for name, value in kwargs.items() if name != "hidden_states"}
-        calls.append(LayerCall(args[1:], others))
+        calls.append(LayerCall.of(args, kwargs))
 
     layers = (anatomy.layer_module(layer) for layer in range(anatomy.layers))
     with hooks(model, dict.fromkeys(layers, record)), torch.no_grad():

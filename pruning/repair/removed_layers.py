@@ -5,21 +5,18 @@ If a norm stands between that projection and the residual stream, `post_norm_gap
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from pruning.architectures.anatomy import Anatomy
 from pruning.architectures.families import CHANNEL, NEURON
 from pruning.architectures.placement import parameter
-from pruning.calibration.block_influence import residual_streams
-from pruning.calibration.hooks import InputHook, hooks
-from pruning.lazy import torch
+from pruning.calibration.residual_streams import ResidualStreams
 from pruning.memory import available_memory
 from pruning.progress import Progress, Reporter, silent
 from pruning.repair.gap import GapRepair, LayerGap, LayerRun
 from pruning.repair.post_norm_gap import PostNormGap, post_norm_of
 from pruning.surgery import as_channels_first
-from pruning.text.tokens import Windows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -37,11 +34,7 @@ def runs_of(layers: Iterable[int]) -> list[LayerRun]:
 
 
 def repair_gaps(
-    model: PreTrainedModel,
-    anatomy: Anatomy,
-    windows: Windows,
-    runs: Iterable[LayerRun],
-    progress: Reporter = silent,
+    streams: ResidualStreams, runs: Iterable[LayerRun], progress: Reporter = silent
 ) -> dict[LayerRun, GapRepair]:
     """Refit, for each run of layers that may be removed, the MLP's output projection in the layer before it.
 
@@ -51,23 +44,22 @@ def repair_gaps(
     of the neurons themselves, shrunk toward no change. Held-out windows decide between this and none.
 
     Args:
-        model: The model that still has all layers. It is not changed.
-        anatomy: Its anatomy.
-        windows: The text.
+        streams: The residual streams of the model that still has all layers. It is not changed.
         runs: The runs of layers; each is repaired as if it alone were removed.
-        progress: Called before each window and each gap.
+        progress: Called before each gap.
 
     Returns:
         The repair of each run. A run that begins with the first layer has none, and no run has one if what
         stands between the projection and the residual stream is not understood (`post_norm_of`).
     """
+    model, anatomy = streams.model, streams.anatomy
     gaps = [gap for run in runs if run[0] > 0 and (gap := _gap(model, anatomy, run)) is not None]
     gap_bytes = 4 * anatomy.units[NEURON] * (anatomy.units[NEURON] + anatomy.units[CHANNEL])
     batch_size = max(1, available_memory() // 4 // gap_bytes)
     repairs: dict[LayerRun, GapRepair] = {}
     for start in range(0, len(gaps), batch_size):
         batch = gaps[start : start + batch_size]
-        _observe(model, anatomy, windows, batch, progress)
+        _observe(streams, batch)
         for number, gap in enumerate(batch, start):
             progress(Progress("Refitting before each gap", number, len(gaps)))
             repairs[gap.removed] = gap.repair()
@@ -86,23 +78,9 @@ def _gap(model: PreTrainedModel, anatomy: Anatomy, run: LayerRun) -> LayerGap | 
     return None if norm is None else PostNormGap(run, spec, weight, norm=norm)
 
 
-def _observe(
-    model: PreTrainedModel,
-    anatomy: Anatomy,
-    windows: Windows,
-    gaps: Sequence[LayerGap],
-    progress: Reporter,
-) -> None:
-    """Read the text once, for all of the gaps."""
-    inputs: dict[str, torch.Tensor] = {}
-
-    def record(module: str) -> InputHook:
-        def keep(args: tuple, _kwargs: Mapping[str, object]) -> None:
-            inputs[module] = args[0].detach().flatten(0, -2).float()
-
-        return keep
-
-    with hooks(model, {gap.projection.module: record(gap.projection.module) for gap in gaps}):
-        for number, states in enumerate(residual_streams(model, anatomy, windows, progress)):
-            for gap in gaps:
-                gap.update(inputs[gap.projection.module], states, fitting=number < len(windows.fitting))
+def _observe(streams: ResidualStreams, gaps: Sequence[LayerGap]) -> None:
+    """Go through the text once, for all of the gaps."""
+    modules = {gap.projection.module: gap.removed[0] - 1 for gap in gaps}
+    for number, (states, inputs) in enumerate(streams.with_inputs(modules)):
+        for gap in gaps:
+            gap.update(inputs[gap.projection.module], states, fitting=number < len(streams.windows.fitting))

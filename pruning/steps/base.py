@@ -5,12 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pruning.architectures.families import LAYER
 from pruning.architectures.placement import parameter
 from pruning.architectures.reasons import reason_against
 from pruning.architectures.shape import Shape
+from pruning.calibration.residual_streams import ResidualStreams
 from pruning.calibration.statistics import SavedStatistics, Statistics
 from pruning.cost.cost import Cost
 from pruning.cost.plan import Plan
@@ -64,6 +66,13 @@ class StepContext:
         """The statistics, for a step that asked for them."""
         assert self.statistics is not None, "a step has statistics if it names hooked modules"
         return self.statistics
+
+    @cached_property
+    def streams(self) -> ResidualStreams:
+        """The residual streams of the model on the calibration text, kept for as long as the step works."""
+        return ResidualStreams(
+            self.model, self.shape.anatomy, self.required_windows, self.progress, keep=True
+        )
 
     @property
     def required_windows(self) -> Windows:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -12,6 +12,7 @@ from pruning.architectures.families import LAYER
 from pruning.architectures.shape import Shape
 from pruning.calibration.block_influence import angular_distances, block_influences, relative_magnitudes
 from pruning.calibration.cache import CacheKey, cached
+from pruning.calibration.residual_streams import MEMORY_SHARE, ResidualStreams, bytes_kept
 from pruning.cost.cost import Cost, in_sequence
 from pruning.cost.passes import FLOAT, Sizes
 from pruning.cost.plan import Plan
@@ -40,6 +41,9 @@ Method = Literal["influence", "magnitude", "angular", "perplexity", "greedy", "l
 
 BY_PLACE = ("last", "first")
 """Methods that need no text."""
+
+BY_STREAMS = ("influence", "magnitude", "angular")
+"""Methods that compare the residual stream before and after layers."""
 
 
 @dataclass(frozen=True)
@@ -201,13 +205,18 @@ class Layers(Cut):
         What remains is shared, but for a refitted projection before each gap.
         """
         sizes, removed = plan.sizes, self.removed_count
-        choice = Cost()
-        if self._text_chooses and self.method in ("influence", "magnitude", "angular"):
+        choice, repair = Cost(), _gaps_cost(plan, removed) if self.repair else Cost()
+        if self._streams_choose:
             choice = watching(plan)
+            kept = bytes_kept(plan.reading.tokens, sizes.channels, sizes.layers)
+            if self.repair and kept <= plan.free // MEMORY_SHARE:
+                again = removed / sizes.layers * plan.reading.forward(sizes).flop
+                saved = min(repair.flop, watching(plan).flop) - again
+                choice = replace(choice, memory=choice.memory + kept)
+                repair = replace(repair, flop=repair.flop - saved, memory=repair.memory + kept)
         elif self._text_chooses:
             rounds = range(removed if self.method == "greedy" else 1)
             choice = in_sequence(*(self._trials_cost(plan, number) for number in rounds))
-        repair = _gaps_cost(plan, removed) if self.repair else Cost()
         refitted = removed * FLOAT * sizes.neurons * sizes.channels if self.repair else 0
         return in_sequence(choice, repair, Cost.holding(refitted))
 
@@ -240,9 +249,19 @@ class Layers(Cut):
         """Return the repair of each run of layers that may be removed."""
         if context.shape.anatomy.family.post_norms and not self.repair_norms:
             return {}
-        return repair_gaps(
-            context.model, context.shape.anatomy, context.required_windows, runs, context.progress
+        return repair_gaps(self.streams(context), runs, context.progress)
+
+    def streams(self, context: StepContext) -> ResidualStreams:
+        """Return the residual streams of the text; kept, if first the choice and then the repair goes through them."""
+        if self.repair and self._streams_choose:
+            return context.streams
+        return ResidualStreams(
+            context.model, context.shape.anatomy, context.required_windows, context.progress
         )
+
+    @property
+    def _streams_choose(self) -> bool:
+        return self._text_chooses and self.method in BY_STREAMS
 
     def removable(self, shape: Shape) -> list[int]:
         """Return the layers that a method which reads text may choose."""
@@ -318,16 +337,14 @@ def _magnitude(step: Layers, context: StepContext) -> list[int]:
 
 def _least(step: Layers, context: StepContext, measure: Callable[..., torch.Tensor]) -> list[int]:
     """Return the removable layers for which a measure on the calibration text is the least."""
-    scores = measure(context.model, context.shape.anatomy, context.required_windows, context.progress)
+    scores = measure(step.streams(context))
     removable = torch.tensor(step.removable(context.shape))
     return removable[top(-scores[removable], step.removed_count)].tolist()
 
 
 def _angular(step: Layers, context: StepContext) -> list[int]:
     count = step.removed_count
-    distances = angular_distances(
-        context.model, context.shape.anatomy, context.required_windows, count, context.progress
-    )
+    distances = angular_distances(step.streams(context), count)
     removable = step.removable(context.shape)
     starts = [layer for layer in removable if layer + count - 1 <= removable[-1]]
     start = min(starts, key=lambda layer: float(distances[layer]))

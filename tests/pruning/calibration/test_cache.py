@@ -14,6 +14,7 @@ from pruning.calibration import cache
 from pruning.calibration.block_influence import block_influences
 from pruning.calibration.calibrate import StatisticsKey, statistics_of, windows_of
 from pruning.calibration.norm_moments import norm_moments
+from pruning.calibration.residual_streams import ResidualStreams
 from tests.helpers.models import loaded, output_projection
 
 ADAS = Calibration.own("The keeper climbed the stairs and lit the lamp at dusk. " * 60, tokens=256)
@@ -106,7 +107,7 @@ def test_forgetting_a_text_drops_exactly_the_values_computed_from_it():
     for text in (ADAS, BOBS, BUNDLED):
         windows = windows_of(base, text)
         values[text] = (
-            block_influences(base.model, anatomy, windows),
+            block_influences(ResidualStreams(base.model, anatomy, windows)),
             norm_moments(base.model, anatomy, windows),
         )
     bobs_statistics = statistics_of(base, BOBS, modules)
@@ -115,9 +116,9 @@ def test_forgetting_a_text_drops_exactly_the_values_computed_from_it():
     for text, kept in ((ADAS, False), (BOBS, True), (BUNDLED, True)):
         windows = windows_of(base, text)
         influences, moments = values[text]
-        assert (block_influences(base.model, anatomy, windows) is influences) == kept
+        assert (block_influences(ResidualStreams(base.model, anatomy, windows)) is influences) == kept
         assert (norm_moments(base.model, anatomy, windows) is moments) == kept
-        assert torch.equal(block_influences(base.model, anatomy, windows), influences)
+        assert torch.equal(block_influences(ResidualStreams(base.model, anatomy, windows)), influences)
     cache.forget_text(BOBS.sha256)
     assert statistics_of(base, BOBS, modules) is not bobs_statistics
 

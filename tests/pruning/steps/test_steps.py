@@ -16,9 +16,10 @@ from pruning.architectures.anatomy import anatomy_of
 from pruning.architectures.families import LAYER, NEURON, QUERY
 from pruning.architectures.resize import resize
 from pruning.architectures.shape import Shape
-from pruning.calibration.block_influence import block_influences, residual_streams
+from pruning.calibration.block_influence import block_influences
 from pruning.calibration.calibrate import windows_of
 from pruning.calibration.hooks import hooks
+from pruning.calibration.residual_streams import ResidualStreams
 from pruning.calibration.statistics import PRIOR_TOKENS, Statistics
 from pruning.steps import STEPS
 from pruning.steps.base import StepContext
@@ -287,7 +288,7 @@ def test_the_layer_before_a_gap_is_refitted_by_ridge_regression(family):
 
     rows, start, end = [], [], []
     with hooks(base.model, {site: lambda inputs, _: rows.append(inputs[0].flatten(0, -2))}):
-        for states in residual_streams(base.model, anatomy, Windows(tuple(ids), ())):
+        for states in ResidualStreams(base.model, anatomy, Windows(tuple(ids), ())):
             start.append(states[before + 1])
             end.append(states[-1])
     rows, start, end = torch.cat(rows), torch.cat(start), torch.cat(end)
@@ -310,7 +311,7 @@ def test_block_influence_of_a_layer_that_does_nothing_is_zero():
         for parameter in model.model.layers[1].get_submodule(name).parameters():
             parameter.data.zero_()
     windows = Windows((torch.arange(3, 40), torch.arange(5, 20)), ())
-    scores = block_influences(model, anatomy_of(model.config), windows)
+    scores = block_influences(ResidualStreams(model, anatomy_of(model.config), windows))
     assert scores[1] < 1e-6
     assert (scores[[0, 2]] > 1e-3).all()
 
