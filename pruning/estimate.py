@@ -144,7 +144,7 @@ def _calibration(step: Step, plan: Plan, calibration: Calibration) -> Cost:
         for module in step.hooked_modules(plan.shape)
         if any(module.startswith(layer) for layer in kept)
     ]
-    if not modules and not step.needs_calibration_text:
+    if not modules and not step.reads_text(plan.shape):
         return Cost()
     text = calibration_text(sizes, calibration)
     if not modules:

@@ -37,8 +37,8 @@ def check_against_masked_base(
 ) -> None:
     """Refuse a pruned model that computes something else than its base with the removed units masked.
 
-    Nothing is compared if nothing was removed, on accelerators and in 16 bits, where rounding is as large as a fault, or if gate and up lost
-    different neurons, which no mask of the base does.
+    Nothing is compared if nothing was removed; on accelerators and in 16 bits, where rounding is as large as a fault;
+    or if gate and up lost different neurons, which no mask of the base does.
 
     Args:
         model: The pruned model.

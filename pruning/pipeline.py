@@ -214,7 +214,7 @@ def _apply(step: Step, pruned: Pruned, base: LoadedModel, progress: Reporter) ->
             author=base,
         )
         context = replace(context, statistics=statistics)
-    if step.needs_calibration_text:
+    if step.reads_text(shape):
         windows = windows_of(context.loaded, recipe.calibration, recipe.seed, progress, author=base)
         context = replace(context, windows=windows)
     calibrated = time.perf_counter()

@@ -62,7 +62,7 @@ def prune(recipe: Recipe, output: str | Path, *, token: Token = None, progress: 
 def check(recipe: Recipe, shape: Shape) -> None:
     """Refuse a recipe with a step that needs more than the weights. Raises `RecipeError`."""
     for number, step in enumerate(recipe.steps):
-        if not isinstance(step, Cut) or step.needs_calibration_text or step.hooked_modules(shape):
+        if not isinstance(step, Cut) or step.reads_text(shape) or step.hooked_modules(shape):
             criteria = ", ".join(name for name, known in CRITERIA.items() if not known.needs_calibration)
             raise RecipeError(
                 f"The step {step.step} has to run the model, which streaming never holds in memory. Steps that "

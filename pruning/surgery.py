@@ -362,6 +362,12 @@ def shared_matrices(
     return (inputs, outputs[0]) if inputs and outputs else None
 
 
+def shared_output(anatomy: Anatomy, layer: int) -> str | None:
+    """Return the name of the module through which an MLP beside the experts writes; None if there is none."""
+    specs = (spec for spec in anatomy.of_layer(layer) if len(spec.shape) == 2 and spec.labels[1] == SHARED)
+    return next((spec.module for spec in specs), None)
+
+
 def value_matrix(model: PreTrainedModel, anatomy: Anatomy, layer: int) -> torch.Tensor:
     """Return the matrix that computes the values of a layer's attention.
 

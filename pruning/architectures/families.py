@@ -52,6 +52,9 @@ UNITS = {
 }
 """What can be proven, by name, and the kind of unit that is counted."""
 
+COMPARED_VERSION = "4.57.1"
+"""The older version of transformers that saved models are compared with."""
+
 COMPONENTS = ("embeddings", "attention", "mlp", "norms", "head")
 
 Label = str | tuple[str, ...] | None
@@ -114,6 +117,7 @@ class Family:
         companions: For kinds of unit, further config keys that hold their number.
         transposed: Of a derived entry, the names in the layer of weights that are `[in, out]`.
         derived: Whether the entry was derived (`pruning.architectures.derive`) and is not a line of the table.
+        read_by: The oldest version of transformers that was shown to compute what the installed one does.
     """
 
     model_type: str
@@ -134,6 +138,7 @@ class Family:
     companions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     transposed: frozenset[str] = frozenset()
     derived: bool = False
+    read_by: str = ""
 
     @property
     def gated(self) -> bool:
@@ -186,6 +191,7 @@ _SIZES = {
 _LLAMA = Family(
     model_type="llama",
     title="Llama",
+    read_by=COMPARED_VERSION,
     layers="model.layers",
     embeddings={"model.embed_tokens.weight": (TOKEN, CHANNEL)},
     attention=_linear("self_attn.q_proj", QUERY, CHANNEL)
@@ -211,6 +217,7 @@ _LLAMA = Family(
 _GPT2 = Family(
     model_type="gpt2",
     title="GPT-2",
+    read_by=COMPARED_VERSION,
     layers="transformer.h",
     embeddings={
         "transformer.wte.weight": (TOKEN, CHANNEL),
@@ -237,6 +244,7 @@ _GPT2 = Family(
 _OPT = Family(
     model_type="opt",
     title="OPT",
+    read_by=COMPARED_VERSION,
     layers="model.decoder.layers",
     embeddings={
         "model.decoder.embed_tokens.weight": (TOKEN, None),
@@ -260,6 +268,7 @@ _OPT = Family(
 _GPT_NEOX = Family(
     model_type="gpt_neox",
     title="GPT-NeoX",
+    read_by=COMPARED_VERSION,
     layers="gpt_neox.layers",
     embeddings={"gpt_neox.embed_in.weight": (TOKEN, CHANNEL)},
     # One block of query, key and value rows per head, head after head.
@@ -300,7 +309,8 @@ FAMILIES = {
         replace(_LLAMA, model_type="mistral", title="Mistral"),
         replace(_LLAMA, model_type="qwen2", title="Qwen2"),
         replace(_LLAMA, model_type="qwen3", title="Qwen3"),
-        replace(_GEMMA, model_type="gemma2", title="Gemma 2"),
+        # By default, older versions leave out its cap on the scores of attention.
+        replace(_GEMMA, model_type="gemma2", title="Gemma 2", read_by=""),
         replace(_GEMMA, model_type="gemma3_text", title="Gemma 3 (text)"),
         _PHI3,
     )

@@ -13,6 +13,8 @@ from typing import Any
 import transformers
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 
+from pruning.architectures.lookup import family_for
+
 CONFIG, TOKENIZER_CONFIG = "config.json", "tokenizer_config.json"
 GLOBAL, LOCAL = "full_attention", "sliding_attention"
 OLDER_CLASS = "PreTrainedTokenizerFast"
@@ -23,16 +25,8 @@ OLDER_NAMES: Mapping[str, Mapping[str, str]] = {
 }
 """Model types whose older configs have other names for these settings."""
 
-COMPARED_VERSION = "4.57.1"
-"""The older version of transformers that saved models are compared with."""
-
-COMPARED_TYPES = frozenset(
-    ["gemma2", "gemma3_text", "gpt2", "gpt_neox", "llama", "mistral", "opt", "phi3", "qwen2", "qwen3"]
-)
-"""Model types that it computes the same for, as `tests/pruning/saving/test_older_readers.py` shows."""
-
 COMPARED_ROPE = frozenset({"default", "llama3"})
-"""Kinds of rotary embeddings that it computes the same for."""
+"""Kinds of rotary embeddings that older versions were compared with."""
 
 
 def least_version(config: PreTrainedConfig) -> str:
@@ -42,13 +36,12 @@ def least_version(config: PreTrainedConfig) -> str:
         config: The config of a saved model.
 
     Returns:
-        `COMPARED_VERSION` if models with such options were compared, and otherwise the installed version.
+        The family's, if models with such rotary embeddings were compared; otherwise the installed version.
     """
     rope = getattr(config, "rope_parameters", None) or {}
     settings = [each for each in rope.values() if isinstance(each, dict)] or [rope]
     kinds = {each.get("rope_type", "default") for each in settings}
-    was_compared = config.model_type in COMPARED_TYPES and kinds <= COMPARED_ROPE
-    return COMPARED_VERSION if was_compared else transformers.__version__
+    return (kinds <= COMPARED_ROPE and family_for(config).read_by) or transformers.__version__
 
 
 def write_for_older_readers(folder: Path) -> None:

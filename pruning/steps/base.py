@@ -40,7 +40,7 @@ class StepContext:
         shape: Its shape.
         base: The unpruned model that the recipe began with.
         statistics: What the step's `hooked_modules` were given on calibration text; None if it has none.
-        windows: The calibration text as tokens, for a step that `needs_calibration_text`.
+        windows: The calibration text as tokens, for a step that `reads_text`.
         layers: The base's number of each layer of `model`; None if that is not known.
         seed: The seed of the recipe.
         progress: Called as the work goes on.
@@ -173,9 +173,9 @@ class Step(Frozen, ABC):
         del shape
         return ()
 
-    @property
-    def needs_calibration_text(self) -> bool:
-        """Whether the step runs the model on the calibration text itself."""
+    def reads_text(self, shape: Shape) -> bool:
+        """Return whether the step runs the model on the calibration text itself."""
+        del shape
         return False
 
     @abstractmethod

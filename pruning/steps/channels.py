@@ -154,9 +154,9 @@ class Channels(Cut):
         """Return plain values; a size that is given is exact, which release 0.1.0 wrote as a multiple of 1."""
         return with_published_multiple(super().canonical(), self.fraction)
 
-    @property
-    def needs_calibration_text(self) -> bool:
-        """Always: the moments of the norms' inputs are needed in any case."""
+    def reads_text(self, shape: Shape) -> bool:
+        """Return that it does: the moments of the norms' inputs are needed in any case."""
+        del shape
         return True
 
     def hooked_modules(self, shape: Shape) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from pruning.architectures.families import EXPERT
 from pruning.architectures.reasons import reason_against
 from pruning.architectures.shape import Shape
-from pruning.calibration.expert_saliency import expert_layers, expert_saliencies
+from pruning.calibration.experts import expert_layers, expert_saliencies
 from pruning.cost.cost import Cost, in_sequence
 from pruning.cost.passes import copied
 from pruning.cost.plan import Plan
@@ -104,9 +104,9 @@ class Experts(Cut):
             raise ValueError("give either fraction or num_experts for the experts to cut, and not both")
         return self
 
-    @property
-    def needs_calibration_text(self) -> bool:
-        """Whether the criterion reads text."""
+    def reads_text(self, shape: Shape) -> bool:
+        """Return whether the criterion reads text."""
+        del shape
         return self.criterion != "random"
 
     def reshape(self, shape: Shape) -> Shape:
@@ -132,7 +132,7 @@ class Experts(Cut):
     def cost(self, plan: Plan) -> Cost:
         """Estimate two passes, because each expert that was chosen is run once more, and the copies."""
         copies = Cost.holding(copied(plan.shape, self.reshape(plan.shape)))
-        if not self.needs_calibration_text:
+        if not self.reads_text(plan.shape):
             return copies
         return in_sequence(plan.reading.forward(plan.sizes), plan.reading.forward(plan.sizes), copies)
 

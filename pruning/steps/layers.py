@@ -168,9 +168,9 @@ class Layers(Cut):
         """Return plain values, without the field that release 0.1.0 did not have."""
         return {name: value for name, value in super().canonical().items() if name != "repair_norms"}
 
-    @property
-    def needs_calibration_text(self) -> bool:
-        """Whether repair or the method reads text."""
+    def reads_text(self, shape: Shape) -> bool:
+        """Return whether repair or the method reads text."""
+        del shape
         return bool(self.repair) or self._text_chooses
 
     @property

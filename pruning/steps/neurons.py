@@ -9,6 +9,8 @@ from pydantic import Field, model_validator
 
 from pruning.architectures.families import GATE, NEURON, SHARED, UP
 from pruning.architectures.shape import Shape
+from pruning.calibration.experts import ExpertMoments, expert_moments
+from pruning.calibration.statistics import InputMoments, moments_of
 from pruning.cost.cost import Cost, in_sequence
 from pruning.cost.passes import FLOAT, copied
 from pruning.cost.plan import Plan
@@ -40,12 +42,17 @@ from pruning.steps.sizes import (
     one_number,
     with_published_multiple,
 )
-from pruning.surgery import KeptIndices, expert_matrices, neuron_matrices, shared_matrices
+from pruning.surgery import KeptIndices, expert_matrices, neuron_matrices, shared_matrices, shared_output
 
 UNIFORM = one_number(
     "every layer keeps the same number of neurons: a config holds one intermediate size for all layers, so a "
     "model with several would not load"
 )
+
+
+MULTIPLE_IN_EXPERTS = 8
+"""The neurons of an expert come in multiples of this: grouped products, the default of transformers, read rows of
+whole 16 bytes, also in 16 bits."""
 
 
 class Neurons(Cut):
@@ -154,6 +161,10 @@ class Neurons(Cut):
             return ()
         return tuple(anatomy.output_projection(layer) for layer in range(anatomy.layers))
 
+    def reads_text(self, shape: Shape) -> bool:
+        """Return whether the activations of neurons inside experts are watched: their projections are no modules."""
+        return shape.anatomy.family.neurons_in_experts and criterion_named(self.criterion).needs_calibration
+
     def reshape(self, shape: Shape) -> Shape:
         """Return the shape with fewer neurons."""
         check_prunable(shape, "neurons")
@@ -166,14 +177,15 @@ class Neurons(Cut):
             )
         if criterion.gated_only and self.repair:
             raise RecipeError(f"{criterion.name} leaves no whole neurons to repair with. Switch repair off.")
-        if family.neurons_in_experts and (self.repair or criterion.needs_calibration or criterion.gated_only):
+        if family.neurons_in_experts and (self.repair or criterion.gated_only):
             raise RecipeError(
-                f"The neurons of {family.title} are inside experts, whose activations cannot be watched. Choose a "
-                "criterion that needs weights alone, such as peak_to_peak, and switch repair off."
+                f"The neurons of {family.title} are inside experts, which repair does not refit and whose gate and up "
+                "are cut together. Switch repair off, and choose a criterion of whole neurons."
             )
         neurons = shape.count(NEURON)
+        needed = MULTIPLE_IN_EXPERTS if family.neurons_in_experts else 1
         if self.fraction is not None and self.multiple_of is None:
-            kept = nearest_size(neurons, self.fraction, default_multiple(neurons))
+            kept = nearest_size(neurons, self.fraction, default_multiple(neurons, needed))
         else:
             kept = kept_size(neurons, self.fraction, self.intermediate_size, self.multiple_of or 1)
         if kept >= neurons:
@@ -181,11 +193,19 @@ class Neurons(Cut):
                 f"This removes none of the {neurons} neurons of a layer: {kept} would be kept. "
                 "Ask for a larger fraction, a smaller intermediate_size or a smaller multiple."
             )
+        if kept % needed:
+            raise RecipeError(
+                f"{kept} neurons would be kept in each expert, and transformers computes experts only with a multiple "
+                f"of {needed}. Ask for another intermediate_size or multiple."
+            )
         return shape.resized(NEURON, kept)
 
     def cost(self, plan: Plan) -> Cost:
         """Estimate the repair and the copies of the MLP; ranking reads each weight once."""
         sizes, after = plan.sizes, self.reshape(plan.shape)
+        if self.reads_text(plan.shape):
+            passes = plan.reading.forward(sizes).times(2)
+            return in_sequence(passes, Cost.holding(copied(plan.shape, after)))
         removed = sizes.neurons - after.count(NEURON)
         scores = Cost(memory=2 * FLOAT * sizes.neurons * sizes.channels)
         repair = (
@@ -229,16 +249,28 @@ class Neurons(Cut):
 def _rank_in_experts(criterion: Criterion, context: StepContext, count: int) -> KeptIndices:
     """Return the neurons with the highest scores in each expert, and in each MLP beside the experts."""
     anatomy = context.shape.anatomy
+    moments: ExpertMoments = {}
+    beside: Mapping[str, InputMoments] = {}
+    if criterion.needs_calibration:
+        windows = context.required_windows
+        moments = expert_moments(context.model, anatomy, windows, context.progress)
+        modules = [name for layer in range(anatomy.layers) if (name := shared_output(anatomy, layer))]
+        beside = moments_of(context.model, modules, windows, context.progress)
     total = anatomy.units[NEURON]
     generator = torch.Generator().manual_seed(context.seed % 2**63)
     kept: dict[str, list[torch.Tensor]] = {NEURON: [], SHARED: []}
     for layer in range(anatomy.layers):
         context.progress(Progress("Ranking neurons, layers", layer + 1, anatomy.layers))
         experts = expert_matrices(context.model, anatomy, layer)
-        rows = [top(criterion.score(MLP(*each), None, generator), count) for each in experts]
+        watched = moments.get(layer, [None] * len(experts))
+        rows = [
+            top(criterion.score(MLP(*each), seen, generator), count)
+            for each, seen in zip(experts, watched, strict=True)
+        ]
         kept[NEURON].append(torch.stack(rows) if rows else torch.arange(count))
         shared = shared_matrices(context.model, anatomy, layer)
-        scores = criterion.score(MLP(*shared), None, generator) if shared else torch.zeros(total)
+        seen = beside.get(shared_output(anatomy, layer) or "")
+        scores = criterion.score(MLP(*shared), seen, generator) if shared else torch.zeros(total)
         kept[SHARED].append(top(scores.view(total, -1).sum(dim=1), count))
     return kept
 

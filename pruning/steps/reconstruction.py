@@ -54,9 +54,9 @@ class Reconstruction(Step):
         "squares alone",
     )
 
-    @property
-    def needs_calibration_text(self) -> bool:
-        """Always."""
+    def reads_text(self, shape: Shape) -> bool:
+        """Return that it does."""
+        del shape
         return True
 
     def reshape(self, shape: Shape) -> Shape:

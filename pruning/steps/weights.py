@@ -139,9 +139,9 @@ class Weights(Step):
             )
         return self
 
-    @property
-    def needs_calibration_text(self) -> bool:
-        """Whether the criterion reads text."""
+    def reads_text(self, shape: Shape) -> bool:
+        """Return whether the criterion reads text."""
+        del shape
         return self.criterion == "wanda"
 
     def reshape(self, shape: Shape) -> Shape:
@@ -169,7 +169,7 @@ class Weights(Step):
         A sort of n scores holds them twice, their order in 8-byte numbers and the mask, beside the result.
         """
         sizes, anatomy = plan.sizes, plan.shape.anatomy
-        moments = plan.reading.forward(sizes) if self.needs_calibration_text else Cost()
+        moments = plan.reading.forward(sizes) if self.reads_text(plan.shape) else Cost()
         largest = max(
             prod(map(plan.shape.length, spec.labels, spec.shape))
             for spec in projections(anatomy)
@@ -193,7 +193,7 @@ class Weights(Step):
             weight = parameter(context.model, spec.name)
             turned = weight if anatomy.input_axis(spec) == 1 else weight.T
             scores = turned.abs().float()
-            if self.needs_calibration_text:
+            if self.reads_text(context.shape):
                 scores = scores * input_norms[spec.module]
             if not torch.isfinite(scores).all():
                 raise RecipeError(
@@ -208,7 +208,7 @@ class Weights(Step):
 
     def _input_norms(self, context: StepContext) -> dict[str, torch.Tensor]:
         """Return √E[x²] of each projection's inputs, `[inputs]`, by its name; empty if no text is needed."""
-        if not self.needs_calibration_text:
+        if not self.reads_text(context.shape):
             return {}
         modules = [spec.module for spec in projections(context.shape.anatomy)]
         moments = moments_of(context.model, modules, context.required_windows, context.progress)

@@ -12,12 +12,8 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import pruning
-from pruning.saving.older_readers import (
-    COMPARED_TYPES,
-    COMPARED_VERSION,
-    least_version,
-    write_for_older_readers,
-)
+from pruning.architectures.families import COMPARED_VERSION, FAMILIES
+from pruning.saving.older_readers import least_version, write_for_older_readers
 from tests.helpers.models import save_tiny
 
 OLDER = Path(sys.prefix) / "older"
@@ -43,7 +39,9 @@ BASES = {
     "llama": ("llama", {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}),
     "llama, scaled": ("llama", {"rope_parameters": LLAMA_3}),
     "qwen3": ("qwen3", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}),
-} | {family: (family, {}) for family in COMPARED_TYPES - {"llama", "qwen3"}}
+} | {
+    name: (name, {}) for name, family in FAMILIES.items() if family.read_by and name not in ("llama", "qwen3")
+}
 
 
 @pytest.fixture(scope="module")

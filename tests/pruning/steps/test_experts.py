@@ -7,7 +7,7 @@ import pruning
 from pruning.architectures.anatomy import anatomy_of
 from pruning.architectures.probe import default_config, probe_config
 from pruning.architectures.tiny_model import random_model
-from pruning.calibration.expert_saliency import expert_saliencies
+from pruning.calibration.experts import expert_moments, expert_saliencies
 from pruning.text.tokens import Windows
 from tests.helpers.models import tokenizer
 
@@ -93,3 +93,44 @@ def test_a_model_without_experts_is_refused(tmp_path):
     base = save(tmp_path / "base", "smollm3")
     with pytest.raises(pruning.RecipeError, match="experts of SmolLM3 cannot be cut"):
         pruning.preview(pruning.Recipe(base=base, steps=[pruning.Experts(fraction=0.5)]))
+
+
+@pytest.mark.parametrize("name", [name for name in KEYS if name != "gpt_oss"])
+def test_neurons_inside_experts_are_ranked_by_their_activations(name, tmp_path):
+    base = pruning.load(save(tmp_path / "base", name))
+    steps = pruning.Neurons(fraction=0.25, criterion="activation", repair=False)
+    pruned = pruning.prune(base, steps=steps, calibration=pruning.Calibration(text="general", tokens=640))
+    assert pruned.shape.count("neuron") < anatomy_of(base.model.config).units["neuron"]
+    pruned.save(tmp_path / "out")
+
+
+@pytest.mark.parametrize(("neurons", "channels"), [(24, 64), (160, 64)])
+def test_moments_of_experts_are_those_of_their_activations_on_the_tokens_sent(neurons, channels):
+    base = small("mixtral", intermediate_size=neurons, hidden_size=channels)
+    model, anatomy = random_model(base), anatomy_of(base)
+    ids = torch.arange(2, 50)
+    seen = {}
+    block = model.model.layers[1].mlp
+    handle = block.register_forward_pre_hook(lambda _module, args: seen.update(states=args[0].detach()[0]))
+    with torch.inference_mode():
+        model(ids[None], use_cache=False)
+    handle.remove()
+    states = seen["states"]
+    chosen = (states @ block.gate.weight.T).topk(2, dim=1).indices
+    found = expert_moments(model, anatomy, Windows((ids,), ()))[1]
+    assert len(found) == 8
+    for expert, moments in enumerate(found):
+        token, _ = torch.where(chosen == expert)
+        gate, up = (states[token] @ block.experts.gate_up_proj[expert].T).chunk(2, dim=1)
+        activations = torch.nn.functional.silu(gate) * up
+        if len(token):
+            torch.testing.assert_close(moments.square, activations.square().mean(dim=0), rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(moments.sequence, activations.abs().mean(dim=0), rtol=1e-4, atol=1e-6)
+        assert moments.square.shape == (neurons,)
+
+
+def test_a_width_that_grouped_products_cannot_read_is_refused(tmp_path):
+    base = save(tmp_path / "base", "mixtral", intermediate_size=64)
+    step = pruning.Neurons(intermediate_size=42, criterion="l2", repair=False)
+    with pytest.raises(pruning.RecipeError, match=r"42 neurons would be kept in each expert.* multiple of 8"):
+        pruning.prune(base, steps=step)
