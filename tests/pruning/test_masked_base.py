@@ -1,11 +1,13 @@
 """Every pruned model is compared with its base in which the removed units are masked."""
 
+import importlib.util
 from dataclasses import replace
 
 import pytest
 import torch
 
 import pruning
+from pruning import catalog
 from pruning.errors import SavingError
 from pruning.pipeline import apply_steps, check_pruned
 from tests.helpers.models import FAMILIES, loaded
@@ -100,3 +102,36 @@ def test_prune_itself_compares(monkeypatch):
     pruned = pruning.prune(base, steps=pruning.Neurons(fraction=0.3, criterion="l2"))
     assert [given[1] for given in compared] == [base.model]
     assert compared[0][2:] == (pruned.layers, pruned.units, pruned.changed)
+
+
+UNITS = {
+    "neurons": pruning.Neurons(fraction=0.2, criterion="l2"),
+    "layers": pruning.Layers(count=2, method="last"),
+    "channels": pruning.Channels(fraction=0.1, repair=False),
+    "vocabulary": pruning.Vocabulary(fraction=0.2),
+}
+"""Kinds of units that both real models have, cut in the cheapest way."""
+
+HEADS = {
+    "smollm2-135m": {"heads": {"queries": 1}, "groups": {"groups": 1}},
+    "gemma-3-270m": {"heads": {"queries": 2}},
+}
+"""Their heads: SmolLM2 has three groups of three, and Gemma one group of four."""
+
+
+@pytest.mark.real
+@pytest.mark.slow
+@pytest.mark.parametrize("name", HEADS)
+def test_real_models_without_units_compute_what_they_do_with_them_masked(name, need, user_cache, monkeypatch):
+    monkeypatch.setenv("SECATEUR_CACHE", str(user_cache))
+    offline = catalog.MODELS[name].offline
+    need(all(importlib.util.find_spec(module) for module, _ in offline.parts), f"{name} is not installed")
+    base = pruning.load(name, revision=offline.revision)
+    text = pruning.Calibration(text="general", tokens=1024)
+    heads = {
+        unit: pruning.Heads(criterion="weights", repair=False, **kept) for unit, kept in HEADS[name].items()
+    }
+    for unit, step in (UNITS | heads).items():
+        # Refused with a `SavingError` if they differ.
+        pruned = pruning.prune(base, steps=step, calibration=text)
+        assert pruned.report.after.parameters < pruned.report.before.parameters, unit
