@@ -14,6 +14,8 @@ from page.sections import (
     first_visit,
     inspect,
     live,
+    picture,
+    press_layers,
     prune,
     recipe_box,
     results,
@@ -52,16 +54,17 @@ def build_page(warm_up: WarmUp) -> gr.Blocks:
                     search_controls = search.build_controls()
                     box = recipe_box.build()
                 with gr.Column(scale=7, min_width=320, elem_classes="results"):
-                    picture = results.build_picture()
+                    drawn = picture.build()
                     search_results = search.build_results()
-                    pane = results.build(job, picture)
+                    pane = results.build(job, drawn)
                     sections = tuple(build() for build in BELOW_RESULTS)
             with gr.Tab("Course", id="course") as lessons_tab:
                 course_tab = course.build()
                 following = gr.Button("Next lesson", elem_id="next-lesson")
         address.build_footer()
         page = Page(panel, pane, sections)
-        controls.wire(panel, picture)
+        controls.wire(panel, drawn)
+        press_layers.wire(panel, drawn)
         prune.wire(page)
         live.wire(page)
         search.wire(page, search_controls, search_results)

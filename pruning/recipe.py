@@ -6,7 +6,7 @@ Same recipe, same base revision → the same weights, bit for bit, on the same m
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
@@ -19,7 +19,7 @@ from pruning.catalog import name_from_address
 from pruning.errors import RecipeError, SavingError
 from pruning.files import replacing
 from pruning.schema import Frozen
-from pruning.steps import STEPS, AnyStep
+from pruning.steps import STEPS, AnyStep, Layers
 from pruning.text.choice import DEFAULT_CALIBRATION, Calibration, TextChoice, read_text
 from pruning.text.passages import CUSTOM
 
@@ -238,6 +238,26 @@ class Recipe(Frozen):
                 return cls.from_json(json.dumps(values, default=str))
         except TypeError:
             raise RecipeError("The keys of a recipe are words; one of them is not.") from None
+
+
+def removed_layers(steps: Iterable[AnyStep], total: int) -> frozenset[int] | None:
+    """Return which layers of a base some steps remove, before any text is read.
+
+    Args:
+        steps: The steps.
+        total: The number of the base's layers.
+
+    Returns:
+        The base's numbers of the layers, from 0 on; None if a step chooses layers by text.
+    """
+    kept = list(range(total))
+    for step in steps:
+        if isinstance(step, Layers):
+            places = step.named_layers(len(kept))
+            if places is None:
+                return None
+            kept = [layer for place, layer in enumerate(kept) if place not in places]
+    return frozenset(range(total)).difference(kept)
 
 
 def _in_todays_format(values: dict[str, Any]) -> dict[str, Any]:

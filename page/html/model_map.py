@@ -1,8 +1,12 @@
-"""The model map: a model's parameters as a bar by component, with the removed part hatched."""
+"""The model map: a model's layers as a drawing, and on a phone its parameters as a bar by component.
 
-from collections.abc import Sequence
+The style sheet shows one of both; counts, legend and table belong to either.
+"""
+
+from collections.abc import Collection, Sequence
 from html import escape
 
+from page.html.layer_map import DrawnLayer, draw_layers, layer_table, layers_of
 from page.html.render import format_change, format_count
 from pruning.architectures.families import CHANNEL, KEY_VALUE, LAYER, NEURON, QUERY, TOKEN
 from pruning.architectures.shape import Shape
@@ -35,7 +39,15 @@ UNIT_TITLES = {
 }
 
 
-def draw_model(original: Shape, pruned: Shape | None, origin: str = "", zeros: float = 0.0) -> str:
+def draw_model(
+    original: Shape,
+    pruned: Shape | None,
+    origin: str = "",
+    zeros: float = 0.0,
+    removed: Collection[int] | None = None,
+    pressable: bool = False,
+    prefix: str = "parameters",
+) -> str:
     """Draw the model map.
 
     Args:
@@ -43,9 +55,12 @@ def draw_model(original: Shape, pruned: Shape | None, origin: str = "", zeros: f
         pruned: The shape that the cuts lead to; equal to `original` if nothing is cut. None to draw the original alone.
         origin: Where the weights come from (see `weights_origin`).
         zeros: The share of the weights of attention and MLP that are set to zero.
+        removed: The numbers of the removed layers; None if none are, or if they are chosen during the pruning.
+        pressable: Whether a press on a layer removes it.
+        prefix: What the ids of the counts begin with.
 
     Returns:
-        The bar, its legend, both parameter counts, and the same as a table for screen readers.
+        The drawing, the bar, their legend, both parameter counts, and the same as tables for screen readers.
     """
     alone, pruned = pruned is None, pruned or original
     sizes = {name: size for name, size in original.components.items() if size}
@@ -63,18 +78,36 @@ def draw_model(original: Shape, pruned: Shape | None, origin: str = "", zeros: f
     summary = f"Original model: {total:,} parameters; pruned model: {total_kept:,}"
     if alone:
         summary = f"The model has {total:,} parameters"
+    layers = layers_of(original, pruned, removed)
+    hint = _hint(layers, pressable)
+    outside = [(name, sizes.get(name, 0), kept[name]) for name in ("embeddings", "head")]
     return (
         '<section class="model-map">'
+        f'<div class="drawing">{draw_layers(layers, outside, total, pressable, zeros)}</div>'
+        f'<p class="hint" data-rest="{hint}">{hint}</p>'
         f'<div class="bar" role="img" aria-label="{summary}">{parts}</div>'
-        f'<ul class="legend">{legend}</ul>{_figures(total, None if alone else total_kept, zeros)}'
+        f'<ul class="legend">{legend}</ul>{_figures(total, None if alone else total_kept, zeros, prefix)}'
         f'<table class="screen-reader-only"><caption>{summary}</caption>{rows}</table>'
-        f"{_explanation(list(sizes), origin)}</section>"
+        f"{layer_table(layers)}{_explanation(list(sizes), origin)}</section>"
     )
 
 
-def _figures(total: int, total_kept: int | None, zeros: float) -> str:
+def _hint(layers: Sequence[DrawnLayer], pressable: bool) -> str:
+    """Return what stands below the drawing until a layer is pointed at: what to do, and what is not known yet."""
+    before, after = layers[0].groups
+    sentences = {
+        "Press a layer to remove it.": pressable,
+        "Calibration chooses the layers; the last ones stand for them.": any(
+            layer.state == "undecided" for layer in layers
+        ),
+        "In each layer, other groups may be removed.": after < before,
+    }
+    return " ".join(sentence for sentence, holds in sentences.items() if holds)
+
+
+def _figures(total: int, total_kept: int | None, zeros: float, prefix: str) -> str:
     before = (
-        f'<div><span class="figure" id="parameters-before" data-count="{total}">{format_count(total)}</span> '
+        f'<div><span class="figure" id="{prefix}-before" data-count="{total}">{format_count(total)}</span> '
         f"<small>parameters{'' if total_kept is None else ', original'}</small></div>"
     )
     if total_kept is None:
@@ -84,7 +117,7 @@ def _figures(total: int, total_kept: int | None, zeros: float) -> str:
         change = f"<b>same size</b>, {zeros:.0%} of the weights are zero" if zeros else "nothing removed"
     return (
         f'<div class="figures">{before}<div class="arrow" aria-hidden="true">→</div>'
-        '<div><span class="figure pruned" id="parameters-after" '
+        f'<div><span class="figure pruned" id="{prefix}-after" '
         f'data-count="{total_kept}">{format_count(total_kept)}</span> <small>{change}</small></div></div>'
     )
 
@@ -133,16 +166,21 @@ def weights_origin(source: Source) -> str:
     return " ".join([f"{origin}.", *source.notes])
 
 
-def cut_note(original: Shape, pruned: Shape, other_cuts: Sequence[str] = ()) -> str:
+def cut_note(
+    original: Shape, pruned: Shape, other_cuts: Sequence[str] = (), removed: Collection[int] = ()
+) -> str:
     """Render what is cut, unit by unit.
 
     Args:
         original: The shape of the original model.
         pruned: The shape that the cuts lead to.
         other_cuts: Descriptions of steps that leave the shape as it is, such as weights set to zero.
+        removed: The numbers of the removed layers, if the visitor chose them.
     """
+    numbers = f" ({', '.join(map(str, sorted(removed)))})" if removed else ""
     cuts = [
         f"<b>{original.count(unit) - pruned.count(unit):,}</b> of the {original.count(unit):,} {title}"
+        f"{numbers if unit == LAYER else ''}"
         for unit, title in UNIT_TITLES.items()
         if pruned.count(unit) < original.count(unit)
     ]

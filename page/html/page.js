@@ -130,10 +130,51 @@
     writing = now;
   };
 
+  /* The layers of the drawing are buttons: the arrow keys move between them, and what each is stands below. */
+
+  const MOVES = { ArrowDown: 1, ArrowUp: -1, Home: -Infinity, End: Infinity };
+  const layerOf = (target) => target.closest?.(".layers .layer");
+  const layersBeside = (layer) => [...layer.parentNode.querySelectorAll(".layer")];
+  const isRemoved = (layer) => layer.getAttribute("aria-pressed") === "true";
+  // Note that a layer was pressed, and return the numbers of all that are removed then. One layer must remain.
+  window.secateur.pressLayer = (target) => {
+    const layer = layerOf(target);
+    if (layer?.getAttribute("role") !== "button") return null;
+    const layers = layersBeside(layer), pressed = !isRemoved(layer);
+    if (pressed && layers.every((each) => each === layer || isRemoved(each))) return null;
+    layer.setAttribute("aria-pressed", pressed);
+    layer.setAttribute("class", `layer ${pressed ? "removed" : "kept"}`);
+    return layers.filter(isRemoved).map((each) => Number(each.dataset.layer));
+  };
+  // The chart of influences belongs to the same model, or to the same lesson, if it was drawn.
+  const influenceOf = (layer) => {
+    const around = layer.closest("#lesson-results") ?? document.getElementById("influence-chart");
+    const value = around?.querySelector("table.influence")?.tBodies[0].rows[layer.dataset.layer]?.cells[2];
+    return value ? `. Block influence ${value.textContent}` : "";
+  };
+  const describeLayers = () => {
+    for (const hint of document.querySelectorAll(".model-map .hint")) {
+      const layer = hint.parentNode.querySelector(".layer:hover, .layer:focus-visible");
+      const text = layer ? layer.getAttribute("aria-label") + influenceOf(layer) : hint.dataset.rest;
+      if (hint.textContent !== text) hint.textContent = text;
+    }
+  };
+  document.addEventListener("keydown", (event) => {
+    const layer = layerOf(event.target);
+    if (!layer || event.ctrlKey || event.altKey || event.metaKey) return;
+    if (event.key === "Enter" || event.key === " ") {
+      layer.dispatchEvent(new MouseEvent("click", { bubbles: true }));
+    } else if (event.key in MOVES) {
+      const layers = layersBeside(layer);
+      const place = Math.max(0, Math.min(layers.length - 1, layers.indexOf(layer) + MOVES[event.key]));
+      for (const each of layers) each.setAttribute("tabindex", each === layers[place] ? 0 : -1);
+      layers[place].focus({ preventScroll: true });
+    } else return;
+    event.preventDefault();
+  });
+
   let scheduled = false;
-  new MutationObserver(() => {
-    keepFocus();
-    showWhenReady();
+  const schedule = () => {
     if (scheduled) return;
     scheduled = true;
     requestAnimationFrame(() => {
@@ -141,7 +182,15 @@
       compareSettings();
       followStatus();
       followTexts();
+      describeLayers();
     });
+  };
+  for (const event of ["pointerover", "pointerout", "focusin", "focusout"])
+    document.addEventListener(event, ({ target }) => { if (layerOf(target)) schedule(); });
+  new MutationObserver(() => {
+    keepFocus();
+    showWhenReady();
+    schedule();
   }).observe(root, {
     subtree: true, childList: true, characterData: true, attributes: true, attributeFilter: ["class", "style"],
   });

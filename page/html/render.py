@@ -64,6 +64,14 @@ def recipe_note(steps: Sequence[str]) -> str:
     )
 
 
+def pressed_layers_note(layers: Sequence[int]) -> str:
+    """Render which layers were pressed in the drawing.
+
+    It is not shown, as the note on the cut says the same: a browser compares it with the settings of the results.
+    """
+    return f"<p>Layers {', '.join(map(str, layers))}</p>"
+
+
 def criterion_note(criterion: Criterion) -> str:
     """Render a criterion's formula, what it needs, its source, and its warning if it has one."""
     source = escape(criterion.source)

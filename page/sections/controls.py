@@ -1,13 +1,13 @@
 """The left column: the model, what to cut and how, and the picture of the model that follows the controls."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import gradio as gr
 from gradio.components import Component
 
-from page.html import model_map, render
+from page.html import render
 from page.sections.events import Part, on_event
+from page.sections.picture import draw_steps, note_of, removed_by_name
 from page.server.form import (
     CHAT,
     CONTINUE,
@@ -18,18 +18,18 @@ from page.server.form import (
     MAX_CUSTOM_TEXT,
     ON_PAGE,
     Control,
-    steps_from,
+    Opened,
+    PressedLayers,
+    requested_steps,
     values_of,
 )
 from page.server.look_ups import look_up
 from page.server.session import user_message, visitor_of
-from page.workers.messages import FoundModel
 from pruning import Recipe, catalog
 from pruning.architectures.shape import Shape
 from pruning.criteria import CRITERIA, DEFAULT_CRITERION, criterion_named
 from pruning.errors import RecipeError
 from pruning.steps import STEPS
-from pruning.steps.base import Step
 from pruning.steps.settings import Choices
 from pruning.text.choice import DEFAULT_CALIBRATION
 from pruning.text.passages import CALIBRATION_NAMES, CUSTOM
@@ -345,7 +345,7 @@ def wire(panel: ControlPanel, picture: gr.HTML) -> None:
     on_event(
         [panel.model.input, *(value.input for value in panel.values)],
         show_shape,
-        [panel.model, *panel.values],
+        [panel.recipe, panel.model, *panel.values],
         [picture, panel.note, panel.recipe, panel.recipe_note],
         trigger_mode="always_last",
     )
@@ -380,30 +380,23 @@ def wire(panel: ControlPanel, picture: gr.HTML) -> None:
 
 
 def show_shape(
-    request: gr.Request, token: gr.OAuthToken | None, model: str, *values: object
-) -> tuple[object, object, None, str]:
-    """Return the picture and the note, from the config alone, and discard a recipe that was opened."""
+    request: gr.Request, token: gr.OAuthToken | None, opened: Opened, model: str, *values: object
+) -> tuple[object, object, Opened, str]:
+    """Return the picture and the note, from the config alone.
+
+    A recipe that was opened is discarded. Layers that were pressed remain, unless the controls or another model
+    take their place.
+    """
     try:
         found = look_up(model, visitor_of(request, token))
-        before = found.shape
-        steps = steps_from(values)
-        after, unseen = apply_to_shape(before, steps)
-        origin, zeros = model_map.weights_origin(found.source), model_map.zeros_of(steps)
-        picture = model_map.draw_model(before, after, origin, zeros)
-        return picture, model_map.cut_note(before, after, unseen), None, ""
+        pressed = opened if isinstance(opened, PressedLayers) else None
+        steps = requested_steps(pressed, model, values)
+        if pressed is None or pressed.layers != removed_by_name(steps):
+            pressed = None
+        told = "" if pressed is None else render.pressed_layers_note(pressed.layers)
+        return draw_steps(found, steps), note_of(found.shape, steps), pressed, told
     except Exception as error:
         return gr.skip(), render.message(user_message(error), "warning"), None, ""
-
-
-def apply_to_shape(before: Shape, steps: Sequence[Step]) -> tuple[Shape, list[str]]:
-    """Return the shape after steps, and a line on each step that does not change it."""
-    after, unseen = before, []
-    for step in steps:
-        shape = step.reshape(after)
-        if shape == after:
-            unseen.append(step.describe())
-        after = shape
-    return after, unseen
 
 
 def show_choices(*values: object) -> list[gr.Column]:
@@ -474,12 +467,11 @@ def show_recipe(panel: ControlPanel, recipe: Recipe, before: Shape, prompt: obje
         panel.sampling.seed: recipe.seed,
     }
     values = values_of(recipe)
-    after, unseen = apply_to_shape(before, recipe.steps)
     if values is None:
         return updates | follow_recipe(panel, recipe)
     return (
         updates
-        | {panel.recipe: None, panel.recipe_note: "", panel.note: model_map.cut_note(before, after, unseen)}
+        | {panel.recipe: None, panel.recipe_note: "", panel.note: note_of(before, recipe.steps)}
         | dict(zip(panel.values, values, strict=True))
     )
 
@@ -492,13 +484,6 @@ def follow_recipe(panel: ControlPanel, recipe: Recipe) -> dict[Part, object]:
         panel.recipe_note: render.recipe_note(steps),
         panel.note: "",
     }
-
-
-def draw_recipe(recipe: Recipe, base: FoundModel) -> str:
-    """Return the picture of the model that a recipe leads to."""
-    after, _ = apply_to_shape(base.shape, recipe.steps)
-    origin, zeros = model_map.weights_origin(base.source), model_map.zeros_of(recipe.steps)
-    return model_map.draw_model(base.shape, after, origin, zeros)
 
 
 def describe_criterion(name: object) -> tuple[str, object]:

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
+from html import escape
 
 import gradio as gr
 
@@ -10,10 +11,12 @@ from page.html import charts, model_map, render, results
 from page.html.heading import format_date
 from page.sections.events import JobPanel, Part, Updates, on_event, on_start
 from page.sections.inspect import draw_importance
+from page.sections.picture import draw_recipe
 from page.server.jobs import wait_for_end, watch_job
 from page.server.session import job_name, jobs, log, visitor_of
 from page.workers.lesson import PROMPT, LessonTask
 from page.workers.messages import Done, ImportanceMap, LayerInfluences, LessonModel, LessonResult, Partial
+from pruning import catalog
 from pruning.lessons import BY_KEY, LESSONS, Lesson, format_metrics
 from pruning.text.passages import GENRES
 
@@ -249,14 +252,25 @@ def _draw(result: LessonResult, recorded: date | None = None) -> str:
 
 def _draw_live(result: LessonResult) -> str:
     if not result.models:
-        return model_map.draw_model(result.base, None, model_map.weights_origin(result.source))
+        return model_map.draw_model(
+            result.base, None, model_map.weights_origin(result.source), prefix="lesson"
+        )
     chart = ""
     match result.chart:
         case ImportanceMap() as scores:
             chart = draw_importance(scores)
         case LayerInfluences(values):
             chart = charts.influence_chart(values)
-    return _draw_models(result.models) + chart
+    return _draw_models(result.models) + _draw_last(result) + chart
+
+
+def _draw_last(result: LessonResult) -> str:
+    """Return the picture of the last model of a lesson, if it was made of the default model."""
+    recipe = result.recipe
+    if recipe is None or recipe.base != catalog.DEFAULT_MODEL:
+        return ""
+    heading = f'<h3 class="picture-heading">{escape(result.models[-1].title)}</h3>'
+    return heading + draw_recipe(result.base, recipe)
 
 
 def _draw_models(models: Sequence[LessonModel]) -> str:

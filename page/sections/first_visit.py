@@ -46,7 +46,7 @@ def wire(demo: gr.Blocks, tabs: gr.Tabs, page: Page, course: CourseTab, warm_up:
 
     def first_updates(request: gr.Request, token: gr.OAuthToken | None) -> Updates:
         model, starts = catalog.DEFAULT_MODEL, [control.start for control in CONTROLS]
-        picture, note, *_ = show_shape(request, token, model, *starts)
+        picture, note, *_ = show_shape(request, token, None, model, *starts)
         sliders = [value for _, value in controls.sliders]
         updates: dict[Part, object] = {
             pane.picture: picture,

@@ -222,6 +222,8 @@ class InspectSection:
 
         outputs = [self.status, part.chart]
         on_start([part.start.click], show_influences, page.controls.calibration_inputs, outputs)
+        # The drawing shows these values for its own layers.
+        on_event([page.controls.model.change], forget_influences, outputs=[part.chart])
 
     def _wire_sweep(self, page: Page) -> None:
         part = self.sweep
@@ -263,6 +265,11 @@ class InspectSection:
         on_start([part.start.click], show_sweep, inputs, [self.status, part.chart, part.table, part.recipes])
         outputs = [controls.recipe, controls.recipe_note, controls.note]
         on_event([part.table.select], choose, [part.recipes], outputs)
+
+
+def forget_influences() -> str:
+    """Return an empty chart: another model was chosen."""
+    return ""
 
 
 def build() -> InspectSection:

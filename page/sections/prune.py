@@ -7,11 +7,12 @@ from datetime import date
 import gradio as gr
 from gradio.components import Component
 
-from page.html import model_map, render
+from page.html import render
 from page.html.outputs import text_pair
 from page.sections.events import Part, Updates, on_event, on_start
+from page.sections.picture import draw_pruned
 from page.sections.section import Page
-from page.server.form import CONTINUE, prompt_from, recipe_from, to_integer, to_number
+from page.server.form import CONTINUE, PressedLayers, prompt_from, recipe_from, to_integer, to_number
 from page.server.jobs import run_job, watch_job
 from page.server.session import job_name, jobs, visitor_of
 from page.workers.messages import Done, Evaluation, Partial, Prompt, PrunedSummary, Texts
@@ -87,13 +88,15 @@ def compared_parts(page: Page) -> list[Component]:
 def settings_from(page: Page, values: Sequence[object]) -> list[object]:
     """Return the values of the controls that a browser compares with its own later, to tell whether they changed.
 
-    A recipe that was opened is told by the note on it. The visitor's own text does not come back to the page.
+    A recipe that was opened and layers that were pressed are told by the note on them. The visitor's own text does
+    not come back to the page.
     """
-    parts = inputs(page)
-    opened = values[parts.index(page.controls.recipe)]
-    note = (
-        render.recipe_note([step.describe() for step in opened.steps]) if isinstance(opened, Recipe) else ""
-    )
+    parts, note = inputs(page), ""
+    match values[parts.index(page.controls.recipe)]:
+        case Recipe(steps=steps):
+            note = render.recipe_note([step.describe() for step in steps])
+        case PressedLayers(layers=layers):
+            note = render.pressed_layers_note(layers)
     return [note, *(value for part, value in zip(parts, values, strict=True) if _is_compared(page, part))]
 
 
@@ -108,7 +111,7 @@ def request_from(page: Page, values: Sequence[object]) -> PruneRequest:
         RecipeError: A value is out of range, or nothing is to be cut.
     """
     prompt, mode, length, temperature, opened, *others = values
-    recipe = recipe_from(opened if isinstance(opened, Recipe) else None, *others)
+    recipe = recipe_from(opened if isinstance(opened, Recipe | PressedLayers) else None, *others)
     sampling = sampling_from(length, temperature, recipe.seed)
     return PruneRequest(recipe, prompt_from(prompt, mode), sampling, settings_from(page, values))
 
@@ -234,12 +237,7 @@ class Shown:
         page, planned = self.page, self.planned
         pane = page.results
         updates: dict[Part, object] = {
-            pane.picture: model_map.draw_model(
-                pruned.before,
-                pruned.after,
-                model_map.weights_origin(pruned.source),
-                model_map.zeros_of(planned.recipe.steps),
-            ),
+            pane.picture: draw_pruned(pruned),
             pane.job.status: render.status("Writing", kind="busy"),
             pane.texts: text_pair(planned.prompt.text, "", "", writing=True, chat=pruned.is_chat),
             pane.recipe: planned.recipe.without_custom_text(),

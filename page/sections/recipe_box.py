@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import gradio as gr
 
 from page.html import render
-from page.sections.controls import draw_recipe, show_recipe
+from page.sections.controls import show_recipe
 from page.sections.events import Part, Updates, on_event
+from page.sections.picture import draw_steps
 from page.sections.section import Page
 from page.server import links
 from page.server.look_ups import look_up
@@ -76,7 +77,7 @@ def open_recipe(
         recipe = read()
         base = look_up(recipe.base, visitor_of(request, token))
         return show_recipe(page.controls, recipe, base.shape, prompt) | {
-            page.results.picture: draw_recipe(recipe, base),
+            page.results.picture: draw_steps(base, recipe.steps),
             status: render.status("The recipe is set. Press Prune."),
         }
     except Exception as error:

@@ -74,11 +74,6 @@ def build_job() -> JobPanel:
     return JobPanel(status, start, stop, stopped="Stopped. What was not measured stays blank.", restarts=True)
 
 
-def build_picture() -> gr.HTML:
-    """Lay out the picture of the model, at the top of the right column."""
-    return gr.HTML(elem_id="picture", min_height=230)
-
-
 def build(job: JobPanel, picture: gr.HTML) -> ResultsPane:
     """Lay out the texts and the measures."""
     with gr.Row(elem_id="results-head"):

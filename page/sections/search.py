@@ -7,8 +7,9 @@ import gradio as gr
 
 from page.html import render
 from page.html.plot import Axis, Series, plot
-from page.sections.controls import draw_recipe, follow_recipe
+from page.sections.controls import follow_recipe
 from page.sections.events import Part, Updates, on_event, on_start
+from page.sections.picture import draw_steps
 from page.sections.section import Page
 from page.server.form import calibration_from, to_integer
 from page.server.jobs import run_job
@@ -156,7 +157,7 @@ def _show_result(
 
 def _use(page: Page, recipe: Recipe, visitor: Visitor) -> dict[Part, object]:
     """Return the updates after which Prune follows a recipe of the search."""
-    picture = draw_recipe(recipe, look_up(recipe.base, visitor))
+    picture = draw_steps(look_up(recipe.base, visitor), recipe.steps)
     return follow_recipe(page.controls, recipe) | {page.results.picture: picture}
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from page.workers.messages import Prompt
 from pruning import Calibration, Recipe
 from pruning.errors import RecipeError
-from pruning.steps import STEPS, AnyStep
+from pruning.steps import STEPS, AnyStep, Layers
 from pruning.steps.settings import Choices, Setting, Slider, Switch
 from pruning.text.passages import CUSTOM
 
@@ -104,6 +104,23 @@ class Control:
         return isinstance(self.setting.control, Choices) and None in self.setting.control.titles
 
 
+@dataclass(frozen=True)
+class PressedLayers:
+    """Layers that the visitor chose by pressing them in the drawing, beside what the controls say.
+
+    Attributes:
+        model: The base whose layers they are.
+        layers: Their numbers, ascending.
+    """
+
+    model: str
+    layers: tuple[int, ...]
+
+
+Opened = Recipe | PressedLayers | None
+"""What Prune follows besides the controls: a recipe in their place, or layers that were pressed."""
+
+
 ON_PAGE = (MAIN, *(name for name in STEPS if name != MAIN and name not in SEPARATE_SECTIONS))
 CONTROLS = tuple(
     Control(name, setting) for name in ON_PAGE for setting in STEPS[name].settings if setting.control
@@ -129,6 +146,52 @@ def steps_from(values: Sequence[object]) -> tuple[AnyStep, ...]:
             active.add(control.step)
         fields.setdefault(control.step, {})[control.setting.field] = field
     return tuple(STEPS[name](**fields[name]) for name in STEPS if name in active)
+
+
+def with_layers(steps: Sequence[AnyStep], layers: Sequence[int], repair: bool) -> tuple[AnyStep, ...]:
+    """Return steps that remove exactly some layers, in place of those that they removed.
+
+    Args:
+        steps: The steps.
+        layers: The numbers of the layers in the base; none to remove no layer.
+        repair: Whether the gaps are repaired, if the steps removed no layers so far.
+    """
+    places = [place for place, step in enumerate(steps) if isinstance(step, Layers)]
+    others = [step for step in steps if not isinstance(step, Layers)]
+    if not layers:
+        return tuple(others)
+    fields: dict[str, Any] = {"layers": tuple(layers), "repair": repair}
+    if places and isinstance(former := steps[places[0]], Layers):
+        fields |= {"repair": former.repair, "repair_norms": former.repair_norms}
+    first = places[0] if places else 0
+    return (*others[:first], Layers(**fields), *others[first:])
+
+
+def requested_steps(opened: Opened, model: object, values: Sequence[object]) -> tuple[AnyStep, ...]:
+    """Return the steps that Prune carries out.
+
+    Args:
+        opened: What it follows besides the controls.
+        model: The base.
+        values: The controls' values, in the order of `CONTROLS`.
+
+    Raises:
+        RecipeError: A value is out of range.
+    """
+    if isinstance(opened, Recipe):
+        return opened.steps
+    steps = steps_from(values)
+    if opened is None or opened.model != model or any(isinstance(step, Layers) for step in steps):
+        return steps
+    return with_layers(steps, opened.layers, layers_are_repaired(values))
+
+
+def layers_are_repaired(values: Sequence[object]) -> bool:
+    """Return whether the controls ask to repair the gaps that removed layers leave."""
+    return any(
+        control.key == "layers-repair" and bool(value)
+        for control, value in zip(CONTROLS, values, strict=True)
+    )
 
 
 def values_of(recipe: Recipe) -> list[object] | None:
@@ -169,7 +232,7 @@ def calibration_from(text: object, custom_text: object, tokens: object) -> Calib
 
 
 def recipe_from(
-    recipe: Recipe | None,
+    opened: Opened,
     model: object,
     text: object,
     custom_text: object,
@@ -177,10 +240,10 @@ def recipe_from(
     seed: object,
     *values: object,
 ) -> Recipe:
-    """Return the recipe that was opened, or else what the controls say.
+    """Return the recipe that was opened, or else what the controls and the pressed layers say.
 
     Args:
-        recipe: A recipe that was opened and that holds more than the controls can say, if any.
+        opened: A recipe that holds more than the controls can say, or layers that were pressed, if any.
         model: The base.
         text: The calibration text, by name.
         custom_text: The visitor's own calibration text.
@@ -191,9 +254,9 @@ def recipe_from(
     Raises:
         RecipeError: A value is out of range, or nothing is to be cut.
     """
-    if recipe is not None:
-        return with_text(recipe, custom_text)
-    steps = steps_from(values)
+    if isinstance(opened, Recipe):
+        return with_text(opened, custom_text)
+    steps = requested_steps(opened, model, values)
     if not steps:
         raise RecipeError("Nothing to cut yet: move the slider, then press Prune.")
     if not isinstance(model, str):

@@ -73,6 +73,7 @@ class LessonTask(Task):
         for run, planned in runs:
             name, title = (run.name, run.title) if run else ("chosen", str(metrics["chosen"]))
             recipe, pruned = _prune(run, planned, context)
+            recipe = recipe.model_copy(update={"kept_layers": pruned.recipe.kept_layers})
             base = context.workbench.load(recipe.base, context.visitor)
             measured.append((name, pruned))
             metrics |= metrics_of_runs(measured)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 from typing import TYPE_CHECKING
@@ -54,8 +54,19 @@ class Shape:
     @property
     def components(self) -> dict[str, int]:
         """Parameters by component; tied embeddings are counted once, under `embeddings`."""
+        return self._components(self.weighted())
+
+    def layer_components(self, layer: int) -> dict[str, int]:
+        """Return the parameters of a layer by component.
+
+        Args:
+            layer: Its number in the model that the shape is of. Whether this shape has it does not matter.
+        """
+        return self._components((spec, 1) for spec in self.anatomy.of_layer(layer))
+
+    def _components(self, tensors: Iterable[tuple[TensorSpec, int]]) -> dict[str, int]:
         totals = dict.fromkeys(COMPONENTS, 0)
-        for spec, times in self.weighted():
+        for spec, times in tensors:
             totals[spec.component] += times * prod(
                 self.length(label, length) for label, length in zip(spec.labels, spec.shape, strict=True)
             )

@@ -229,10 +229,17 @@ class Layers(Cut):
         gaps = candidates + removed - (0 if self.protect else 1)
         return in_sequence(_gaps_cost(plan, gaps) if self.repair else Cost(), trials)
 
+    def named_layers(self, total: int) -> tuple[int, ...] | None:
+        """Return the layers to remove out of `total`, by number; None if text chooses them."""
+        if self.layers is not None or self._text_chooses:
+            return self.layers
+        first = 0 if self.method == "first" else total - self.removed_count
+        return tuple(range(first, first + self.removed_count))
+
     def rank(self, context: StepContext) -> KeptIndices:
         """Return the layers to keep."""
-        removed = set(self.layers or _CHOOSERS[self.method](self, context))
         total = context.shape.count(LAYER)
+        removed = set(self.named_layers(total) or _CHOOSERS[self.method](self, context))
         return {LAYER: [torch.tensor([layer for layer in range(total) if layer not in removed])]}
 
     def refit(self, context: StepContext, kept: KeptIndices) -> Refit:
@@ -316,15 +323,6 @@ def _gaps_cost(plan: Plan, gaps: int) -> Cost:
         results + batch * (sums + rows) + max(reads.memory, system),
         results,
     )
-
-
-def _last(step: Layers, context: StepContext) -> list[int]:
-    total = context.shape.count(LAYER)
-    return list(range(total - step.removed_count, total))
-
-
-def _first(step: Layers, _context: StepContext) -> list[int]:
-    return list(range(step.removed_count))
 
 
 def _influence(step: Layers, context: StepContext) -> list[int]:
@@ -416,8 +414,6 @@ def _losses_without(step: Layers, context: StepContext, removed: list[int]) -> d
 
 
 _CHOOSERS: dict[str, Callable[[Layers, StepContext], list[int]]] = {
-    "last": _last,
-    "first": _first,
     "influence": _influence,
     "magnitude": _magnitude,
     "angular": _angular,

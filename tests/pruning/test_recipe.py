@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from pruning import Calibration, Layers, Neurons, PruningError, Recipe, RecipeError, SavingError
 from pruning.criteria import CRITERIA
+from pruning.recipe import removed_layers
 from pruning.text.passages import CALIBRATION_NAMES, CUSTOM
 
 RECIPE = Recipe(
@@ -324,3 +325,21 @@ def test_kept_layers_are_a_record():
 def test_steps_describe_themselves():
     assert Neurons(fraction=0.2).describe() == "20 % of the MLP neurons"
     assert Neurons(intermediate_size=100).describe() == "all but 100 of the MLP neurons"
+
+
+@pytest.mark.parametrize(
+    ("steps", "removed"),
+    [
+        ([], set()),
+        ([Neurons(fraction=0.2)], set()),
+        ([Layers(layers=(4, 2))], {2, 4}),
+        ([Layers(count=2, method="first")], {0, 1}),
+        ([Layers(count=2, method="last")], {8, 9}),
+        # The second step counts what the first one left.
+        ([Layers(layers=(0, 3)), Neurons(fraction=0.2), Layers(layers=(2,))], {0, 3, 4}),
+        ([Layers(layers=(0,)), Layers(count=1)], None),
+        ([Layers(count=1, method="magnitude")], None),
+    ],
+)
+def test_which_layers_are_removed_is_known_unless_text_chooses_them(steps, removed):
+    assert removed_layers(steps, 10) == removed

@@ -72,6 +72,18 @@ def test_a_lesson_that_is_run_live_shows_what_it_claims(lesson_page, lesson):
     check_results(page, lesson)
 
 
+def test_the_lesson_on_depth_shows_its_layers_with_their_influence(lesson_page):
+    page = lesson_page(8)
+    page.click("#lesson-run")
+    page.wait_for_selector("#lesson-results .layers", timeout=WORK)
+    assert page.locator("#lesson-results .layer").count() == 30
+    assert page.locator("#lesson-results .layer.removed").count() == 9
+    page.focus('#lesson-results [data-layer="0"]')
+    page.keyboard.press("ArrowDown")
+    page.wait_for_selector("#lesson-results .hint:has-text('Layer 1: 3.5M parameters')")
+    assert "Block influence 0." in page.inner_text("#lesson-results .hint")
+
+
 def test_a_lesson_opens_on_the_workbench_and_can_stand_alone(lesson_page):
     page = lesson_page(4, "&only=1")
     page.wait_for_selector("#lesson-list", state="hidden")

@@ -359,6 +359,39 @@ def test_fits_the_screen(visit, width, height, scheme):
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
+def test_a_layer_is_removed_by_a_press_and_by_the_keyboard_and_put_back(visit):
+    page = visit(1366, 768)
+    calibrate_on_little(page)
+    assert page.is_visible("#picture .layers")
+    assert page.is_hidden("#picture .bar")
+    start, share = count(page), parameters_after(Neurons(fraction=0.2))
+    assert start == share
+    page.click('#picture [data-layer="4"]', position={"x": 5, "y": 3})
+    wait_for_count(page, parameters_after(Layers(layers=(4,)), Neurons(fraction=0.2)))
+    assert "1 of the 30 layers (4)" in page.inner_text("#cut-note")
+    page.focus('#picture [data-layer="0"]')
+    for key in ("ArrowDown", "ArrowDown", "Enter"):
+        page.keyboard.press(key)
+    wait_for_count(page, parameters_after(Layers(layers=(2, 4)), Neurons(fraction=0.2)))
+    # The focus stays where it was, and what has it stands below the drawing.
+    assert page.evaluate("document.activeElement.dataset.layer") == "2"
+    page.wait_for_selector("#picture .hint:has-text('Layer 2: 3.5M parameters, 2.6% of the model')")
+    page.keyboard.press(" ")
+    wait_for_count(page, parameters_after(Layers(layers=(4,)), Neurons(fraction=0.2)))
+    page.wait_for_selector("body[data-changed]", state="attached")
+    page.click("#prune")
+    wait_for_results(page, "Layers 4")
+    page.get_by_role("tab", name="Recipe").click()
+    page.wait_for_selector("#recipe:has-text('layers:')")
+    assert "- 4" in page.inner_text("#recipe")
+
+
+def test_a_phone_shows_the_bar_in_place_of_the_layers(visit):
+    page = visit(390, 844)
+    assert page.is_visible("#picture .bar")
+    assert page.is_hidden("#picture .layers")
+
+
 def test_the_page_needs_no_sign_in_and_no_other_host(browser, page_url):
     context = browser.new_context()
     page = context.new_page()

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from page.html import charts, model_map, outputs, plot, render, results
+from page.html import charts, layer_map, model_map, outputs, plot, render, results
 from pruning import Neurons, Recipe
 from pruning.criteria import Criterion
 from pruning.evaluation.inspection import NextToken, TokenLoss
@@ -25,6 +25,7 @@ TAGS = {
     "dt",
     "figcaption",
     "figure",
+    "g",
     "h2",
     "h3",
     "i",
@@ -32,7 +33,9 @@ TAGS = {
     "mark",
     "ol",
     "p",
+    "path",
     "polyline",
+    "rect",
     "section",
     "small",
     "span",
@@ -50,9 +53,14 @@ TAGS = {
 ATTRIBUTES = {
     "aria-hidden",
     "aria-label",
+    "aria-pressed",
     "class",
     "colspan",
+    "d",
     "data-count",
+    "data-layer",
+    "data-rest",
+    "height",
     "href",
     "id",
     "points",
@@ -61,9 +69,13 @@ ATTRIBUTES = {
     "role",
     "scope",
     "style",
+    "tabindex",
     "target",
     "title",
     "viewbox",
+    "width",
+    "x",
+    "y",
 }
 
 
@@ -116,12 +128,14 @@ RENDERED = {
 
 WITHOUT_TEXT = {
     *(charts.influence_chart, outputs.text_pair_placeholder, results.genres, results.verdict),
-    *(render.distillation_result, render.training_status),
+    *(layer_map.draw_layers, layer_map.layer_table),
+    *(render.distillation_result, render.pressed_layers_note, render.training_status),
 }
 """Functions that render numbers and fixed words only."""
 
 NO_HTML = {
     *(
+        layer_map.layers_of,
         model_map.weights_origin,
         model_map.zeros_of,
         outputs.first_difference,
@@ -166,7 +180,7 @@ def test_text_in_an_attribute_stays_in_it(text):
 def test_every_public_function_is_covered_here():
     public = {
         function
-        for module in (charts, model_map, outputs, plot, render, results)
+        for module in (charts, layer_map, model_map, outputs, plot, render, results)
         for name, function in inspect.getmembers(module, inspect.isfunction)
         if function.__module__ == module.__name__ and not name.startswith("_")
     }

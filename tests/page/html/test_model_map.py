@@ -58,8 +58,9 @@ def test_a_cut_is_hatched_in_its_component_alone():
     before, after = original.components["mlp"], pruned.components["mlp"]
     assert f"MLP: {before:,} → {after:,}" in page.values("title")
     assert page.values("data-count") == [str(original.parameters), str(pruned.parameters)]
+    assert page.values("id") == ["parameters-before", "parameters-after"]
     summary = f"Original model: {original.parameters:,} parameters; pruned model: {pruned.parameters:,}"
-    assert page.values("aria-label") == [summary]
+    assert summary in page.values("aria-label")
     assert summary in page.pieces
 
 
@@ -94,6 +95,22 @@ def test_the_note_counts_what_is_cut():
         f"Removes {neurons // 2} of the {neurons} MLP neurons in each layer; 1 of the {layers} layers; "
         "half of the weights."
     )
+
+
+def test_the_note_names_layers_that_the_visitor_chose():
+    original = shape()
+    note = model_map.cut_note(original, Layers(layers=(1, 0)).reshape(original), removed=(1, 0))
+    assert "layers (0, 1)." in Page(note).text
+
+
+def test_the_drawing_stands_beside_the_bar_with_a_hint_and_a_table():
+    original = shape()
+    page = Page(model_map.draw_model(original, Layers(count=1).reshape(original), pressable=True))
+    assert {"drawing", "bar"} <= set(page.values("class"))
+    (hint,) = page.values("data-rest")
+    assert hint.startswith("Press a layer to remove it. Calibration chooses the layers")
+    assert hint in page.pieces
+    assert "Parameters by layer" in page.pieces
 
 
 def test_the_note_names_cuts_that_leave_the_shape_as_it_is():

@@ -1,5 +1,6 @@
 """What a lesson shows while it runs, when it was recorded, and when another one is chosen."""
 
+from dataclasses import replace
 from datetime import date
 
 import pytest
@@ -8,10 +9,12 @@ from page.server.jobs import Replaced, Watch
 from page.server.queue import JobKey
 from page.server.session import jobs
 from page.workers.lesson import LessonTask
-from page.workers.messages import Done, LessonResult, Queued
+from page.workers.messages import Done, LessonModel, LessonResult, Queued
+from pruning import Layers, Recipe, catalog
 from pruning.architectures.shape import Shape
 from pruning.lessons import LESSONS
 from tests.helpers import models
+from tests.page.html.samples import quality, report
 
 FIRST, SECOND = LESSONS[0], LESSONS[1]
 
@@ -55,6 +58,28 @@ def test_a_lesson_that_runs_shows_its_place_and_then_its_results(handler, reques
     assert "Recorded" not in done["lesson-results"]
     assert not done["lesson-live"].visible
     assert idle["lesson-run"].visible
+
+
+def test_a_lesson_draws_the_model_that_it_made(handler, request_of, run, result):
+    layers = result.base.anatomy.layers
+    recipe = Recipe(base=catalog.DEFAULT_MODEL, steps=(Layers(count=1),), kept_layers=(0, *range(2, layers)))
+    made = LessonModel("One <layer> less", report(quality(10.0), quality(20.0)), True, "text")
+    run(Done(replace(result, models=(made,), recipe=recipe)))
+    shown, _ = handler("run")(request_of(), None, FIRST.key, None)
+    drawn = shown["lesson-results"]
+    assert "One &lt;layer&gt; less</h3>" in drawn
+    assert 'class="layer removed" data-layer="1"' in drawn
+    assert drawn.count("layer removed") == 1
+    assert 'role="button"' not in drawn
+    assert 'id="parameters-' not in drawn
+
+
+def test_a_lesson_of_another_model_has_no_drawing(handler, request_of, run, result):
+    recipe = Recipe(base="distilgpt2", steps=(Layers(count=1),))
+    made = LessonModel("Smaller", report(quality(10.0), quality(20.0)), True, "text")
+    run(Done(replace(result, models=(made,), recipe=recipe)))
+    shown, _ = handler("run")(request_of(), None, FIRST.key, None)
+    assert "model-map" not in shown["lesson-results"]
 
 
 def test_a_recorded_lesson_is_shown_at_once_with_its_date(handler, request_of, run, result):

@@ -98,3 +98,13 @@ def test_cutting_neurons_changes_only_the_mlp(family):
     after = before.resized(NEURON, 10)
     changed = {name for name, size in after.components.items() if size != before.components[name]}
     assert changed == {"mlp"}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_layers_and_what_is_outside_them_add_up_to_the_model(name):
+    shape = Shape.of(config(name))
+    layers = [shape.layer_components(layer) for layer in range(shape.anatomy.layers)]
+    for component in ("attention", "mlp"):
+        assert sum(layer[component] for layer in layers) == shape.components[component]
+    half = shape.resized(NEURON, shape.count(NEURON) // 2)
+    assert half.layer_components(0)["mlp"] < layers[0]["mlp"]
