@@ -4,6 +4,7 @@ The address of the page says in which room it is. So a page that was reloaded, o
 with its next call.
 """
 
+import time
 from dataclasses import dataclass
 
 import gradio as gr
@@ -18,6 +19,12 @@ from page.server.session import rooms, session_of
 from pruning.lessons import LESSONS
 
 NOT_THE_TEACHERS = "This is not the link of the room's teacher. You are in the room as a student."
+
+ENTER = f"""() => [
+    window.secateur?.seat() ?? "",
+    new URLSearchParams(location.search).has("{links.ROOM}") ? "enter" : "",
+]"""
+"""Names the tab of the browser, and has the page enter the room in its address, if there is one."""
 
 
 @dataclass(frozen=True)
@@ -64,13 +71,8 @@ def wire(demo: gr.Blocks, tabs: gr.Tabs, course: CourseTab, opening: OpeningPart
     The handlers wait for nothing and are called in the page's event loop: a room takes no thread.
     """
     board = course.room
-
-    async def enter_room(request: gr.Request) -> Updates:
-        if links.ROOM not in request.query_params:
-            return {tabs: gr.skip()}
-        linked = lesson_of_link(request.query_params.get(PARAMETER, "")) or LESSONS[0].key
-        opened: dict[Part, object] = {tabs: gr.Tabs(selected="course"), course.chosen: linked}
-        return opened | visit(request, linked, None, "", Shown())
+    # What changes here has the page ask for all of its room. It stands outside of the tabs, so it is there at once.
+    news = gr.Textbox(visible="hidden", max_length=40)
 
     async def open_room(request: gr.Request, name: object, chosen: object) -> Updates:
         try:
@@ -87,7 +89,25 @@ def wire(demo: gr.Blocks, tabs: gr.Tabs, course: CourseTab, opening: OpeningPart
     async def call_room(
         request: gr.Request, chosen: object, prediction: object, seat: object, shown: object
     ) -> Updates:
-        return visit(request, str(chosen), prediction, seat, Shown.parse(shown)) or {board.shown: gr.skip()}
+        # Each part that may change takes Gradio about a millisecond, also if it does not. So what changes often
+        # comes at once, and the rest by another call.
+        before = Shown.parse(shown)
+        updates = visit(request, str(chosen), prediction, seat, before)
+        if updates and Shown.parse(updates[board.shown]).frame != before.frame:
+            return {news: f"{time.monotonic_ns()}"}
+        return {part: updates[part] for part in (board.drawn, board.shown) if part in updates} or {
+            news: gr.skip()
+        }
+
+    async def update_room(
+        request: gr.Request, chosen: object, prediction: object, seat: object, shown: object
+    ) -> Updates:
+        before = Shown.parse(shown)
+        if before != Shown():
+            return visit(request, str(chosen), prediction, seat, before) or {board.shown: gr.skip()}
+        linked = lesson_of_link(request.query_params.get(PARAMETER, "")) or LESSONS[0].key
+        entered: dict[Part, object] = {tabs: gr.Tabs(selected="course"), course.chosen: linked}
+        return entered | visit(request, linked, None, seat, before)
 
     async def reveal(
         request: gr.Request, chosen: object, prediction: object, seat: object, shown: object
@@ -97,7 +117,7 @@ def wire(demo: gr.Blocks, tabs: gr.Tabs, course: CourseTab, opening: OpeningPart
             rooms.reveal(query.get(links.ROOM, ""), query.get(links.TEACHER, ""))
         except RoomError:
             return {board.shown: gr.skip()}
-        return await call_room(request, chosen, prediction, seat, shown)
+        return await update_room(request, chosen, prediction, seat, shown)
 
     def visit(
         request: gr.Request, chosen: str, prediction: object, seat: object, before: Shown
@@ -117,20 +137,20 @@ def wire(demo: gr.Blocks, tabs: gr.Tabs, course: CourseTab, opening: OpeningPart
         return updates | ({course.chosen: view.lesson} if follows else {})
 
     page = [course.chosen, course.text.prediction, board.seat, board.shown]
-    on_event([demo.load], enter_room, outputs=[tabs, course.chosen, *board.outputs])
     on_event(
         [opening.start.click, opening.name.submit],
         open_room,
         [opening.name, course.chosen],
         [opening.box, opening.name, opening.status, *board.outputs],
     )
-    on_event([board.timer.tick], call_room, page, [course.chosen, *board.outputs])
-    on_event([board.reveal.click], reveal, page, [course.chosen, *board.outputs])
+    on_event([board.timer.tick], call_room, page, [board.drawn, board.shown, news])
+    on_event([news.change], update_room, page, [tabs, course.chosen, *board.outputs])
+    on_event([board.reveal.click], reveal, page, [tabs, course.chosen, *board.outputs])
     demo.load(
         None,
         None,
-        [board.seat],
-        js="() => window.secateur?.seat() ?? ''",
+        [board.seat, news],
+        js=ENTER,
         queue=False,
         show_progress="hidden",
         api_visibility="private",

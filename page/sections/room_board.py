@@ -21,11 +21,13 @@ class Shown:
 
     Attributes:
         digest: Tells what it shows from anything else.
+        frame: Tells from anything else what of that is not in the drawing.
         lesson: The lesson that the room followed then; empty if it showed no room.
         run: Which run of the teacher's it has followed.
     """
 
     digest: str = ""
+    frame: str = ""
     lesson: str = ""
     run: int = 0
 
@@ -33,14 +35,15 @@ class Shown:
     def parse(cls, text: object) -> "Shown":
         """Read what `str` wrote; anything else is nothing shown."""
         match str(text).split(" "):
-            case [digest, lesson, run] if lesson in BY_KEY and run.isdecimal() and len(run) < 10:
-                return cls(digest, lesson, int(run))
-            case [digest]:
-                return cls(digest)
+            case [digest, frame, lesson, run] if lesson in BY_KEY and run.isdecimal() and len(run) < 10:
+                return cls(digest, frame, lesson, int(run))
+            case [digest, frame]:
+                return cls(digest, frame)
         return cls()
 
     def __str__(self) -> str:
-        return f"{self.digest} {self.lesson} {self.run}" if self.lesson else self.digest
+        room = f" {self.lesson} {self.run}" if self.lesson else ""
+        return f"{self.digest} {self.frame}{room}"
 
 
 @dataclass(frozen=True)
@@ -95,10 +98,11 @@ class RoomBoard:
         notes = [note] if note else []
         if is_elsewhere:
             notes += [f"The class is at another lesson: {lesson.number}. {lesson.title}.", question]
-        digest = crc32(repr((view, view.is_teacher, notes)).encode())
         # Where another lesson opens first, the next call follows the run.
         has_moved = before.lesson not in ("", view.lesson)
-        shown = Shown(f"{digest:x}", view.lesson, before.run if has_moved else view.run)
+        run = before.run if has_moved else view.run
+        frame = _digest(view.is_teacher, view.counts is None, view.seconds, view.lesson, run)
+        shown = Shown(_digest(view, view.is_teacher, notes), frame, view.lesson, run)
         if shown == before:
             return {}
         updates: dict[Part, object] = {
@@ -124,7 +128,7 @@ class RoomBoard:
             before: What the page has shown so far.
             waits: Whether the page calls again.
         """
-        shown = Shown(f"{crc32(text.encode()):x}")
+        shown = Shown(_digest(text), _digest(text))
         if shown == before:
             return {}
         return {
@@ -135,6 +139,10 @@ class RoomBoard:
             self.shown: str(shown),
             self.timer: gr.Timer(WAITING_SECONDS, active=waits),
         }
+
+
+def _digest(*values: object) -> str:
+    return f"{crc32(repr(values).encode()):x}"
 
 
 def build() -> RoomBoard:
