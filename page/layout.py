@@ -19,6 +19,7 @@ from page.sections import (
     prune,
     recipe_box,
     results,
+    room,
     search,
 )
 from page.sections.section import Page
@@ -61,6 +62,7 @@ def build_page(warm_up: WarmUp) -> gr.Blocks:
             with gr.Tab("Course", id="course") as lessons_tab:
                 course_tab = course.build()
                 following = gr.Button("Next lesson", elem_id="next-lesson")
+                opening = room.build()
         address.build_footer()
         page = Page(panel, pane, sections)
         controls.wire(panel, drawn)
@@ -73,6 +75,7 @@ def build_page(warm_up: WarmUp) -> gr.Blocks:
             section.wire(page)
         course.wire(course_tab)
         first_visit.wire(demo, tabs, page, course_tab, warm_up)
+        room.wire(demo, tabs, course_tab, opening)
         address.wire(demo, tabs, prune_tab, lessons_tab, course_tab, following)
         demo.unload(on_disconnect)
     return demo

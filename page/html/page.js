@@ -55,6 +55,21 @@
       const linked = new URL(link).searchParams;
       replace(Object.fromEntries(["recipe", "mode", "prompt"].map((name) => [name, linked.get(name)])));
     },
+    // Note that the visitor has opened a room. `link`: the teacher's link to it.
+    showRoom(link) {
+      if (!link) return;
+      const linked = new URL(link).searchParams;
+      replace({ room: linked.get("room"), teacher: linked.get("teacher") });
+      if (acted()) document.getElementById("lesson-see")?.scrollIntoView({ block: "start" });
+    },
+    // What this tab is called in a room: a reload starts another session, and is still the same voter.
+    seat() {
+      try {
+        return (sessionStorage.seat ??= crypto.getRandomValues(new Uint32Array(4)).join("-"));
+      } catch {
+        return "";  // This browser keeps nothing.
+      }
+    },
     // Start a download that was prepared, as soon as its button is there; after a failure it does not come.
     download(tries = 40) {
       const button = document.getElementById("download");
@@ -87,6 +102,7 @@
     "lesson-run": "lesson-stop", "lesson-stop": "lesson-run",
     "distill-start": "distill-stop", "distill-stop": "distill-start",
     prepare: "download", download: "prepare",
+    "open-room": "room-reveal", "room-reveal": "lesson-run",
   };
   const isShown = (element) => Boolean(element?.isConnected && element.checkVisibility());
   let focused = null;
@@ -101,7 +117,7 @@
 
   /* One live region that stays announces each new stage of a job, though not every count in it. */
 
-  const STATUS = "#status, #lesson-status, #distill-status, #inspect-status, #prepare-status, #push-status";
+  const STATUS = "#status, #lesson-status, #distill-status, #inspect-status, #prepare-status, #push-status, #room-status";
   const PAUSE = 1500;
   const announced = new Map();
   let waiting = "", timer = null;
@@ -122,6 +138,14 @@
       announced.set(element.id, stage);
       if (text && !first) announce(text);
     }
+  };
+  // How many have answered is announced with its number.
+  let answered = "";
+  const followRoom = () => {
+    const board = document.getElementById("room-board");
+    const text = (board?.querySelector(".answers") ?? board?.querySelector("p"))?.textContent.trim() ?? "";
+    if (text && text !== answered) announce(text);
+    answered = text;
   };
   let writing = false;
   const followTexts = () => {
@@ -183,6 +207,7 @@
       followStatus();
       followTexts();
       describeLayers();
+      followRoom();
     });
   };
   for (const event of ["pointerover", "pointerout", "focusin", "focusout"])

@@ -9,11 +9,12 @@ import gradio as gr
 
 from page.html import charts, model_map, render, results
 from page.html.heading import format_date
+from page.sections import room_board
 from page.sections.events import JobPanel, Part, Updates, on_event, on_start
 from page.sections.inspect import draw_importance
 from page.sections.picture import draw_recipe
 from page.server.jobs import wait_for_end, watch_job
-from page.server.session import job_name, jobs, log, visitor_of
+from page.server.session import job_name, jobs, log, rooms, session_of, visitor_of
 from page.workers.lesson import PROMPT, LessonTask
 from page.workers.messages import Done, ImportanceMap, LayerInfluences, LessonModel, LessonResult, Partial
 from pruning import catalog
@@ -44,6 +45,7 @@ class CourseTab:
     Attributes:
         chosen: The list of lessons.
         text: What the chosen lesson says.
+        room: What a page in a room shows of its class.
         run: The button that runs it, or shows what was recorded of it.
         live: The button that runs a recorded lesson again.
         stop: The button that stops the run.
@@ -55,6 +57,7 @@ class CourseTab:
 
     chosen: gr.Radio
     text: LessonText
+    room: room_board.RoomBoard
     run: gr.Button
     live: gr.Button
     stop: gr.Button
@@ -136,6 +139,7 @@ def build() -> CourseTab:
         with gr.Column(scale=8, min_width=320, elem_id="lesson"):
             introduction = gr.Markdown(_introduction(first), elem_id="lesson-see")
             prediction = gr.Radio(options, label=question, info="Choose before you run it", elem_id="predict")
+            room = room_board.build()
             with gr.Row():
                 run = gr.Button("Run the lesson", variant="primary", elem_id="lesson-run")
                 live = gr.Button("Run it live", visible=False, elem_id="lesson-live")
@@ -149,16 +153,17 @@ def build() -> CourseTab:
                 answer = gr.Markdown(first.explanation)
             sources = gr.Markdown(_sources(first))
     text = LessonText(introduction, prediction, notice, asked, reveal, answer, sources)
-    return CourseTab(chosen, text, run, live, stop, status, drawn, open_result, gr.State(None))
+    return CourseTab(chosen, text, room, run, live, stop, status, drawn, open_result, gr.State(None))
 
 
 def wire(tab: CourseTab) -> None:
-    """Connect the list, Run, Run it live and Stop."""
+    """Connect the list, Run, Run it live and Stop, and what the teacher of a room runs."""
 
     async def follow(
         request: gr.Request, token: gr.OAuthToken | None, key: str, guess: str | None, live: bool
     ) -> AsyncIterator[Updates]:
         lesson = BY_KEY.get(key, LESSONS[0])
+        rooms.note_run(session_of(request), lesson.key, live)
 
         def show(event: Partial | Done) -> Updates:
             match event:
@@ -185,6 +190,12 @@ def wire(tab: CourseTab) -> None:
         async for updates in follow(request, token, key, guess, live=True):
             yield updates
 
+    async def run_with_class(
+        request: gr.Request, token: gr.OAuthToken | None, key: str, guess: str | None, started: object
+    ) -> AsyncIterator[Updates]:
+        async for updates in follow(request, token, key, guess, live=str(started).endswith(room_board.LIVE)):
+            yield updates
+
     def stop(request: gr.Request) -> None:
         jobs.stop(job_name(request, KIND))
 
@@ -199,6 +210,7 @@ def wire(tab: CourseTab) -> None:
     changed = [tab.run, tab.stop, tab.text.notice, *tab.run_outputs]
     on_start([tab.run.click], run, given, changed)
     on_start([tab.live.click], run_lesson_live, given, changed)
+    on_start([tab.room.started.change], run_with_class, [*given, tab.room.started], changed)
     on_event([tab.stop.click], stop)
 
 

@@ -88,6 +88,8 @@ def wire(demo: gr.Blocks, tabs: gr.Tabs, page: Page, course: CourseTab, warm_up:
         return updates | {pane.job.status: READY}
 
     def show_linked_lesson(request: gr.Request) -> Updates:
+        if links.ROOM in request.query_params:
+            return {tabs: gr.skip()}  # The room has a lesson.
         key = lesson_of_link(request.query_params.get(PARAMETER, ""))
         return {tabs: gr.Tabs(selected="course"), course.chosen: key} if key else {tabs: gr.skip()}
 

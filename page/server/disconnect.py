@@ -3,7 +3,7 @@
 import gradio as gr
 
 from page.server.look_ups import look_ups
-from page.server.session import jobs, pools, session_of
+from page.server.session import jobs, pools, rooms, session_of
 
 
 def on_disconnect(request: gr.Request) -> None:
@@ -12,3 +12,4 @@ def on_disconnect(request: gr.Request) -> None:
     jobs.stop_session(session)
     pools.forget(session)
     look_ups.forget(session)
+    rooms.leave(session)

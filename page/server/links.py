@@ -1,4 +1,4 @@
-"""A recipe, and what its models were asked, in the address of the page."""
+"""A recipe, what its models were asked, and the room of a class, in the address of the page."""
 
 import base64
 import json
@@ -13,6 +13,7 @@ from pruning import Recipe
 from pruning.errors import RecipeError
 
 PARAMETER, PROMPT, MODE = "recipe", "prompt", "mode"
+ROOM, TEACHER = "room", "teacher"
 MAX_LENGTH = 8_000
 MAX_PROMPT = 500
 """A longer prompt is left out of a link."""
@@ -65,16 +66,26 @@ def link(recipe: Recipe, request: gr.Request, prompt: Prompt | None = None) -> s
     """Return the address that opens the page with a recipe, as the visitor's browser sees the page.
 
     A prompt that the visitor wrote comes along, unless it is long.
+    """
+    query = {PARAMETER: encode(recipe)}
+    if prompt is not None:
+        query[MODE] = CHAT if prompt.chat else CONTINUE
+        if len(prompt.text) <= MAX_PROMPT and prompt.text != FIRST_PROMPTS[query[MODE]]:
+            query[PROMPT] = prompt.text
+    return f"{_page_address(request)}?{urlencode(query)}"
+
+
+def room_link(request: gr.Request, name: str, secret: str = "") -> str:
+    """Return the address that opens the page in a room: the students', or the teacher's with the secret."""
+    return f"{_page_address(request)}?{urlencode({ROOM: name} | ({TEACHER: secret} if secret else {}))}"
+
+
+def _page_address(request: gr.Request) -> str:
+    """Return the address of the page as the visitor's browser sees it.
 
     The host that a proxy forwards is there only if the page believes it: `middleware.Gate` removes others.
     """
     headers = request.headers
     scheme = headers.get("x-forwarded-proto", "http").split(",")[0].strip()
     host = headers.get("x-forwarded-host") or headers.get("host", "")
-    address = f"{'https' if scheme == 'https' else 'http'}://{host.split(',')[0].strip()}/"
-    query = {PARAMETER: encode(recipe)}
-    if prompt is not None:
-        query[MODE] = CHAT if prompt.chat else CONTINUE
-        if len(prompt.text) <= MAX_PROMPT and prompt.text != FIRST_PROMPTS[query[MODE]]:
-            query[PROMPT] = prompt.text
-    return f"{address}?{urlencode(query)}"
+    return f"{'https' if scheme == 'https' else 'http'}://{host.split(',')[0].strip()}/"

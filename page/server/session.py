@@ -9,6 +9,7 @@ from page.server.accounts import Accounts
 from page.server.audience import Audience
 from page.server.origins import address_of
 from page.server.queue import ARRIVALS, JobKey, Jobs, Queue
+from page.server.rooms import Rooms
 from page.server.settings import JOB_SECONDS, ON_SPACE, QUEUE_SIZE, SITE, Mode, log, read_setting
 from page.store.flights import Flights
 from page.store.results import ResultStore
@@ -34,6 +35,8 @@ jobs = Jobs(audience.is_unheard)
 pools = Pools()
 results = ResultStore()
 """What was made before."""
+rooms = Rooms(audience.listening)
+"""The classes that share a lesson."""
 queues: dict[Kind, Queue] = {INTERACTIVE: Queue(QUEUE_SIZE), LONG: Queue(QUEUE_SIZE)}
 """Where jobs wait for the workers of a kind."""
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from page.html import charts, layer_map, model_map, outputs, plot, render, results
+from page.html import charts, layer_map, model_map, outputs, plot, render, results, room
 from pruning import Neurons, Recipe
 from pruning.criteria import Criterion
 from pruning.evaluation.inspection import NextToken, TokenLoss
@@ -123,6 +123,7 @@ RENDERED = {
     ),
     results.measures: lambda text: results.measures(report(quality(10.0, text=text), quality(20.0)), RECIPE),
     results.measures_table: lambda text: results.measures_table([results.MeasureRow(*[text] * 6)]),
+    room.draw_room: lambda text: room.draw_room(text, [text, text], [1, 2], 3, 4, [text]),
 }
 """Each function that renders text, with the same text in every place."""
 
@@ -180,7 +181,7 @@ def test_text_in_an_attribute_stays_in_it(text):
 def test_every_public_function_is_covered_here():
     public = {
         function
-        for module in (charts, layer_map, model_map, outputs, plot, render, results)
+        for module in (charts, layer_map, model_map, outputs, plot, render, results, room)
         for name, function in inspect.getmembers(module, inspect.isfunction)
         if function.__module__ == module.__name__ and not name.startswith("_")
     }
