@@ -3,22 +3,31 @@
 from html import escape
 
 
-def text_pair(prompt: str, original: str, pruned: str, writing: bool = False, chat: bool = False) -> str:
-    """Render what both models write side by side, with the first word that differs marked.
+def side_by_side(
+    prompt: str,
+    before: str,
+    after: str,
+    undistilled: str | None = None,
+    writing: bool = False,
+    chat: bool = False,
+) -> str:
+    """Render what the models write side by side, with the first word that differs from the original's marked.
 
     Args:
-        prompt: What both models answer or continue.
-        original: What the original model wrote.
-        pruned: What the pruned model wrote.
+        prompt: What the models answer or continue.
+        before: What the original model wrote.
+        after: What the pruned model wrote.
+        undistilled: What it wrote before its distillation, if it was distilled.
         writing: Whether the models are still writing, shown by a cursor.
         chat: Whether the prompt is a question, which stands above the answers.
     """
     asked = _prompt(prompt, chat)
-    return (
-        '<section class="text-pair">'
-        f"{_article('Original', 'before', asked, original, pruned, writing)}"
-        f"{_article('Pruned', 'after', asked, pruned, original, writing)}</section>"
-    )
+    articles = [_article("Original", "before", asked, before, after, writing)]
+    if undistilled is not None:
+        articles.append(_article("Pruned", "undistilled", asked, undistilled, before, writing))
+    title = "Pruned" if undistilled is None else "Distilled"
+    articles.append(_article(title, "after", asked, after, before, writing))
+    return f'<section class="texts">{"".join(articles)}</section>'
 
 
 def _prompt(prompt: str, chat: bool) -> str:
@@ -54,10 +63,10 @@ def first_difference(text: str, other: str) -> tuple[int, int]:
     return start, end
 
 
-def text_pair_placeholder() -> str:
+def texts_placeholder() -> str:
     """Render what stands in place of the texts before the first run."""
     return (
-        '<section class="text-pair empty"><article><h2>Original</h2><p class="text">The original model’s answer '
+        '<section class="texts empty"><article><h2>Original</h2><p class="text">The original model’s answer '
         'appears here.</p></article><article><h2>Pruned</h2><p class="text">The pruned model’s answer appears '
         "here: press <b>Prune</b>.</p></article></section>"
     )

@@ -144,7 +144,9 @@ def fill_in(page: Page) -> bool:
         return False
     pane, prompt = page.results, asked.prompt
     made = min(entry.made for entry in found if entry is not None)
-    pane.texts.value = texts.text_pair(prompt.text, written.before, written.after, chat=prompt.chat is None)
+    pane.texts.value = texts.side_by_side(
+        prompt.text, written.before, written.after, chat=prompt.chat is None
+    )
     pane.measures.value = measures(measured.report, asked.recipe)
     pane.genres.value = genres(measured.report, asked.recipe)
     pane.heading.value = heading(asked.recipe, settings_from(page, values), made)
@@ -155,7 +157,7 @@ def fill_in(page: Page) -> bool:
 def _without_results(page: Page) -> dict[Part, object]:
     pane = page.results
     return {
-        pane.texts: texts.text_pair_placeholder(),
+        pane.texts: texts.texts_placeholder(),
         pane.measures: "",
         pane.genres: "",
         pane.heading: "",

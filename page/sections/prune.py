@@ -8,7 +8,7 @@ import gradio as gr
 from gradio.components import Component
 
 from page.html import render
-from page.html.outputs import text_pair
+from page.html.outputs import side_by_side
 from page.sections.events import Part, Updates, on_event, on_start
 from page.sections.picture import draw_pruned
 from page.sections.section import Page
@@ -218,10 +218,10 @@ class Shown:
             case Done(PrunedSummary() as pruned):
                 self.pruned = pruned
                 updates |= self._show_pruned(pruned)
-            case Partial(Texts(before, after)):
-                updates[pane.texts] = text_pair(prompt, before, after, writing=True, chat=chat)
-            case Done(Texts(before, after)):
-                updates[pane.texts] = text_pair(prompt, before, after, chat=chat)
+            case Partial(Texts() as texts):
+                updates[pane.texts] = side_by_side(prompt, **vars(texts), writing=True, chat=chat)
+            case Done(Texts() as texts):
+                updates[pane.texts] = side_by_side(prompt, **vars(texts), chat=chat)
             case Partial(Evaluation(report=report)):
                 updates |= pane.show_report(report, recipe)
             case Done(Evaluation(report=report)):
@@ -239,7 +239,7 @@ class Shown:
         updates: dict[Part, object] = {
             pane.picture: draw_pruned(pruned),
             pane.job.status: render.status("Writing", kind="busy"),
-            pane.texts: text_pair(planned.prompt.text, "", "", writing=True, chat=pruned.is_chat),
+            pane.texts: side_by_side(planned.prompt.text, "", "", writing=True, chat=pruned.is_chat),
             pane.recipe: planned.recipe.without_custom_text(),
         }
         if not self.is_complete:

@@ -84,7 +84,7 @@ def build(job: JobPanel, picture: gr.HTML) -> ResultsPane:
         heading=head,
         live=live,
         picture=picture,
-        texts=gr.HTML(outputs.text_pair_placeholder(), elem_id="texts", min_height=180),
+        texts=gr.HTML(outputs.texts_placeholder(), elem_id="texts", min_height=180),
         measures=gr.HTML(elem_id="measures", min_height=150),
         genres=gr.HTML(elem_id="genres", min_height=190),
         recipe=gr.State(None),

@@ -177,10 +177,17 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Texts:
-    """What the original and the pruned model make of one prompt."""
+    """What the original and the pruned model make of one prompt.
+
+    Attributes:
+        before: The original's text.
+        after: The pruned model's.
+        undistilled: That of the pruned model before its distillation, if it was distilled.
+    """
 
     before: str
     after: str
+    undistilled: str | None = None
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from pruning.progress import TrainingPulse
 from pruning.shape_search.search import SearchResult
 from pruning.text.chat import PlainText
 from pruning.text.chat_learning import learn_chat_format
-from pruning.text.generation import CausalLM, generate, prepare_prompt, stream_pair
+from pruning.text.generation import CausalLM, generate, prepare_prompt, stream_together
 
 SAMPLE_TOKENS = 24
 """The most tokens of a sample while a model is trained."""
@@ -170,34 +170,44 @@ def as_read(prompt: Prompt, models: Sequence[CausalLM]) -> tuple[Prompt, str]:
 
 @dataclass(frozen=True)
 class CompareTask(Task):
-    """Let the original and the pruned model answer a question or continue a text."""
+    """Let the original and the pruned model answer a question or continue a text; if distilled, before that too."""
 
     recipe: Recipe
     prompt: Prompt
     sampling: Sampling
 
     def perform(self, context: TaskContext) -> Texts:
-        """Emit both texts as they grow, and return them."""
+        """Emit the texts as they grow, and return them."""
         base, pruned = context.workbench.load_pair(self.recipe, context.visitor, context.emit)
+        models: list[CausalLM] = [base, pruned]
+        if (undistilled := _undistilled(self.recipe)) is not None:
+            models.append(context.workbench.prune(undistilled, context.visitor, context.emit))
         prompt, _ = as_read(self.prompt, (base, pruned))
         texts = Texts("", "")
 
         def stopped() -> bool:
             return context.control.stopped
 
-        pair = stream_pair(
-            base,
-            pruned,
+        growing = stream_together(
+            models,
             prompt.text,
             self.sampling,
             chat=prompt.chat,
             system=prompt.system,
             stopped=stopped,
         )
-        for before, after in pair:
-            texts = Texts(before, after)
+        for written in growing:
+            texts = Texts(*written)
             context.emit(Partial(texts, replaces=True))
         return texts
+
+
+def _undistilled(recipe: Recipe) -> Recipe | None:
+    """Return the recipe without a distillation at its end; None if there is none, or nothing else."""
+    *others, last = recipe.steps
+    if not others or not isinstance(last, Distillation):
+        return None
+    return recipe.model_copy(update={"steps": tuple(others)})
 
 
 @dataclass(frozen=True)

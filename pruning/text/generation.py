@@ -258,31 +258,29 @@ def special_tokens(model: PreTrainedModel) -> dict[str, Any]:
     }
 
 
-def stream_pair(
-    first: CausalLM,
-    second: CausalLM,
+def stream_together(
+    models: Sequence[CausalLM],
     prompt: str,
     sampling: Sampling | None = None,
     *,
     chat: bool | None = False,
     system: str | None = None,
     stopped: Callable[[], bool] = lambda: False,
-) -> Iterator[tuple[str, str]]:
-    """Generate what two models make of one prompt, at the same time.
+) -> Iterator[tuple[str, ...]]:
+    """Generate what several models make of one prompt, at the same time.
 
-    Both use the same sampling noise, so they diverge only where the models disagree.
+    All use the same sampling noise, so they diverge only where the models disagree.
 
     Args:
-        first: A model and its tokenizer.
-        second: Another one.
+        models: The models and their tokenizers.
         prompt: The text to continue, or the question.
         sampling: How to sample; by default 40 tokens, each time the likeliest.
         chat: Whether to ask the question in each model's chat format; None to do so if it has one.
         system: A system prompt for the chat; None for that of the model's chat template, if it has one.
-        stopped: Called after every token of either; both end as soon as it returns true.
+        stopped: Called after every token of each; all end as soon as it returns true.
 
     Yields:
-        Both texts as they are, each time one of them has grown.
+        The texts as they are, each time one of them has grown.
 
     Raises:
         RecipeError: One of the models cannot continue this prompt.
@@ -302,12 +300,11 @@ def stream_pair(
             pieces.put((index, error))
 
     threads = [
-        threading.Thread(target=work, args=(index, model), daemon=True)
-        for index, model in enumerate((first, second))
+        threading.Thread(target=work, args=(index, model), daemon=True) for index, model in enumerate(models)
     ]
     for thread in threads:
         thread.start()
-    texts, running = ["", ""], 2
+    texts, running = [""] * len(models), len(models)
     try:
         while running:
             index, piece = pieces.get()
@@ -317,7 +314,7 @@ def stream_pair(
                 running -= 1
             else:
                 texts[index] += piece
-                yield texts[0], texts[1]
+                yield tuple(texts)
     finally:
         over.set()
         for thread in threads:

@@ -22,7 +22,7 @@ from pruning.memory import private_memory, release_memory
 from pruning.pipeline import evaluate_pruned
 from pruning.shape_search.search import search
 from pruning.shape_search.sweep import iter_sweep
-from pruning.text.generation import stream_pair
+from pruning.text.generation import stream_together
 
 SEARCHED = Calibration(tokens=2048)
 
@@ -43,7 +43,7 @@ def _save(base: LoadedModel, recipe: str) -> None:
 
 
 def _generate(base: LoadedModel, prompt: str, new_tokens: int) -> None:
-    for _ in stream_pair(base, base, prompt, Sampling(max_new_tokens=new_tokens)):
+    for _ in stream_together((base, base), prompt, Sampling(max_new_tokens=new_tokens)):
         pass
 
 

@@ -246,6 +246,7 @@ def test_distill_stops_with_the_best_and_continues_as_the_visitor_asks(visit, sm
     assert page.inner_text("#distill-status").startswith("Distilled on")
     wait_for_results(page, "distillation")
     page.wait_for_function("document.querySelector('#status').innerText.includes('Measuring')", timeout=WORK)
+    assert page.inner_text("#text-undistilled").startswith(QUESTION)
     text = page.inner_text("#text-after")
     assert text.startswith(QUESTION)
     assert len(smollm2.tokenizer(text).input_ids) <= len(smollm2.tokenizer(QUESTION).input_ids) + 6

@@ -104,7 +104,7 @@ RENDERED = {
     model_map.cut_note: lambda text: model_map.cut_note(shape(), shape(), [text, text]),
     model_map.draw_model: lambda text: model_map.draw_model(shape(), shape(), text),
     outputs.sample: lambda text: outputs.sample(text, text),
-    outputs.text_pair: lambda text: outputs.text_pair(text, f"{text} one {text}", f"{text} two {text}"),
+    outputs.side_by_side: lambda text: outputs.side_by_side(text, f"{text} one {text}", f"{text} two {text}"),
     plot.plot: lambda text: plot.plot(
         [
             plot.Series(text, [(1, 2, text), (2, 3, text)], large=True),
@@ -128,7 +128,7 @@ RENDERED = {
 """Each function that renders text, with the same text in every place."""
 
 WITHOUT_TEXT = {
-    *(charts.influence_chart, outputs.text_pair_placeholder, results.genres, results.verdict),
+    *(charts.influence_chart, outputs.texts_placeholder, results.genres, results.verdict),
     *(layer_map.draw_layers, layer_map.layer_table),
     *(render.distillation_result, render.pressed_layers_note, render.training_status),
 }
@@ -163,7 +163,7 @@ def test_text_is_shown_as_it_is_and_never_becomes_markup(function, text):
     assert {name for name, _ in page.attributes} <= ATTRIBUTES
     shown = show_spaces(text) if function is charts.next_token_chart else text
     assert shown in page.text
-    if function is not outputs.text_pair:  # The word that is marked depends on the text.
+    if function is not outputs.side_by_side:  # The word that is marked depends on the text.
         harmless = Page(RENDERED[function]("x"))
         assert page.tags == harmless.tags
         assert [name for name, _ in page.attributes] == [name for name, _ in harmless.attributes]

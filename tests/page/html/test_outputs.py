@@ -29,6 +29,7 @@ def test_the_first_word_that_differs_is_found(text, other, word):
     assert text[start:end] == word
 
 
+@settings(deadline=None)
 @given(text=words, other=words)
 def test_texts_agree_before_the_word_and_differ_within_it(text, other):
     start, end = outputs.first_difference(text, other)
@@ -41,7 +42,7 @@ def test_texts_agree_before_the_word_and_differ_within_it(text, other):
 
 
 def test_each_text_is_whole_and_marked_once():
-    page = Page(outputs.text_pair("Once", " upon a time", " upon a hill"))
+    page = Page(outputs.side_by_side("Once", " upon a time", " upon a hill"))
     assert page.tags.count("mark") == 2
     assert page.text == "OriginalOnce upon a timePrunedOnce upon a hill"
     assert page.values("id") == ["text-before", "text-after"]
@@ -49,19 +50,28 @@ def test_each_text_is_whole_and_marked_once():
     assert "hill" in page.pieces
 
 
+def test_a_distilled_model_stands_beside_what_it_was_before():
+    page = Page(outputs.side_by_side("Once", " upon a time", " upon a day", " upon a hill"))
+    assert page.text == "OriginalOnce upon a timePrunedOnce upon a hillDistilledOnce upon a day"
+    assert page.values("id") == ["text-before", "text-undistilled", "text-after"]
+
+
 def test_a_question_stands_above_its_answers():
-    for html in (outputs.text_pair("Why?", "So", "Thus", chat=True), outputs.sample("Why?", "So", chat=True)):
+    for html in (
+        outputs.side_by_side("Why?", "So", "Thus", chat=True),
+        outputs.sample("Why?", "So", chat=True),
+    ):
         assert "prompt question" in Page(html).values("class")
-    assert "prompt question" not in Page(outputs.text_pair("Why?", "So", "Thus")).values("class")
+    assert "prompt question" not in Page(outputs.side_by_side("Why?", "So", "Thus")).values("class")
 
 
 def test_a_cursor_stands_behind_texts_that_are_still_written():
-    assert Page(outputs.text_pair("Once", "", "", writing=True)).values("class").count("cursor") == 2
-    assert "cursor" not in Page(outputs.text_pair("Once", "", "")).values("class")
+    assert Page(outputs.side_by_side("Once", "", "", writing=True)).values("class").count("cursor") == 2
+    assert "cursor" not in Page(outputs.side_by_side("Once", "", "")).values("class")
 
 
 def test_the_placeholder_says_what_to_press():
-    page = Page(outputs.text_pair_placeholder())
+    page = Page(outputs.texts_placeholder())
     assert "press Prune" in page.text
     assert page.pieces.count("Original") == page.pieces.count("Pruned") == 1
 

@@ -81,7 +81,7 @@ def test_without_packaged_weights_the_page_waits_for_the_first_press(monkeypatch
     monkeypatch.setattr("page.store.packaged.packaged_base", missing)
     demo = build_page(WarmUp())
     values = {block.elem_id: getattr(block, "value", None) for block in demo.blocks.values()}
-    assert "text-pair empty" in values["texts"]
+    assert "texts empty" in values["texts"]
     assert not values["result-heading"]
 
 
@@ -102,7 +102,7 @@ def test_a_link_opens_with_its_own_results_or_with_none(opened, request_of, monk
     assert "2 layers (influence) removed" in opened(request)["result-heading"]
     monkeypatch.setattr(first_visit, "recall", lambda task, visitor: None)
     shown = opened(request)
-    assert "text-pair empty" in shown["texts"]
+    assert "texts empty" in shown["texts"]
     assert shown["result-heading"] == ""
 
 

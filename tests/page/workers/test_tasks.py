@@ -220,6 +220,18 @@ def test_comparing_emits_growing_texts_and_returns_the_last(perform):
     assert texts.after
 
 
+def test_a_distilled_model_is_compared_with_what_it_was_before_too(perform):
+    step = Distillation(steps=1, batch=1, window=64, text="general", learning_rate=1e-2)
+    distilled = RECIPE.model_copy(update={"steps": (*RECIPE.steps, step)})
+    prompt, sampling = Prompt(models.PROMPT), Sampling(6)
+    _, texts = perform(CompareTask(distilled, prompt, sampling))
+    _, before = perform(CompareTask(RECIPE, prompt, sampling))
+    assert (texts.before, texts.undistilled) == (before.before, before.after)
+    assert before.undistilled is None
+    only = RECIPE.model_copy(update={"steps": (step,)})
+    assert perform(CompareTask(only, prompt, sampling))[1].undistilled is None
+
+
 def test_distilling_samples_as_the_visitor_asks_and_stops_when_asked(perform, monkeypatch):
     samplings = []
 

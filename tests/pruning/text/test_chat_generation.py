@@ -11,7 +11,7 @@ import pruning
 from pruning.cli import main
 from pruning.text import prompt as prompts
 from pruning.text.chat_learning import learn_chat_format
-from pruning.text.generation import stream_pair
+from pruning.text.generation import stream_together
 from tests.helpers.chat import SPECIAL, TEMPLATES, conversation, made, named
 from tests.helpers.models import loaded, tiny
 
@@ -113,9 +113,9 @@ def test_too_long_a_question_is_refused():
 
 def test_a_pair_chats_if_it_is_asked_to(without_eos):
     base = without_eos
-    *_, last = stream_pair(base, base, QUESTION, SAMPLING, chat=True, system="Be polite.")
+    *_, last = stream_together((base, base), QUESTION, SAMPLING, chat=True, system="Be polite.")
     assert last == (pruning.generate(base, QUESTION, SAMPLING, system="Be polite."),) * 2
-    *_, last = stream_pair(base, base, QUESTION, SAMPLING)
+    *_, last = stream_together((base, base), QUESTION, SAMPLING)
     assert last == (pruning.generate(base, QUESTION, SAMPLING, chat=False),) * 2
 
 

@@ -10,7 +10,7 @@ from pruning import RecipeError, Sampling, generate, stream
 from pruning.errors import Cancelled
 from pruning.progress import Progress
 from pruning.text.decoding import GumbelNoise
-from pruning.text.generation import encode_prompt, report_each_token, sample_text, stream_pair
+from pruning.text.generation import encode_prompt, report_each_token, sample_text, stream_together
 from tests.helpers.models import PROMPT, loaded, trained
 
 HOT = {"max_new_tokens": 24, "temperature": 1.0}
@@ -182,7 +182,7 @@ def test_settings_out_of_range_are_refused(settings):
 def test_a_pair_generates_what_each_generates_alone(settings):
     base, other = loaded("llama"), loaded("llama", seed=1)
     for second in (other, base):
-        pairs = list(stream_pair(base, second, PROMPT, Sampling(**settings)))
+        pairs = list(stream_together((base, second), PROMPT, Sampling(**settings)))
         assert pairs[-1] == (text(base, **settings), text(second, **settings))
         lengths = [len(first) + len(last) for first, last in pairs]
         assert lengths == sorted(set(lengths)), "each pair is longer than the one before"
@@ -193,18 +193,18 @@ def test_a_pair_generates_what_each_generates_alone(settings):
 
 def test_a_pair_stops_and_fails_as_a_whole(monkeypatch):
     base, before = trained(), threading.active_count()
-    pairs = stream_pair(base, base, PROMPT, Sampling(900))
+    pairs = stream_together((base, base), PROMPT, Sampling(900))
     next(pairs)
     pairs.close()
     assert threading.active_count() == before
-    *_, last = stream_pair(base, base, PROMPT, Sampling(900), stopped=lambda: True)
+    *_, last = stream_together((base, base), PROMPT, Sampling(900), stopped=lambda: True)
     assert last == (plain(base, new_tokens=1),) * 2
     with pytest.raises(RecipeError, match="prompt is empty"):
-        list(stream_pair(base, base, ""))
+        list(stream_together((base, base), ""))
     broken = loaded("llama")
     monkeypatch.setattr(broken.model, "generate", lambda *args, **kwargs: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        list(stream_pair(base, broken, PROMPT, Sampling(900)))
+        list(stream_together((base, broken), PROMPT, Sampling(900)))
     assert threading.active_count() == before
 
 
