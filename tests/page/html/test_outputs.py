@@ -1,7 +1,7 @@
 """Two outputs stand side by side, and the first word that differs is marked in each."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from page.html import outputs
