@@ -155,7 +155,7 @@ def _without_paths(recipe: Recipe, source: Source) -> Recipe:
 
 
 def _check_reload(model: PreTrainedModel, folder: Path) -> None:
-    """Compare the logits of the saved model with those of the one in memory, which was compared with its masked base."""
+    """Compare the logits of the saved model with those of the one in memory, which equals its masked base."""
     placement = device_map(model)
     reloaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         folder, local_files_only=True, dtype=model.dtype, device_map=placement or None
