@@ -7,6 +7,7 @@ the base's, at the places of the units kept; every other one is the base's own.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pruning.architectures.anatomy import Anatomy, TensorSpec, anatomy_of
@@ -16,6 +17,7 @@ from pruning.architectures.placement import device_map
 from pruning.architectures.tiny_model import saved_buffers
 from pruning.errors import SavingError
 from pruning.lazy import torch
+from pruning.progress import Progress, Reporter, silent
 from pruning.surgery import KeptIndices, assemble, cut_tensor, kept_parameters
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ def check_against_masked_base(
     layers: Sequence[int],
     units: KeptIndices,
     changed: Collection[str] = (),
+    progress: Reporter = silent,
 ) -> None:
     """Refuse a pruned model that computes something else than its base with the removed units masked.
 
@@ -46,6 +49,7 @@ def check_against_masked_base(
         layers: The number that each of the model's layers has in the base.
         units: The numbers that its other units have in the base, as `Pruned.units` holds them.
         changed: The base's names of the tensors with new values.
+        progress: Called before each of both reads.
 
     Raises:
         SavingError: They differ.
@@ -59,10 +63,13 @@ def check_against_masked_base(
     kept = _by_layer_of_base(anatomy, layers, units)
     rows = kept[TOKEN][0] if TOKEN in kept else torch.arange(base.config.vocab_size)
     places = torch.linspace(len(rows) // 10, len(rows) - 1, TOKENS_READ).long()
+    report = partial(progress, Progress("Checking the model against its base"))
+    report()
     with torch.inference_mode():
         whole = assemble(base, base.config, _tensors_put_back(model, base, anatomy, kept, changed))
         with masked(whole, anatomy, kept):
             expected = _logits(whole, rows[places])[:, rows]
+        report()
         gap = (expected - _logits(model, places)).abs().max()
         if expected.isfinite().all() and not gap <= TOLERANCE * expected.std():
             raise SavingError(

@@ -158,8 +158,7 @@ def _carry_out(recipe: Recipe, base: LoadedModel, share_memory: bool, progress: 
 
 def check_pruned(pruned: Pruned, base: LoadedModel, *, progress: Reporter = silent) -> None:
     """Refuse a model that computes something else than its base with the removed units masked: `SavingError`."""
-    progress(Progress("Checking the model against its base"))
-    check_against_masked_base(pruned.model, base.model, pruned.layers, pruned.units, pruned.changed)
+    check_against_masked_base(pruned.model, base.model, pruned.layers, pruned.units, pruned.changed, progress)
 
 
 def apply_step(pruned: Pruned, base: LoadedModel, step: Step, *, progress: Reporter = silent) -> Pruned:

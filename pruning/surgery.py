@@ -400,7 +400,12 @@ def _unfused(
     start = 0
     for part, count, width in anatomy.segments(spec.labels[axis], tensor.shape[axis]):
         matrix = tensor.narrow(axis, start, count * width)
-        yield part, matrix if axis < last else matrix.mT
+        matrix = matrix if axis < last else matrix.mT
+        if kind_of(part) == NEURON:
+            # Several rows of one neuron stand beside each other.
+            yield from ((part, matrix[..., row::width, :]) for row in range(width))
+        else:
+            yield part, matrix
         start += count * width
 
 

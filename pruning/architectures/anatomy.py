@@ -129,6 +129,12 @@ class Anatomy:
         ]
         return all(each == tensors[0] for each in tensors)
 
+    def writes_neurons(self, spec: TensorSpec) -> bool:
+        """Return whether neurons write into the residual stream through a tensor: it has one entry for each."""
+        if NEURON not in spec.labels or CHANNEL not in spec.labels:
+            return False
+        return spec.shape[spec.labels.index(NEURON)] == self.units[NEURON]
+
     def output_projection(self, layer: int, kind: str = NEURON) -> str:
         """Return the full name of the projection through which a layer's neurons or heads write."""
         return f"{self.layer_module(layer)}.{self.family.output_projections[kind]}"

@@ -10,6 +10,7 @@ from torch import nn
 
 from pruning.architectures.differences import KEYS, Axis, Probe
 from pruning.architectures.families import CHANNEL, EXPERT, GATE, KEY_VALUE, NEURON, QUERY, SHARED, UP, Label
+from pruning.architectures.interleaving import rows_alternate
 
 _GATE_NAME = re.compile(r"gate|(^|\.)(w1|wi_0|linear_v)$")
 
@@ -86,11 +87,27 @@ class AxisLabels:
         if self._packed and name not in self._packed:
             return SHARED
         if width == 2:
-            return (GATE, UP)
+            return NEURON if name in self._packed and self._rows_alternate else (GATE, UP)
         if width > 2:
             self.unprunable.setdefault(NEURON, f"{short_name(name)} has {width} entries for each neuron")
             return None
         return self._gate_or_up.get(name.rpartition(".")[0], NEURON)
+
+    @cached_property
+    def _rows_alternate(self) -> bool:
+        """Whether the two rows of a neuron stand beside each other in the experts' input matrices."""
+        found = self.found[NEURON]
+        axes = found[1] if found else {}
+        matrices = {axis: width for axis, width in axes.items() if axis[0] in self._packed and axis[1] > 0}
+        fused = next(
+            axis for axis, width in matrices.items() if width == 2 and len(self.probe.shapes[axis[0]]) == 3
+        )
+        module = fused[0].rpartition(".")[0]
+        output = next(
+            (axis for axis, width in matrices.items() if width == 1 and axis[0].rpartition(".")[0] == module),
+            None,
+        )
+        return output is not None and rows_alternate(self.probe.config, fused, output)
 
     def _channel(self, name: str, width: int) -> Label:
         if width == 1:

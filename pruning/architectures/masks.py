@@ -74,7 +74,7 @@ def _mask_neurons(model: PreTrainedModel, anatomy: Anatomy, kept: Kept) -> Itera
     for spec in anatomy.tensors:
         if spec.layer is None or CHANNEL not in spec.labels:
             continue
-        if NEURON in spec.labels and spec.labels[0] == EXPERT:
+        if anatomy.writes_neurons(spec) and spec.labels[0] == EXPERT:
             removed = torch.ones(anatomy.units[EXPERT], anatomy.units[NEURON], dtype=torch.bool)
             removed.scatter_(1, kept[NEURON][spec.layer], False)
             across = removed[:, None] if spec.labels[2] == NEURON else removed[:, :, None]

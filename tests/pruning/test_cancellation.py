@@ -67,7 +67,7 @@ WORK = {
         base, pruning.Budget(int(0.8 * size(base))), calibration=TEXT, thorough=False, progress=progress
     ),
     "sweep": lambda base, progress, _: list(iter_sweep(base, ["l1"], calibration=TEXT, progress=progress)),
-    "saving": lambda base, progress, folder: cut(base).save(
+    "saving": lambda base, progress, folder: cut(base, progress=progress).save(
         folder / "cut", max_shard_size=30_000, progress=progress
     ),
 }

@@ -176,7 +176,9 @@ def test_a_private_function_is_hidden_from_programs_and_still_checks_its_values(
     opened, *usual = [values[index] for index in shape["inputs"]]  # The first is kept by the server.
 
     def call(data, **more):
-        return httpx.post(f"{url}/run/predict", json={"data": [opened, *data], "fn_index": shape["id"]} | more)
+        return httpx.post(
+            f"{url}/run/predict", json={"data": [opened, *data], "fn_index": shape["id"]} | more
+        )
 
     assert call(usual).status_code == 200
     assert call(usual[:-1]).status_code == 422

@@ -95,7 +95,7 @@ def test_a_model_without_experts_is_refused(tmp_path):
         pruning.preview(pruning.Recipe(base=base, steps=[pruning.Experts(fraction=0.5)]))
 
 
-@pytest.mark.parametrize("name", [name for name in KEYS if name != "gpt_oss"])
+@pytest.mark.parametrize("name", KEYS)
 def test_neurons_inside_experts_are_ranked_by_their_activations(name, tmp_path):
     base = pruning.load(save(tmp_path / "base", name))
     steps = pruning.Neurons(fraction=0.25, criterion="activation", repair=False)
