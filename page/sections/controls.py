@@ -220,7 +220,7 @@ def build(first: FirstControls) -> ControlPanel:
     with gr.Accordion("Cut other parts too", open=False, elem_id="other-parts"):
         for name in ON_PAGE[1:]:
             step = STEPS[name]
-            gr.HTML(f'<div class="part-head"><h3>{step.title}</h3><p>{step.hint}</p></div>')
+            gr.HTML(f'<div class="part-head"><h2>{step.title}</h2><p>{step.hint}</p></div>')
             components |= _build_sliders(name)
             with gr.Column(visible=False, elem_classes="how") as groups[name]:
                 components |= _build_choices(name)

@@ -3,6 +3,7 @@
 import pytest
 
 from pruning.lessons import LESSONS
+from tests.helpers.accessibility import problems
 from tests.helpers.browser import WORK
 
 pytestmark = [pytest.mark.browser, pytest.mark.real]
@@ -47,14 +48,16 @@ def check_results(page, lesson):
     page.wait_for_selector(f"text={lesson.explanation[:40]}")
 
 
-def test_every_lesson_shows_what_was_recorded(lesson_page):
-    page = lesson_page(LESSONS[0].number)
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_every_lesson_shows_what_was_recorded(lesson_page, theme):
+    page = lesson_page(LESSONS[0].number, f"&__theme={theme}")
     for lesson in LESSONS:
         page.click(f"#lesson-list label:has-text('{lesson.number}.') >> nth=0")
         predict(page, lesson)
         page.click("#lesson-run")
         page.wait_for_selector("#lesson-results:has-text('Recorded on')", timeout=WORK)
         check_results(page, lesson)
+        assert problems(page) == []
 
 
 @pytest.mark.timeout(1500)

@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import pruning
 from pruning import Heads, Layers, Neurons
+from tests.helpers.accessibility import problems
 from tests.helpers.browser import WORK
 
 pytestmark = [pytest.mark.browser, pytest.mark.real]
@@ -228,6 +229,22 @@ def test_inspect_and_distill(visit):
     page.click("#importance")
     page.wait_for_selector("#importance-map tbody tr", timeout=WORK)
     assert page.locator("#importance-map tbody tr").count() == 30
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_axe_finds_nothing_wrong_on_the_prune_tab(visit, page_url, theme):
+    page = visit(address=f"{page_url}/?__theme={theme}")
+    wait_for_results(page, "20% of the MLP neurons removed")
+    assert problems(page) == []
+    folded = page.locator("button.label-wrap:not(.open):visible")
+    for _ in range(folded.count()):
+        folded.first.click()
+    tabs = page.locator("#inspect button[role=tab]:visible").all()
+    assert len(tabs) > 3
+    for tab in tabs:
+        tab.click()
+        page.wait_for_timeout(300)  # The tab fades in.
+        assert problems(page) == []
 
 
 def test_distill_stops_with_the_best_and_continues_as_the_visitor_asks(visit, smollm2):
