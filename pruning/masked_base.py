@@ -49,7 +49,7 @@ def check_against_masked_base(
         layers: The number that each of the model's layers has in the base.
         units: The numbers that its other units have in the base, as `Pruned.units` holds them.
         changed: The base's names of the tensors with new values.
-        progress: Called before each of both reads.
+        progress: Called before each of the two models reads.
 
     Raises:
         SavingError: They differ.

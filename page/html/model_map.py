@@ -1,6 +1,6 @@
 """The model map: a model's layers as a drawing, and on a phone its parameters as a bar by component.
 
-The style sheet shows one of both; counts, legend and table belong to either.
+The style sheet shows one of them. The counts, the legend and the table belong to both.
 """
 
 from collections.abc import Collection, Sequence
@@ -93,7 +93,7 @@ def draw_model(
 
 
 def _hint(layers: Sequence[DrawnLayer], pressable: bool) -> str:
-    """Return what stands below the drawing until a layer is pointed at: what to do, and what is not known yet."""
+    """Return the text below the drawing while no layer is pointed at: what to do, and what is not known yet."""
     before, after = layers[0].groups
     sentences = {
         "Press a layer to remove it.": pressable,

@@ -49,10 +49,10 @@ def wire(panel: ControlPanel, picture: gr.HTML) -> None:
 
 
 def press(opened: Opened, model: str, layers: tuple[int, ...], repair: bool) -> Opened:
-    """Return what Prune follows besides the controls, after a press.
+    """Return the recipe or the layers that Prune uses besides the controls after a press.
 
     Args:
-        opened: What it followed before.
+        opened: What it used before.
         model: The base.
         layers: The numbers of all layers that are removed now, ascending.
         repair: Whether the gaps are repaired, if no step says so already.

@@ -71,7 +71,7 @@ def wire(demo: gr.Blocks, tabs: gr.Tabs, course: CourseTab, opening: OpeningPart
     The handlers wait for nothing and are called in the page's event loop: a room takes no thread.
     """
     board = course.room
-    # What changes here has the page ask for all of its room. It stands outside of the tabs, so it is there at once.
+    # When this changes, the page asks for everything about its room. It is outside the tabs, so it loads at once.
     news = gr.Textbox(visible="hidden", max_length=40)
 
     async def open_room(request: gr.Request, name: object, chosen: object) -> Updates:
@@ -89,8 +89,8 @@ def wire(demo: gr.Blocks, tabs: gr.Tabs, course: CourseTab, opening: OpeningPart
     async def call_room(
         request: gr.Request, chosen: object, prediction: object, seat: object, shown: object
     ) -> Updates:
-        # Each part that may change takes Gradio about a millisecond, also if it does not. So what changes often
-        # comes at once, and the rest by another call.
+        # Each output takes Gradio about a millisecond, even if it does not change. So this call returns what
+        # changes often, and another call returns the rest.
         before = Shown.parse(shown)
         updates = visit(request, str(chosen), prediction, seat, before)
         if updates and Shown.parse(updates[board.shown]).frame != before.frame:

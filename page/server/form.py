@@ -118,7 +118,7 @@ class PressedLayers:
 
 
 Opened = Recipe | PressedLayers | None
-"""What Prune follows besides the controls: a recipe in their place, or layers that were pressed."""
+"""What Prune uses besides the controls: a recipe that replaces them, or layers that the visitor pressed."""
 
 
 ON_PAGE = (MAIN, *(name for name in STEPS if name != MAIN and name not in SEPARATE_SECTIONS))
@@ -171,7 +171,7 @@ def requested_steps(opened: Opened, model: object, values: Sequence[object]) -> 
     """Return the steps that Prune carries out.
 
     Args:
-        opened: What it follows besides the controls.
+        opened: What Prune uses besides the controls.
         model: The base.
         values: The controls' values, in the order of `CONTROLS`.
 

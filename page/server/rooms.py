@@ -43,7 +43,7 @@ class RoomFull(RoomError):
 
 
 class NotOpen(RoomError):
-    """There is no room of this name yet."""
+    """No room with this name is open yet."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ class Rooms:
         room again if everyone has left.
 
         Raises:
-            NotOpen: There is no such room, and this is not a teacher's link.
+            NotOpen: No room with this name is open, and this is not a teacher's link.
             RoomError: The name cannot be one, or the room is full.
         """
         name = check_name(visit.name)

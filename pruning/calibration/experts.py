@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from pruning.architectures.anatomy import Anatomy
@@ -51,16 +51,11 @@ def expert_saliencies(
     Raises:
         RecipeError: The experts of this type are not called with the router's choice.
     """
-    names = expert_layers(anatomy)
     sums = {
         layer: _Saliency(model.get_submodule(name), anatomy.units[EXPERT], weighted)
-        for layer, name in names.items()
+        for layer, name in expert_layers(anatomy).items()
     }
-    all_windows = windows.fitting + windows.heldout
-    with torch.no_grad(), hooks(model, {names[layer]: each.update for layer, each in sums.items()}):
-        for number, window in enumerate(all_windows):
-            progress(Progress("Measuring the experts, windows", number, len(all_windows)))
-            backbone(model)(input_ids=window[None].to(model.device), use_cache=False)
+    _watch(model, anatomy, windows, sums, progress)
     return {layer: each.mean() for layer, each in sums.items()}
 
 
@@ -80,13 +75,24 @@ def expert_moments(
         layer: _Activations(model.get_submodule(name), anatomy, layer)
         for layer, name in expert_layers(anatomy).items()
     }
+    _watch(model, anatomy, windows, sums, progress)
+    return {layer: each.moments() for layer, each in sums.items()}
+
+
+def _watch(
+    model: PreTrainedModel,
+    anatomy: Anatomy,
+    windows: Windows,
+    sums: Mapping[int, _Activations | _Saliency],
+    progress: Reporter,
+) -> None:
+    """Read the text, and add what reaches the experts of each layer to its sums."""
     names = expert_layers(anatomy)
     all_windows = windows.fitting + windows.heldout
     with torch.no_grad(), hooks(model, {names[layer]: each.update for layer, each in sums.items()}):
         for number, window in enumerate(all_windows):
-            progress(Progress("Watching the experts, windows", number, len(all_windows)))
+            progress(Progress("Measuring the experts, windows", number, len(all_windows)))
             backbone(model)(input_ids=window[None].to(model.device), use_cache=False)
-    return {layer: each.moments() for layer, each in sums.items()}
 
 
 class _Activations:
@@ -126,14 +132,10 @@ class _Activations:
 
     def update(self, args: tuple, kwargs: Mapping[str, object]) -> None:
         """Add the tokens of one window."""
-        states, chosen, _ = _routing(args, kwargs, len(self._tokens))
-        for expert in chosen.unique().tolist():
-            if not 0 <= expert < len(self._tokens):
-                continue  # Experts that compute nothing have numbers beyond.
-            token, _ = torch.where(chosen == expert)
-            parts = [_output_of(module, states[token], expert) for module in self._passing]
+        for expert, states, _ in _sent(args, kwargs, len(self._tokens)):
+            parts = [_output_of(module, states, expert) for module in self._passing]
             activations = torch.cat(parts, dim=1)[:, : self._neurons].double().cpu()
-            self._tokens[expert] += len(token)
+            self._tokens[expert] += len(states)
             self._square[expert] += activations.square().sum(dim=0)
             self._means[expert] += activations.abs().mean(dim=0).square()
 
@@ -153,15 +155,10 @@ class _Saliency:
 
     def update(self, args: tuple, kwargs: Mapping[str, object]) -> None:
         """Add the tokens of one window."""
-        states, chosen, weights = _routing(args, kwargs, len(self._sum))
-        for expert in chosen.unique().tolist():
-            if not 0 <= expert < len(self._sum):
-                continue  # Experts that compute nothing have numbers beyond.
-            token, place = torch.where(chosen == expert)
-            self._tokens[expert] += len(token)
+        for expert, states, gate in _sent(args, kwargs, len(self._sum)):
+            self._tokens[expert] += len(states)
             if self._weighted:
-                gate = weights[token, place] if weights.shape == chosen.shape else weights[token, expert]
-                outputs = _output_of(self._experts, states[token], expert)
+                outputs = _output_of(self._experts, states, expert)
                 self._sum[expert] += (gate.double() * outputs.double().norm(dim=1)).sum().cpu()
 
     def mean(self) -> torch.Tensor:
@@ -174,6 +171,18 @@ def _output_of(experts: nn.Module, states: torch.Tensor, expert: int) -> torch.T
     chosen = torch.full((len(states), 1), expert, dtype=torch.long, device=states.device)
     forward = cast(Callable[..., torch.Tensor], type(experts).forward)
     return forward(experts, states, chosen, torch.ones_like(chosen, dtype=states.dtype))
+
+
+def _sent(
+    args: tuple, kwargs: Mapping[str, object], experts: int
+) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+    """Yield each expert that was chosen, the states of its tokens `[tokens, channels]` and their weights `[tokens]`."""
+    states, chosen, weights = _routing(args, kwargs, experts)
+    for expert in chosen.unique().tolist():
+        if not 0 <= expert < experts:
+            continue  # Experts that compute nothing have numbers beyond.
+        token, place = torch.where(chosen == expert)
+        yield expert, states[token], weights[token, place if weights.shape == chosen.shape else expert]
 
 
 def _routing(

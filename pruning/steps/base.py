@@ -91,7 +91,7 @@ class StepResult:
         notes: For the report: frozen dataclasses, such as one for each projection.
         layers: Which of the former model's layers remain, ascending from 0 on; None if all do.
         kept: Which of the former model's other units remain.
-        changed: The former model's names of the tensors with new values, which are no part of those before.
+        changed: The former model's names of the tensors whose values were changed, not only cut.
     """
 
     model: PreTrainedModel

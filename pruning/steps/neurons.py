@@ -162,7 +162,7 @@ class Neurons(Cut):
         return tuple(anatomy.output_projection(layer) for layer in range(anatomy.layers))
 
     def reads_text(self, shape: Shape) -> bool:
-        """Return whether the activations of neurons inside experts are watched: their projections are no modules."""
+        """Return whether the criterion needs the activations of neurons inside experts, which no hook can observe."""
         return shape.anatomy.family.neurons_in_experts and criterion_named(self.criterion).needs_calibration
 
     def reshape(self, shape: Shape) -> Shape:
@@ -255,7 +255,7 @@ def _rank_in_experts(criterion: Criterion, context: StepContext, count: int) -> 
         windows = context.required_windows
         moments = expert_moments(context.model, anatomy, windows, context.progress)
         modules = [name for layer in range(anatomy.layers) if (name := shared_output(anatomy, layer))]
-        beside = moments_of(context.model, modules, windows, context.progress)
+        beside = moments_of(context.model, modules, windows, context.progress) if modules else {}
     total = anatomy.units[NEURON]
     generator = torch.Generator().manual_seed(context.seed % 2**63)
     kept: dict[str, list[torch.Tensor]] = {NEURON: [], SHARED: []}

@@ -5,13 +5,7 @@ from contextlib import ExitStack
 import pytest
 
 from page.server.audience import IDLE_SECONDS, MAX_STREAMS, UNHEARD_SECONDS, Audience, Crowded
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self):
-        return self.now
+from tests.helpers.clock import Clock
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from page.server.rooms import (
     check_name,
 )
 from pruning.lessons import LESSONS
+from tests.helpers.clock import Clock
 
 FIRST, SECOND = LESSONS[0].key, LESSONS[1].key
 OPTIONS = LESSONS[0].prediction[1]
@@ -25,13 +26,6 @@ OPTIONS = LESSONS[0].prediction[1]
 
 def seat(number):
     return f"seat-{number:012}"
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self):
-        return self.now
 
 
 @pytest.fixture

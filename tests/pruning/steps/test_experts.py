@@ -43,17 +43,22 @@ def test_experts_are_removed_and_the_model_is_read_by_transformers(name, tmp_pat
     assert getattr(again, KEYS[name]) == 4
 
 
-def test_saliency_is_the_mean_of_weight_times_size_over_the_tokens_sent():
-    base = small("mixtral")
-    model, anatomy = random_model(base), anatomy_of(base)
-    ids = torch.arange(2, 50)
+def what_experts_read(model, ids):
+    """Return the mixture in the second layer of a Mixtral, and the states that it is given, `[tokens, channels]`."""
     seen = {}
     block = model.model.layers[1].mlp
     handle = block.register_forward_pre_hook(lambda _module, args: seen.update(states=args[0].detach()[0]))
     with torch.inference_mode():
         model(ids[None], use_cache=False)
     handle.remove()
-    states = seen["states"]
+    return block, seen["states"]
+
+
+def test_saliency_is_the_mean_of_weight_times_size_over_the_tokens_sent():
+    base = small("mixtral")
+    model, anatomy = random_model(base), anatomy_of(base)
+    ids = torch.arange(2, 50)
+    block, states = what_experts_read(model, ids)
     weights = torch.softmax(states @ block.gate.weight.T, dim=1)
     values, chosen = weights.topk(2, dim=1)
     values = values / values.sum(dim=1, keepdim=True)
@@ -109,13 +114,7 @@ def test_moments_of_experts_are_those_of_their_activations_on_the_tokens_sent(ne
     base = small("mixtral", intermediate_size=neurons, hidden_size=channels)
     model, anatomy = random_model(base), anatomy_of(base)
     ids = torch.arange(2, 50)
-    seen = {}
-    block = model.model.layers[1].mlp
-    handle = block.register_forward_pre_hook(lambda _module, args: seen.update(states=args[0].detach()[0]))
-    with torch.inference_mode():
-        model(ids[None], use_cache=False)
-    handle.remove()
-    states = seen["states"]
+    block, states = what_experts_read(model, ids)
     chosen = (states @ block.gate.weight.T).topk(2, dim=1).indices
     found = expert_moments(model, anatomy, Windows((ids,), ()))[1]
     assert len(found) == 8
