@@ -162,7 +162,7 @@ def test_a_damaged_recording_is_made_again(work):
     key = result_key(COMPARE, lambda name: Base("hub/model", "commit"))
     runner.results.keep(key, {"before": 5, "after": ["x"]})
     assert dones(asyncio.run(read(COMPARE))) == [work.texts]
-    assert runner.results.find(key).value == {"before": "a", "after": "b"}
+    assert runner.results.find(key).value == {"before": "a", "after": "b", "undistilled": None}
 
 
 def test_shared_work_is_done_without_the_rights_of_whoever_asked_first(work):
