@@ -264,7 +264,8 @@ class _InputSums:
         """Add the inputs of one window, `[1, tokens, inputs]` or, in OPT, `[tokens, inputs]`."""
         window = args[0].detach().flatten(0, -2).float()
         if self._moments:
-            self._square = self._square + window.square().sum(dim=0, dtype=torch.float64)
+            # Summed in float32 within a window: a sum in float64 takes twice the time.
+            self._square = self._square + window.square().sum(dim=0).double()
             self._means = self._means + window.abs().mean(dim=0).square()
         if self._gram and self.heldout:
             self._rows.append(window[:: self._stride].clone())
@@ -279,8 +280,8 @@ class _InputSums:
     def gram(self, tokens: int) -> InputGram:
         if self._matrix is None:
             raise ValueError("second moments need at least one window to fit on")
-        upper = self._matrix.triu()
-        return InputGram(upper + upper.triu(1).T, torch.cat(self._rows), tokens)
+        _mirror_upper_gram(self._matrix)
+        return InputGram(self._matrix, torch.cat(self._rows), tokens)
 
 
 def _add_upper_gram(matrix: torch.Tensor, rows: torch.Tensor) -> None:
@@ -290,11 +291,22 @@ def _add_upper_gram(matrix: torch.Tensor, rows: torch.Tensor) -> None:
         matrix: `[inputs, inputs]`, changed in place. What is below its diagonal means nothing afterwards.
         rows: X, `[tokens, inputs]`.
     """
-    width = len(matrix)
-    step = -(-width // GRAM_BLOCKS)
-    for start in range(0, width, step):
-        block = slice(start, start + step)
-        matrix[block, start:].addmm_(rows[:, block].T, rows[:, start:])
+    for block in _gram_blocks(matrix):
+        matrix[block, block.start :].addmm_(rows[:, block].T, rows[:, block.start :])
+
+
+def _mirror_upper_gram(matrix: torch.Tensor) -> None:
+    """Copy what is above the diagonal of a square matrix to below it, block by block."""
+    for block in _gram_blocks(matrix):
+        corner = matrix[block, block]
+        corner.copy_(corner.triu() + corner.triu(1).T)
+        matrix[block.stop :, block] = matrix[block, block.stop :].T
+
+
+def _gram_blocks(matrix: torch.Tensor) -> Iterator[slice]:
+    step = -(-len(matrix) // GRAM_BLOCKS)
+    for start in range(0, len(matrix), step):
+        yield slice(start, min(start + step, len(matrix)))
 
 
 def _collect(
