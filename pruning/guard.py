@@ -20,9 +20,10 @@ def warn_of_ruin(steps: Sequence[AnyStep], report: Report, answers: AnswersKept 
     Args:
         steps: The steps of its recipe.
         report: What was measured. Of models with another vocabulary, bits per byte are compared.
-        answers: How its answers compare with the base's, if they were judged.
+        answers: How its answers compare with the base's; by default those of the report, if they were judged.
     """
     lost = []
+    answers = answers or report.answers_kept
     nats = loss_rise(steps, report)
     if nats is not None and not nats <= MOST_NATS:
         amount = f"by {nats:.1f} nats per token" if math.isfinite(nats) else "beyond any measure"

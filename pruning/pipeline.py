@@ -1,17 +1,21 @@
 """A recipe, carried out: find → check → load → prune → evaluate → save, each once."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from statistics import median
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from pruning.architectures.shape import Shape
 from pruning.calibration.calibrate import statistics_of, windows_of
+from pruning.errors import RecipeError
 from pruning.evaluation import perplexity
+from pruning.evaluation.answers import evaluate_answers
 from pruning.evaluation.base_quality import base_quality
+from pruning.evaluation.skills import measure_skills
 from pruning.evaluation.speed import speeds_by_round
 from pruning.loading.given import AnyModel
 from pruning.loading.load import LoadedModel
@@ -50,6 +54,7 @@ def run(
     dtype: AnyDtype | None = None,
     device: str | torch.device | None = None,
     evaluate: bool = True,
+    metrics: Collection[str] = (),
     share_memory: bool = False,
     progress: Reporter = bar,
 ) -> Pruned:
@@ -67,6 +72,7 @@ def run(
         dtype: See `prune`, as for `device`.
         device: Where the work is done.
         evaluate: Whether to measure both models.
+        metrics: What to measure besides: `answers`, `skills`.
         share_memory: See `prune`.
         progress: Is called with each stage; by default a bar on a terminal.
 
@@ -86,10 +92,13 @@ def run(
         >>> type(pruned.model).__name__  # An ordinary transformers model, with fewer parameters.
         'LlamaForCausalLM'
     """
+    check_metrics(metrics)
     request = Request.of(model, tokenizer, steps, recipe, calibration, seed, base, progress)
     recipe, loaded = request.open(token, progress, dtype=dtype, device=device)
     pruned = _carry_out(recipe, loaded, share_memory, progress)
-    return evaluate_pruned(pruned, loaded, progress=progress) if evaluate else pruned
+    if evaluate:
+        pruned = evaluate_pruned(pruned, loaded, progress=progress)
+    return evaluate_on_panels(pruned, loaded, metrics, progress=progress)
 
 
 @with_bar
@@ -318,6 +327,44 @@ def iter_evaluate_pruned(
         seconds={**pruned.report.seconds, "evaluate": time.perf_counter() - start},
     )
     yield replace(pruned, report=report)
+
+
+PANELS: Mapping[str, Callable[..., Any]] = {"answers": evaluate_answers, "skills": measure_skills}
+"""The metrics that ask both models a bundled panel of questions, and what measures them."""
+
+
+def check_metrics(metrics: Collection[str]) -> None:
+    """Refuse the name of a metric that is not one of `PANELS`: `RecipeError`."""
+    for name in metrics:
+        if name not in PANELS:
+            raise RecipeError(f"There is no metric {name!r} here. Choose from {', '.join(PANELS)}.")
+
+
+def evaluate_on_panels(
+    pruned: Pruned, base: LoadedModel, metrics: Collection[str], *, progress: Reporter = silent
+) -> Pruned:
+    """Fill in what a pruned model and its base do on bundled panels, in the report.
+
+    Args:
+        pruned: The pruned model.
+        base: The base that it was made from.
+        metrics: Names from `PANELS`: `answers` asks both the bundled questions, `skills` scores the bundled items.
+        progress: Is called with each batch and each token.
+
+    Returns:
+        The same model with a fuller report.
+
+    Raises:
+        RecipeError: There is no such metric, or a token has no embedding in one of the models.
+        ModelError: The tokenizer failed on a text.
+    """
+    check_metrics(metrics)
+    before, after = (
+        {name: PANELS[name](model, progress=progress) for name in metrics} for model in (base, pruned)
+    )
+    report = pruned.report
+    report = replace(report, before=replace(report.before, **before), after=replace(report.after, **after))
+    return replace(pruned, report=report)
 
 
 def _with_quality(pruned: Pruned, before: perplexity.Quality, after: perplexity.Quality | None) -> Pruned:

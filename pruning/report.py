@@ -1,12 +1,14 @@
 """What a run did and what was measured of it."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from pruning.architectures.families import CHANNEL, EXPERT, KEY_VALUE, LAYER, NEURON, QUERY, TOKEN
 from pruning.architectures.shape import Shape
+from pruning.evaluation.answers import Answers, AnswersKept, compare
 from pruning.evaluation.perplexity import Quality
+from pruning.evaluation.skills import SkillsDifference, SkillsResult, compare_skills
 from pruning.text.passages import GENRES
 
 COUNTED = {
@@ -37,6 +39,8 @@ class Measured:
         tokens_per_second: The speed of greedy generation at batch size 1: the median of several rounds.
         speeds: The speed in each round, in which the base and the pruned model took turns.
         units: How many units there are of each kind, under the names of `COUNTED`.
+        answers: What it answered to the bundled questions, if it was asked.
+        skills: What it can do, if that was measured.
     """
 
     components: Mapping[str, int]
@@ -45,6 +49,8 @@ class Measured:
     tokens_per_second: float | None = None
     units: Mapping[str, int] = field(default_factory=dict)
     speeds: tuple[float, ...] = ()
+    answers: Answers | None = None
+    skills: SkillsResult | None = None
 
     @classmethod
     def of(cls, shape: Shape, bytes_each: int) -> "Measured":
@@ -59,6 +65,13 @@ class Measured:
     def has_full_quality(self) -> bool:
         """Whether the quality is known for every genre."""
         return self.quality is not None and len(self.quality.genres) == len(GENRES)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values; of answers and skills, what they come to."""
+        return asdict(replace(self, answers=None, skills=None)) | {
+            "answers": None if self.answers is None else self.answers.to_dict(),
+            "skills": None if self.skills is None else self.skills.to_dict(),
+        }
 
 
 @dataclass(frozen=True)
@@ -104,6 +117,18 @@ class Report:
         return self.after.tokens_per_second is not None
 
     @property
+    def answers_kept(self) -> AnswersKept | None:
+        """How the answers compare with the base's; None if either was not asked."""
+        base, pruned = self.before.answers, self.after.answers
+        return None if base is None or pruned is None else compare(base, pruned)
+
+    @property
+    def skills_difference(self) -> SkillsDifference | None:
+        """How the skills compare with the base's; None if either's were not measured."""
+        base, pruned = self.before.skills, self.after.skills
+        return None if base is None or pruned is None else compare_skills(base, pruned)
+
+    @property
     def parameters(self) -> dict[str, Any]:
         """Parameters before and after, in total and by component, as plain values."""
         return compare_components(self.before.components, self.after.components)
@@ -115,7 +140,9 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values."""
-        return asdict(self) | {"sizes": self.sizes}
+        models = {"before": self.before.to_dict(), "after": self.after.to_dict()}
+        plain = replace(self, before=Measured({}, 0), after=Measured({}, 0))
+        return asdict(plain) | models | {"sizes": self.sizes}
 
 
 def compare_units(before: Mapping[str, int], after: Mapping[str, int]) -> dict[str, dict[str, Any]]:

@@ -11,6 +11,7 @@ from pruning.evaluation import harness, perplexity, skills
 from pruning.evaluation.against import Measures, to_dict
 from pruning.evaluation.answers import compare, evaluate_answers
 from pruning.loading.load import LoadedModel, load
+from pruning.report import Measured
 from pruning.text.choice import read_text
 
 
@@ -89,6 +90,11 @@ def _print(result: Measures, base: Measures | None) -> None:
     print(f"on {measured.tokens} tokens ({measured.text})")
     if base is not None and base.perplexity is not None:
         print(f"{measured.value / base.perplexity.value:.3f} times the base's perplexity")
+    print_panels(result, base)
+
+
+def print_panels(result: Measures | Measured, base: Measures | Measured | None = None) -> None:
+    """Print how good a model's answers are and what skills it has, beside those of its base."""
     if result.answers is not None:
         print(
             f"answers: {result.answers.good} of {result.answers.items} are good "

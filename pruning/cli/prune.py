@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from pruning import pipeline, previews, streaming
+from pruning.cli.evaluate import print_panels
 from pruning.cli.options import (
     AsJson,
     CalibrationText,
@@ -58,6 +59,12 @@ def prune(
             "perplexity alone.",
         ),
     ] = None,
+    answers: Annotated[
+        bool, typer.Option("--answers", help="Also judge both models' answers to the bundled questions.")
+    ] = False,
+    with_skills: Annotated[
+        bool, typer.Option("--skills", help="Also measure nine skills of both models, on the bundled items.")
+    ] = False,
     stream: Annotated[
         bool, typer.Option("--stream", help="Never hold the whole model: for one larger than memory.")
     ] = False,
@@ -76,8 +83,11 @@ def prune(
         check_new_folder(output, overwrite)
     elif not dry_run:
         raise RecipeError("Name the folder to write with --output, or look at the size alone with --dry-run.")
-    if stream and evaluate:
-        raise RecipeError("A streamed model is never run, so it cannot be evaluated. Remove --evaluate.")
+    metrics = [name for name, asked in (("answers", answers), ("skills", with_skills)) if asked]
+    if stream and (evaluate or metrics):
+        raise RecipeError(
+            "A streamed model is never run, so it cannot be evaluated. Remove --evaluate, --answers and --skills."
+        )
     if stream and (dtype or device):
         raise RecipeError(
             "A streamed model keeps its precision, and no device holds it. Remove --dtype and --device."
@@ -120,6 +130,9 @@ def prune(
         # The model is there already: whoever stops this keeps it.
         measure = pipeline.evaluate_pruned if evaluate else pipeline.evaluate_quality
         pruned = measure(pruned, base, progress=reporter())
+        pruned.write_card(output)
+    if base is not None and metrics:
+        pruned = pipeline.evaluate_on_panels(pruned, base, metrics, progress=reporter())
         pruned.write_card(output)
     if as_json:
         print_json(pruned.to_dict() | {"output": str(output)})
@@ -177,5 +190,6 @@ def _print_quality(pruned: Pruned) -> None:
     else:
         measure, values = "perplexity", (before.value, after.value)
     print(f"{measure} {values[0]:.3f} → {values[1]:.3f} ({after.text}, {after.tokens} tokens)")
+    print_panels(pruned.report.after, pruned.report.before)
     if warning := warn_of_ruin(pruned.recipe.steps, pruned.report):
         warn(warning)

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -15,7 +15,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from pruning import catalog
 from pruning.errors import ModelError
+from pruning.evaluation.panels import ANSWERS, SKILLS, revision
 from pruning.evaluation.perplexity import Perplexity
+from pruning.evaluation.skills import SKILLS as SKILL_TITLES
 from pruning.formatting import UNIT_TITLES
 from pruning.guard import warn_of_ruin
 from pruning.loading.metadata import short_text
@@ -41,6 +43,7 @@ MAX_FRONT_MATTER = 16_384
 _YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _PASSAGES = "secateur-heldout-"
 _PERPLEXITY = "perplexity"
+_PANEL = "secateur-"
 
 # The card is Markdown for the Hub, not HTML for a browser: nothing is escaped, and code is fenced.
 _TEMPLATES = Environment(
@@ -114,8 +117,41 @@ def _absolute_link(link: str | None, source: Source) -> str | None:
 
 
 def _results(report: Report) -> list[EvalResult] | None:
+    return [*_perplexity_results(report), *_panel_results(report)] or None
+
+
+def _panel_results(report: Report) -> Iterator[EvalResult]:
+    """Yield what the pruned model did on the bundled panels of questions."""
+    answers, skills, kept = report.after.answers, report.after.skills, report.answers_kept
+    if answers is not None and answers.items:
+        yield _panel_result(
+            ANSWERS, "good_answers", "Good answers", answers.good / answers.items, answers.items
+        )
+    if kept is not None and kept.kept.share is not None:
+        yield _panel_result(
+            ANSWERS, "good_answers_kept", "Good answers of the base kept", kept.kept.share, kept.kept.items
+        )
+    if skills is not None and skills.overall.accuracy is not None:
+        yield _panel_result(SKILLS, "accuracy", "Accuracy", skills.overall.accuracy, skills.overall.items)
+
+
+def _panel_result(panel: str, metric: str, title: str, value: float, items: int) -> EvalResult:
+    return EvalResult(
+        task_type="text-generation",
+        task_name="Questions",
+        dataset_type=f"{_PANEL}{panel}",
+        dataset_name=f"Bundled questions: {panel}",
+        dataset_revision=revision(panel),
+        metric_type=metric,
+        metric_name=f"{title} ({items} questions)",
+        metric_value=round(value, 4),
+        metric_args={"items": items},
+    )
+
+
+def _perplexity_results(report: Report) -> list[EvalResult]:
     if report.after.quality is None:
-        return None
+        return []
     return [
         EvalResult(
             task_type="text-generation",
@@ -134,7 +170,7 @@ def _results(report: Report) -> list[EvalResult] | None:
             ("bits_per_byte", "Bits per byte", result.bits_per_byte),
         )
         if value is not None and math.isfinite(value)
-    ] or None
+    ]
 
 
 def text_revision(genre: str) -> str:
@@ -144,11 +180,21 @@ def text_revision(genre: str) -> str:
 
 @dataclass(frozen=True)
 class CardClaims:
-    """What a card claims in numbers. `perplexities`: by genre, those that were measured on these passages."""
+    """What a card claims in numbers.
+
+    Attributes:
+        recipe: The digest of the recipe.
+        parameters: How many there are.
+        perplexities: By genre, those that were measured on these passages.
+        good_answers: The share of good answers to these questions.
+        accuracy: The accuracy on these items of the skills.
+    """
 
     recipe: str | None
     parameters: int | None
     perplexities: dict[str, Perplexity]
+    good_answers: float | None = None
+    accuracy: float | None = None
 
 
 def read_card(folder: Path) -> CardClaims:
@@ -164,6 +210,7 @@ def read_card(folder: Path) -> CardClaims:
         data = ModelCard.load(card).data
         claims = data.get("secateur") or {}
         parameters = claims.get("parameters")
+        results = data.eval_results or []
         return CardClaims(
             recipe=short_text(claims.get("recipe")),
             parameters=parameters if type(parameters) is int else None,
@@ -174,18 +221,28 @@ def read_card(folder: Path) -> CardClaims:
                     int(result.metric_args["window"]),
                     str(short_text(result.dataset_name)),
                 )
-                for result in data.eval_results or []
+                for result in results
                 for genre in GENRES
                 if result.metric_type == _PERPLEXITY
                 and result.dataset_type == f"{_PASSAGES}{genre}"
                 and result.dataset_revision == text_revision(genre)
             },
+            good_answers=_claimed(results, ANSWERS, "good_answers"),
+            accuracy=_claimed(results, SKILLS, "accuracy"),
         )
     except Exception as error:  # People write cards: whatever is in one is not a bug here.
         reason = " ".join(str(error)[:1000].split())[:200]
         raise ModelError(
             f"The model card of {folder.name} cannot be read: {reason}. Fix README.md."
         ) from None
+
+
+def _claimed(results: Sequence[EvalResult], panel: str, metric: str) -> float | None:
+    """Return what a card claims on a panel; None if nothing, or if the panel has changed since."""
+    for result in results:
+        if (result.dataset_type, result.metric_type) == (f"{_PANEL}{panel}", metric):
+            return float(result.metric_value) if result.dataset_revision == revision(panel) else None
+    return None
 
 
 @dataclass(frozen=True)
@@ -219,6 +276,7 @@ def _body(name: str, source: Source, recipe: Recipe, report: Report) -> str:
         origin=_origin(source, recipe),
         fenced=fenced,
         unit_titles=UNIT_TITLES,
+        skills_rows=_skills_rows(report),
         warning=warn_of_ruin(recipe.steps, report),
     )
 
@@ -235,6 +293,48 @@ def _quality_rows(report: Report, measure: str) -> list[QualityRow]:
             first.text, second.tokens, second.window, getattr(first, measure), getattr(second, measure)
         )
         for first, second in pairs
+    ]
+
+
+@dataclass(frozen=True)
+class SkillsRow:
+    """One row of the card's table of skills; `low` and `high` are the ends of the difference's interval."""
+
+    name: str
+    items: int
+    base: float
+    pruned: float
+    chance: float
+    low: float | None
+    high: float | None
+
+
+def _skills_rows(report: Report) -> list[SkillsRow]:
+    """Return the accuracy of both models overall, and for each skill with enough items for an interval."""
+    before, after, difference = report.before.skills, report.after.skills, report.skills_difference
+    if before is None or after is None or difference is None:
+        return []
+    compared = {"Skills, overall": (before.overall, after.overall, difference.overall)} | {
+        f"Skills, {SKILL_TITLES[name].lower()}": (
+            before.skills[name],
+            after.skills[name],
+            difference.skills[name],
+        )
+        for name in after.skills
+        if difference.skills[name].accuracy is not None
+    }
+    return [
+        SkillsRow(
+            name,
+            pruned.items,
+            base.accuracy,
+            pruned.accuracy,
+            pruned.chance,
+            interval.low if (interval := between.accuracy) else None,
+            interval.high if interval else None,
+        )
+        for name, (base, pruned, between) in compared.items()
+        if base.accuracy is not None and pruned.accuracy is not None and pruned.chance is not None
     ]
 
 

@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from huggingface_hub import HfApi
 from pruning.architectures.shape import Shape
 from pruning.errors import ModelError, PruningError
 from pruning.evaluation import perplexity
+from pruning.evaluation.answers import evaluate_answers
+from pruning.evaluation.skills import measure_skills
 from pruning.loading.load import LoadedModel, fetch_recipe, load
 from pruning.loading.source import Source, Token
 from pruning.previews import preview
@@ -23,6 +26,9 @@ from pruning.sharing.gguf.verify import is_gguf, iter_checks
 
 TOLERANCE = 0.01
 """How far a perplexity may lie from the card's, as a share of it: other machines sum in another order."""
+
+PANEL_TOLERANCE = 0.05
+"""How far the share of good answers, or of right items, may lie from the card's: a near tie may go the other way."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +108,7 @@ def verify(name: str, *, token: Token = None, progress: Reporter = silent) -> Ve
         _check_shape(recipe, loaded, token, progress),
         _check_parameters(claims, loaded),
         *_check_perplexities(claims, loaded, progress),
+        *_check_panels(claims, loaded, progress),
     )
     return Verification(name, checks)
 
@@ -175,3 +182,17 @@ def _check_perplexities(claims: CardClaims, loaded: LoadedModel, progress: Repor
         else:
             checks.append(Check(name, math.isclose(result.value, claim.value, rel_tol=TOLERANCE), values))
     return checks
+
+
+def _check_panels(claims: CardClaims, loaded: LoadedModel, progress: Reporter) -> Iterator[Check]:
+    """Ask the bundled questions again that the card states results of."""
+    if claims.good_answers is not None:
+        answers = evaluate_answers(loaded, progress=progress)
+        yield _check_share("good answers", answers.good / answers.items, claims.good_answers)
+    if claims.accuracy is not None:
+        accuracy = measure_skills(loaded, progress=progress).overall.accuracy
+        yield _check_share("skills", accuracy or 0.0, claims.accuracy)
+
+
+def _check_share(name: str, share: float, claim: float) -> Check:
+    return Check(name, abs(share - claim) <= PANEL_TOLERANCE, f"{share:.1%}, the card says {claim:.1%}")

@@ -1,21 +1,24 @@
 """The log-likelihood of completions of a context, with everything that they share read once."""
 
+from __future__ import annotations
+
 import copy
 import inspect
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
-from typing import cast
-
-import torch
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, cast
 
 from pruning.architectures.lm_head import backbone, logits_of
 from pruning.errors import panics_as_errors
+from pruning.lazy import torch, transformers
 from pruning.progress import Progress, Reporter, silent
 from pruning.text.likelihood import MOST_LOGITS
 from pruning.text.tokens import bos_ids, tokenize, usable_window
+
+if TYPE_CHECKING:
+    from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 MOST_POSITIONS = 2048
 """The most positions of a batch, in the cache or read, of one row at least."""
@@ -128,7 +131,7 @@ class _Node:
 
     tokens: list[int]
     start: int
-    children: list["_Node"] = field(default_factory=list)
+    children: list[_Node] = field(default_factory=list)
     score: float = 0.0
 
 
@@ -263,7 +266,7 @@ class _Reader:
     def _read_batch(self, batch: Sequence[_Placed], past: _Past | None) -> _Past:
         """Read nodes of the same length, and return what may be continued."""
         rows = [row for _, row in batch]
-        cache = past.of(rows) if past else DynamicCache(config=self._model.config)
+        cache = past.of(rows) if past else transformers.DynamicCache(config=self._model.config)
         hidden = self._forward([node.tokens for node, _ in batch], cache)
         # Nothing predicts the first token of a text; it is never scored.
         first = past.last[rows] if past else torch.zeros_like(hidden[:, 0])

@@ -1,13 +1,28 @@
 """The bundled panels: short questions whose answers a program can judge."""
 
+import hashlib
 import json
 from functools import lru_cache
-from importlib.resources import files
+from importlib.resources import as_file, files
 
 from pruning.errors import PruningError
 from pruning.evaluation.judge import Item
 
 SPLITS = ("development", "reported")
+
+ANSWERS, SKILLS = "answers", "skills"
+
+_FILES = {ANSWERS: "answers.jsonl", SKILLS: "skills/*.jsonl"}
+
+
+def revision(panel: str) -> str:
+    """Return sixteen hexadecimal digits that identify what the panel `answers` or `skills` asks."""
+    digest = hashlib.sha256()
+    with as_file(files(__name__)) as folder:
+        for file in sorted(folder.glob(_FILES[panel])):
+            content = file.read_bytes()
+            digest.update(f"{file.name} {len(content)} ".encode() + content)
+    return digest.hexdigest()[:16]
 
 
 @lru_cache

@@ -7,6 +7,7 @@ import yaml
 from markdown_it import MarkdownIt
 
 import pruning
+from pruning.evaluation.answers import Answers, Judged
 from pruning.saving.card import model_card, read_card
 from tests.helpers.models import folder_of
 from tests.helpers.saved import content, cut
@@ -181,3 +182,23 @@ def test_a_card_of_a_million_lines_is_refused_before_it_is_read(tmp_path):
     (tmp_path / "README.md").write_text("---\n" + "- x\n" * 1_000_000 + "---\n")
     with pytest.raises(pruning.ModelError, match="larger than 1,000,000 bytes"):
         read_card(tmp_path)
+
+
+def judged(*good):
+    return Answers(tuple(Judged("?", "text", each, ended=True, loops=False, tokens=(1, 2)) for each in good))
+
+
+def test_a_card_says_what_became_of_answers_and_warns_if_most_are_bad(tmp_path):
+    pruned = cut(pruning.load(str(folder_of("qwen2"))))
+    before = replace(pruned.report.before, answers=judged(True, True, True, False))
+    after = replace(pruned.report.after, answers=judged(True, False, False, True))
+    asked = replace(pruned, report=replace(pruned.report, before=before, after=after))
+    card = card_of_pruned(asked).content
+    assert "| 4 | 3 | 2 | of the base's, 33% are kept (1% to 91%) |" in card
+    assert "only 33% of the original's good answers are still good" in card
+    assert asked.report.to_dict()["after"]["answers"]["good"] == 2
+
+
+def test_a_metric_that_does_not_exist_is_refused_before_any_work():
+    with pytest.raises(pruning.RecipeError, match="no metric 'answer'"):
+        pruning.run("no/such-model", steps=pruning.Neurons(fraction=0.2), metrics=["answer"])

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import pruning
 from pruning.cli import main
+from pruning.evaluation import answers, skills
 from pruning.loading.files import RECIPE_FILE
 from pruning.saving.provenance import read_safetensors_metadata, write_safetensors_metadata
 from pruning.sharing.verify import verify
@@ -113,6 +114,40 @@ def test_a_card_with_other_numbers(copy):
     found = wrong(copy)
     assert "parameters" in found
     assert len(found) == 1 + 5
+
+
+@pytest.fixture
+def short_panels(monkeypatch):
+    """Eight questions and eight items, which take a second."""
+    for module in (answers, skills):
+        items = module.panel("reported")[:8]
+        monkeypatch.setattr(module, "panel", lambda _split, items=items: items)
+
+
+@pytest.fixture
+def questioned(short_panels, tmp_path):
+    """A saved model that was asked the bundled questions, as its base was."""
+    base = pruning.load(str(folder_of("llama")))
+    steps = pruning.Neurons(fraction=0.25, criterion="l2", repair=False)
+    pruned = pruning.run(base, steps=steps, evaluate=False, metrics=("answers", "skills"))
+    return pruned.save(tmp_path / "questioned")
+
+
+def test_what_a_card_says_of_questions_is_asked_again(questioned):
+    checks = {check.name: check.holds for check in verify(str(questioned)).checks}
+    assert checks["good answers"] is True
+    assert checks["skills"] is True
+
+
+def test_better_answers_and_skills_on_the_card_do_not_hold(questioned):
+    replace_in(questioned / "README.md", r"(type: (?:good_answers|accuracy)\n +value: )[\d.]+", r"\g<1>0.99")
+    assert wrong(questioned).keys() >= {"good answers", "skills"}
+
+
+def test_questions_of_another_version_are_not_compared(questioned):
+    replace_in(questioned / "README.md", r"(type: secateur-\w+\n +revision: )\w+", r"\g<1>0123456789abcdef")
+    names = {check.name for check in verify(str(questioned)).checks}
+    assert not names & {"good answers", "skills"}
 
 
 def test_a_model_of_another_shape(saved, copy, tmp_path):
