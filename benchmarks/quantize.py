@@ -24,6 +24,7 @@ from pruning import Neurons, Recipe
 from pruning.evaluation import perplexity
 from pruning.evaluation.answers import Answers, evaluate_answers
 from pruning.evaluation.answers import compare as compare_answers
+from pruning.evaluation.frontier import on_frontier
 from pruning.sharing.gguf import GGUF_TYPES, export
 from pruning.sharing.gguf.compare import measure
 from pruning.sharing.gguf.quantize import quantize
@@ -177,33 +178,17 @@ def _name_of(name: str) -> str:
     return f"model.layers.{layer}.{NAMES[part]}.{suffix}"
 
 
-def is_on_frontier(point: Point, points: Sequence[Point], loss: Mapping[int, float]) -> bool:
-    """Return whether no other point has as few bytes and loses as little, and less of one of them.
-
-    Args:
-        point: The point.
-        points: All points.
-        loss: What each point loses, by its place in `points`: smaller is better.
-    """
-    mine = loss[points.index(point)]
-    return not any(
-        other.bytes <= point.bytes
-        and loss[place] <= mine
-        and (other.bytes < point.bytes or loss[place] < mine)
-        for place, other in enumerate(points)
-    )
-
-
 def _row(point: Point, points: Sequence[Point], before: Answers | None) -> list[object]:
-    ratios = {place: each.ratio for place, each in enumerate(points)}
+    place = points.index(point)
+    efficient = on_frontier([(each.bytes, each.ratio) for each in points])
     row: list[object] = [point.model, point.type, f"{point.bytes / 1e6:.0f}", f"{point.ratio:.2f}"]
-    row.append("yes" if is_on_frontier(point, points, ratios) else "")
+    row.append("yes" if efficient[place] else "")
     if before is None or point.answers is None:
         return [*row, "not asked", "", f"{point.llama:.3f}"]
-    lost = {
-        place: -(compare_answers(before, each.answers).kept.share or 0.0) if each.answers else 1.0
-        for place, each in enumerate(points)
-    }
+    lost = [
+        -(compare_answers(before, each.answers).kept.share or 0.0) if each.answers else 1.0 for each in points
+    ]
+    efficient = on_frontier([(each.bytes, loss) for each, loss in zip(points, lost, strict=True)])
     kept = compare_answers(before, point.answers).kept
     shown = f"{kept.share or 0:.0%} of {kept.items} ({kept.low:.0%} to {kept.high:.0%})"
-    return [*row, shown, "yes" if is_on_frontier(point, points, lost) else "", f"{point.llama:.3f}"]
+    return [*row, shown, "yes" if efficient[place] else "", f"{point.llama:.3f}"]

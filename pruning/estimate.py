@@ -211,6 +211,22 @@ def token_losses(shapes: Iterable[Shape], tokens: int) -> Cost:
     return in_sequence(Cost.holding(SLACK), *(losses(Sizes(shape), tokens, tokens) for shape in shapes))
 
 
+def rounding(before: Shape, after: Shape, types: int, tokens: int | None) -> Cost:
+    """Estimate measuring a base and its pruned model, each in several types of rounded weights.
+
+    Args:
+        before: The base's shape.
+        after: The pruned model's shape.
+        types: The number of types; for each, a copy of the model is rounded a matrix at a time.
+        tokens: How many tokens of held-out text are read each time; None for the whole passages.
+    """
+    copies = (
+        (Cost.holding(sizes.bytes + 3 * FLOAT * sizes.largest) + perplexities(shape, tokens)).times(types)
+        for shape, sizes in ((shape, Sizes(shape)) for shape in (before, after))
+    )
+    return in_sequence(Cost.holding(SLACK), perplexities(before, tokens), *copies)
+
+
 def sweep(
     shape: Shape, criteria: Iterable[str], calibration: Calibration | None = None, free: int | None = None
 ) -> Cost:

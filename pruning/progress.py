@@ -47,6 +47,11 @@ def silent(_progress: Progress) -> None:
     """Report nothing."""
 
 
+def at_place(place: Progress, progress: Reporter) -> Reporter:
+    """Return a reporter that reports one place, whatever it is told."""
+    return lambda _: progress(place)
+
+
 def bar(progress: Progress) -> None:
     """Show the event in the last line of the terminal; report nothing if standard error is not one."""
     if sys.stderr.isatty() and not isinstance(

@@ -25,12 +25,14 @@ class Series:
         points: Each an x, a y, and a few words on it or none.
         line: Whether a line joins them, instead of marks.
         large: Whether its mark is large and bears its name, because all others are compared with it.
+        labels: What stands beside each mark, if anything does.
     """
 
     name: str
     points: Sequence[tuple[float, float] | tuple[float, float, str]]
     line: bool = False
     large: bool = False
+    labels: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ def _log_ticks(low: float, high: float, most: int = 6) -> list[float]:
     return ticks[:: ceil(len(ticks) / most)]
 
 
-def plot(series: Sequence[Series], x: Axis, y: Axis, caption: str) -> str:
+def plot(series: Sequence[Series], x: Axis, y: Axis, caption: str, table: str = "") -> str:
     """Draw series on shared axes.
 
     Args:
@@ -96,9 +98,10 @@ def plot(series: Sequence[Series], x: Axis, y: Axis, caption: str) -> str:
         x: The horizontal axis.
         y: The vertical axis.
         caption: What is drawn, in one line.
+        table: The table of its points, as HTML; by default one that is made of them, and collapsed.
 
     Returns:
-        The chart with its key and a collapsed table of its points; empty if there are no points.
+        The chart with its key and the table of its points; empty if there are no points.
     """
     drawn = [(number, each) for number, each in enumerate(series) if each.points]
     points = [point for _, each in drawn for point in each.points]
@@ -115,7 +118,7 @@ def plot(series: Sequence[Series], x: Axis, y: Axis, caption: str) -> str:
         f'<figure class="chart"><figcaption>{escape(caption)}</figcaption><ul class="key">{key}</ul>'
         f'<p class="y-title">{escape(y.title)}</p>'
         f'<div class="plane" aria-hidden="true">{_grid(x, x_ends, y, y_ends)}{inside}</div>'
-        f'<p class="x-title">{escape(x.title)}</p>{_table(drawn, x, y)}</figure>'
+        f'<p class="x-title">{escape(x.title)}</p>{table or _table(drawn, x, y)}</figure>'
     )
 
 
@@ -152,14 +155,13 @@ def _draw(
         f'title="{escape(_title(series, point, x, y))}"></i>'
         for (left, bottom), point in zip(places, series.points, strict=True)
     )
-    if not series.large:
-        return marks
-    left, bottom = places[-1]
+    named = [(series.name, places[-1])] if series.large else zip(series.labels, places, strict=False)
+    return marks + "".join(_name(text, *place) for text, place in named)
+
+
+def _name(text: str, left: float, bottom: float) -> str:
     side = "before" if left > 70 else "after"
-    return (
-        f'{marks}<b class="name {side}" style="left:{left:.2f}%;bottom:{bottom:.2f}%">'
-        f"{escape(series.name)}</b>"
-    )
+    return f'<b class="name {side}" style="left:{left:.2f}%;bottom:{bottom:.2f}%">{escape(text)}</b>'
 
 
 def _title(series: Series, point: tuple[float, float] | tuple[float, float, str], x: Axis, y: Axis) -> str:

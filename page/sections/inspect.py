@@ -1,4 +1,4 @@
-"""Inspect: next words, loss word by word, importance by layer, and quality against size."""
+"""Inspect: next words, loss word by word, importance by layer, quality against size, and fewer bits."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -9,8 +9,9 @@ from page.html import charts
 from page.html.plot import Axis, Series, plot
 from page.sections.controls import follow_recipe
 from page.sections.events import JobPanel, Part, Updates, on_event, on_start
+from page.sections.rounding import RoundingPart, build_rounding
 from page.sections.section import Page
-from page.server.form import CONTINUE, FIRST_PROMPTS, MAIN, calibration_from, to_integer, with_text
+from page.server.form import CONTINUE, FIRST_PROMPTS, MAIN, calibration_from, recipe_to_inspect, to_integer
 from page.server.jobs import run_job
 from page.server.session import job_name, visitor_of
 from page.workers.messages import Done, ImportanceMap, LayerInfluences, NextTokens, Partial, PrunedSummary
@@ -24,7 +25,6 @@ from page.workers.tasks import (
 )
 from pruning import Calibration, Recipe
 from pruning.criteria import CRITERIA, DEFAULT_CRITERION
-from pruning.errors import RecipeError
 from pruning.evaluation.inspection import LONGEST_TEXT
 from pruning.formatting import format_number
 from pruning.shape_search.sweep import SweepPoint
@@ -99,6 +99,7 @@ class InspectSection:
     importance: ImportancePart
     influence: InfluencePart
     sweep: SweepPart
+    rounding: RoundingPart
 
     @property
     def result_outputs(self) -> Sequence[Part]:
@@ -116,6 +117,7 @@ class InspectSection:
         self._wire_importance(page)
         self._wire_influence(page)
         self._wire_sweep(page)
+        self.rounding.wire(page, self.status, self._follow)
 
     def _follow(
         self,
@@ -148,7 +150,7 @@ class InspectSection:
                 return {part.table: charts.next_token_chart(value.before, value.after)}
 
             def plan() -> Task:
-                return NextTokensTask(_pruned(recipe, custom_text), prompt)
+                return NextTokensTask(recipe_to_inspect(recipe, custom_text), prompt)
 
             yield from self._follow(request, token, plan, show)
 
@@ -171,7 +173,7 @@ class InspectSection:
                 return {part.chart: charts.token_loss_chart(value)}
 
             def plan() -> Task:
-                return TokenLossTask(_pruned(recipe, custom_text), text)
+                return TokenLossTask(recipe_to_inspect(recipe, custom_text), text)
 
             yield from self._follow(request, token, plan, show)
 
@@ -287,8 +289,10 @@ def build() -> InspectSection:
                 influence = _build_influence()
             with gr.Tab("Quality against size"):
                 sweep = _build_sweep()
+            with gr.Tab("Prune or quantize?"):
+                rounding = build_rounding()
         status = gr.HTML(elem_id="inspect-status", min_height=40)
-    return InspectSection(column, status, next_tokens, token_loss, importance, influence, sweep)
+    return InspectSection(column, status, next_tokens, token_loss, importance, influence, sweep, rounding)
 
 
 def _build_next_tokens() -> NextTokensPart:
@@ -379,12 +383,6 @@ def _rows(points: Sequence[SweepPoint]) -> list[list[str]]:
         ]
         for point in points
     ]
-
-
-def _pruned(recipe: Recipe | None, custom_text: object) -> Recipe:
-    if recipe is None:
-        raise RecipeError("There is nothing to inspect yet: press Prune first.")
-    return with_text(recipe, custom_text)
 
 
 def _calibration(text: object, custom_text: object, tokens: object, seed: object) -> tuple[Calibration, int]:

@@ -8,6 +8,7 @@ from page.server.session import JOB_SECONDS, pools
 from page.workers.export import ZIP, ExportTask, PublishTask
 from page.workers.messages import Prompt
 from page.workers.pool import worker_memory
+from page.workers.rounding import RoundingTask
 from page.workers.tasks import (
     CompareTask,
     DistillTask,
@@ -32,6 +33,7 @@ from pruning.estimate import (
     generating,
     loading,
     next_tokens,
+    rounding,
     saving,
     search,
     sweep,
@@ -41,6 +43,7 @@ from pruning.evaluation.inspection import LONGEST_TEXT
 from pruning.files import cache_folder
 from pruning.recipe import Recipe
 from pruning.sharing.gguf import GGUF_TYPES
+from pruning.sharing.gguf.rounded import ROUNDED_TYPES, tokens_read
 from pruning.steps import Distillation, Neurons
 from pruning.text.generation import MAX_PROMPT_TOKENS
 
@@ -130,6 +133,10 @@ def check_task(task: Task, visitor: Visitor, seconds: float) -> None:
             check_cost(
                 lambda shape, _: token_losses((shape, shape), least_tokens(text, LONGEST_TEXT)), recipe.base
             )
+        case RoundingTask(recipe):
+            check_recipe(recipe)
+            types, read = len(ROUNDED_TYPES), tokens_read(recipe.steps)
+            check_cost(lambda shape, _: rounding(shape, recipe.check(shape), types, read), recipe.base)
         case SearchTask(model, _, calibration):
             check_cost(lambda shape, free: search(shape, calibration, thorough=False, free=free), model)
         case SweepTask(model, criteria, calibration):

@@ -283,6 +283,17 @@ def with_text(recipe: Recipe, custom_text: object) -> Recipe:
     return recipe.with_custom_text(custom_text)
 
 
+def recipe_to_inspect(recipe: Recipe | None, custom_text: object) -> Recipe:
+    """Return the recipe of the results, with the visitor's own text.
+
+    Raises:
+        RecipeError: There are no results yet, or the text is missing.
+    """
+    if recipe is None:
+        raise RecipeError("There is nothing to inspect yet: press Prune first.")
+    return with_text(recipe, custom_text)
+
+
 def prompt_from(text: object, mode: object) -> Prompt:
     """Return the prompt that the visitor gives both models.
 

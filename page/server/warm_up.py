@@ -20,6 +20,7 @@ from page.workers.tasks import INTERACTIVE, LONG, LoadTask, Task, WarmUpTask
 from page.workers.workbench import Visitor
 from pruning import Neurons, Recipe, catalog
 from pruning.errors import Cancelled
+from pruning.loading.offline import is_offline
 from pruning.progress import Progress
 
 IDLE_SECONDS = 5.0
@@ -68,8 +69,8 @@ class WarmUp:
 
     def _record(self, visitor: Visitor) -> None:
         """Make the results that visitors ask for first, while nobody waits, unless they come with the program."""
-        entry, source = catalog.MODELS[catalog.DEFAULT_MODEL], look_up(catalog.DEFAULT_MODEL, visitor).source
-        if entry.offline is not None and source.revision == entry.offline.revision:
+        source = look_up(catalog.DEFAULT_MODEL, visitor).source
+        if is_offline(source):
             return
         for task in first_tasks(source.revision):
             while recall(task, visitor) is None and not self._make(task, visitor):

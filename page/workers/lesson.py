@@ -104,7 +104,7 @@ def _rounded(type: str, base: LoadedModel, report: Report, context: TaskContext)
     context.emit(Progress(f"Rounding the weights to {type}"))
     rounded = replace(base, model=round_weights(base.model, type))
     quality = evaluate(rounded, tokens=EVALUATION_TOKENS, progress=context.emit)
-    size = int(report.before.parameters * bits / 8)
+    size = GGUF_TYPES[type].weight_bytes(report.before.parameters)
     after = replace(report.before, bytes=size, quality=quality)
     text = generate(rounded, PROMPT, SAMPLING, chat=False)
     title = f"Nothing removed, {bits:g} bits for each weight ({type})"

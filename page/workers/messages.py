@@ -15,6 +15,7 @@ from pruning.evaluation.inspection import NextToken
 from pruning.loading.source import Source
 from pruning.pipeline import Pruned, Report
 from pruning.progress import Progress
+from pruning.sharing.gguf.rounded import LeftOut, RoundedPoint
 
 
 @dataclass(frozen=True)
@@ -233,6 +234,21 @@ class LayerInfluences:
     """The block influence of every layer."""
 
     values: Sequence[float]
+
+
+@dataclass(frozen=True)
+class RoundedModels:
+    """A base and its pruned model with their weights rounded to fewer bits, as far as they are measured.
+
+    Attributes:
+        points: What was measured.
+        left_out: What cannot be rounded.
+        from_4_bits: Whether the base's weights were stored in 4 bits once, so that rounding says little of others.
+    """
+
+    points: tuple[RoundedPoint, ...]
+    left_out: tuple[LeftOut, ...]
+    from_4_bits: bool
 
 
 @dataclass(frozen=True)

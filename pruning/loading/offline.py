@@ -42,6 +42,12 @@ def converted_folder(entry: catalog.CatalogModel) -> Path:
     return cache_folder() / "models" / f"{entry.offline.distribution}-{entry.offline.version}-bfloat16"
 
 
+def is_offline(source: Source) -> bool:
+    """Return whether the weights of a model that was found are a catalog model's offline weights."""
+    entry = catalog.find(source.name)
+    return entry is not None and entry.offline is not None and source.revision == entry.offline.revision
+
+
 def is_converted(entry: catalog.CatalogModel, plain: bool = False) -> bool:
     """Return whether a model's converted offline weights are in the cache, with all that belongs to them.
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pruning.calibration.calibrate import windows_of
 from pruning.loading.load import LoadedModel
 from pruning.pipeline import prune
-from pruning.progress import Progress, Reporter, silent
+from pruning.progress import Progress, Reporter, at_place, silent
 from pruning.recipe import Recipe
 from pruning.steps.neurons import Neurons
 from pruning.text.choice import DEFAULT_CALIBRATION, Calibration
@@ -73,7 +73,7 @@ def iter_sweep(
         progress(place)
         step = Neurons(fraction=fraction, criterion=criterion)
         recipe = Recipe(base=base.source.name, calibration=calibration, steps=(step,), seed=seed)
-        report = _at(place, progress)
+        report = at_place(place, progress)
         pruned = prune(base, recipe=recipe, share_memory=True, progress=report)
         yield SweepPoint(
             criterion,
@@ -82,8 +82,3 @@ def iter_sweep(
             perplexity_of(mean_loss(pruned.model, heldout, report)),
             recipe,
         )
-
-
-def _at(place: Progress, progress: Reporter) -> Reporter:
-    """Return a reporter that reports one place, whatever it is told."""
-    return lambda _: progress(place)

@@ -13,6 +13,7 @@ from pruning.evaluation import inspection
 from pruning.evaluation.base_quality import base_quality
 from pruning.evaluation.speed import tokens_per_second
 from pruning.shape_search.sweep import iter_sweep
+from pruning.sharing.gguf.rounded import iter_rounded
 from pruning.text.generation import sample_text
 from tests.helpers.models import folder_of
 from tests.helpers.saved import cut
@@ -67,6 +68,9 @@ WORK = {
         base, pruning.Budget(int(0.8 * size(base))), calibration=TEXT, thorough=False, progress=progress
     ),
     "sweep": lambda base, progress, _: list(iter_sweep(base, ["l1"], calibration=TEXT, progress=progress)),
+    "rounding": lambda base, progress, _: list(
+        iter_rounded(base, cut(base, progress=progress), progress=progress)
+    ),
     "saving": lambda base, progress, folder: cut(base, progress=progress).save(
         folder / "cut", max_shard_size=30_000, progress=progress
     ),

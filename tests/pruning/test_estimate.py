@@ -29,6 +29,7 @@ from pruning.estimate import (
     influence,
     next_tokens,
     perplexities,
+    rounding,
     saving,
     search,
     speed,
@@ -40,6 +41,7 @@ from pruning.evaluation.speed import tokens_per_second
 from pruning.loading.load import find
 from pruning.shape_search.search import search as search_shapes
 from pruning.shape_search.sweep import iter_sweep
+from pruning.sharing.gguf.rounded import ROUNDED_TYPES, TOKENS, iter_rounded
 from pruning.steps import STEPS
 from pruning.steps.base import Step
 from tests.helpers import models
@@ -152,6 +154,17 @@ def test_operations_of_a_sweep_and_of_a_search_are_those_that_they_do():
     budget = pruning.Budget(int(0.75 * shape.parameters))
     done = count_flop(lambda: search_shapes(base, budget, calibration=SHORT, thorough=False))
     assert done / FACTOR < search(shape, SHORT, thorough=False, free=10**9).flop < 3 * done
+
+
+def test_operations_of_a_comparison_with_fewer_bits_are_those_that_it_does():
+    base = models.loaded("llama", intermediate_size=64, hidden_size=64)
+    pruned = pruning.prune(recipe(Neurons(intermediate_size=32, criterion="l2", repair=False)), base)
+    cache.clear()
+    done = count_flop(lambda: list(iter_rounded(base, pruned)))
+    shapes = Shape.of(base.model.config), pruned.shape
+    estimated = rounding(*shapes, len(ROUNDED_TYPES), TOKENS)
+    assert done / FACTOR < estimated.flop < done * FACTOR
+    assert estimated.memory > sum(parameter.nbytes for parameter in base.model.parameters())
 
 
 def test_a_training_by_minutes_takes_its_minutes():

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from pruning.errors import ModelError
 from pruning.progress import Progress, Reporter
@@ -79,20 +80,28 @@ def quantize(source: Path, output: Path, type: str, progress: Reporter) -> None:
 def round_weights(model: PreTrainedModel, type: str) -> PreTrainedModel:
     """Return a copy of a model whose matrices have the values that a GGUF file of a type holds.
 
+    Blocks lie along the inputs of a matrix. Positions that were learned have 32 bits in every file.
+
     Args:
-        model: A model that keeps its matrices as the file does, `[outputs, inputs]`.
-        type: A key of `GGUF_TYPES` that has blocks.
+        model: A model whose weights are vectors and matrices.
+        type: A key of `GGUF_TYPES`.
     """
     gguf, quants = gguf_package(), gguf_package("quants")
     kind = gguf.GGMLQuantizationType[type.upper()]
     block, _ = gguf.GGML_QUANT_SIZES[kind]
     rounded = copy.deepcopy(model)
-    for weight in rounded.parameters():
-        if weight.ndim == 2 and weight.shape[1] % block == 0:
+    tokens = rounded.get_input_embeddings()
+    for name, weight in rounded.named_parameters():
+        module = rounded.get_submodule(name.rpartition(".")[0])
+        is_transposed, is_embedding = isinstance(module, Conv1D), isinstance(module, torch.nn.Embedding)
+        if weight.ndim != 2 or (is_embedding and module is not tokens):
+            continue
+        rows = weight.detach().T if is_transposed else weight.detach()
+        if rows.shape[1] % block == 0:
             # The file is made from one of 16 bits.
-            halves = weight.detach().half().float().cpu().numpy()
-            values = quants.dequantize(quants.quantize(halves, kind), kind)
-            weight.data = torch.from_numpy(values).to(weight)
+            halves = rows.half().float().cpu().contiguous().numpy()
+            values = torch.from_numpy(quants.dequantize(quants.quantize(halves, kind), kind)).to(weight)
+            weight.data = values.T.contiguous() if is_transposed else values
     return rounded
 
 

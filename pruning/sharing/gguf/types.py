@@ -44,6 +44,10 @@ class GGUFType:
         """Whether blocks of weights share a scale."""
         return self.multiple > 1
 
+    def weight_bytes(self, parameters: int) -> int:
+        """Return what this number of parameters takes in a file, without its tokenizer; few of them are in norms."""
+        return int(parameters * self.bits / 8)
+
 
 GGUF_TYPES = {
     each.name: each

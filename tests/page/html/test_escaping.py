@@ -6,10 +6,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from page.html import charts, layer_map, model_map, outputs, plot, render, results, room
+from page.html import charts, layer_map, model_map, outputs, plot, render, results, room, rounding
+from page.workers.messages import RoundedModels
 from pruning import Neurons, Recipe
 from pruning.criteria import Criterion
 from pruning.evaluation.inspection import NextToken, TokenLoss
+from pruning.sharing.gguf.rounded import LeftOut, RoundedPoint
 from tests.page.html.samples import Page, quality, report, shape
 
 TAGS = {
@@ -109,6 +111,7 @@ RENDERED = {
         [
             plot.Series(text, [(1, 2, text), (2, 3, text)], large=True),
             plot.Series(text, [(1, 2), (3, 4)], line=True),
+            plot.Series(text, [(1, 2), (3, 4)], labels=[text, text]),
         ],
         plot.Axis(text, format=lambda _: text),
         plot.Axis(text, log=True),
@@ -123,6 +126,9 @@ RENDERED = {
     ),
     results.measures: lambda text: results.measures(report(quality(10.0, text=text), quality(20.0)), RECIPE),
     results.measures_table: lambda text: results.measures_table([results.MeasureRow(*[text] * 6)]),
+    rounding.draw_rounded: lambda text: rounding.draw_rounded(
+        RoundedModels((RoundedPoint(True, text, 10, 1.5),), (LeftOut(False, (text,), text),), True)
+    ),
     room.draw_room: lambda text: room.draw_room(text, [text, text], [1, 2], 3, 4, [text]),
 }
 """Each function that renders text, with the same text in every place."""
@@ -181,7 +187,7 @@ def test_text_in_an_attribute_stays_in_it(text):
 def test_every_public_function_is_covered_here():
     public = {
         function
-        for module in (charts, layer_map, model_map, outputs, plot, render, results, room)
+        for module in (charts, layer_map, model_map, outputs, plot, render, results, room, rounding)
         for name, function in inspect.getmembers(module, inspect.isfunction)
         if function.__module__ == module.__name__ and not name.startswith("_")
     }

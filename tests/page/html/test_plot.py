@@ -29,6 +29,15 @@ def test_every_series_has_its_marks_a_color_and_a_row_in_the_table():
     assert page.values("scope").count("row") == 5
 
 
+def test_marks_are_labeled_and_a_table_of_ones_own_takes_the_place_of_the_usual_one():
+    labeled = Series("one", [(1, 2, "first"), (2, 3, "second")], labels=["q8_0", "<b>"])
+    page = Page(plot([labeled], X, Y, "", "<table><tr><td>mine</td></tr></table>"))
+    assert [piece for piece in page.pieces if piece in ("q8_0", "<b>", "mine")] == ["q8_0", "<b>", "mine"]
+    assert page.values("class").count("name after") == 1  # The one on the right has its name before it.
+    assert page.values("class").count("name before") == 1
+    assert "details" not in page.tags
+
+
 def test_a_series_without_points_keeps_the_colors_of_the_others():
     page = Page(plot([Series("one", [(1, 2)]), Series("none", ()), Series("two", [(2, 3)])], X, Y, ""))
     assert {*marks(page)} == {"mark series-0", "mark series-2"}

@@ -18,10 +18,12 @@ from page.server.budget import (
 from page.server.jobs import run_job
 from page.server.queue import JobKey
 from page.workers import export as page_export
+from page.workers import rounding as page_rounding
 from page.workers import tasks as page_tasks
 from page.workers.export import ZIP, ExportTask, PublishTask
 from page.workers.lesson import LessonTask
 from page.workers.messages import Failed, FoundModel, Prompt
+from page.workers.rounding import RoundingTask
 from page.workers.storage import Storage
 from page.workers.tasks import (
     CompareTask,
@@ -265,6 +267,7 @@ TASKS = {
     ),
     "next tokens": (NextTokensTask(NEURONS, TEXT), NextTokensTask(ENDLESS, TEXT)),
     "token losses": (TokenLossTask(NEURONS, TEXT), TokenLossTask(ENDLESS, TEXT)),
+    "rounding": (RoundingTask(NEURONS), RoundingTask(ENDLESS)),
     "search": (
         SearchTask("smollm2-135m", "25%", USUAL, 0),
         SearchTask("large", "25%", USUAL, 0),
@@ -317,7 +320,7 @@ def test_a_task_that_could_never_end_is_refused(kind, machine):
 
 
 def test_every_kind_of_task_whose_size_a_visitor_chooses_is_estimated():
-    rooms = {**vars(page_tasks), **vars(page_export)}
+    rooms = {**vars(page_tasks), **vars(page_export), **vars(page_rounding)}
     kinds = {kind for kind in rooms.values() if isinstance(kind, type) and issubclass(kind, Task)}
     assert kinds | {LessonTask} == {type(task) for pair in TASKS.values() for task in pair} | FIXED | {Task}
 

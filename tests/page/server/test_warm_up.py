@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("pools")
 def kept(monkeypatch):
     """What was kept, in order; the weights are those of the Hub."""
     kept = {}
-    found = SimpleNamespace(source=SimpleNamespace(revision="commit"))
+    found = SimpleNamespace(source=SimpleNamespace(name=catalog.DEFAULT_MODEL, revision="commit"))
     monkeypatch.setattr(warm_up, "look_up", lambda name, visitor: found)
     monkeypatch.setattr(warm_up, "recall", lambda task, visitor: Done(kept[task]) if task in kept else None)
     monkeypatch.setattr(warm_up, "keep", kept.__setitem__)
@@ -39,7 +39,7 @@ def test_what_visitors_ask_for_first_is_made_once_where_it_does_not_come_with_th
 
 def test_nothing_is_made_for_the_weights_whose_results_come_with_the_program(kept, monkeypatch):
     revision = catalog.MODELS[catalog.DEFAULT_MODEL].offline.revision
-    found = SimpleNamespace(source=SimpleNamespace(revision=revision))
+    found = SimpleNamespace(source=SimpleNamespace(name=catalog.DEFAULT_MODEL, revision=revision))
     monkeypatch.setattr(warm_up, "look_up", lambda name, visitor: found)
     monkeypatch.setattr(warm_up, "first_tasks", lambda revision: [Answer(1)])
     WarmUp()._record(Visitor())

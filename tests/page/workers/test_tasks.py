@@ -26,10 +26,12 @@ from page.workers.messages import (
     PrunedSummary,
     Queued,
     Released,
+    RoundedModels,
     Stopped,
     Texts,
     TrainingUpdate,
 )
+from page.workers.rounding import RoundingTask
 from page.workers.storage import Storage
 from page.workers.tasks import (
     CompareTask,
@@ -52,6 +54,7 @@ from pruning.evaluation.inspection import NextToken, TokenLoss
 from pruning.shape_search.candidates import Candidate
 from pruning.shape_search.search import SearchResult, Trial
 from pruning.shape_search.sweep import SweepPoint
+from pruning.sharing.gguf.rounded import LeftOut, RoundedPoint
 from tests.helpers import models
 from tests.helpers.chat import named
 from tests.helpers.saved import cut
@@ -72,6 +75,7 @@ TASKS = [
     ImportanceTask("public", ("l1", "l2"), 0.2, CALIBRATION, 0),
     InfluenceTask("public", CALIBRATION, 0),
     SweepTask("public", ("l1", "l2"), CALIBRATION, 0),
+    RoundingTask(RECIPE),
     ExportTask(RECIPE, ZIP, "smaller"),
     PublishTask(RECIPE, "smaller", True, "token"),
     LessonTask("02-the-simplest-cut"),
@@ -115,6 +119,9 @@ def events():
         Done(chart),
         Done(LayerInfluences([0.1, 0.2])),
         Partial(SweepPoint("l1", 0.2, 1000, 8.0, RECIPE)),
+        Partial(
+            RoundedModels((RoundedPoint(True, "q8_0", 1000, 1.2),), (LeftOut(True, ("q4_0",), "No."),), True)
+        ),
         Done(LessonResult((model,), {"base": 8.0}, shape, pruned.source, RECIPE, chart)),
     ]
 
@@ -166,9 +173,9 @@ def perform(monkeypatch, tmp_path):
     monkeypatch.setattr("pruning.loading.load.find", lambda name, **settings: load(name).source)
     bench, job = Workbench(10**9, downloads=Storage(tmp_path / "kept", 10**9)), Job()
 
-    def run(task):
+    def run(task, emit=None):
         emitted = []
-        return emitted, task.perform(TaskContext(bench, Visitor(), emitted.append, job))
+        return emitted, task.perform(TaskContext(bench, Visitor(), emit or emitted.append, job))
 
     run.job = job
     return run
@@ -264,6 +271,35 @@ def test_a_sweep_emits_points_of_every_criterion(perform):
     emitted, _ = perform(SweepTask("public", ("l1", "l2"), CALIBRATION, 0))
     points = [event.value for event in emitted if isinstance(event, Partial)]
     assert {point.criterion for point in points} == {"l1", "l2"}
+
+
+def test_rounding_emits_the_points_so_far_and_returns_them_all(perform):
+    emitted, models = perform(RoundingTask(RECIPE))
+    grown = [event.value for event in emitted if isinstance(event, Partial)]
+    assert grown[-1] == models
+    assert all(after.points[: len(before.points)] == before.points for before, after in pairwise(grown))
+    assert [(point.is_pruned, point.type) for point in models.points] == [(False, "f16"), (True, "f16")]
+    assert not models.from_4_bits
+    stages = [event.text for event in emitted if isinstance(event, Progress)]
+    assert "Rounding the pruned model to f16 and measuring it" in stages
+
+
+def test_rounding_stops_between_points(perform):
+    task, emitted = RoundingTask(RECIPE), []
+
+    def emit(event):
+        emitted.append(event)
+        if isinstance(event, Partial) and event.value.points:
+            raise pruning.Cancelled("Stopped.")
+
+    with pytest.raises(pruning.Cancelled):
+        perform(task, emit)
+    assert max(len(event.value.points) for event in emitted if isinstance(event, Partial)) == 1
+
+
+def test_rounding_knows_weights_that_had_4_bits(perform, monkeypatch):
+    monkeypatch.setattr("page.workers.rounding.is_offline", lambda source: source.name == "public")
+    assert perform(RoundingTask(RECIPE))[1].from_4_bits
 
 
 def test_an_unknown_format_is_refused(perform):

@@ -11,6 +11,7 @@ import yaml
 import pruning
 from pruning import catalog
 from pruning.loading import offline
+from tests.helpers import models
 
 CONTENT = bytes(range(256)) * 40
 WITH_WEIGHTS = [entry for entry in catalog.MODELS.values() if entry.offline]
@@ -89,3 +90,12 @@ def test_terms_that_a_copy_has_to_link_to_are_on_the_card(name):
     front = yaml.safe_load(str(card).split("---")[1])
     assert front["license"] == entry.license
     assert (front.get("license_name"), front.get("license_link")) == (entry.license_name, entry.license_link)
+
+
+@pytest.mark.parametrize("entry", WITH_WEIGHTS, ids=lambda entry: entry.name)
+def test_offline_weights_are_told_from_those_of_the_hub_by_their_revision(entry):
+    found = models.loaded("llama").source
+    packaged = dataclasses.replace(found, name=entry.name, revision=entry.offline.revision)
+    assert offline.is_offline(packaged)
+    assert not offline.is_offline(dataclasses.replace(packaged, revision="commit"))
+    assert not offline.is_offline(dataclasses.replace(packaged, name="a folder"))
