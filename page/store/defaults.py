@@ -1,9 +1,11 @@
-"""What visitors ask for first: the default recipe at every tenth, every prompt that the page offers, and lessons."""
+"""What visitors ask for first: the default recipe at every tenth, every prompt that the page offers, what the
+models can still do, and lessons."""
 
 from collections.abc import Iterator, Sequence
 
 from page.server.form import CONTROLS, MAIN, steps_from
 from page.store.keys import BUNDLED_PROMPTS
+from page.workers.abilities import AbilitiesTask
 from page.workers.lesson import LessonTask
 from page.workers.tasks import CompareTask, EvaluateTask, PruneTask, Task
 from pruning import Recipe, Sampling, catalog
@@ -34,6 +36,8 @@ def tasks_by_name(revision: str | None) -> Iterator[tuple[str, Sequence[Task]]]:
             f"neurons-{percent}",
             [PruneTask(recipe, first), CompareTask(recipe, first, SAMPLING), EvaluateTask(recipe)],
         )
+    for percent in PERCENTAGES:
+        yield f"abilities-{percent}", [AbilitiesTask(default_recipe(percent, revision))]
     for lesson in LESSONS:
         yield f"lesson-{lesson.number:02}", [LessonTask(lesson.key)]
     for percent in PERCENTAGES:

@@ -19,6 +19,7 @@ from page.server.jobs import run_job
 from page.server.queue import JobKey
 from page.workers import export as page_export
 from page.workers import tasks as page_tasks
+from page.workers.abilities import AbilitiesTask
 from page.workers.export import ZIP, ExportTask, PublishTask
 from page.workers.lesson import LessonTask
 from page.workers.messages import Failed, FoundModel, Prompt
@@ -259,6 +260,7 @@ TASKS = {
     "prune": (PruneTask(NEURONS), PruneTask(ENDLESS)),
     "compare": (CompareTask(NEURONS, PROMPT, SAMPLING), CompareTask(ENDLESS, PROMPT, SAMPLING)),
     "evaluate": (EvaluateTask(NEURONS), EvaluateTask(ENDLESS)),
+    "abilities": (AbilitiesTask(NEURONS), AbilitiesTask(ENDLESS)),
     "distill": (
         DistillTask(NEURONS, Distillation(minutes=2), PROMPT, SAMPLING),
         DistillTask(NEURONS, Distillation(steps=100_000), PROMPT, SAMPLING),
