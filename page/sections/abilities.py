@@ -23,7 +23,7 @@ from pruning.evaluation.abilities import Abilities
 KIND = "abilities"
 NOTHING_YET = "Prune a model first. Then its skills and answers can be measured here."
 NOT_MEASURED = "This was not measured for these settings yet. Other visitors get their texts first meanwhile."
-START = "Measure skills and answers (a few minutes)"
+START = "Measure skills and answers (several minutes)"
 
 
 @dataclass(frozen=True)

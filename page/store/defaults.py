@@ -36,8 +36,6 @@ def tasks_by_name(revision: str | None) -> Iterator[tuple[str, Sequence[Task]]]:
             f"neurons-{percent}",
             [PruneTask(recipe, first), CompareTask(recipe, first, SAMPLING), EvaluateTask(recipe)],
         )
-    for percent in PERCENTAGES:
-        yield f"abilities-{percent}", [AbilitiesTask(default_recipe(percent, revision))]
     for lesson in LESSONS:
         yield f"lesson-{lesson.number:02}", [LessonTask(lesson.key)]
     for percent in PERCENTAGES:
@@ -46,6 +44,8 @@ def tasks_by_name(revision: str | None) -> Iterator[tuple[str, Sequence[Task]]]:
         for prompt in BUNDLED_PROMPTS[1:]:
             tasks += [PruneTask(recipe, prompt), CompareTask(recipe, prompt, SAMPLING)]
         yield f"prompts-{percent}", tasks
+    for percent in PERCENTAGES:
+        yield f"abilities-{percent}", [AbilitiesTask(default_recipe(percent, revision))]
 
 
 def first_tasks(revision: str | None) -> Iterator[Task]:

@@ -17,6 +17,7 @@ from page.server.budget import (
 )
 from page.server.jobs import run_job
 from page.server.queue import JobKey
+from page.workers import abilities as page_abilities
 from page.workers import export as page_export
 from page.workers import tasks as page_tasks
 from page.workers.abilities import AbilitiesTask
@@ -319,7 +320,7 @@ def test_a_task_that_could_never_end_is_refused(kind, machine):
 
 
 def test_every_kind_of_task_whose_size_a_visitor_chooses_is_estimated():
-    rooms = {**vars(page_tasks), **vars(page_export)}
+    rooms = {**vars(page_tasks), **vars(page_export), **vars(page_abilities)}
     kinds = {kind for kind in rooms.values() if isinstance(kind, type) and issubclass(kind, Task)}
     assert kinds | {LessonTask} == {type(task) for pair in TASKS.values() for task in pair} | FIXED | {Task}
 

@@ -20,6 +20,7 @@ from pruning.formatting import format_number
 
 MODEL = catalog.MODELS[catalog.DEFAULT_MODEL]
 REVISION = MODEL.offline.revision
+ABILITIES = PREPARED / "abilities-20.json"
 AGAIN = "Make them again: python -m page.store.prepare"
 
 
@@ -50,6 +51,7 @@ def test_the_default_recipe_is_recorded_at_every_tenth(name, tasks, store):
     assert evaluate.report.after.has_full_quality
 
 
+@pytest.mark.skipif(not ABILITIES.exists(), reason=AGAIN)
 def test_what_the_model_on_arrival_can_still_do_is_recorded(store):
     task = AbilitiesTask(default_recipe(20, REVISION))
     entry = store.find(result_key(task, packaged))
@@ -124,6 +126,7 @@ def test_a_sample_that_is_made_again_is_the_same(smollm2, user_cache, store, mon
 
 @pytest.mark.real
 @pytest.mark.slow
+@pytest.mark.skipif(not ABILITIES.exists(), reason=AGAIN)
 def test_a_skill_that_is_measured_again_is_the_same(smollm2, user_cache, store, monkeypatch):
     """If this fails, results changed: raise the number of `abilities`, and make them again."""
     monkeypatch.setenv("SECATEUR_CACHE", str(smollm2.source.folder.parents[1]))
