@@ -69,6 +69,7 @@ def build_page(warm_up: WarmUp) -> gr.Blocks:
         press_layers.wire(panel, drawn)
         prune.wire(page)
         live.wire(page)
+        pane.abilities.wire(pane.recipe, pane.report, panel.calibration.custom_text, pane.measures)
         search.wire(page, search_controls, search_results)
         recipe_box.wire(page, box)
         for section in sections:

@@ -8,6 +8,7 @@ from statistics import median
 
 from page.html.charts import GenreRow, genre_plot
 from page.html.render import format_change, message
+from pruning.evaluation.answers import AnswersKept
 from pruning.evaluation.perplexity import Perplexity
 from pruning.formatting import format_number
 from pruning.guard import loss_rise, warn_of_ruin
@@ -40,8 +41,14 @@ class MeasureRow:
     detail: str = ""
 
 
-def measures(report: Report, recipe: Recipe) -> str:
-    """Render what is measured so far, and the warnings of the recipe's steps."""
+def measures(report: Report, recipe: Recipe, kept: AnswersKept | None = None) -> str:
+    """Render what is measured so far, and the warnings of the recipe's steps.
+
+    Args:
+        report: What was measured.
+        recipe: What it was measured of.
+        kept: How the answers compare with the base's, if they were judged.
+    """
     rows = [
         MeasureRow(
             "Parameters",
@@ -61,10 +68,10 @@ def measures(report: Report, recipe: Recipe) -> str:
         *([_speed(report)] if report.before.tokens_per_second else []),
     ]
     warnings = [step.warning for step in recipe.steps if step.warning]
-    if (ruin := warn_of_ruin(recipe.steps, report)) is not None:
+    if (ruin := warn_of_ruin(recipe.steps, report, kept)) is not None:
         warnings.insert(0, ruin)
     return (
-        verdict(report, recipe)
+        verdict(report, recipe, kept)
         + measures_table(rows)
         + "".join(message(warning, "warning") for warning in warnings)
     )
@@ -81,11 +88,11 @@ JUDGMENTS = (
 """What a ratio of perplexities is called, each up to its upper end."""
 
 
-def verdict(report: Report, recipe: Recipe) -> str:
+def verdict(report: Report, recipe: Recipe, kept: AnswersKept | None = None) -> str:
     """Render in one sentence what the measures mean; nothing before they are complete, or if the model is ruined."""
     if report.before.quality is None or report.after.quality is None or not report.after.has_full_quality:
         return ""
-    if warn_of_ruin(recipe.steps, report) is not None:
+    if warn_of_ruin(recipe.steps, report, kept) is not None:
         return ""  # The warning is the verdict.
     rise = loss_rise(recipe.steps, report)
     if rise is None:

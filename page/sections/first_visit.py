@@ -9,6 +9,7 @@ from anyio import to_thread
 
 from page.html import outputs as texts
 from page.html import render
+from page.html.abilities import abilities_panel
 from page.html.heading import heading
 from page.html.results import genres, measures
 from page.sections.controls import fit_sliders, show_shape
@@ -24,9 +25,12 @@ from page.server.session import job_name, jobs, results, visitor_of
 from page.server.warm_up import WarmUp
 from page.store.packaged import find_packaged, packaged_base
 from page.store.values import decode
+from page.workers.abilities import AbilitiesTask
 from page.workers.messages import Evaluation, Texts
 from pruning import Recipe, catalog
 from pruning.errors import PruningError
+from pruning.evaluation.abilities import Abilities
+from pruning.evaluation.answers import AnswersKept
 
 READY = render.status("Ready. Move the slider, or change something else and press Prune.")
 
@@ -147,11 +151,25 @@ def fill_in(page: Page) -> bool:
     pane.texts.value = texts.side_by_side(
         prompt.text, written.before, written.after, chat=prompt.chat is None
     )
-    pane.measures.value = measures(measured.report, asked.recipe)
+    pane.measures.value = measures(measured.report, asked.recipe, _fill_in_abilities(page, asked.recipe))
     pane.genres.value = genres(measured.report, asked.recipe)
     pane.heading.value = heading(asked.recipe, settings_from(page, values), made)
     pane.live.visible = True
     return True
+
+
+def _fill_in_abilities(page: Page, recipe: Recipe) -> AnswersKept | None:
+    """Put what the pruned model can still do on the page, if that was recorded; return the answers it keeps."""
+    task = AbilitiesTask(recipe)
+    entry = find_packaged(results, task)
+    try:
+        found = decode(task, entry.value, None) if entry else None
+    except (ValueError, TypeError, KeyError):
+        return None
+    if entry is None or not isinstance(found, Abilities):
+        return None
+    page.results.abilities.panel.value = abilities_panel(found, recipe, entry.made)
+    return found.answers.kept if found.answers else None
 
 
 def _without_results(page: Page) -> dict[Part, object]:
@@ -162,4 +180,5 @@ def _without_results(page: Page) -> dict[Part, object]:
         pane.genres: "",
         pane.heading: "",
         pane.live: gr.Button(visible=False),
+        **pane.abilities.clear(),
     }

@@ -13,11 +13,15 @@ from page.sections.events import Part, Updates, on_event, on_start
 from page.sections.picture import draw_pruned
 from page.sections.section import Page
 from page.server.form import CONTINUE, PressedLayers, prompt_from, recipe_from, to_integer, to_number
-from page.server.jobs import run_job, watch_job
+from page.server.jobs import recall_from, run_job, watch_job
 from page.server.session import job_name, jobs, visitor_of
+from page.store.keys import Base
+from page.workers.abilities import AbilitiesTask
 from page.workers.messages import Done, Evaluation, Partial, Prompt, PrunedSummary, Texts
 from page.workers.tasks import CompareTask, EvaluateTask, PruneTask, Task
 from pruning import Recipe, Sampling
+from pruning.evaluation.abilities import Abilities
+from pruning.evaluation.answers import AnswersKept
 
 
 @dataclass(frozen=True)
@@ -223,14 +227,28 @@ class Shown:
             case Done(Texts() as texts):
                 updates[pane.texts] = side_by_side(prompt, **vars(texts), chat=chat)
             case Partial(Evaluation(report=report)):
-                updates |= pane.show_report(report, recipe)
+                updates |= pane.show_report(report, recipe, self._kept())
             case Done(Evaluation(report=report)):
                 self.is_complete = True
-                updates |= pane.show_report(report, recipe)
+                updates |= pane.show_report(report, recipe, self._kept())
+                updates[pane.report] = report
         if isinstance(event, Done):
             # The mode may have been set meanwhile.
             updates |= pane.show_heading(recipe, self.planned.settings, self.recorded)
         return updates
+
+    def _recall_abilities(self) -> Done | None:
+        """Return what the pruned model can still do, if that was recorded."""
+        if self.planned is None or self.pruned is None:
+            return None
+        return recall_from(AbilitiesTask(self.planned.recipe), Base.of(self.pruned.source))
+
+    def _kept(self) -> AnswersKept | None:
+        """Return how many good answers it keeps, if that was recorded."""
+        match self._recall_abilities():
+            case Done(Abilities(answers=answers)) if answers is not None:
+                return answers.kept
+        return None
 
     def _show_pruned(self, pruned: PrunedSummary) -> dict[Part, object]:
         assert self.planned is not None
@@ -240,7 +258,9 @@ class Shown:
             pane.picture: draw_pruned(pruned),
             pane.job.status: render.status("Writing", kind="busy"),
             pane.texts: side_by_side(planned.prompt.text, "", "", writing=True, chat=pruned.is_chat),
+            pane.report: None,
             pane.recipe: planned.recipe.without_custom_text(),
+            **pane.abilities.show(self._recall_abilities(), planned.recipe, self.request),
         }
         if not self.is_complete:
             updates |= pane.show_report(pruned.report, planned.recipe)

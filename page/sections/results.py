@@ -7,8 +7,10 @@ from datetime import date
 import gradio as gr
 
 from page.html import heading, outputs, render, results
+from page.sections import abilities
 from page.sections.events import JobPanel, Part
 from pruning import Recipe, Report
+from pruning.evaluation.answers import AnswersKept
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,9 @@ class ResultsPane:
         texts: The continuations of the prompt by both models.
         measures: The table of sizes, quality and speed.
         genres: Quality by kind of text.
+        abilities: What the pruned model can still do.
         recipe: The recipe that the results are of; None before the first.
+        report: What was measured of it; None before that is complete.
     """
 
     job: JobPanel
@@ -33,7 +37,9 @@ class ResultsPane:
     texts: gr.HTML
     measures: gr.HTML
     genres: gr.HTML
+    abilities: abilities.AbilitiesPanel
     recipe: gr.State
+    report: gr.State
 
     @property
     def outputs(self) -> list[Part]:
@@ -46,7 +52,9 @@ class ResultsPane:
             self.texts,
             self.measures,
             self.genres,
+            *self.abilities.outputs,
             self.recipe,
+            self.report,
         ]
 
     def show_heading(
@@ -58,10 +66,12 @@ class ResultsPane:
             self.live: gr.Button(visible=recorded is not None),
         }
 
-    def show_report(self, report: Report, recipe: Recipe) -> dict[Part, object]:
-        """Return what a report shows, as far as it is filled."""
+    def show_report(
+        self, report: Report, recipe: Recipe, kept: AnswersKept | None = None
+    ) -> dict[Part, object]:
+        """Return what a report shows, as far as it is filled; with how many answers are kept, if that is known."""
         return {
-            self.measures: results.measures(report, recipe),
+            self.measures: results.measures(report, recipe, kept),
             self.genres: results.genres(report, recipe),
         }
 
@@ -87,5 +97,7 @@ def build(job: JobPanel, picture: gr.HTML) -> ResultsPane:
         texts=gr.HTML(outputs.texts_placeholder(), elem_id="texts", min_height=180),
         measures=gr.HTML(elem_id="measures", min_height=150),
         genres=gr.HTML(elem_id="genres", min_height=190),
+        abilities=abilities.build(),
         recipe=gr.State(None),
+        report=gr.State(None),
     )

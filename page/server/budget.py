@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 
 from page.server.look_ups import look_up
 from page.server.session import JOB_SECONDS, pools
+from page.workers.abilities import AbilitiesTask
 from page.workers.export import ZIP, ExportTask, PublishTask
 from page.workers.messages import Prompt
 from page.workers.pool import worker_memory
@@ -39,6 +40,7 @@ from pruning.estimate import (
     sweep,
     token_losses,
 )
+from pruning.evaluation.answers import MAX_NEW_TOKENS
 from pruning.evaluation.inspection import LONGEST_TEXT
 from pruning.files import cache_folder
 from pruning.recipe import Recipe
@@ -108,6 +110,9 @@ def check_task(task: Task, visitor: Visitor, seconds: float) -> None:
             check_recipe(recipe)
         case EvaluateTask(recipe):
             check_recipe(recipe, evaluate=True)
+        case AbilitiesTask(recipe):
+            check_recipe(recipe)
+            check_cost(lambda shape, _: generating((shape, shape), CHAT_TOKENS, MAX_NEW_TOKENS), recipe.base)
         case ExportTask(recipe, form):
             check_recipe(recipe, evaluate=True)
             check_cost(lambda shape, _: _exporting(recipe.check(shape), form), recipe.base)

@@ -21,6 +21,7 @@ from page.server.session import JOB_SECONDS, flights, jobs, log, pools, queues, 
 from page.store.flights import Finished, NotAdmitted, Watcher
 from page.store.keys import Base, flight_key, is_public, result_key
 from page.store.values import decode, encode
+from page.workers.abilities import AbilitiesTask
 from page.workers.messages import Done, Event, Failed, Partial, Progress, Released, Stopped
 from page.workers.process import Running
 from page.workers.tasks import CompareTask, EvaluateTask, PruneTask, Task
@@ -314,6 +315,24 @@ def recall(task: Task, visitor: Visitor) -> Done | None:
         return None
 
 
+def recall_from(task: Task, base: Base) -> Done | None:
+    """Return the result of a task that was made before from a base that is known; None if there is none.
+
+    Args:
+        task: A task whose results are kept without their base.
+        base: The base, which is not looked up.
+    """
+    key = result_key(task, lambda _: base)
+    entry = None if key is None else results.find(key)
+    if key is None or entry is None:
+        return None
+    try:
+        return Done(decode(task, entry.value, base.revision), recorded=entry.made)
+    except (ValueError, TypeError, KeyError):
+        results.remove(key)  # Damaged, so it is made again.
+        return None
+
+
 def keep(task: Task, value: object) -> None:
     """Keep the result of a task, if it may be kept. What fails here does not concern those who watch."""
     try:
@@ -333,7 +352,7 @@ def find_base(visitor: Visitor, name: str) -> Base:
 
 def _base_of(task: Task) -> str:
     match task:
-        case PruneTask(recipe) | CompareTask(recipe) | EvaluateTask(recipe):
+        case PruneTask(recipe) | CompareTask(recipe) | EvaluateTask(recipe) | AbilitiesTask(recipe):
             return recipe.base
     return catalog.DEFAULT_MODEL
 

@@ -1,9 +1,11 @@
-"""What visitors ask for first: the default recipe at every tenth, every prompt that the page offers, and lessons."""
+"""What visitors ask for first: the default recipe at every tenth, every prompt that the page offers, what the
+models can still do, and lessons."""
 
 from collections.abc import Iterator, Sequence
 
 from page.server.form import CONTROLS, MAIN, steps_from
 from page.store.keys import BUNDLED_PROMPTS
+from page.workers.abilities import AbilitiesTask
 from page.workers.lesson import LessonTask
 from page.workers.tasks import CompareTask, EvaluateTask, PruneTask, Task
 from pruning import Recipe, Sampling, catalog
@@ -42,6 +44,8 @@ def tasks_by_name(revision: str | None) -> Iterator[tuple[str, Sequence[Task]]]:
         for prompt in BUNDLED_PROMPTS[1:]:
             tasks += [PruneTask(recipe, prompt), CompareTask(recipe, prompt, SAMPLING)]
         yield f"prompts-{percent}", tasks
+    for percent in PERCENTAGES:
+        yield f"abilities-{percent}", [AbilitiesTask(default_recipe(percent, revision))]
 
 
 def first_tasks(revision: str | None) -> Iterator[Task]:

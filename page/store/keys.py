@@ -14,16 +14,18 @@ from importlib.resources import files
 from page.server.form import CHAT, EXAMPLE_PROMPTS, FIRST_PROMPTS
 from page.store.results import Key
 from page.workers import lesson as lessons
+from page.workers.abilities import AbilitiesTask
 from page.workers.lesson import LessonTask
 from page.workers.messages import Prompt
 from page.workers.tasks import CompareTask, EvaluateTask, PruneTask, Task
 from pruning import Distillation, Recipe, Sampling, catalog
 from pruning.errors import PruningError
+from pruning.evaluation import answers, panels, skills
 from pruning.lessons import BY_KEY
 from pruning.loading.source import Source
 from pruning.text.passages import CUSTOM
 
-FORMATS = {"cut": 1, "texts": 1, "evaluation": 1, "lesson": 1}
+FORMATS = {"cut": 1, "texts": 1, "evaluation": 1, "lesson": 1, "abilities": 1}
 """For each kind of result a number, which is raised when the same task gives another result than before."""
 BUNDLED_TEXTS = ("pruning.text.passages", "pruning.text.questions")
 DATA = (".txt", ".jsonl")
@@ -120,6 +122,8 @@ def describe(task: Task, look_up: LookUp) -> Description | None:
         case EvaluateTask(recipe, speed):
             described = _of_recipe("evaluation", recipe, look_up, {"speed": speed})
             return replace(described, lasting=described.lasting and not speed)
+        case AbilitiesTask(recipe, most):
+            return _of_recipe("abilities", recipe, look_up, {"panels": panels_digest(), "most": most})
         case LessonTask(key):
             return _of_lesson(key, look_up)
     return None
@@ -211,6 +215,14 @@ def texts_digest() -> str:
                 content = file.read_bytes()
                 digest.update(f"{file.name} {len(content)} ".encode() + content)
     return digest.hexdigest()
+
+
+@cache
+def panels_digest() -> str:
+    """Return the SHA-256 of the items and the questions that models are asked, and of how they are asked."""
+    items = [asdict(item) for item in skills.panel("reported")]
+    questions = [asdict(item) for item in panels.answers(answers.REPORTED)]
+    return _digest([items, questions, answers.MAX_NEW_TOKENS])
 
 
 def _digest(plain: object) -> str:

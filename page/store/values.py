@@ -10,6 +10,7 @@ from typing import Any, cast
 
 from pydantic import TypeAdapter
 
+from page.workers.abilities import AbilitiesTask
 from page.workers.lesson import LessonTask
 from page.workers.messages import (
     Evaluation,
@@ -24,10 +25,12 @@ from page.workers.messages import (
 from page.workers.tasks import CompareTask, EvaluateTask, PruneTask, Task
 from pruning import Recipe, Report
 from pruning.architectures.shape import Shape
+from pruning.evaluation.abilities import Abilities
 
 TEXTS = TypeAdapter(Texts)
 REPORT = TypeAdapter(Report)
 MODELS = TypeAdapter(tuple[LessonModel, ...])
+ABILITIES = TypeAdapter(Abilities)
 METRICS = TypeAdapter(dict[str, float | str])
 IMPORTANCE, INFLUENCES = TypeAdapter(ImportanceMap), TypeAdapter(LayerInfluences)
 DIGITS = 4
@@ -55,6 +58,8 @@ def encode(task: Task, result: object) -> object:
         case Evaluation(recipe, report):
             layers = recipe.kept_layers
             return {"report": _plain_report(replace(report, notes=())), "layers": layers and list(layers)}
+        case Abilities():
+            return asdict(result)
         case LessonResult():
             return {
                 "models": [
@@ -105,6 +110,8 @@ def decode(task: Task, plain: object, revision: str | None, found: FoundModel | 
             return TEXTS.validate_python(values)
         case EvaluateTask(recipe):
             return Evaluation(_as_made(recipe, revision, values), REPORT.validate_python(values["report"]))
+        case AbilitiesTask():
+            return ABILITIES.validate_python(values)
         case LessonTask():
             assert found is not None
             made = values["recipe"]

@@ -6,11 +6,13 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from page.html import charts, layer_map, model_map, outputs, plot, render, results, room, rounding
+from page.html import abilities, charts, layer_map, model_map, outputs, plot, render, results, room, rounding
 from page.workers.messages import RoundedModels
 from pruning import Neurons, Recipe
 from pruning.criteria import Criterion
+from pruning.evaluation.abilities import Abilities, SkillComparison
 from pruning.evaluation.inspection import NextToken, TokenLoss
+from pruning.evaluation.skills import SkillDifference, SkillResult
 from pruning.sharing.gguf.rounded import LeftOut, RoundedPoint
 from tests.page.html.samples import Page, quality, report, shape
 
@@ -94,9 +96,16 @@ def show_spaces(text):
 
 
 RECIPE = Recipe(base="tiny", steps=[Neurons(fraction=0.2)])
+SKILL = SkillComparison(
+    *[SkillResult(1, 0, 0.5, 0.5, 0.1, None)] * 2, difference=SkillDifference(1, None, None)
+)
 EVALUATED = report(quality(10.0), quality(20.0))
 
 RENDERED = {
+    abilities.abilities_panel: lambda text: abilities.abilities_panel(
+        Abilities(SKILL, {text: SKILL}, no_answers=text), RECIPE
+    ),
+    abilities.placeholder: abilities.placeholder,
     charts.genre_plot: lambda text: charts.genre_plot([charts.GenreRow(text, 1.0, 2.0)], text),
     charts.importance_map: lambda text: charts.importance_map([[1.0]], [0.5], 0.2, text, text),
     charts.next_token_chart: lambda text: charts.next_token_chart(
@@ -142,6 +151,7 @@ WITHOUT_TEXT = {
 
 NO_HTML = {
     *(
+        abilities.describe_answers,
         layer_map.layers_of,
         model_map.weights_origin,
         model_map.zeros_of,
@@ -187,7 +197,18 @@ def test_text_in_an_attribute_stays_in_it(text):
 def test_every_public_function_is_covered_here():
     public = {
         function
-        for module in (charts, layer_map, model_map, outputs, plot, render, results, room, rounding)
+        for module in (
+            abilities,
+            charts,
+            layer_map,
+            model_map,
+            outputs,
+            plot,
+            render,
+            results,
+            room,
+            rounding,
+        )
         for name, function in inspect.getmembers(module, inspect.isfunction)
         if function.__module__ == module.__name__ and not name.startswith("_")
     }

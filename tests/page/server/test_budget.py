@@ -17,9 +17,11 @@ from page.server.budget import (
 )
 from page.server.jobs import run_job
 from page.server.queue import JobKey
+from page.workers import abilities as page_abilities
 from page.workers import export as page_export
 from page.workers import rounding as page_rounding
 from page.workers import tasks as page_tasks
+from page.workers.abilities import AbilitiesTask
 from page.workers.export import ZIP, ExportTask, PublishTask
 from page.workers.lesson import LessonTask
 from page.workers.messages import Failed, FoundModel, Prompt
@@ -261,6 +263,7 @@ TASKS = {
     "prune": (PruneTask(NEURONS), PruneTask(ENDLESS)),
     "compare": (CompareTask(NEURONS, PROMPT, SAMPLING), CompareTask(ENDLESS, PROMPT, SAMPLING)),
     "evaluate": (EvaluateTask(NEURONS), EvaluateTask(ENDLESS)),
+    "abilities": (AbilitiesTask(NEURONS), AbilitiesTask(ENDLESS)),
     "distill": (
         DistillTask(NEURONS, Distillation(minutes=2), PROMPT, SAMPLING),
         DistillTask(NEURONS, Distillation(steps=100_000), PROMPT, SAMPLING),
@@ -320,7 +323,7 @@ def test_a_task_that_could_never_end_is_refused(kind, machine):
 
 
 def test_every_kind_of_task_whose_size_a_visitor_chooses_is_estimated():
-    rooms = {**vars(page_tasks), **vars(page_export), **vars(page_rounding)}
+    rooms = {**vars(page_tasks), **vars(page_export), **vars(page_rounding), **vars(page_abilities)}
     kinds = {kind for kind in rooms.values() if isinstance(kind, type) and issubclass(kind, Task)}
     assert kinds | {LessonTask} == {type(task) for pair in TASKS.values() for task in pair} | FIXED | {Task}
 

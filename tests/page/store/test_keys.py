@@ -6,6 +6,7 @@ import pytest
 
 from page.store import keys
 from page.store.keys import BUNDLED_PROMPTS, Base, flight_key, is_public, result_key
+from page.workers.abilities import AbilitiesTask
 from page.workers.export import ExportTask, PublishTask
 from page.workers.lesson import LessonTask
 from page.workers.messages import Prompt
@@ -19,6 +20,7 @@ from page.workers.tasks import (
 )
 from pruning import Calibration, Distillation, Layers, Neurons, Recipe, Sampling
 from pruning.errors import ModelError
+from pruning.evaluation.skills import panel
 from pruning.steps.distillation import HubDataset
 
 RECIPE = Recipe(base="smollm2-135m", steps=(Neurons(fraction=0.2),))
@@ -54,6 +56,7 @@ TASKS = [
     CompareTask(RECIPE, BUNDLED_PROMPTS[1], Sampling(40)),
     EvaluateTask(RECIPE),
     EvaluateTask(RECIPE, speed=True),
+    AbilitiesTask(RECIPE),
     LessonTask("03-the-wrong-way"),
     LessonTask("05-ask-the-data"),
 ]
@@ -99,8 +102,22 @@ def test_other_bundled_texts_make_other_keys(monkeypatch):
     assert result_key(TASKS[0], known) != before
 
 
+def test_other_items_make_other_keys_of_abilities_alone(monkeypatch):
+    tasks = [AbilitiesTask(RECIPE), EvaluateTask(RECIPE)]
+    before = [result_key(task, known) for task in tasks]
+    items = panel("reported")
+    monkeypatch.setattr(keys.skills, "panel", lambda split: (replace(items[0], right=" other"), *items[1:]))
+    keys.panels_digest.cache_clear()
+    try:
+        after = [result_key(task, known) for task in tasks]
+    finally:
+        keys.panels_digest.cache_clear()
+    assert after[0] != before[0]
+    assert after[1] == before[1]
+
+
 @pytest.mark.parametrize(
-    "task", [TASKS[0], TASKS[11], TASKS[17], TASKS[19]], ids=lambda task: type(task).__name__
+    "task", [TASKS[0], TASKS[11], TASKS[17], TASKS[19], TASKS[20]], ids=lambda task: type(task).__name__
 )
 def test_a_format_number_that_is_raised_makes_other_keys(task, monkeypatch):
     before = result_key(task, known)
@@ -123,8 +140,8 @@ PRIVATE = {
 @pytest.mark.parametrize("private", PRIVATE.values(), ids=PRIVATE)
 @pytest.mark.parametrize(
     "task",
-    [PruneTask, lambda each: CompareTask(each, FIRST, Sampling()), EvaluateTask],
-    ids=["prune", "compare", "evaluate"],
+    [PruneTask, lambda each: CompareTask(each, FIRST, Sampling()), EvaluateTask, AbilitiesTask],
+    ids=["prune", "compare", "evaluate", "abilities"],
 )
 def test_what_reads_a_visitors_own_is_never_kept_and_never_meets_anothers(task, private):
     assert result_key(task(private), known) is None

@@ -9,15 +9,18 @@ from page.store.keys import BUNDLED_PROMPTS, Base, result_key
 from page.store.prepare import prepare
 from page.store.results import PREPARED, ResultStore, read_prepared
 from page.store.values import decode, encode
+from page.workers.abilities import AbilitiesTask
 from page.workers.messages import Evaluation, FoundModel, Texts
 from page.workers.tasks import CompareTask, EvaluateTask, PruneTask, TaskContext
 from page.workers.workbench import Visitor, Workbench
 from pruning import catalog
 from pruning.architectures.shape import Shape
+from pruning.evaluation.skills import measure_skills, panel
 from pruning.formatting import format_number
 
 MODEL = catalog.MODELS[catalog.DEFAULT_MODEL]
 REVISION = MODEL.offline.revision
+ABILITIES = PREPARED / "abilities-20.json"
 AGAIN = "Make them again: python -m page.store.prepare"
 
 
@@ -46,6 +49,15 @@ def test_the_default_recipe_is_recorded_at_every_tenth(name, tasks, store):
     assert isinstance(evaluate, Evaluation)
     assert compare.before == "The capital of France is Paris."
     assert evaluate.report.after.has_full_quality
+
+
+def test_what_the_model_on_arrival_can_still_do_is_recorded(store):
+    task = AbilitiesTask(default_recipe(20, REVISION))
+    entry = store.find(result_key(task, packaged))
+    assert entry is not None, AGAIN
+    abilities = decode(task, entry.value, REVISION)
+    assert abilities.overall.pruned.items == len(panel("reported"))
+    assert 0 <= abilities.answers.kept.kept.share <= 1
 
 
 def test_prepared_results_are_small_and_nobody_wrote_anything_else_into_them():
@@ -109,3 +121,17 @@ def test_a_sample_that_is_made_again_is_the_same(smollm2, user_cache, store, mon
         assert recorded.overall.value == pytest.approx(measured.overall.value, rel=0.01), format_number(
             measured.overall.value
         )
+
+
+@pytest.mark.real
+@pytest.mark.slow
+def test_a_skill_that_is_measured_again_is_the_same(smollm2, user_cache, store, monkeypatch):
+    """If this fails, results changed: raise the number of `abilities`, and make them again."""
+    monkeypatch.setenv("SECATEUR_CACHE", str(smollm2.source.folder.parents[1]))
+    task = AbilitiesTask(default_recipe(20, REVISION))
+    recorded = decode(task, store.find(result_key(task, packaged)).value, REVISION).skills["arithmetic"]
+    pruned = Workbench(4 * 10**9).prune(task.recipe, Visitor())
+    measured = measure_skills(pruned, [item for item in panel("reported") if item.skill == "arithmetic"])
+    # Another processor may add numbers in another order, which decides an item at most.
+    assert measured.overall.accuracy == pytest.approx(recorded.pruned.accuracy, abs=0.02)
+    assert measured.overall.margin == pytest.approx(recorded.pruned.margin, rel=0.01)

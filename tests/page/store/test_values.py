@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from page.store.values import decode, encode
+from page.workers.abilities import AbilitiesTask
 from page.workers.lesson import LessonTask
 from page.workers.messages import (
     Evaluation,
@@ -21,10 +22,12 @@ from page.workers.messages import (
 from page.workers.tasks import CompareTask, EvaluateTask, PruneTask
 from pruning import Layers, Neurons, Recipe, RecipeError, Sampling, pipeline
 from pruning.architectures.shape import Shape
+from pruning.evaluation.abilities import Abilities
 from pruning.evaluation.perplexity import Perplexity, Quality
 from pruning.report import Sample
 from pruning.text.passages import GENRES
 from tests.helpers import models
+from tests.page.html.test_abilities import answers, compared
 
 ONE = Perplexity(12.345678901234567, 1000, 512, "Held out", 1.25)
 QUALITY = Quality(ONE, dict.fromkeys(GENRES, ONE))
@@ -107,6 +110,12 @@ def test_a_lesson_comes_back(chart, base):
     )
 
 
+def test_abilities_come_back(base):
+    task = AbilitiesTask(Recipe(base="x", steps=(Layers(count=1),)))
+    measured = Abilities(compared(-0.2, -0.05), {"facts": compared(-0.2, 0.1)}, answers(0.4))
+    assert through_a_file(task, measured, base) == measured
+
+
 DAMAGED = [
     None,
     5,
@@ -118,7 +127,7 @@ DAMAGED = [
 
 
 @pytest.mark.parametrize("plain", DAMAGED, ids=range(len(DAMAGED)))
-@pytest.mark.parametrize("kind", ["cut", "evaluation", "texts", "lesson"])
+@pytest.mark.parametrize("kind", ["cut", "evaluation", "texts", "lesson", "abilities"])
 def test_damaged_values_are_told_apart(kind, plain, base):
     recipe = Recipe(base="x", steps=(Layers(count=1),))
     task = {
@@ -126,6 +135,7 @@ def test_damaged_values_are_told_apart(kind, plain, base):
         "evaluation": EvaluateTask(recipe),
         "texts": CompareTask(recipe, Prompt("Why?"), Sampling()),
         "lesson": LessonTask("03-the-wrong-way"),
+        "abilities": AbilitiesTask(recipe),
     }[kind]
     found = FoundModel(Shape.of(base.model.config), base.source)
     with pytest.raises((ValueError, TypeError, KeyError, RecipeError)):

@@ -9,6 +9,7 @@ from itertools import pairwise
 import pytest
 
 import pruning
+from page.workers.abilities import AbilitiesTask
 from page.workers.export import ZIP, ExportTask, PublishTask, notes_on
 from page.workers.lesson import LessonTask
 from page.workers.messages import (
@@ -50,6 +51,8 @@ from page.workers.workbench import Visitor, Workbench
 from pruning import Access, Calibration, Distillation, Neurons, Recipe, Sampling
 from pruning.architectures.shape import Shape
 from pruning.distillation.progress import EvalPoint, TrainingProgress
+from pruning.errors import Cancelled
+from pruning.evaluation import skills as evaluation_skills
 from pruning.evaluation.inspection import NextToken, TokenLoss
 from pruning.shape_search.candidates import Candidate
 from pruning.shape_search.search import SearchResult, Trial
@@ -68,6 +71,7 @@ TASKS = [
     PruneTask(CUSTOM),
     CompareTask(RECIPE, Prompt("Once", True, "Be brief."), Sampling(8)),
     EvaluateTask(RECIPE),
+    AbilitiesTask(RECIPE),
     SearchTask("public", "25%", CALIBRATION, 0),
     DistillTask(RECIPE, Distillation(minutes=1), Prompt("Once"), Sampling(8)),
     NextTokensTask(RECIPE, "Once"),
@@ -172,12 +176,13 @@ def perform(monkeypatch, tmp_path):
     monkeypatch.setattr("pruning.loading.load.load", load)
     monkeypatch.setattr("pruning.loading.load.find", lambda name, **settings: load(name).source)
     bench, job = Workbench(10**9, downloads=Storage(tmp_path / "kept", 10**9)), Job()
+    context = TaskContext(bench, Visitor(), print, job)
 
     def run(task, emit=None):
         emitted = []
-        return emitted, task.perform(TaskContext(bench, Visitor(), emit or emitted.append, job))
+        return emitted, task.perform(replace(context, emit=emit or emitted.append))
 
-    run.job = job
+    run.job, run.context = job, context
     return run
 
 
@@ -330,3 +335,41 @@ def test_a_lesson_without_runs_shows_the_base_alone(perform):
     emitted, result = perform(LessonTask("01-where-the-parameters-live"))
     assert (emitted, result.models, result.recipe) == ([], (), None)
     assert result.metrics["parameters_before"] == result.base.parameters
+
+
+def test_skills_come_first_and_answers_after_them(perform):
+    recipe = RECIPE.model_copy(update={"base": "chat"})
+    emitted, abilities = perform(AbilitiesTask(recipe, most=2))
+    (first,) = [event.value for event in emitted if isinstance(event, Partial)]
+    assert first == replace(abilities, answers=None)
+    assert abilities.overall.base.items == abilities.overall.pruned.items == 2
+    assert abilities.skills == {}  # Too few items for an interval.
+    assert abilities.answers.items == 2
+
+
+def test_a_model_that_cannot_chat_is_asked_no_questions(perform):
+    emitted, abilities = perform(AbilitiesTask(RECIPE, most=2))
+    assert abilities.answers is None
+    assert abilities.no_answers == (
+        "This model cannot chat, so its answers are not measured. The tokenizer has no chat template."
+    )
+    assert not [event for event in emitted if isinstance(event, Partial)]
+
+
+def test_measuring_abilities_hears_stop_and_measures_the_base_once(perform, monkeypatch):
+    recipe, asked = RECIPE.model_copy(update={"base": "chat"}), []
+    measure = evaluation_skills.measure_skills
+    monkeypatch.setattr(
+        "page.workers.abilities.measure_skills",
+        lambda model, *rest, **settings: asked.append(model) or measure(model, *rest, **settings),
+    )
+    for _ in range(2):
+        perform(AbilitiesTask(recipe, most=1))
+    assert len(asked) == 3
+
+    def stop(event):
+        if "choices" in getattr(event, "text", ""):
+            raise Cancelled("Stopped.")
+
+    with pytest.raises(Cancelled):
+        AbilitiesTask(recipe, most=1).perform(replace(perform.context, emit=stop))
