@@ -20,7 +20,6 @@ from pruning.formatting import format_number
 
 MODEL = catalog.MODELS[catalog.DEFAULT_MODEL]
 REVISION = MODEL.offline.revision
-ABILITIES = PREPARED / "abilities-20.json"
 AGAIN = "Make them again: python -m page.store.prepare"
 
 
