@@ -8,8 +8,10 @@ import json
 from pathlib import Path
 
 import pytest
+from transformers import CONFIG_MAPPING
 
 from pruning.architectures.config import known_types
+from pruning.architectures.families import FAMILIES
 from pruning.architectures.support import support_of
 from pruning.cli.families import table
 
@@ -74,6 +76,21 @@ NAMED = [
 ]
 """The dense types that people use most."""
 
+MIXTURES = [
+    "mixtral",
+    "qwen2_moe",
+    "qwen3_moe",
+    "olmoe",
+    "granitemoe",
+    "lfm2_moe",
+    "gpt_oss",
+    "deepseek_v2",
+    "deepseek_v3",
+    "ernie4_5_moe",
+    "mellum",
+]
+"""The mixtures of experts that people use most."""
+
 HYBRID = [
     "qwen3_5_text",
     "lfm2",
@@ -122,6 +139,14 @@ def test_every_dense_type_can_lose_layers_and_tokens(name):
 def test_every_hybrid_type_can_lose_tokens_and_neurons_or_layers(name):
     assert "vocabulary" in EXPECTED[name]
     assert {"neurons", "layers"} & set(EXPECTED[name])
+
+
+def test_four_in_five_types_that_nobody_listed_can_lose_neurons_or_layers():
+    listed = {*NAMED, *HYBRID, *MIXTURES, *FAMILIES}
+    whole = [name for name in EXPECTED if name not in listed and not CONFIG_MAPPING[name].sub_configs]
+    assert len(whole) >= 100
+    can = [name for name in whole if {"neurons", "layers"} & set(EXPECTED[name])]
+    assert len(can) >= 0.8 * len(whole)
 
 
 def test_the_documentation_lists_what_is_proven():
