@@ -72,7 +72,7 @@ def run(
         dtype: See `prune`, as for `device`.
         device: Where the work is done.
         evaluate: Whether to measure both models.
-        metrics: What to measure besides: `answers`, `skills`.
+        metrics: What else to measure: `answers`, `skills`.
         share_memory: See `prune`.
         progress: Is called with each stage; by default a bar on a terminal.
 
@@ -337,7 +337,7 @@ def check_metrics(metrics: Collection[str]) -> None:
     """Refuse the name of a metric that is not one of `PANELS`: `RecipeError`."""
     for name in metrics:
         if name not in PANELS:
-            raise RecipeError(f"There is no metric {name!r} here. Choose from {', '.join(PANELS)}.")
+            raise RecipeError(f"There is no metric {name!r}. Choose from {', '.join(PANELS)}.")
 
 
 def evaluate_on_panels(
@@ -355,7 +355,7 @@ def evaluate_on_panels(
         The same model with a fuller report.
 
     Raises:
-        RecipeError: There is no such metric, or a token has no embedding in one of the models.
+        RecipeError: There is no such metric, or one of the models has no embedding for a token.
         ModelError: The tokenizer failed on a text.
     """
     check_metrics(metrics)

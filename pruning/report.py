@@ -8,7 +8,7 @@ from pruning.architectures.families import CHANNEL, EXPERT, KEY_VALUE, LAYER, NE
 from pruning.architectures.shape import Shape
 from pruning.evaluation.answers import Answers, AnswersKept, compare
 from pruning.evaluation.perplexity import Quality
-from pruning.evaluation.skills import SkillsDifference, SkillsResult, compare_skills
+from pruning.evaluation.skills import SkillsResult
 from pruning.text.passages import GENRES
 
 COUNTED = {
@@ -121,12 +121,6 @@ class Report:
         """How the answers compare with the base's; None if either was not asked."""
         base, pruned = self.before.answers, self.after.answers
         return None if base is None or pruned is None else compare(base, pruned)
-
-    @property
-    def skills_difference(self) -> SkillsDifference | None:
-        """How the skills compare with the base's; None if either's were not measured."""
-        base, pruned = self.before.skills, self.after.skills
-        return None if base is None or pruned is None else compare_skills(base, pruned)
 
     @property
     def parameters(self) -> dict[str, Any]:

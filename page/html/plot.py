@@ -101,7 +101,7 @@ def plot(series: Sequence[Series], x: Axis, y: Axis, caption: str, table: str = 
         table: The table of its points, as HTML; by default one that is made of them, and collapsed.
 
     Returns:
-        The chart with its key and the table of its points; empty if there are no points.
+        The chart, its key, and the table of its points; an empty string if there are no points.
     """
     drawn = [(number, each) for number, each in enumerate(series) if each.points]
     points = [point for _, each in drawn for point in each.points]

@@ -1,4 +1,4 @@
-"""What the pruned model can still do: measured if a visitor asks, or shown at once if that was recorded."""
+"""What the pruned model can still do: recorded results at once, others when a visitor asks for them."""
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pruning.cli.options import AsJson, Device, Model
+from pruning.cli.options import AsJson, Device, Model, WithAnswers, WithSkills
 from pruning.cli.output import print_json, reporter
 from pruning.evaluation import harness, perplexity, skills
 from pruning.evaluation.against import Measures, to_dict
@@ -21,12 +21,8 @@ def evaluate(
         Path | None, typer.Option("--text", help="A text file, instead of the bundled held-out passages.")
     ] = None,
     tokens: Annotated[int | None, typer.Option("--tokens", help="Tokens to read.", min=2)] = None,
-    answers: Annotated[
-        bool, typer.Option("--answers", help="Also judge its answers to the bundled questions.")
-    ] = False,
-    with_skills: Annotated[
-        bool, typer.Option("--skills", help="Also measure nine skills, on the bundled items.")
-    ] = False,
+    answers: WithAnswers = False,
+    with_skills: WithSkills = False,
     tasks: Annotated[
         str | None,
         typer.Option("--tasks", help="Tasks of lm-evaluation-harness instead, such as hellaswag,arc_easy."),

@@ -46,6 +46,8 @@ Device = Annotated[
     ),
 ]
 Seed = Annotated[int, typer.Option("--seed", help="The seed of everything that is drawn at random.")]
+WithAnswers = Annotated[bool, typer.Option("--answers", help="Also judge answers to the bundled questions.")]
+WithSkills = Annotated[bool, typer.Option("--skills", help="Also measure nine skills, on the bundled items.")]
 
 
 def given(**values: object) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from pruning.cli.options import (
     Device,
     Dtype,
     Seed,
+    WithAnswers,
+    WithSkills,
     check_new_folder,
     given,
     save_instead,
@@ -59,12 +61,8 @@ def prune(
             "perplexity alone.",
         ),
     ] = None,
-    answers: Annotated[
-        bool, typer.Option("--answers", help="Also judge both models' answers to the bundled questions.")
-    ] = False,
-    with_skills: Annotated[
-        bool, typer.Option("--skills", help="Also measure nine skills of both models, on the bundled items.")
-    ] = False,
+    answers: WithAnswers = False,
+    with_skills: WithSkills = False,
     stream: Annotated[
         bool, typer.Option("--stream", help="Never hold the whole model: for one larger than memory.")
     ] = False,

@@ -49,7 +49,7 @@ class Abilities:
         overall: On all items.
         skills: The skills that have enough items for an interval, by key.
         answers: How the models answered; None if that was not measured, or not yet.
-        no_answers: Why there are no answers, in one sentence; empty if there are, or will be.
+        no_answers: Why the answers are not measured, in one sentence; empty if they are, or will be.
     """
 
     overall: SkillComparison

@@ -15,6 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from pruning import catalog
 from pruning.errors import ModelError
+from pruning.evaluation.abilities import SkillComparison, compare_abilities
 from pruning.evaluation.panels import ANSWERS, SKILLS, revision
 from pruning.evaluation.perplexity import Perplexity
 from pruning.evaluation.skills import SKILLS as SKILL_TITLES
@@ -276,7 +277,7 @@ def _body(name: str, source: Source, recipe: Recipe, report: Report) -> str:
         origin=_origin(source, recipe),
         fenced=fenced,
         unit_titles=UNIT_TITLES,
-        skills_rows=_skills_rows(report),
+        skills=_skills(report),
         warning=warn_of_ruin(recipe.steps, report),
     )
 
@@ -296,46 +297,16 @@ def _quality_rows(report: Report, measure: str) -> list[QualityRow]:
     ]
 
 
-@dataclass(frozen=True)
-class SkillsRow:
-    """One row of the card's table of skills; `low` and `high` are the ends of the difference's interval."""
-
-    name: str
-    items: int
-    base: float
-    pruned: float
-    chance: float
-    low: float | None
-    high: float | None
-
-
-def _skills_rows(report: Report) -> list[SkillsRow]:
-    """Return the accuracy of both models overall, and for each skill with enough items for an interval."""
-    before, after, difference = report.before.skills, report.after.skills, report.skills_difference
-    if before is None or after is None or difference is None:
-        return []
-    compared = {"Skills, overall": (before.overall, after.overall, difference.overall)} | {
-        f"Skills, {SKILL_TITLES[name].lower()}": (
-            before.skills[name],
-            after.skills[name],
-            difference.skills[name],
-        )
-        for name in after.skills
-        if difference.skills[name].accuracy is not None
+def _skills(report: Report) -> dict[str, SkillComparison]:
+    """Return the skills of both models overall, and each with enough items for an interval, by the name of its row."""
+    before, after = report.before.skills, report.after.skills
+    if before is None or after is None:
+        return {}
+    compared = compare_abilities(before, after)
+    rows = {"Skills, overall": compared.overall} | {
+        f"Skills, {SKILL_TITLES[skill].lower()}": comparison for skill, comparison in compared.skills.items()
     }
-    return [
-        SkillsRow(
-            name,
-            pruned.items,
-            base.accuracy,
-            pruned.accuracy,
-            pruned.chance,
-            interval.low if (interval := between.accuracy) else None,
-            interval.high if interval else None,
-        )
-        for name, (base, pruned, between) in compared.items()
-        if base.accuracy is not None and pruned.accuracy is not None and pruned.chance is not None
-    ]
+    return {name: row for name, row in rows.items() if None not in (row.base.accuracy, row.pruned.accuracy)}
 
 
 def _origin(source: Source, recipe: Recipe) -> str:

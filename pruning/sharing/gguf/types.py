@@ -45,7 +45,7 @@ class GGUFType:
         return self.multiple > 1
 
     def weight_bytes(self, parameters: int) -> int:
-        """Return what this number of parameters takes in a file, without its tokenizer; few of them are in norms."""
+        """Return the bytes that so many parameters take in a file. Norms keep more bits, but are too few to count."""
         return int(parameters * self.bits / 8)
 
 

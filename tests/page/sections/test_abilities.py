@@ -1,4 +1,4 @@
-"""The panel of skills and answers: measured if asked for, shown at once if recorded, never under another result."""
+"""The panel of skills and answers: recorded figures at once, others on request, and never under another result."""
 
 from datetime import date
 

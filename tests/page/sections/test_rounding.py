@@ -1,4 +1,4 @@
-"""Prune or quantize: points appear one by one, and what goes wrong is said in the status line."""
+"""Prune or quantize: points appear one by one, and the status line says what goes wrong."""
 
 import pytest
 
