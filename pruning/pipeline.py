@@ -278,7 +278,7 @@ def evaluate_pruned(
     if tokens is not None:
         before = base_quality(base, tokens=tokens, progress=progress)
         after = perplexity.evaluate(pruned, tokens=tokens, progress=progress)
-        return _with_quality(pruned, before, after)
+        return with_quality(pruned, before, after)
     *_, measured = iter_evaluate_pruned(pruned, base, progress=progress)
     return measured
 
@@ -300,12 +300,12 @@ def iter_evaluate_pruned(
     model, tokenizer = pruned.model, pruned.tokenizer
     if not pruned.report.after.has_full_quality:
         before = base_quality(base, progress=progress)
-        pruned = _with_quality(pruned, before, None)
+        pruned = with_quality(pruned, before, None)
         yield pruned
         genres: dict[str, perplexity.Perplexity] = {}
         for genre, result in perplexity.iter_evaluate(pruned, progress=progress):
             genres[genre] = result
-            pruned = _with_quality(pruned, before, perplexity.summarize(genres))
+            pruned = with_quality(pruned, before, perplexity.summarize(genres))
             yield pruned
     speeds = speeds_by_round((base.model, model), tokenizer, progress=progress)
     sampling, reporter = Sampling(max_new_tokens=24), report_each_token(progress, Progress("Writing samples"))
@@ -367,7 +367,10 @@ def evaluate_on_panels(
     return replace(pruned, report=report)
 
 
-def _with_quality(pruned: Pruned, before: perplexity.Quality, after: perplexity.Quality | None) -> Pruned:
+def with_quality(
+    pruned: Pruned, before: perplexity.Quality | None, after: perplexity.Quality | None
+) -> Pruned:
+    """Return the same model with the quality of its base and of itself in the report."""
     report = replace(
         pruned.report,
         before=replace(pruned.report.before, quality=before),

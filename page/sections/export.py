@@ -18,7 +18,7 @@ from page.server.settings import Mode
 from page.workers.export import UPLOAD_SECONDS, ZIP, ExportTask, PublishTask, notes_on
 from page.workers.messages import Done, Partial, PrunedSummary
 from page.workers.tasks import Task
-from pruning import Recipe
+from pruning import Recipe, Report
 from pruning.errors import RecipeError, SavingError
 from pruning.sharing.gguf import GGUF_TYPES
 
@@ -118,19 +118,17 @@ class ExportSection:
 
     def wire(self, page: Page) -> None:
         """Connect the download and the push."""
-        recipe, text = page.results.recipe, page.controls.calibration.custom_text
+        result = [page.results.recipe, page.results.report, page.controls.calibration.custom_text]
         download, publish = self.download, self.publish
-        done = on_start(
-            [download.prepare.click], self.prepare, [recipe, text, download.form], download.outputs
-        )
+        done = on_start([download.prepare.click], self.prepare, [*result, download.form], download.outputs)
         done.then(None, js="() => window.secateur?.download()", api_visibility="private")
         link = self.recipe.link
         link.change(None, [link], js="(link) => window.secateur?.showResult(link)", api_visibility="private")
-        inputs = [recipe, text, publish.repository, publish.private, publish.token]
+        inputs = [*result, publish.repository, publish.private, publish.token]
         on_start([publish.start.click], self.push, inputs, publish.outputs)
         # With another model or format, the file that was prepared is out of date.
         on_event(
-            [recipe.change, download.form.input],
+            [page.results.recipe.change, download.form.input],
             lambda: (gr.DownloadButton(visible=False), gr.Button(visible=True)),
             outputs=[download.download, download.prepare],
         )
@@ -140,6 +138,7 @@ class ExportSection:
         request: gr.Request,
         token: gr.OAuthToken | None,
         recipe: Recipe | None,
+        report: Report | None,
         custom_text: object,
         form: object,
     ) -> Iterator[Updates]:
@@ -148,7 +147,7 @@ class ExportSection:
 
         def tasks() -> list[Task]:
             pruned = _check_pruned(recipe, custom_text)
-            return [ExportTask(pruned, str(form), _name(pruned))]
+            return [ExportTask(pruned, str(form), _name(pruned), report)]
 
         def show(event: Partial | Done) -> Updates:
             if not isinstance(event, Done):
@@ -171,6 +170,7 @@ class ExportSection:
         request: gr.Request,
         token: gr.OAuthToken | None,
         recipe: Recipe | None,
+        report: Report | None,
         custom_text: object,
         repository: object,
         private: object,
@@ -189,7 +189,7 @@ class ExportSection:
                 raise SavingError(NOT_SIGNED_IN)
             # What is left open means private.
             is_private = private is not False
-            return [PublishTask(pruned, repository.strip(), is_private, token)]
+            return [PublishTask(pruned, repository.strip(), is_private, token, report)]
 
         def show(event: Partial | Done) -> Updates:
             if not isinstance(event, Done):

@@ -1,13 +1,13 @@
 """The tasks that hand a model over: save it as one file, or publish it on the Hub."""
 
 import json
-import shutil
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from page.workers.messages import Progress, Released
 from page.workers.tasks import LONG, Task, TaskContext, evaluated
-from pruning import Recipe, publish
+from pruning import Recipe, Report, publish
 from pruning.errors import RecipeError
 from pruning.files import temporary_folder
 from pruning.loading.source import Token
@@ -33,12 +33,14 @@ class ExportTask(Task):
         recipe: The recipe of the model.
         form: `ZIP`, or a GGUF type.
         name: The name of the file, without its extension.
+        report: What was measured of the model before; only what is missing is measured.
     """
 
     kind = LONG
     recipe: Recipe
     form: str
     name: str
+    report: Report | None = None
 
     def perform(self, context: TaskContext) -> Path:
         """Return the file."""
@@ -48,7 +50,7 @@ class ExportTask(Task):
         assert storage is not None, "exports need a folder"
         if (found := storage.find(key, context.visitor.owner)) is not None:
             return _file_in(found)
-        pruned = _measured_and_checked(self.recipe, context)
+        pruned = _measured_and_checked(self.recipe, self.report, context)
         if self.form in GGUF_TYPES and (obstacle := gguf_types(pruned.shape, pruned.recipe.steps)[self.form]):
             raise RecipeError(f"{obstacle} Choose a width that fits under How to choose what to cut.")
         size = pruned.report.after.bytes
@@ -63,20 +65,27 @@ class ExportTask(Task):
     def _write(self, pruned: Pruned, folder: Path, entry: Path, context: TaskContext) -> None:
         pruned.save(folder, progress=context.emit)
         if self.form == ZIP:
-            context.emit(Progress("Packing"))
-            shutil.make_archive(str(entry / self.name), "zip", folder.parent, folder.name)
+            _pack(folder, entry / f"{self.name}.zip", context)
         else:
             output = entry / f"{self.name}-{self.form}.gguf"
             exported = export_and_compare(folder, output, self.form, progress=context.emit)
             (entry / NOTES).write_text(json.dumps(exported.notes), encoding="utf-8")
 
 
-def _measured_and_checked(recipe: Recipe, context: TaskContext) -> Pruned:
+def _measured_and_checked(recipe: Recipe, report: Report | None, context: TaskContext) -> Pruned:
     """Return the model of a recipe with all its measurements, compared with its masked base."""
-    pruned = evaluated(recipe, context)
+    pruned = evaluated(recipe, context, known=report)
     base = context.workbench.load(recipe.base, context.visitor, recipe.revision, context.emit)
     check_pruned(pruned, base, progress=context.emit)
     return pruned
+
+
+def _pack(folder: Path, file: Path, context: TaskContext) -> None:
+    """Write a folder to a zip file, as it is: weights hardly compress, and trying takes longer than making them."""
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        for path in sorted(folder.rglob("*")):
+            context.emit(Progress(f"Packing {path.name}"))
+            archive.write(path, path.relative_to(folder.parent))
 
 
 def _file_in(entry: Path) -> Path:
@@ -99,6 +108,7 @@ class PublishTask(Task):
         repository: The name of the repository, with or without its owner.
         private: Whether only its owner can see it.
         token: The token of the user who publishes.
+        report: What was measured of the model before; only what is missing is measured.
     """
 
     kind = LONG
@@ -106,9 +116,10 @@ class PublishTask(Task):
     repository: str
     private: bool
     token: Token = field(repr=False)
+    report: Report | None = None
 
     def perform(self, context: TaskContext) -> str:
         """Return the address of the repository."""
-        pruned = _measured_and_checked(self.recipe, context)
+        pruned = _measured_and_checked(self.recipe, self.report, context)
         context.emit(Released(UPLOAD_SECONDS))
         return publish(pruned, self.repository, private=self.private, token=self.token, progress=context.emit)

@@ -20,7 +20,7 @@ from page.workers.messages import (
     TrainingUpdate,
 )
 from page.workers.workbench import Visitor, Workbench
-from pruning import Calibration, Distillation, Recipe, Sampling
+from pruning import Calibration, Distillation, Recipe, Report, Sampling
 from pruning.architectures.shape import Shape
 from pruning.distillation.progress import TrainingProgress
 from pruning.errors import Cancelled
@@ -229,9 +229,12 @@ class EvaluateTask(Task):
         return Evaluation(pruned.recipe, pruned.report)
 
 
-def evaluated(recipe: Recipe, context: TaskContext, speed: bool = True) -> Pruned:
+def evaluated(
+    recipe: Recipe, context: TaskContext, speed: bool = True, known: Report | None = None
+) -> Pruned:
     """Return the model of a recipe with all its measurements, each emitted as soon as it is known."""
-    for pruned in context.workbench.iter_evaluate(recipe, context.visitor, context.emit, speed=speed):
+    work = context.workbench.iter_evaluate(recipe, context.visitor, context.emit, speed=speed, known=known)
+    for pruned in work:
         context.emit(Partial(Evaluation(pruned.recipe, pruned.report), replaces=True))
     return pruned
 

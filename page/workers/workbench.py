@@ -154,7 +154,13 @@ class Workbench:
         return pipeline.evaluate_pruned(pruned, base, tokens=tokens, progress=progress)
 
     def iter_evaluate(
-        self, recipe: Recipe, visitor: Visitor, progress: Reporter = silent, *, speed: bool = True
+        self,
+        recipe: Recipe,
+        visitor: Visitor,
+        progress: Reporter = silent,
+        *,
+        speed: bool = True,
+        known: Report | None = None,
     ) -> Iterator[Pruned]:
         """Yield the model of a recipe as its report fills; once if it was measured before.
 
@@ -163,6 +169,7 @@ class Workbench:
             visitor: Who asks.
             progress: Is called with each stage.
             speed: Whether speed and samples are measured after the quality.
+            known: What was measured of it elsewhere, whose quality is taken over.
         """
 
         def is_enough(report: Report) -> bool:
@@ -171,6 +178,8 @@ class Workbench:
         pruned = self.prune(recipe, visitor, progress)
         if not is_enough(pruned.report) and (report := self._stored_report(recipe, visitor)) is not None:
             pruned = self._keep(recipe, replace(pruned, report=report), visitor)
+        if known is not None and known.after.has_full_quality and not pruned.report.after.has_full_quality:
+            pruned = pipeline.with_quality(pruned, known.before.quality, known.after.quality)
         if is_enough(pruned.report):
             yield pruned
             return

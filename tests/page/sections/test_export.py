@@ -35,7 +35,7 @@ def start(handler, request_of):
         request = request_of()
         arguments = ("zip",) if kind == DOWNLOAD else ("smaller", True, "")
         name = {DOWNLOAD: "prepare", PUSH: "push"}[kind]
-        updates = handler(name)(request, None, RECIPE, "", *arguments)
+        updates = handler(name)(request, None, RECIPE, None, "", *arguments)
         return JobKey(request.session_hash, kind), (update[f"{name}-status"] for update in updates)
 
     return run
@@ -79,7 +79,7 @@ def test_a_download_is_offered_under_the_name_of_its_file(handler, request_of, m
         return file
 
     monkeypatch.setattr(ExportTask, "perform", write)
-    (update,) = handler("prepare")(request_of(), None, RECIPE, "", "zip")
+    (update,) = handler("prepare")(request_of(), None, RECIPE, None, "", "zip")
     assert update["download"].value["orig_name"] == f"smollm2-135m-pruned-{RECIPE.digest[:6]}.zip"
     assert "Ready." in update["prepare-status"]
 
@@ -92,32 +92,32 @@ def test_a_gguf_file_comes_with_the_lines_that_run_it(handler, request_of, monke
         return file
 
     monkeypatch.setattr(ExportTask, "perform", write)
-    (update,) = handler("prepare")(request_of(), None, RECIPE, "", "q4_0")
+    (update,) = handler("prepare")(request_of(), None, RECIPE, None, "", "q4_0")
     assert update["download"].value["orig_name"].endswith("-q4_0.gguf")
     assert "llama-cli -m &lt;a file&gt;" in update["prepare-status"]
 
 
 @pytest.mark.parametrize("name", ["", "  ", None, 5])
 def test_a_push_needs_a_name(name, handler, request_of):
-    (update,) = handler("push")(request_of(), None, RECIPE, "", name, True, "")
+    (update,) = handler("push")(request_of(), None, RECIPE, None, "", name, True, "")
     assert "Enter a name for the repository." in update["push-status"]
 
 
 def test_a_push_says_before_any_work_that_nobody_is_signed_in(handler, request_of, monkeypatch):
     monkeypatch.setattr("page.sections.export.publishing_token", lambda visitor, typed: False)
     work(monkeypatch, lambda task, context: pytest.fail("it works"))
-    (update,) = handler("push")(request_of(), None, RECIPE, "", "smaller", True, "")
+    (update,) = handler("push")(request_of(), None, RECIPE, None, "", "smaller", True, "")
     assert "Nobody is signed in to Hugging Face on this machine." in update["push-status"]
 
 
 def test_there_is_nothing_to_export_before_the_first_result(handler, request_of):
-    (update,) = handler("prepare")(request_of(), None, None, "", "zip")
+    (update,) = handler("prepare")(request_of(), None, None, None, "", "zip")
     assert "press Prune first" in update["prepare-status"]
 
 
 def test_an_export_that_needs_the_visitors_own_text_asks_for_it(handler, request_of):
     own = RECIPE.model_copy(update={"calibration": Calibration.custom("text " * 300)}).without_custom_text()
-    (update,) = handler("prepare")(request_of(), None, own, "", "zip")
+    (update,) = handler("prepare")(request_of(), None, own, None, "", "zip")
     assert "paste it again" in update["prepare-status"]
 
 
@@ -125,6 +125,6 @@ def test_an_export_that_needs_the_visitors_own_text_asks_for_it(handler, request
 def test_a_push_is_private_unless_the_visitor_says_no(private, handler, request_of, monkeypatch):
     asked = []
     work(monkeypatch, lambda task, context: asked.append(task.private))
-    list(handler("push")(request_of(), None, RECIPE, "", "smaller", private, ""))
-    list(handler("push")(request_of(), None, RECIPE, "", "smaller", False, ""))
+    list(handler("push")(request_of(), None, RECIPE, None, "", "smaller", private, ""))
+    list(handler("push")(request_of(), None, RECIPE, None, "", "smaller", False, ""))
     assert asked == [True, False]

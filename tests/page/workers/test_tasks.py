@@ -319,6 +319,20 @@ def test_the_same_export_is_made_once(perform):
     assert first.name == "smaller.zip"
     with zipfile.ZipFile(first) as archive:
         assert "smaller/model.safetensors" in archive.namelist()
+        assert {each.compress_type for each in archive.infolist()} == {zipfile.ZIP_STORED}
+
+
+def test_what_was_measured_of_a_model_is_not_measured_again_to_hand_it_over(perform, tmp_path):
+    known = perform(EvaluateTask(RECIPE))[1].report
+    another_worker = Workbench(10**9, downloads=Storage(tmp_path / "others", 10**9))
+    emitted = []
+    context = replace(perform.context, workbench=another_worker, emit=emitted.append)
+    file = ExportTask(RECIPE, ZIP, "smaller", known).perform(context)
+    stages = [event.text for event in emitted if isinstance(event, Progress)]
+    assert "Writing samples" in stages
+    assert not any("perplexity" in stage for stage in stages)
+    with zipfile.ZipFile(file) as archive:
+        assert f"{known.after.quality.overall.value:.2f}" in archive.read("smaller/README.md").decode()
 
 
 def test_a_gguf_file_is_compared_before_it_is_offered(perform):
