@@ -1,8 +1,8 @@
 """Three jobs side by side with OptiPFair 0.4.2: loss, and seconds from the call to the model in hand.
 
-Both read the same tokens of WikiText-2 and start from a model that is loaded. Ours is called with its defaults, but for
-`multiple_of`: both remove the same number of neurons. They take turns, and the least time of each counts: what else a
-machine does only adds to it.
+Both are given the same token windows of WikiText-2 and a model that is loaded. Ours is called with its defaults, but
+for `multiple_of`: both remove the same number of neurons. They take turns, and the least time of each counts: what else
+a machine does only adds to it.
 """
 
 import argparse
@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 
+import torch
 from transformers import PreTrainedModel
 
 import pruning
@@ -34,8 +35,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def main(calibration: int, tokens: int, rounds: int) -> None:
     """Run the jobs with both libraries, and print a table."""
     text, heldout = wikitext()
-    choice = pruning.Calibration.custom(text, tokens=calibration)
-    windows = windows_of(base(), choice)
+    windows = windows_of(base(), pruning.Calibration.custom(text, tokens=calibration))
     everything = [*windows.fitting, *windows.heldout]
     jobs: dict[str, tuple[Callable[[], PreTrainedModel], AnyStep]] = {
         "20% of the neurons, data-driven": (
@@ -54,7 +54,7 @@ def main(calibration: int, tokens: int, rounds: int) -> None:
     rows = []
     models: dict[str, PreTrainedModel] = {}
     for name, (theirs, step) in jobs.items():
-        makers = {"OptiPFair 0.4.2": theirs, "ours": partial(_ours, step, choice)}
+        makers = {"OptiPFair 0.4.2": theirs, "ours": partial(_ours, step, everything)}
         seconds: dict[str, list[float]] = {library: [] for library in makers}
         for _ in range(rounds):
             for library, make in makers.items():
@@ -73,5 +73,5 @@ def main(calibration: int, tokens: int, rounds: int) -> None:
     )
 
 
-def _ours(step: AnyStep, calibration: pruning.Calibration) -> PreTrainedModel:
+def _ours(step: AnyStep, calibration: list[torch.Tensor]) -> PreTrainedModel:
     return pruning.prune(base(), steps=step, calibration=calibration).model

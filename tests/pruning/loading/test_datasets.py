@@ -143,3 +143,19 @@ def test_wikitext_that_is_damaged_is_a_sentence(hub):
     hub.add_dataset("Salesforce/wikitext", {file: json.dumps({}).encode()})
     with pytest.raises(pruning.ModelError, match="cannot be read"):
         wikitext()
+
+
+def test_wikitext(hub, tmp_path, monkeypatch):
+    from pyarrow import parquet, table
+
+    file = "wikitext-2-raw-v1/validation-00000-of-00001.parquet"
+    parquet.write_table(table({"text": ["", " = Title = \n", "Words .\n"]}), tmp_path / "validation")
+    hub.add_dataset("Salesforce/wikitext", {file: (tmp_path / "validation").read_bytes()})
+    assert wikitext() == " = Title = \nWords .\n"
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    assert wikitext() == " = Title = \nWords .\n"
+
+
+def test_wikitext_that_cannot_be_reached():
+    with pytest.raises(pruning.ModelError, match="Choose one of the bundled calibration texts"):
+        wikitext()
