@@ -223,3 +223,8 @@ def trained() -> pruning.LoadedModel:
     model.requires_grad_(False).eval().save_pretrained(folder)
     words.save_pretrained(folder)
     return pruning.load(str(folder))
+
+
+def tokens(words, text):
+    """The tokens of a text, special ones included."""
+    return words.convert_ids_to_tokens(words(text).input_ids)
