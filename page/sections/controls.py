@@ -6,14 +6,12 @@ import gradio as gr
 from gradio.components import Component
 
 from page.html import render
+from page.sections import prompt
 from page.sections.events import Part, on_event
 from page.sections.picture import draw_steps, note_of, removed_by_name
+from page.sections.prompt import PromptPart, SamplingPart, build_sampling, mode_for
 from page.server.form import (
-    CHAT,
-    CONTINUE,
     CONTROLS,
-    EXAMPLE_PROMPTS,
-    FIRST_PROMPTS,
     MAIN,
     MAX_CUSTOM_TEXT,
     ON_PAGE,
@@ -34,15 +32,6 @@ from pruning.steps.settings import Choices
 from pruning.text.choice import DEFAULT_CALIBRATION
 from pruning.text.passages import CALIBRATION_NAMES, CUSTOM
 
-FIRST_LENGTH = 40
-
-MODES: list[tuple[str, str | int | float]] = [("Chat", CHAT), ("Continue", CONTINUE)]
-PROMPT_LABELS = {
-    CHAT: ("Question", "Both models answer it"),
-    CONTINUE: ("Text to continue", "Both models continue it"),
-}
-BASE_MODEL = "This is a base model: it was not trained to answer questions, so it continues a text."
-
 ControlComponent = gr.Slider | gr.Dropdown | gr.Checkbox
 
 
@@ -53,52 +42,6 @@ class CalibrationPart:
     text: gr.Dropdown
     custom_text: gr.Textbox
     tokens: gr.Number
-
-
-@dataclass(frozen=True)
-class SamplingPart:
-    """The prompt, and what becomes of it. The seed is that of the recipe too.
-
-    Attributes:
-        mode: Whether both models answer a question in their chat format, or continue a text; and why they do, if
-            that is not what the visitor chose.
-        prompt: The question or the text.
-        examples: Prompts to choose from.
-        length: The most tokens that they write.
-        temperature: How they are sampled.
-        seed: The seed of the sampling, and of the recipe.
-    """
-
-    mode: gr.Radio
-    prompt: gr.Textbox
-    examples: gr.Dataset
-    length: gr.Slider
-    temperature: gr.Slider
-    seed: gr.Number
-
-    @property
-    def mode_outputs(self) -> list[Part]:
-        """What `show_mode` sets."""
-        return [self.mode, self.prompt, self.examples]
-
-    def show_mode(self, mode: str, note: str = "", prompt: object = None) -> dict[Part, object]:
-        """Return the mode, a note on it, and the prompt: the mode's first, unless the visitor wrote one.
-
-        Args:
-            mode: The mode.
-            note: Why it is not another one, if that needs to be said.
-            prompt: What stands in the box; None to leave it.
-        """
-        label, info = PROMPT_LABELS[mode]
-        box = gr.Textbox(label=label, info=info)
-        if prompt is not None:
-            box = gr.Textbox(to_first_prompt(prompt, mode), label=label, info=info)
-        samples = [[text] for text in EXAMPLE_PROMPTS[mode]]
-        return {
-            self.mode: gr.Radio(value=mode, info=note),
-            self.prompt: box,
-            self.examples: gr.Dataset(components=[self.prompt], samples=samples),
-        }
 
 
 @dataclass(frozen=True)
@@ -182,9 +125,7 @@ class FirstControls:
     sliders: dict[str, ControlComponent]
     note: gr.HTML
     recipe_note: gr.HTML
-    mode: gr.Radio
-    prompt: gr.Textbox
-    examples: gr.Dataset
+    prompt: PromptPart
 
 
 def build_first() -> FirstControls:
@@ -200,17 +141,7 @@ def build_first() -> FirstControls:
     sliders = _build_sliders(MAIN)
     note = gr.HTML(elem_id="cut-note", min_height=24)
     recipe_note = gr.HTML(elem_id="opened-recipe")
-    mode = gr.Radio(MODES, value=CHAT, label="Mode", elem_id="mode")
-    label, info = PROMPT_LABELS[CHAT]
-    prompt = gr.Textbox(FIRST_PROMPTS[CHAT], label=label, info=info, lines=1, max_lines=4, elem_id="prompt")
-    examples = gr.Dataset(
-        components=[prompt],
-        samples=[[text] for text in EXAMPLE_PROMPTS[CHAT]],
-        label="Examples",
-        type="index",
-        elem_id="examples",
-    )
-    return FirstControls(model, sliders, note, recipe_note, mode, prompt, examples)
+    return FirstControls(model, sliders, note, recipe_note, prompt.build_prompt())
 
 
 def build(first: FirstControls) -> ControlPanel:
@@ -235,7 +166,7 @@ def build(first: FirstControls) -> ControlPanel:
         note=first.note,
         criterion_note=criterion_note,
         calibration=calibration,
-        sampling=_build_sampling(first),
+        sampling=build_sampling(first.prompt),
         recipe=gr.State(None),
         recipe_note=first.recipe_note,
     )
@@ -267,22 +198,6 @@ def _build_calibration() -> CalibrationPart:
         elem_id="tokens",
     )
     return CalibrationPart(text, custom_text, tokens)
-
-
-def _build_sampling(first: FirstControls) -> SamplingPart:
-    with gr.Accordion("Text generation settings", open=False, elem_id="generation"):
-        length = gr.Slider(5, 200, value=FIRST_LENGTH, step=1, label="New tokens", elem_id="length")
-        temperature = gr.Slider(
-            0,
-            1.5,
-            value=0,
-            step=0.1,
-            label="Temperature",
-            info="0 always picks the likeliest token; higher is more varied",
-            elem_id="temperature",
-        )
-        seed = gr.Number(0, label="Seed", precision=0, info="Used for both texts", elem_id="seed")
-    return SamplingPart(first.mode, first.prompt, first.examples, length, temperature, seed)
 
 
 def _models() -> list[tuple[str, str | int | float]]:
@@ -358,17 +273,7 @@ def wire(panel: ControlPanel, picture: gr.HTML) -> None:
         trigger_mode="always_last",
     )
     on_event([panel.model.input], fit_sliders, [panel.model], [value for _, value in panel.sliders])
-    sampling = panel.sampling
-
-    def switch_mode(mode: str, prompt: str) -> dict[Part, object]:
-        return sampling.show_mode(mode if mode in FIRST_PROMPTS else CHAT, prompt=prompt)
-
-    def suit_mode(model: str, prompt: str) -> dict[Part, object]:
-        return sampling.show_mode(*mode_for(model), prompt)
-
-    on_event([sampling.mode.input], switch_mode, [sampling.mode, sampling.prompt], sampling.mode_outputs)
-    on_event([sampling.examples.click], choose_example, [sampling.examples, sampling.mode], [sampling.prompt])
-    on_event([panel.model.input], suit_mode, [panel.model, sampling.prompt], sampling.mode_outputs)
+    prompt.wire(panel.sampling, panel.model)
     criterion, repair = panel.value_of(f"{MAIN}-criterion"), panel.value_of(f"{MAIN}-repair")
     on_event([criterion.input], describe_criterion, [criterion], [panel.criterion_note, repair])
     on_event(
@@ -424,31 +329,7 @@ def _fit(control: Control, shape: Shape) -> gr.Slider:
     return gr.Slider(maximum=max(largest, 1), interactive=largest > 0)
 
 
-def choose_example(number: object, mode: object) -> object:
-    """Return the selected example; an unknown number leaves the prompt as it is."""
-    prompts = EXAMPLE_PROMPTS.get(mode, ()) if isinstance(mode, str) else ()
-    if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < len(prompts):
-        return gr.skip()
-    return prompts[number]
-
-
-def mode_for(model: object) -> tuple[str, str]:
-    """Return the mode that suits a model, and why if it is not to chat.
-
-    Whether a model that is not in the catalog can chat is found out when it is loaded.
-    """
-    entry = catalog.find(model) if isinstance(model, str) else None
-    return (CHAT, "") if entry is None or entry.instruct else (CONTINUE, BASE_MODEL)
-
-
-def to_first_prompt(prompt: object, mode: str) -> str:
-    """Return the first prompt of a mode in place of another mode's or of none; what a visitor wrote remains."""
-    if isinstance(prompt, str) and prompt.strip() and prompt not in FIRST_PROMPTS.values():
-        return prompt
-    return FIRST_PROMPTS[mode]
-
-
-def show_recipe(panel: ControlPanel, recipe: Recipe, before: Shape, prompt: object) -> dict[Part, object]:
+def show_recipe(panel: ControlPanel, recipe: Recipe, before: Shape, asked: object) -> dict[Part, object]:
     """Return the controls for a recipe.
 
     If it holds more than they can say, they remain, and Prune follows the recipe until one of them moves.
@@ -457,10 +338,10 @@ def show_recipe(panel: ControlPanel, recipe: Recipe, before: Shape, prompt: obje
         panel: The controls.
         recipe: The recipe.
         before: The shape of its base.
-        prompt: What stands in the box for the prompt.
+        asked: What stands in the box for the prompt.
     """
     updates: dict[Part, object] = {
-        **panel.sampling.show_mode(*mode_for(recipe.base), prompt),
+        **panel.sampling.show_mode(*mode_for(recipe.base), asked),
         panel.model: recipe.base,
         panel.calibration.text: recipe.calibration.text,
         panel.calibration.tokens: recipe.calibration.tokens,

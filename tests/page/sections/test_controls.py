@@ -5,7 +5,8 @@ from urllib.parse import parse_qsl, urlsplit
 import gradio as gr
 import pytest
 
-from page.sections.controls import choose_example, describe_criterion
+from page.sections.controls import describe_criterion
+from page.sections.prompt import choose_example
 from page.server.form import CHAT, CONTINUE, EXAMPLE_PROMPTS, FIRST_PROMPTS
 from page.server.links import decode_prompt, link
 from page.workers.messages import Prompt
