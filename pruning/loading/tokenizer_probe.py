@@ -365,7 +365,10 @@ def grow(tokenizer: Any, unit: str, at_least: int = 4) -> None:
 
 def encode(tokenizer: Any, text: str) -> None:
     """Encode a text and decode its beginning, and refuse one that becomes much longer."""
-    ids = tokenizer.encode(text, add_special_tokens=False).ids
+    try:
+        ids = tokenizer.encode(text, add_special_tokens=False).ids
+    except Exception as error:
+        raise Refused(f"it cannot encode every text ({' '.join(str(error).split())[:200]})") from None
     require(
         len(ids) <= 100 + MAX_TOKENS_PER_CHARACTER * len(text),
         f"it makes {len(ids):,} tokens of {len(text):,} characters",

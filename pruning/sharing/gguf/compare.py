@@ -124,23 +124,29 @@ def expect(
         progress(Progress("Computing what llama.cpp has to give, texts", number, len(lengths)))
         prompts.append(_prompt(model, ids[: length + 1]))
     begins_with_space = "".join(tokenizer.tokenize("a")).startswith(_SPACE)
-    return Expectation(
-        name,
-        model.config.vocab_size,
-        tuple(prompts),
-        tuple(_texts(tokenizer, begins_with_space)),
-        tuple(_remarks(tokenizer)) if begins_with_space else (),
+    count = model.config.vocab_size
+    texts = (each for each in _texts(tokenizer, begins_with_space) if max(each[2], default=0) < count)
+    remarks = (
+        *_remarks(tokenizer, begins_with_space),
+        *_rowless(tokenizer, count),
+        *_not_compared(model.config, lengths[-1]),
     )
+    return Expectation(name, count, tuple(prompts), tuple(texts), remarks)
 
 
 def prompt_lengths(config: PreTrainedConfig) -> list[int]:
     """Return how long the prompts are: two lengths, and beyond a sliding window if the model has one."""
     most = min(LONGEST, getattr(config, "max_position_embeddings", LONGEST) - 1)
-    window = getattr(config, "sliding_window", None) or 0
+    window = window_of(config)
     rope: Mapping[str, Any] = getattr(config, "rope_parameters", None) or {}
     trained = rope.get("original_max_position_embeddings", 0) if rope.get("rope_type") == "longrope" else 0
     lengths = [SHORT, LONG, *(each + BEYOND for each in (window, trained) if each and each + BEYOND <= most)]
     return sorted({min(length, most) for length in lengths})
+
+
+def window_of(config: PreTrainedConfig) -> int:
+    """Return how many tokens some layers read at most, by whichever name the config has for it; 0 if all of them."""
+    return getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None) or 0
 
 
 def _text_ids(tokenizer: PreTrainedTokenizerBase, vocabulary: int, length: int) -> list[int]:
@@ -181,13 +187,30 @@ _SPACE = "▁"
 """How SentencePiece writes a space."""
 
 
-def _remarks(tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
+def _remarks(tokenizer: PreTrainedTokenizerBase, begins_with_space: bool) -> Iterator[str]:
     """Yield what llama.cpp does otherwise than a tokenizer that begins a text with a space."""
+    if not begins_with_space:
+        return
     if not "".join(tokenizer.tokenize("  a")).startswith(3 * _SPACE):
         yield "llama.cpp writes one more space before a text that begins with spaces than this tokenizer does."
     special = tokenizer.eos_token or tokenizer.bos_token
     if special and f"{special}b" in "".join(tokenizer.tokenize(f"a{special}b")):
         yield "llama.cpp writes a space after a special token in the middle of a text, and this tokenizer does not."
+
+
+def _rowless(tokenizer: PreTrainedTokenizerBase, count: int) -> Iterator[str]:
+    """Yield that tokens are left out for which the model has no row, as Gemma 3's text models have one."""
+    beyond = sorted(token for token, number in tokenizer.get_vocab().items() if number >= count)
+    if beyond:
+        named = ", ".join(beyond[:3]) + (f" and {len(beyond) - 3:,} more" if len(beyond) > 3 else "")
+        yield f"The model has no row for {named}. The file leaves it out, and llama.cpp reads it as ordinary text."
+
+
+def _not_compared(config: PreTrainedConfig, longest: int) -> Iterator[str]:
+    """Yield that texts longer than a window are not compared, if they are too long for that."""
+    window = window_of(config)
+    if longest < window < getattr(config, "max_position_embeddings", 0):
+        yield f"Texts longer than the window of {window:,} tokens are not compared with llama.cpp."
 
 
 def _texts(

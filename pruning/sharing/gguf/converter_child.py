@@ -65,6 +65,17 @@ def corrected(converter: Any, extra: dict[str, Any], gguf: Any) -> type:
             add_special_tokens(self, tokenizer, gguf)
             avoid_name_rules(self.gguf_writer, set(tokenizer.get_vocab()), gguf)
 
+        def get_vocab_base(self) -> tuple[list[str], list[int], str]:
+            # The converter stops at a token that the model has no row for, as Gemma 3 has one.
+            from transformers import AutoTokenizer
+
+            count = self.hparams["vocab_size"]
+            highest = max(AutoTokenizer.from_pretrained(self.dir_model).get_vocab().values())
+            self.hparams["vocab_size"] = max(count, highest + 1)
+            tokens, kinds, split = super().get_vocab_base()
+            self.hparams["vocab_size"] = count
+            return tokens[:count], kinds[:count], split
+
         def get_vocab_base_pre(self, tokenizer: Any) -> Any:
             # The converter recognizes a tokenizer by a hash over token ids, which a cut vocabulary changes.
             backend = json.loads(tokenizer.backend_tokenizer.to_str())
@@ -108,6 +119,8 @@ def fill_in(config: dict[str, Any]) -> None:
     for old, new in (("rotary_pct", "partial_rotary_factor"), ("rotary_emb_base", "rope_theta")):
         if new in rope:
             config.setdefault(old, rope[new])
+    if config.get("model_type") == "cohere2":
+        config.setdefault("rotary_pct", 1.0)
 
 
 def corrections(config: dict[str, Any], gguf: Any) -> dict[str, Any]:
@@ -234,7 +247,8 @@ def split_name(backend: dict[str, Any]) -> str | None:
 def add_sentencepiece(converter: Any, backend: dict[str, Any], gguf: Any) -> None:
     """Write a SentencePiece vocabulary; a token's score is the rank of the merge that makes it.
 
-    llama.cpp merges the pair whose result has the highest score, so that only the order of the scores counts.
+    llama.cpp merges the pair whose result has the highest score, so that only the order of the scores counts. Tokens
+    that the model has no row for are left out.
     """
     kinds = gguf.TokenType
     model, count = backend["model"], converter.hparams["vocab_size"]
@@ -244,6 +258,8 @@ def add_sentencepiece(converter: Any, backend: dict[str, Any], gguf: Any) -> Non
     for rank, pair in enumerate(model["merges"]):
         ranks.setdefault("".join(pair.split(" ") if isinstance(pair, str) else pair), rank)
     for token, number in model["vocab"].items():
+        if number >= count:
+            continue
         tokens[number], scores[number], types[number] = (
             token,
             -float(ranks.get(token, len(ranks))),
@@ -255,7 +271,7 @@ def add_sentencepiece(converter: Any, backend: dict[str, Any], gguf: Any) -> Non
             types[number] = kinds.UNKNOWN
     for added in backend["added_tokens"]:
         number = added["id"]
-        if types[number] == kinds.UNKNOWN:
+        if number >= count or types[number] == kinds.UNKNOWN:
             continue
         tokens[number] = added["content"]
         types[number] = kinds.CONTROL if added["special"] else kinds.USER_DEFINED

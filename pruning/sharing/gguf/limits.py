@@ -1,7 +1,8 @@
 """What llama.cpp's architectures cannot express of a config, and would otherwise leave out without a word."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from transformers import PreTrainedConfig
 
@@ -20,6 +21,9 @@ class Architecture:
         biased: Whether its attention may have a bias after it.
         untied: Whether input and output may have a matrix each.
         largest: The number of layers by which it recognizes a model that scales attention scores by its channels.
+        fixed: Other keys of a config, each with the one value that it computes.
+        needed: Keys of a config that must have a value.
+        unrotated: It turns the queries and keys of all layers but each n-th; None if of all.
     """
 
     activations: Sequence[str] = _SILU
@@ -27,18 +31,36 @@ class Architecture:
     biased: bool = False
     untied: bool = True
     largest: int | None = None
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    needed: Sequence[str] = ()
+    unrotated: int | None = None
 
 
 _ARCHITECTURES: Mapping[str, Architecture] = {
-    "gpt2": Architecture(_GELU, biased=True),
-    "gpt_neox": Architecture(_GELU, biased=True),
+    "gpt2": Architecture(
+        _GELU, biased=True, fixed={"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False}
+    ),
+    "gpt_neox": Architecture(_GELU, biased=True, fixed={"attention_bias": True}),
     "llama": Architecture(biased=True),
     "mistral": Architecture(biased=True),
     "qwen2": Architecture(biased=True),
     "qwen3": Architecture(),
     "phi3": Architecture(),
-    "gemma2": Architecture(_TANH_GELU, windows=True, untied=False, largest=46),
-    "gemma3_text": Architecture(_TANH_GELU, windows=True, largest=62),
+    "gemma2": Architecture(
+        _TANH_GELU,
+        windows=True,
+        untied=False,
+        largest=46,
+        needed=("attn_logit_softcapping", "final_logit_softcapping"),
+    ),
+    "gemma3_text": Architecture(
+        _TANH_GELU,
+        windows=True,
+        largest=62,
+        fixed={"attn_logit_softcapping": None, "use_bidirectional_attention": False},
+    ),
+    "smollm3": Architecture(unrotated=4),
+    "starcoder2": Architecture(_GELU, biased=True),
 }
 """By the model type that transformers has for it. Of other types nothing is known until their file is compared."""
 
@@ -126,10 +148,48 @@ def _output(config: PreTrainedConfig, architecture: Architecture) -> str:
     )
 
 
+def _fixed(config: PreTrainedConfig, architecture: Architecture) -> str:
+    for name, value in architecture.fixed.items():
+        found = getattr(config, name, value)
+        if found == value or (value is False and found is None):
+            continue
+        return (
+            f"llama.cpp computes models of type {config.model_type} as if their config said {name}: {value}, and the "
+            f"config of this one says {found}."
+        )
+    return ""
+
+
+def _needed(config: PreTrainedConfig, architecture: Architecture) -> str:
+    for name in architecture.needed:
+        if getattr(config, name, None) is None:
+            return (
+                f"llama.cpp always caps scores in models of type {config.model_type}, and the config of this one says "
+                f"not to ({name})."
+            )
+    return ""
+
+
+def _rotation(config: PreTrainedConfig, architecture: Architecture) -> str:
+    step = architecture.unrotated
+    if step is None:
+        return ""
+    expected = [int((number + 1) % step != 0) for number in range(config.num_hidden_layers)]
+    if list(map(int, config.no_rope_layers)) == expected:
+        return ""
+    return (
+        f"llama.cpp leaves out the rotary embedding in layer {step} and each {step}th after it, and this model does "
+        f"so in others (no_rope_layers). Remove {step} layers in a row, or other layers."
+    )
+
+
 _CHECKS: tuple[Callable[[PreTrainedConfig, Architecture], str], ...] = (
     _activation,
     _window,
     _score_scale,
     _bias,
     _output,
+    _fixed,
+    _needed,
+    _rotation,
 )

@@ -165,6 +165,12 @@ def test_hostile_files_beside_a_tokenizer_are_refused(folder, name, content, rea
     assert reason in refusal(folder)
 
 
+def test_a_tokenizer_without_an_unknown_token_is_refused_for_what_it_cannot_encode(folder):
+    words = {"type": "WordLevel", "vocab": {"<s>": 0, "</s>": 1, "The": 2}, "unk_token": "<unk>"}
+    written(folder, model=words, pre_tokenizer={"type": "Whitespace"}, post_processor=None, added_tokens=[])
+    assert "it cannot encode every text (WordLevel error: Missing [UNK] token" in refusal(folder)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_an_ordinary_tokenizer_of_each_family_passes(family):
     assert read_checked(folder_of(family), family)("The old man").input_ids

@@ -4,6 +4,7 @@ import json
 
 import pytest
 from gguf import GGUFReader
+from transformers import AutoTokenizer
 
 import pruning
 from pruning.sharing.gguf import export_and_compare
@@ -58,6 +59,25 @@ def test_a_sentencepiece_tokenizer_keeps_its_order_of_merges(with_model_file, tm
     # Where llama.cpp writes other spaces, the export says so.
     assert [remark for remark in exported.remarks if "special token" in remark]
     assert set(exported.remarks) <= set(exported.notes)
+
+
+@pytest.mark.parametrize("kind", ["byte-level", "SentencePiece"])
+def test_a_token_that_the_model_has_no_row_for_is_left_out_and_said(kind, tmp_path):
+    folder = tmp_path / "model"
+    if kind == "byte-level":
+        save_tiny(folder, "gemma3_text")
+    else:
+        sentencepiece_folder(folder, with_model_file=False)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    rows = json.loads((folder / "config.json").read_text())["vocab_size"]
+    assert len(tokenizer) == rows
+    tokenizer.add_tokens(["<image_soft_token>"], special_tokens=True)  # As Gemma 3's text models have it.
+    tokenizer.save_pretrained(folder)
+    exported = export_and_compare(folder, tmp_path / "model.gguf")
+    tokens = GGUFReader(exported.file).fields["tokenizer.ggml.tokens"].contents()
+    assert len(tokens) == rows
+    assert "<image_soft_token>" not in tokens
+    assert any("has no row for <image_soft_token>" in remark for remark in exported.notes)
 
 
 LIMITS = {
