@@ -1,4 +1,4 @@
-"""Every family that llama.cpp knows, cut by every step, in three types: right, or refused with the reason.
+"""Every family that llama.cpp knows, cut by every step, in some types: right, or refused with the reason.
 
 Small models with random weights are exported, opened by llama.cpp and compared with transformers. A cell shows the
 largest difference of a log-probability, or refers to the reason below the table.
@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from math import sqrt
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,15 @@ OPTIONS = {
     "gemma3_text": {"query_pre_attn_scalar": 32, "num_hidden_layers": 8},
     "mistral": {"sliding_window": None},
 }
-"""What differs from the small models of the tests: rows that divide by 32, and what llama.cpp can express."""
+"""What differs from the small models of the tests: rows that divide by 32, and what llama.cpp can express.
+
+For K-quants, whose blocks are eight times as long, the models are eight times as wide.
+"""
+
+WIDTHS = (
+    *("n_embd", "n_inner", "hidden_size", "word_embed_proj_dim", "ffn_dim", "intermediate_size"),
+    *("head_dim", "query_pre_attn_scalar"),
+)
 
 SCALE = 0.6
 """Of the tests' random matrices, which are so large that 16 bits round off more than they do of a trained model."""
@@ -50,21 +59,23 @@ VARIANTS = {
 }
 
 _QUICK: dict[str, Any] = {"criterion": "l2", "repair": False}
-STEPS: Mapping[str, Sequence[Any]] = {
-    "uncut": (),
-    "layers": (Layers(layers=(1,)),),
-    "heads, groups": (Heads(groups=1, criterion="weights", repair=False),),
-    "heads, queries": (Heads(queries=1, criterion="weights", repair=False),),
-    "channels": (Channels(hidden_size=32, repair=False),),
-    "neurons": (Neurons(intermediate_size=64, **_QUICK),),
-    "vocabulary": (Vocabulary(fraction=0.1),),
-    "weights": (Weights(fraction=0.5, criterion="magnitude"),),
-    "layers, neurons, vocabulary": (
-        Layers(layers=(1,)),
-        Neurons(intermediate_size=64, **_QUICK),
-        Vocabulary(fraction=0.1),
-    ),
-}
+
+
+def _steps(times: int) -> Mapping[str, Sequence[Any]]:
+    """Return the steps of each row, for models that are so many times as wide."""
+    neurons = Neurons(intermediate_size=64 * times, **_QUICK)
+    return {
+        "uncut": (),
+        "layers": (Layers(layers=(1,)),),
+        "heads, groups": (Heads(groups=1, criterion="weights", repair=False),),
+        "heads, queries": (Heads(queries=1, criterion="weights", repair=False),),
+        "channels": (Channels(hidden_size=32 * times, repair=False),),
+        "neurons": (neurons,),
+        "vocabulary": (Vocabulary(fraction=0.1),),
+        "weights": (Weights(fraction=0.5, criterion="magnitude"),),
+        "layers, neurons, vocabulary": (Layers(layers=(1,)), neurons, Vocabulary(fraction=0.1)),
+    }
+
 
 # Importing the converter takes most of a conversion, so that one process imports it and forks for each.
 _CONVERTERS = """
@@ -94,17 +105,22 @@ for line in sys.stdin:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of this benchmark."""
     parser.add_argument("--families", nargs="+", default=[*FAMILIES, *VARIANTS])
+    parser.add_argument(
+        "--types", choices=[name for name in GGUF_TYPES if name != "bf16"], nargs="+", default=list(TYPES)
+    )
 
 
-def main(families: Sequence[str]) -> None:
+def main(families: Sequence[str], types: Sequence[str]) -> None:
     """Print the table, and below it the reasons."""
+    types = ["f16", *(kind for kind in types if kind != "f16")]
+    times = max(1, *(GGUF_TYPES[kind].multiple // 32 for kind in types))
     reasons: dict[str, int] = {}
     rows = []
     with tempfile.TemporaryDirectory() as place, _converters() as converters:
         for family in families:
-            base = _base(family, Path(place))
-            for name, steps in STEPS.items():
-                found = _cell(base, steps, Path(place) / "work", converters)
+            base = _base(family, Path(place), times)
+            for name, steps in _steps(times).items():
+                found = _cell(base, steps, types, Path(place) / "work", converters)
                 cells = [each if isinstance(each, str) else f"{each:.3f}" for each in found]
                 shown = [
                     f"({reasons.setdefault(cell, len(reasons) + 1)})" if not cell[0].isdigit() else cell
@@ -112,25 +128,27 @@ def main(families: Sequence[str]) -> None:
                 ]
                 rows.append([family, name, *shown])
                 print("  ", family, name, *shown, flush=True)
-    table("the largest difference of a log-probability, or the reason", ["family", "step", *TYPES], rows)
+    table("the largest difference of a log-probability, or the reason", ["family", "step", *types], rows)
     for reason, number in reasons.items():
         print(f"({number}) {reason}")
 
 
-def _base(family: str, place: Path) -> Path:
+def _base(family: str, place: Path, times: int) -> Path:
     kind, extra = VARIANTS.get(family, (family, {}))
     sizes = SIZES.get(kind, MODERN) | OPTIONS.get(kind, {}) | extra
-    model = tiny(kind, **sizes)
+    model = tiny(kind, **{key: value * times if key in WIDTHS else value for key, value in sizes.items()})
     for values in model.parameters():
         if values.ndim > 1:
-            values.mul_(SCALE)
+            values.mul_(SCALE / sqrt(times))
     folder = place / family.replace(" ", "-").replace(",", "")
     model.save_pretrained(folder)
     tokenizer(kind in WITH_BOS).save_pretrained(folder)
     return folder
 
 
-def _cell(base: Path, steps: Sequence[Any], work: Path, converters: Any) -> list[float | str]:
+def _cell(
+    base: Path, steps: Sequence[Any], types: Sequence[str], work: Path, converters: Any
+) -> list[float | str]:
     """Return for each type the largest difference, or why it is refused."""
     with tempfile.TemporaryDirectory(prefix=work.name, dir=work.parent) as place:
         folder = base
@@ -143,17 +161,17 @@ def _cell(base: Path, steps: Sequence[Any], work: Path, converters: Any) -> list
                 )
                 folder = pruning.run(recipe, evaluate=False).save(Path(place) / "model")
             except PruningError as error:
-                return [f"cannot be cut: {error}"] * len(TYPES)
+                return [f"cannot be cut: {error}"] * len(types)
         loaded = pruning.load(str(folder))
         obstacles = gguf_types(Shape.of(loaded.model.config))
         if obstacles["f16"]:
-            return [obstacles["f16"]] * len(TYPES)
+            return [obstacles["f16"]] * len(types)
         file = Path(place) / "model.gguf"
         expected = expect(loaded.model, loaded.tokenizer, "the model", lambda _: None)
         found: list[float | str] = []
         try:
             _convert(folder, file, converters)
-            for kind in TYPES:
+            for kind in types:
                 written = file
                 if obstacles[kind]:
                     found.append(obstacles[kind])
@@ -164,7 +182,7 @@ def _cell(base: Path, steps: Sequence[Any], work: Path, converters: Any) -> list
                 differences = compare(written, expected, GGUF_TYPES[kind], lambda _: None)
                 found.append(max(each.largest for each in differences))
         except PruningError as error:
-            found += [str(error)] * (len(TYPES) - len(found))
+            found += [str(error)] * (len(types) - len(found))
         return found
 
 

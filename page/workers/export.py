@@ -52,7 +52,9 @@ class ExportTask(Task):
             return _file_in(found)
         pruned = _measured_and_checked(self.recipe, self.report, context)
         if self.form in GGUF_TYPES and (obstacle := gguf_types(pruned.shape, pruned.recipe.steps)[self.form]):
-            raise RecipeError(f"{obstacle} Choose a width that fits under How to choose what to cut.")
+            raise RecipeError(
+                f"{obstacle} Choose another format, or a width that fits under How to choose what to cut."
+            )
         size = pruned.report.after.bytes
         storage.make_room(COPIES * size)
         owner = context.workbench.owner_of(pruned, context.visitor)

@@ -18,6 +18,7 @@ from pruning.saving.code_free import check_code_free
 from pruning.saving.provenance import read_safetensors_metadata
 from pruning.sharing.gguf.compare import Difference, Expectation, compare, expect
 from pruning.sharing.gguf.convert import convert
+from pruning.sharing.gguf.k_quants import packing_function
 from pruning.sharing.gguf.provenance import facts_of
 from pruning.sharing.gguf.quantize import byte_shares, metadata, open_gguf, quantize
 from pruning.sharing.gguf.types import GGUF_TYPES, GGUFType, check_known, check_reader, gguf_types
@@ -47,7 +48,8 @@ class Exported:
     @property
     def fallback(self) -> str:
         """What is stored in another type than the one chosen, with its share of the bytes; empty if nothing is."""
-        other = [f"{share:.1%} in {name}" for name, share in self.shares.items() if name != self.type]
+        stored = GGUF_TYPES[self.type].tensor_type
+        other = [f"{share:.1%} in {name}" for name, share in self.shares.items() if name != stored]
         return " and ".join(other)
 
     @property
@@ -91,7 +93,8 @@ def export(folder: str | Path, output: str | Path, type: str = "f16", *, progres
 
     Raises:
         RecipeError: There is no such type, or the model's shape does not allow it.
-        ModelError: The folder holds no model, or one that the converter cannot read or llama.cpp computes differently.
+        ModelError: llama.cpp is not installed, or the folder holds no model, or one that the converter cannot read or
+            llama.cpp computes differently.
         SavingError: The file exists, or cannot be written.
 
     Example:
@@ -176,8 +179,14 @@ def _check(folder: Path, type: str) -> Recipe | None:
         raise RecipeError(f"There is no type {type!r} to export to; choose one of: {', '.join(GGUF_TYPES)}.")
     check_known(shape)
     check_reader()
-    if obstacle := gguf_types(shape)[type]:
-        raise RecipeError(f"{folder.name} cannot be exported as {type}. {obstacle} Or export it as f16.")
+    obstacles = gguf_types(shape)
+    if obstacle := obstacles[type]:
+        possible = [name for name in GGUF_TYPES if not obstacles[name]]
+        raise RecipeError(
+            f"{folder.name} cannot be exported as {type}. {obstacle} Or choose one of: {', '.join(possible)}."
+        )
+    if GGUF_TYPES[type].is_k_quant:
+        packing_function()
     # The converter lets tokenizers run code that comes with a folder.
     check_code_free(folder)
     try:

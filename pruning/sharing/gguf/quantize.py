@@ -12,6 +12,8 @@ from transformers.pytorch_utils import Conv1D
 
 from pruning.errors import ModelError
 from pruning.progress import Progress, Reporter
+from pruning.sharing.gguf.k_quants import pack_rows
+from pruning.sharing.gguf.types import GGUF_TYPES
 
 _HALVES = ("F16", "BF16")
 _WRITTEN_BY_THE_WRITER = ("general.architecture", "general.file_type")
@@ -37,6 +39,8 @@ def open_gguf(file: Path) -> Any:
 def quantize(source: Path, output: Path, type: str, progress: Reporter) -> None:
     """Write the matrices of a file in another type; what is in 32 bits, such as norms, remains as it is.
 
+    Matrices whose rows do not divide into blocks get the type's fallback if it has one.
+
     Args:
         source: A GGUF file whose matrices have 16 bits.
         output: The file to write.
@@ -44,7 +48,7 @@ def quantize(source: Path, output: Path, type: str, progress: Reporter) -> None:
         progress: Is called with each tensor.
     """
     gguf, quants = gguf_package(), gguf_package("quants")
-    reader, wanted = open_gguf(source), gguf.GGMLQuantizationType[type.upper()]
+    reader = open_gguf(source)
     writer = gguf.GGUFWriter(output, str(metadata(reader)["general.architecture"]))
     for field in reader.fields.values():
         if field.name.startswith("GGUF.") or field.name in _WRITTEN_BY_THE_WRITER:
@@ -60,7 +64,7 @@ def quantize(source: Path, output: Path, type: str, progress: Reporter) -> None:
             tensor.tensor_type,
             int(tensor.n_bytes),
         )
-        if _can_pack(tensor, wanted):
+        if (wanted := _wanted_type(tensor, type)) is not None:
             rows = tuple(int(length) for length in reversed(tensor.shape))
             shape, dtype, kind = quants.quant_shape_to_byte_shape(rows, wanted), np.dtype(np.uint8), wanted
             size = int(np.prod(shape))
@@ -71,8 +75,8 @@ def quantize(source: Path, output: Path, type: str, progress: Reporter) -> None:
     for number, tensor in enumerate(reader.tensors):
         progress(Progress(f"Rounding to {type}, tensors", number, len(reader.tensors)))
         data = tensor.data
-        if _can_pack(tensor, wanted):
-            data = quants.quantize(quants.dequantize(data, tensor.tensor_type), wanted)
+        if (wanted := _wanted_type(tensor, type)) is not None:
+            data = _pack(quants.dequantize(data, tensor.tensor_type), wanted)
         writer.write_tensor_data(np.ascontiguousarray(data))
     writer.close()
 
@@ -80,15 +84,17 @@ def quantize(source: Path, output: Path, type: str, progress: Reporter) -> None:
 def round_weights(model: PreTrainedModel, type: str) -> PreTrainedModel:
     """Return a copy of a model whose matrices have the values that a GGUF file of a type holds.
 
-    Blocks lie along the inputs of a matrix. Positions that were learned have 32 bits in every file.
+    Blocks lie along the inputs of a matrix. One whose rows do not divide into blocks gets the type's fallback, as in a
+    file. Positions that were learned have 32 bits in every file.
 
     Args:
         model: A model whose weights are vectors and matrices.
         type: A key of `GGUF_TYPES`.
+
+    Raises:
+        ModelError: A package that packs or reads the type is not installed.
     """
-    gguf, quants = gguf_package(), gguf_package("quants")
-    kind = gguf.GGMLQuantizationType[type.upper()]
-    block, _ = gguf.GGML_QUANT_SIZES[kind]
+    quants = gguf_package("quants")
     rounded = copy.deepcopy(model)
     tokens = rounded.get_input_embeddings()
     for name, weight in rounded.named_parameters():
@@ -97,18 +103,37 @@ def round_weights(model: PreTrainedModel, type: str) -> PreTrainedModel:
         if weight.ndim != 2 or (is_embedding and module is not tokens):
             continue
         rows = weight.detach().T if is_transposed else weight.detach()
-        if rows.shape[1] % block == 0:
+        if (kind := _type_of_rows(rows.shape[1], type)) is not None:
             # The file is made from one of 16 bits.
             halves = rows.half().float().cpu().contiguous().numpy()
-            values = torch.from_numpy(quants.dequantize(quants.quantize(halves, kind), kind)).to(weight)
+            values = torch.from_numpy(quants.dequantize(_pack(halves, kind), kind)).to(weight)
             weight.data = values.T.contiguous() if is_transposed else values
     return rounded
 
 
-def _can_pack(tensor: Any, wanted: Any) -> bool:
-    """Return whether a tensor holds halves whose rows divide into blocks."""
-    block, _ = gguf_package().GGML_QUANT_SIZES[wanted]
-    return tensor.tensor_type.name in _HALVES and int(tensor.shape[0]) % block == 0
+def _wanted_type(tensor: Any, type: str) -> Any:
+    """Return the type that a tensor of 16 bits gets, and None for one that remains as it is."""
+    return _type_of_rows(int(tensor.shape[0]), type) if tensor.tensor_type.name in _HALVES else None
+
+
+def _type_of_rows(length: int, type: str) -> Any:
+    """Return the tensor type of rows that have a length: the type's own, its fallback, or None if none fits."""
+    gguf, kind = gguf_package(), GGUF_TYPES[type]
+    for name in filter(None, (kind.tensor_type, kind.fallback)):
+        found = gguf.GGMLQuantizationType[name.upper()]
+        block, _ = gguf.GGML_QUANT_SIZES[found]
+        if length % block == 0:
+            return found
+    return None
+
+
+def _pack(values: np.ndarray[Any, Any], kind: Any) -> np.ndarray[Any, Any]:
+    """Return rows of values in a tensor type."""
+    quants = gguf_package("quants")
+    if not kind.name.endswith("_K"):
+        return quants.quantize(values, kind)
+    *_, row_bytes = quants.quant_shape_to_byte_shape(values.shape, kind)
+    return pack_rows(values, kind, row_bytes)
 
 
 def metadata(reader: Any) -> dict[str, Any]:

@@ -345,6 +345,14 @@ def test_a_gguf_file_is_compared_before_it_is_offered(perform):
     assert perform(ExportTask(RECIPE, "f16", "smaller")) == ([], file)
 
 
+def test_a_format_that_the_rows_do_not_allow_is_refused_with_the_reason(perform):
+    with pytest.raises(pruning.RecipeError, match=r"Rows of .* not multiples of 256") as error:
+        perform(ExportTask(RECIPE, "q4_k_s", "smaller"))
+    assert str(error.value).endswith(
+        "Choose another format, or a width that fits under How to choose what to cut."
+    )
+
+
 def test_a_lesson_without_runs_shows_the_base_alone(perform):
     emitted, result = perform(LessonTask("01-where-the-parameters-live"))
     assert (emitted, result.models, result.recipe) == ([], (), None)
