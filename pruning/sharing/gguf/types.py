@@ -109,13 +109,7 @@ def gguf_types(shape: Shape, _steps: Sequence[Step] = ()) -> dict[str, str]:
 
 def row_lengths(shape: Shape) -> dict[str, int]:
     """Return how long the rows of a model's matrices are, by the kind of unit that each projection reads."""
-    anatomy = shape.anatomy
-    lengths = {CHANNEL: shape.count(CHANNEL)}
-    for kind in anatomy.family.output_projections:
-        spec = anatomy.tensor(f"{anatomy.output_projection(0, kind)}.weight")
-        axis = 1 - spec.labels.index(CHANNEL)
-        lengths[kind] = shape.length(spec.labels[axis], spec.shape[axis])
-    return lengths
+    return dict(_parameters_by_row(shape))
 
 
 def _obstacle(shape: Shape, kind: GGUFType) -> str:
@@ -127,7 +121,7 @@ def _obstacle(shape: Shape, kind: GGUFType) -> str:
 
 def _row_obstacle(shape: Shape, multiple: int) -> str:
     """Return which rows are not multiples; empty if all are."""
-    wrong = [(unit, length) for unit, length in row_lengths(shape).items() if length % multiple]
+    wrong = [row for row in _parameters_by_row(shape) if row[1] % multiple]
     if not wrong:
         return ""
     return (

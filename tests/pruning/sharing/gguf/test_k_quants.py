@@ -200,3 +200,10 @@ def test_parts_that_threads_pack_are_those_of_the_whole(monkeypatch):
     whole = k_quants.pack_rows(values, kind, 144)
     monkeypatch.setattr(k_quants, "PART", 4 * 256)
     np.testing.assert_array_equal(k_quants.pack_rows(values, kind, 144), whole)
+
+
+@pytest.mark.parametrize("model_type", ["qwen3_5_text", "bamba", "granitemoehybrid", "mamba"])
+def test_the_rows_of_a_hybrid_count_though_its_first_layer_has_no_attention(model_type):
+    obstacles = gguf_types(Shape.of(CONFIG_MAPPING[model_type]()))
+    assert set(obstacles) == set(GGUF_TYPES)
+    assert obstacles["q8_0"] == ""
