@@ -333,7 +333,8 @@ def patch(extra: dict[str, Any]) -> None:
     def get_model_class(name: str, mmproj: bool = False) -> type:
         config = conversion.ModelBase.load_hparams(Path(sys.argv[-1]), False)
         found = original("LlamaForCausalLM" if needs_llama(config) else name, mmproj)
-        return corrected(found, extra, gguf)
+        # The class for Ministral 3 hands all work to another one, which would stay uncorrected.
+        return corrected(getattr(found, "Ministral3Model", found), extra, gguf)
 
     conversion.get_model_class = get_model_class
 

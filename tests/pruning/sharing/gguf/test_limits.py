@@ -72,15 +72,20 @@ def test_a_text_is_longer_than_a_chunk_of_attention():
     assert prompt_lengths(chunked) == [28, 480, 1088]
 
 
-def test_cohere_2_is_exported_though_transformers_moved_what_the_converter_reads(tmp_path):
+MOVED = {
+    "cohere2": {"sliding_window": 16},  # Its share of rotated channels is not in its config any more.
+    "ministral3": {},  # The converter's class for it hands all work to another one.
+}
+
+
+@pytest.mark.parametrize("family", MOVED)
+def test_a_family_whose_converter_fails_by_itself_is_exported(family, tmp_path):
     folder = tmp_path / "model"
-    _build(CONFIG_MAPPING["cohere2"](**SIZES, sliding_window=16)).save_pretrained(folder)
+    _build(CONFIG_MAPPING[family](**SIZES, **MOVED[family])).save_pretrained(folder)
     tokenizer().save_pretrained(folder)
-    assert [each.tokens for each in export_and_compare(folder, tmp_path / "a.gguf").differences] == [
-        28,
-        80,
-        480,
-    ]
+    exported = export_and_compare(folder, tmp_path / "a.gguf")
+    assert exported.differences[-1].tokens >= 480
+    assert all(each.largest < 0.05 for each in exported.differences)
 
 
 def test_a_window_that_is_too_long_to_compare_is_said(tmp_path):
