@@ -109,7 +109,7 @@ def gguf_types(shape: Shape, _steps: Sequence[Step] = ()) -> dict[str, str]:
 
 def row_lengths(shape: Shape) -> dict[str, int]:
     """Return how long the rows of a model's matrices are, by the kind of unit that each projection reads."""
-    return dict(_parameters_by_row(shape))
+    return dict(list(_parameters_by_row(shape)))
 
 
 def _obstacle(shape: Shape, kind: GGUFType) -> str:
