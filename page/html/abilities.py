@@ -100,6 +100,6 @@ def describe_answers(compared: AnswerComparison) -> str:
             f"{kept.confidence:.0%} interval {kept.low:.0%} to {kept.high:.0%}."
         )
     return (
-        f"{first} Of {compared.items} answers, {compared.pruned_loops} repeat themselves, "
+        f"{first} Of {compared.items} answers, {compared.pruned_loops} of the pruned model's repeat themselves, "
         f"and {compared.base_loops} of the original's."
     )
