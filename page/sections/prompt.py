@@ -89,6 +89,7 @@ def build_prompt() -> PromptPart:
 
 
 def build_sampling(first: PromptPart) -> SamplingPart:
+    """Lay out how both models write, folded up, and return it with the prompt."""
     with gr.Accordion("Text generation settings", open=False, elem_id="generation"):
         length = gr.Slider(5, 200, value=FIRST_LENGTH, step=1, label="New tokens", elem_id="length")
         temperature = gr.Slider(

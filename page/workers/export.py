@@ -83,7 +83,7 @@ def _measured_and_checked(recipe: Recipe, report: Report | None, context: TaskCo
 
 
 def _pack(folder: Path, file: Path, context: TaskContext) -> None:
-    """Write a folder to a zip file, as it is: weights hardly compress, and trying takes longer than making them."""
+    """Write a folder to a zip file without compression, which takes long and saves little on weights."""
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for path in sorted(folder.rglob("*")):
             context.emit(Progress(f"Packing {path.name}"))

@@ -199,7 +199,7 @@ def _remarks(tokenizer: PreTrainedTokenizerBase, begins_with_space: bool) -> Ite
 
 
 def _rowless(tokenizer: PreTrainedTokenizerBase, count: int) -> Iterator[str]:
-    """Yield that tokens are left out for which the model has no row, as Gemma 3's text models have one."""
+    """Yield which tokens the file leaves out because the model has no row for them; Gemma 3 has one such token."""
     beyond = sorted(token for token, number in tokenizer.get_vocab().items() if number >= count)
     if beyond:
         named = ", ".join(beyond[:3]) + (f" and {len(beyond) - 3:,} more" if len(beyond) > 3 else "")

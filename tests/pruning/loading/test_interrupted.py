@@ -95,7 +95,7 @@ def test_a_cache_that_was_cut_short_is_mended(hub, name, left, monkeypatch):
 
 @pytest.fixture
 def offline_weights(monkeypatch):
-    """The default model's package, as if it were installed and held a small model."""
+    """Pretend that the default model's package is installed and holds a small model."""
     tiny, converted = loaded("llama"), []
 
     def convert(entry, folder):
