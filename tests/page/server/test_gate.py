@@ -168,7 +168,7 @@ def test_a_student_does_not_publish_as_the_teacher(teachers_machine):
         for function in build_page(WarmUp()).fns.values()
         if function.api_name.startswith("push") and function.api_visibility == "private"
     )
-    (update,) = push.fn(student, None, recipe, "", "teacher/gift", False, "")
+    (update,) = push.fn(student, None, recipe, None, "", "teacher/gift", False, "")
     assert any("your own Hub token" in str(value) for value in update.values())
     with pytest.raises(gr.Error, match="your own Hub token"):
         asyncio.run(api.push(student, "teacher/gift", recipe.to_yaml(), False))
