@@ -284,4 +284,7 @@ def _buffer_spec(family: Family, name: str, shape: tuple[int, ...]) -> TensorSpe
 
 def _spec(family: Family, name: str, shape: tuple[int, ...]) -> TensorSpec:
     component, layer, labels = family.component(name)
+    if len(labels) != len(shape):
+        # Layers that disagree about its axes: what those count cannot be cut (`derive`).
+        labels = (None,) * len(shape)
     return TensorSpec(name, shape, labels, component, layer)

@@ -281,7 +281,8 @@ class _Reading(AxisLabels):
             known = sorted_by[part].get(short)
             if known is not None and known != axes:
                 self._disagree(short, known, axes)
-                axes = tuple(a if a == b else None for a, b in zip(known, axes, strict=False))
+                alike = len(known) == len(axes)
+                axes = tuple(a if a == b and alike else None for a, b in zip(known, axes, strict=False))
             sorted_by[part][short] = axes
         return sorted_by
 
@@ -309,7 +310,8 @@ class _Reading(AxisLabels):
         }
 
     def _disagree(self, name: str, first: tuple[Label, ...], second: tuple[Label, ...]) -> None:
-        for label in {*first, *second} - ({*first} & {*second}):
+        agreed = {*first} & {*second} if len(first) == len(second) else set()
+        for label in {*first, *second} - agreed:
             for part in parts_of(label):
                 if part is not None:
                     self.unprunable.setdefault(

@@ -91,6 +91,10 @@ def _norm(*names: str, axis: Label = CHANNEL) -> TensorLabels:
     return {f"{name}.{part}": (axis,) for name in names for part in ("weight", "bias")}
 
 
+def _numberless(tensor: str) -> str:
+    return re.sub(r"\b\d+\b", "#", tensor)
+
+
 @dataclass(frozen=True)
 class Family:
     """One architecture: the labels of its tensors by component, and the config keys that hold its sizes.
@@ -173,6 +177,17 @@ class Family:
         for component, tensors in components.items():
             if name in tensors:
                 return component, layer, tensors[name]
+        if self.derived:
+            # The small model has fewer layers, and its other lists may be shorter too.
+            alike = {
+                (component, axes)
+                for component, tensors in components.items()
+                for known, axes in tensors.items()
+                if _numberless(known) == _numberless(name)
+            }
+            if len(alike) == 1:
+                ((component, axes),) = alike
+                return component, layer, axes
         raise ModelError(
             f"The tensor {tensor} is not one that {self.title} models are known to have. "
             "This variant of the family is not supported."

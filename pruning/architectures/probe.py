@@ -1,13 +1,15 @@
 """Make a small config with the options of a real one, so that its model can be built and run in no time."""
 
 import copy
+import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
-from pruning.architectures.config import LAYER_KEYS
+from pruning.architectures.config import LAYER_KEYS, build_on_meta, config_from_dict
 from pruning.architectures.layer_numbers import EXACT, keep_layers
 from pruning.errors import ModelError
 
@@ -17,6 +19,9 @@ LAYERS = 3
 """The least number of layers; there are more if the real model has more kinds of them."""
 
 MOST_LAYERS = 12
+
+MOST_FIRST = 24
+"""The largest number of layers if they have to be the first ones, because a kind appears late."""
 
 SIZES: Mapping[str, int] = (
     dict.fromkeys(("hidden_size", "d_model", "n_embd", "embedding_dim", "emb_dim", "lru_width"), HIDDEN)
@@ -183,17 +188,48 @@ def probe_config(config: PreTrainedConfig, **overrides: Any) -> PreTrainedConfig
         ModelError: transformers builds no config of these values.
     """
     values = copy.deepcopy(config.to_dict())
-    values = _fewer_layers(values)
-    values = {key: _small(key, value) for key, value in values.items()}
+    key = layers_key(values)
+    if key is None:
+        return _shrunk(config, values, overrides)
+    layers = _chosen_layers(json.dumps(values, sort_keys=True, default=str), key)
+    return _shrunk(config, _with_layers(values, layers, values[key]), overrides)
+
+
+@lru_cache(maxsize=256)
+def _chosen_layers(config_json: str, key: str) -> Sequence[int]:
+    """Return the layers of a model whose small model has layers of all its kinds, if any choice gives that."""
+    config = config_from_dict(json.loads(config_json))
+    values = config.to_dict()
+    count = values[key]
+    kinds = _kinds_of_layers(config, values, count)
+    chosen = sorted(_representatives(values, kinds))
+    if len(set(kinds)) == 1:
+        return chosen
+    few = _kinds_of_layers(config, _with_layers(values, chosen, count), len(chosen))
+    # If they differ, what tells the layers apart is no list: a period, or the number of the first of a kind.
+    first = range(max(kinds.index(kind) for kind in kinds) + 1)
+    return chosen if set(few) == set(kinds) or len(first) > MOST_FIRST else first
+
+
+def _shrunk(
+    config: PreTrainedConfig, values: Mapping[str, Any], overrides: Mapping[str, Any]
+) -> PreTrainedConfig:
+    """Return the config of a model with small sizes.
+
+    Args:
+        config: The real config.
+        values: Its values, with a few of its layers or all of them.
+        overrides: Values to set beside.
+    """
     real = config.to_dict()
+    values = {key: _small(key, value) for key, value in copy.deepcopy(dict(values)).items()}
     hidden = next((real[key] for key in ("hidden_size", "d_model", "n_embd") if real.get(key)), None)
     for key, value in real.items():
         if key not in SIZES and "dim" in key + "size" and value == hidden and isinstance(value, int):
             values[key] = HIDDEN if values.get(key) == hidden else values.get(key)
     values |= _consistent(real, values)
     values |= {key: value for key, value in EXACT.items() if key in values}
-    values = _fit_rotary(values) | overrides
-    return config_of_values(type(config), values)
+    return config_of_values(type(config), _fit_rotary(values) | dict(overrides))
 
 
 def config_of_values(kind: type[PreTrainedConfig], values: Mapping[str, Any]) -> PreTrainedConfig:
@@ -241,30 +277,40 @@ def layers_key(values: Mapping[str, Any]) -> str | None:
     return next((key for key in LAYER_KEYS if isinstance(values.get(key), int)), None)
 
 
-def _fewer_layers(values: dict[str, Any]) -> dict[str, Any]:
-    """Keep a few layers of every kind that the lists of the config tell apart."""
-    key = layers_key(values)
-    if key is None:
-        return values
-    count = values[key]
-    kept = sorted(_representatives(values, count))
-    values = keep_layers(values, kept, count)
-    for each in LAYER_KEYS:
-        if values.get(each) == count:
-            values[each] = len(kept)
-    return values
+def _with_layers(values: Mapping[str, Any], layers: Sequence[int], count: int) -> dict[str, Any]:
+    """Return the values of a config for some of its layers."""
+    kept = keep_layers(values, layers, count)
+    return {
+        key: len(layers) if key in LAYER_KEYS and value == count else value for key, value in kept.items()
+    }
 
 
-def _representatives(values: Mapping[str, Any], count: int) -> set[int]:
-    """Return two layers of each kind, and enough others."""
+def _kinds_of_layers(config: PreTrainedConfig, values: Mapping[str, Any], count: int) -> list[Hashable]:
+    """Return what tells layers apart: the names and shapes of their tensors, None if no model can be built."""
+    try:
+        model = build_on_meta(_shrunk(config, values, {}))
+    except ModelError:
+        return [None] * count
+    lists: dict[str, dict[int, set[Hashable]]] = {}
+    for name, weights in model.named_parameters():
+        if match := re.match(r"(\D*?\.)(\d+)\.(.+)", name):
+            entries = lists.setdefault(match[1], {})
+            entries.setdefault(int(match[2]), set()).add((match[1], match[3], weights.shape))
+    whole = [entries for entries in lists.values() if entries.keys() == set(range(count))]
+    return [frozenset().union(*(entries[layer] for entries in whole)) for layer in range(count)]
+
+
+def _representatives(values: Mapping[str, Any], kinds: Sequence[Hashable]) -> set[int]:
+    """Return two layers of each kind that tensors or lists of the config tell apart, and enough others."""
+    count = len(kinds)
     lists = [
         value
         for key, value in values.items()
         if isinstance(value, (list, tuple, str)) and len(value) == count and "token" not in key
     ]
-    seen: dict[str, list[int]] = {}
-    for layer in range(count):
-        seen.setdefault(str([entries[layer] for entries in lists]), []).append(layer)
+    seen: dict[Hashable, list[int]] = {}
+    for layer, kind in enumerate(kinds):
+        seen.setdefault((kind, str([entries[layer] for entries in lists])), []).append(layer)
     chosen = {layer for layers in seen.values() for layer in (layers[0], layers[-1])}
     chosen = set(sorted(chosen)[:MOST_LAYERS])
     for layer in range(count):

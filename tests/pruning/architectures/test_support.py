@@ -12,8 +12,11 @@ from transformers import CONFIG_MAPPING
 
 from pruning.architectures.config import known_types
 from pruning.architectures.families import FAMILIES
+from pruning.architectures.probe import default_config
+from pruning.architectures.shape import Shape
 from pruning.architectures.support import support_of
 from pruning.cli.families import table
+from pruning.errors import ModelError
 
 EXPECTED = json.loads((Path(__file__).parents[2] / "data" / "families.json").read_text(encoding="utf-8"))
 
@@ -104,6 +107,9 @@ HYBRID = [
     "gemma3n_text",
 ]
 
+WITHOUT_A_DEFAULT = {"hunyuan_v1_dense", "hunyuan_v1_moe", "ministral", "nemotron"}
+"""Types whose config describes no model until sizes are given that it leaves open."""
+
 
 def test_every_type_of_the_installed_transformers_is_listed():
     assert set(known_types()) == set(EXPECTED)
@@ -114,6 +120,16 @@ def test_every_type_of_the_installed_transformers_is_listed():
 def test_what_is_listed_is_proven(name):
     units = [unit for unit in PROVEN_AGAIN if unit in EXPECTED[name]]
     assert support_of(name, units).units == tuple(units)
+
+
+@pytest.mark.parametrize("name", [name for name, units in EXPECTED.items() if units])
+def test_a_listed_type_is_known_as_large_as_transformers_makes_it(name):
+    """What the small model shows holds for the whole: kinds of layers that come late or in periods, longer lists."""
+    if name in WITHOUT_A_DEFAULT:
+        with pytest.raises(ModelError, match="a model that cannot be built"):
+            Shape.of(default_config(name))
+    else:
+        assert Shape.of(default_config(name)).parameters > 0
 
 
 @pytest.mark.parametrize("name", [name for name, units in EXPECTED.items() if not units][:12])
