@@ -7,8 +7,10 @@ _SHARE = ("--neurons", "--budget")
 _SIZE = ("--budget", "--intermediate-size")
 
 OPTIONS: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(("ratio", "pruning-ratio", "prune-ratio", "amount", "fraction", "percent"), _SHARE),
+    **dict.fromkeys(("sparsity", "sparsity-ratio", "unstructured"), ("--weights",)),
     **dict.fromkeys(
-        ("ratio", "pruning-ratio", "prune-ratio", "sparsity", "amount", "fraction", "percent"), _SHARE
+        ("sparsity-type", "sparsity-pattern", "pattern", "nm", "semi-structured"), ("--weights-pattern",)
     ),
     **dict.fromkeys(("compression", "compression-ratio", "p"), _SHARE),
     **dict.fromkeys(("size", "target-size", "target", "params", "parameters", "memory", "max-size"), _SIZE),
@@ -26,7 +28,9 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(
         ("out", "output-dir", "output-path", "save", "save-dir", "save-model", "dest"), ("--output",)
     ),
-    **dict.fromkeys(("method", "metric", "importance", "score", "strategy"), ("--criterion",)),
+    **dict.fromkeys(
+        ("method", "metric", "metrics", "importance", "score", "strategy"), ("--criterion", "--skills")
+    ),
     **dict.fromkeys(("force", "f", "exist-ok", "yes", "y"), ("--overwrite",)),
     **dict.fromkeys(("heal", "recover", "refit"), ("--repair",)),
     **dict.fromkeys(("no-eval", "skip-eval"), ("--no-evaluate",)),

@@ -148,6 +148,9 @@ def test_a_chat_file_calibrates_again(shell, tmp_path):
     ("arguments", "named"),
     [
         (["prune", "x", "--ratio", "0.2"], "--neurons"),
+        (["prune", "x", "--sparsity", "50%"], "--weights"),
+        (["prune", "x", "--sparsity-type", "2:4"], "--weights-pattern"),
+        (["evaluate", "x", "--metrics", "skills"], "--skills"),
         (["search", "x", "--ratio", "0.2"], "--budget"),
         (["prune", "x", "--output-dir", "y"], "--output"),
         (["prune", "x", "--dataset", "y"], "--calibration"),
