@@ -60,6 +60,9 @@ NOTES: Mapping[str, str] = {
     **dict.fromkeys(
         ("model", "model-name", "model-path", "m"), "The model is the first argument, without an option"
     ),
+    **dict.fromkeys(
+        ("prompt", "question", "input"), "The prompt is the second argument of generate, without an option"
+    ),
     **dict.fromkeys(("finetune", "train", "retrain"), "Training is a command of its own: secateur distill"),
     **dict.fromkeys(("private",), "Private is the default"),
     **dict.fromkeys(("trust-remote-code",), "Code from the Hub is never run"),

@@ -66,7 +66,7 @@ def evaluate_tasks(
         raise
     except Exception as error:
         raise ModelError(
-            f"The tasks {', '.join(names)} could not be evaluated: {first_line(error)} "
+            f"The tasks {', '.join(names)} could not be evaluated: {first_line(error).rstrip('.')}. "
             "Their data come from the Hugging Face Hub: check that it can be reached."
         ) from error
     return {name: dict(values) for name, values in (measured or {})["results"].items()}

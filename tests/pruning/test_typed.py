@@ -151,6 +151,7 @@ def test_a_chat_file_calibrates_again(shell, tmp_path):
         (["prune", "x", "--sparsity", "50%"], "--weights"),
         (["prune", "x", "--sparsity-type", "2:4"], "--weights-pattern"),
         (["evaluate", "x", "--metrics", "skills"], "--skills"),
+        (["generate", "x", "--prompt", "Hello"], "The prompt is the second argument"),
         (["search", "x", "--ratio", "0.2"], "--budget"),
         (["prune", "x", "--output-dir", "y"], "--output"),
         (["prune", "x", "--dataset", "y"], "--calibration"),

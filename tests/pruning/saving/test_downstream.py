@@ -7,25 +7,41 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 import pruning
+from pruning.architectures.families import COMPARED_VERSION
 from pruning.sharing.gguf import export
 from tests.helpers.llamacpp import assert_agrees, chat
+from tests.helpers.older_transformers import OLDER, read_by_older
 
 pytestmark = pytest.mark.real
 
 PROMPTS = ["Paris is the capital of", "The best way to learn is", "def add(a, b):"]
 
 
-@pytest.fixture(scope="module")
-def pruned(smollm2):
-    """SmolLM2 with 1228 of its 1536 neurons, as a cut by 20 % without rounding leaves them."""
-    step = pruning.Neurons(fraction=0.2, repair=False)
+STEPS = {
+    # 1228 of the 1536 neurons: not a multiple of 32.
+    "neurons": (pruning.Neurons(fraction=0.2, multiple_of=1, repair=False),),
+    "every step": (
+        pruning.Layers(layers=(9, 20)),
+        pruning.Heads(groups=1),
+        pruning.Heads(queries=1),
+        pruning.Neurons(fraction=0.2),
+        pruning.Channels(fraction=0.1),
+        pruning.Vocabulary(fraction=0.2),
+        pruning.Weights(fraction=0.2),
+    ),
+}
+
+
+@pytest.fixture(scope="module", params=STEPS)
+def pruned(request, smollm2):
     text = pruning.Calibration(tokens=1024)
-    return pruning.prune(pruning.Recipe(base="smollm2-135m", calibration=text, steps=[step]), smollm2)
+    recipe = pruning.Recipe(base="smollm2-135m", calibration=text, steps=STEPS[request.param])
+    return pruning.prune(recipe, smollm2)
 
 
 @pytest.fixture(scope="module")
 def folder(pruned, tmp_path_factory):
-    return pruned.save(tmp_path_factory.mktemp("downstream") / "smollm2-119m")
+    return pruned.save(tmp_path_factory.mktemp("downstream") / "smollm2-pruned")
 
 
 @pytest.fixture
@@ -42,6 +58,16 @@ def test_transformers_pipeline(pruned, folder):
     for prompt in PROMPTS:
         expected = pruning.generate(pruned, prompt, pruning.Sampling(12), chat=False)
         assert write(prompt, **settings)[0]["generated_text"] == expected
+
+
+def test_an_older_transformers_computes_the_same(pruned, folder, need):
+    need(OLDER.is_dir(), "transformers 4.57 is not installed (make .venv/installed-dev)")
+    ((version, tokens, last),) = read_by_older([folder], PROMPTS[0])
+    assert version == COMPARED_VERSION
+    assert tokens == pruned.tokenizer(PROMPTS[0]).input_ids
+    with torch.inference_mode():
+        expected = pruned.model(torch.arange(2, 50)[None]).logits[0, -1]
+    torch.testing.assert_close(torch.tensor(last), expected, atol=1e-3, rtol=0)
 
 
 def test_peft_learns_in_one_step(folder, installed):
@@ -90,8 +116,9 @@ def test_lm_eval_measures_it(pruned, folder, installed):
 
 def test_llama_cpp_writes_the_same_and_chats_in_the_same_format(pruned, folder, installed, tmp_path):
     installed("xllamacpp", "llama.cpp (xllamacpp)")
-    file = export(folder, tmp_path / "smollm2-119m.gguf", "f16")
-    assert_agrees(file, pruned.model, pruned.tokenizer, PROMPTS, tolerance=0.05)
+    file = export(folder, tmp_path / "smollm2-pruned.gguf", "f16")
+    saved = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)  # In 16 bits, as the file.
+    assert_agrees(file, saved, pruned.tokenizer, PROMPTS, tolerance=0.05)
     question = "What is the capital of France?"
     answer = chat(file, question)
     messages = [{"role": "user", "content": question}]

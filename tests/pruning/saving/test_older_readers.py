@@ -1,11 +1,5 @@
 """What is saved says the same to the transformers of today and to an older one, which many programs still have."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 import transformers
@@ -15,18 +9,8 @@ import pruning
 from pruning.architectures.families import COMPARED_VERSION, FAMILIES
 from pruning.saving.older_readers import least_version, write_for_older_readers
 from tests.helpers.models import save_tiny
+from tests.helpers.older_transformers import OLDER, read_by_older
 
-OLDER = Path(sys.prefix) / "older"
-READ = """
-import json, sys, torch, transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer
-for folder in sys.argv[1:]:
-    words = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder).eval()
-    with torch.inference_mode():
-        last = model(torch.arange(2, 50)[None]).logits[0, -1].tolist()
-    print(json.dumps([transformers.__version__, words("The old man walked").input_ids, last]))
-"""
 LLAMA_3 = {
     "rope_type": "llama3",
     "rope_theta": 5e5,
@@ -59,15 +43,11 @@ def saved(tmp_path_factory):
 
 def test_an_older_transformers_computes_the_same(saved, need):
     need(OLDER.is_dir(), "transformers 4.57 is not installed (make .venv/installed-dev)")
-    command = [sys.executable, "-c", READ, *(str(folder) for _, folder in saved.values())]
-    read = subprocess.run(
-        command, env=os.environ | {"PYTHONPATH": str(OLDER)}, capture_output=True, text=True, timeout=300
-    )
-    assert read.returncode == 0, read.stderr[-2000:]
-    for (pruned, _), line in zip(saved.values(), read.stdout.splitlines(), strict=True):
-        version, tokens, last = json.loads(line)
+    text = "The old man walked"
+    read = read_by_older([folder for _, folder in saved.values()], text)
+    for (pruned, _), (version, tokens, last) in zip(saved.values(), read, strict=True):
         assert version == COMPARED_VERSION
-        assert tokens == pruned.tokenizer("The old man walked").input_ids
+        assert tokens == pruned.tokenizer(text).input_ids
         with torch.inference_mode():
             expected = pruned.model(torch.arange(2, 50)[None]).logits[0, -1]
         torch.testing.assert_close(torch.tensor(last), expected, atol=1e-5, rtol=0)
