@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import pruning
-from pruning import Heads, Layers, Neurons
+from pruning import Heads, Layers, Neurons, Recipe
+from pruning.architectures.shape import Shape
 from tests.helpers.accessibility import problems
 from tests.helpers.browser import WORK
 
@@ -63,8 +63,16 @@ def wait_for_count(page, parameters):
     page.wait_for_function(f"document.querySelector('#parameters-after').dataset.count == {parameters}")
 
 
-def parameters_after(*steps):
-    return pruning.preview(pruning.Recipe(base="smollm2-135m", steps=list(steps))).after.parameters
+@pytest.fixture(scope="module")
+def parameters_after(smollm2):
+    """`parameters_after(*steps)` counts what steps leave of the base. Found by its name, with the test's own empty
+    cache, the base would be converted again for each test."""
+    shape = Shape.of(smollm2.model.config)
+
+    def parameters(*steps):
+        return Recipe(base="smollm2-135m", steps=steps).check(shape).parameters
+
+    return parameters
 
 
 def count(page, which="after"):
@@ -156,7 +164,7 @@ def test_the_first_answer_is_right_and_a_text_can_be_continued_instead(visit):
     assert page.input_value("#prompt textarea") == "Once upon a time"
 
 
-def test_every_part_can_be_cut_and_a_link_opens_the_same(visit):
+def test_every_part_can_be_cut_and_a_link_opens_the_same(visit, parameters_after):
     page = visit()
     calibrate_on_little(page)
     set_percent(page, 25)
@@ -179,7 +187,7 @@ def test_every_part_can_be_cut_and_a_link_opens_the_same(visit):
     assert other.input_value("#layers-count input[type=number]") == "2"
 
 
-def test_a_recipe_that_holds_more_than_the_controls_is_followed(visit):
+def test_a_recipe_that_holds_more_than_the_controls_is_followed(visit, parameters_after):
     page = visit()
     page.click("#from-recipe button")
     page.fill(
@@ -389,7 +397,7 @@ def test_fits_the_screen(visit, width, height, scheme):
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
-def test_a_layer_is_removed_by_a_press_and_by_the_keyboard_and_put_back(visit):
+def test_a_layer_is_removed_by_a_press_and_by_the_keyboard_and_put_back(visit, parameters_after):
     page = visit(1366, 768)
     calibrate_on_little(page)
     assert page.is_visible("#picture .layers")
