@@ -48,14 +48,13 @@ def evaluate_tasks(
     check_installed()
     progress(Progress(f"Loading {', '.join(tasks)}"))
     names = [task.strip() for task in tasks if task.strip()]
-    # An optional package, which takes seconds to import.
-    lm_eval, models, loaders = (
-        import_module(f"lm_eval{part}") for part in ("", ".models.huggingface", ".tasks")
-    )
+    # An optional package, which takes seconds to import: its models only if the tasks exist.
+    lm_eval, loaders = (import_module(f"lm_eval{part}") for part in ("", ".tasks"))
     try:
         manager = loaders.TaskManager()
         if unknown := [name for name in names if name not in manager.all_tasks]:
             raise ModelError(f"lm-evaluation-harness has no task {unknown[0]!r}. Check its spelling.")
+        models = import_module("lm_eval.models.huggingface")
         measured = lm_eval.simple_evaluate(
             models.HFLM(pretrained=model.model, tokenizer=model.tokenizer),
             tasks=names,

@@ -44,6 +44,7 @@ from pruning.shape_search.sweep import iter_sweep
 from pruning.sharing.gguf.rounded import ROUNDED_TYPES, TOKENS, iter_rounded
 from pruning.steps import STEPS
 from pruning.steps.base import Step
+from pruning.text.choice import TextChoice
 from tests.helpers import models
 from tests.helpers.flops import count_flop
 
@@ -220,6 +221,8 @@ NOISE = 80_000_000
 
 FREE = 4 * 10**9
 TEXT = Calibration(tokens=1024)
+TRAINED_ON = TextChoice(text="story")
+"""A training holds its windows and weights, however much text there is; of a short one, less has to be evaluated."""
 
 MEMORY = {
     "layers": (Layers(count=2),),
@@ -228,10 +231,10 @@ MEMORY = {
     "channels": (Channels(fraction=0.3),),
     "weights": (Weights(fraction=0.5),),
     "reconstruction": (Reconstruction(epochs=1),),
-    "long window": (Distillation(steps=1, batch=1, window=1024),),
-    "large batch": (Distillation(steps=1, batch=8, micro_batch_size=8),),
+    "long window": (Distillation(steps=1, batch=1, window=1024, text=TRAINED_ON),),
+    "large batch": (Distillation(steps=1, batch=8, micro_batch_size=8, text=TRAINED_ON),),
     "everything trained": (
-        Distillation(steps=2, batch=2, window=64, embeddings=True, hidden_loss_weight=1.0),
+        Distillation(steps=2, batch=2, window=64, embeddings=True, hidden_loss_weight=1.0, text=TRAINED_ON),
     ),
 }
 """Each step once, and what takes most: a large batch, a long window, all weights."""
@@ -276,7 +279,7 @@ def pieces_of_work(name: str, shape: Shape, teacher: tuple[str, Shape], stored_b
     prompt = models.PROMPT * 20
     tokens = len(models.tokenizer()(prompt).input_ids)
     fewer_layers = Recipe(base=name, steps=(Layers(count=1, method="last", repair=False),))
-    taught = Distillation(steps=1, batch=2, window=64, teacher=teacher[0])
+    taught = Distillation(steps=1, batch=2, window=64, teacher=teacher[0], text=TRAINED_ON)
     return {sample: pruning_by(*steps) for sample, steps in MEMORY.items()} | {
         "teacher": pruning_by(taught),
         "search": (
