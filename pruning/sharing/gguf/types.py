@@ -97,7 +97,8 @@ def gguf_types(shape: Shape, _steps: Sequence[Step] = ()) -> dict[str, str]:
     model when it is written.
 
     Args:
-        shape: The model's shape.
+        shape: The model's shape. If data is to choose its layers, the first ones stand in: what depends on the
+            layers is known of the shape of the pruned model.
         _steps: The steps that made it. Any of them can be exported if its shape can.
     """
     try:

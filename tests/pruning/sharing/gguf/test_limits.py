@@ -5,7 +5,7 @@ import torch
 from transformers import CONFIG_MAPPING
 
 import pruning
-from pruning.sharing.gguf import export_and_compare, limits
+from pruning.sharing.gguf import export_and_compare, gguf_types, limits
 from pruning.sharing.gguf.compare import prompt_lengths
 from pruning.sharing.gguf.limits import limit_of
 from pruning.sharing.gguf.printed import last_line
@@ -179,6 +179,42 @@ def test_layers_without_rotation_are_named_once_a_cut_moves_them(tmp_path):
     pruned.save(cut)
     with pytest.raises(pruning.ModelError, match="leaves out the rotary embedding in layer 4"):
         export_and_compare(cut, tmp_path / "cut.gguf")
+
+
+@pytest.mark.parametrize(
+    ("steps", "is_limited"),
+    [
+        ([pruning.Layers(layers=(4, 5, 6, 7))], False),
+        ([pruning.Layers(layers=(1,))], True),
+        ([pruning.Layers(count=4, method="first")], False),
+        ([pruning.Layers(count=1, method="first")], True),
+        ([pruning.Layers(layers=(0, 1)), pruning.Layers(layers=(0, 1))], False),
+        ([pruning.Layers(layers=(0, 1)), pruning.Layers(layers=(0,))], True),
+    ],
+)
+def test_a_preview_knows_a_limit_that_depends_on_named_layers(tmp_path, steps, is_limited):
+    whole = CONFIG_MAPPING["smollm3"](**SIZES | {"num_hidden_layers": 8})
+    _build(whole).save_pretrained(tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    recipe = pruning.Recipe(base=str(tmp_path), steps=steps)
+    before = pruning.preview(recipe).after
+    after = pruning.run(recipe, evaluate=False).shape
+    assert before.config.no_rope_layers == after.config.no_rope_layers
+    for shape in (before, after):
+        assert all(("no_rope_layers" in reason) == is_limited for reason in gguf_types(shape).values())
+
+
+def test_a_limit_that_depends_on_layers_which_data_chooses_is_known_right_after_the_cut(tmp_path):
+    whole = CONFIG_MAPPING["smollm3"](**SIZES | {"num_hidden_layers": 8})
+    _build(whole).save_pretrained(tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    calibration = pruning.Calibration(text="general", tokens=256)
+    step = pruning.Layers(count=1, method="influence")
+    pruned = pruning.run(
+        pruning.Recipe(base=str(tmp_path), steps=[step], calibration=calibration), evaluate=False
+    )
+    assert pruned.layers != tuple(range(7))
+    assert "no_rope_layers" in gguf_types(pruned.shape)["f16"]
 
 
 def test_a_text_is_longer_than_a_chunk_of_attention():
