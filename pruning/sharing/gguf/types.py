@@ -108,11 +108,6 @@ def gguf_types(shape: Shape, _steps: Sequence[Step] = ()) -> dict[str, str]:
     return {name: _obstacle(shape, each) for name, each in GGUF_TYPES.items()}
 
 
-def row_lengths(shape: Shape) -> dict[str, int]:
-    """Return how long the rows of a model's matrices are, by the kind of unit that each projection reads."""
-    return dict(list(_parameters_by_row(shape)))
-
-
 def _obstacle(shape: Shape, kind: GGUFType) -> str:
     """Return why a shape cannot have a type, and what would fit; empty if it can."""
     if kind.is_k_quant:
