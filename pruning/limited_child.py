@@ -14,7 +14,15 @@ from pruning.child_environment import child_environment
 
 
 class Exhausted(Exception):
-    """A child process died, or did not end within its limits."""
+    """A child process died, or did not end within its limits.
+
+    Attributes:
+        printed: What it printed to its standard error, if it died.
+    """
+
+    def __init__(self, printed: str = "") -> None:
+        super().__init__(printed)
+        self.printed = printed
 
 
 def run_limited(
@@ -62,7 +70,7 @@ def run_limited(
     except subprocess.TimeoutExpired:
         raise Exhausted from None
     if child.returncode:
-        raise Exhausted
+        raise Exhausted(child.stderr.decode("utf-8", "replace"))
     return json.loads(child.stdout)
 
 

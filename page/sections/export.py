@@ -19,8 +19,11 @@ from page.workers.export import UPLOAD_SECONDS, ZIP, ExportTask, PublishTask, no
 from page.workers.messages import Done, Partial, PrunedSummary
 from page.workers.tasks import Task
 from pruning import Recipe, Report
+from pruning.architectures.shape import Shape
 from pruning.errors import RecipeError, SavingError
-from pruning.sharing.gguf import GGUF_TYPES
+from pruning.sharing.gguf import GGUF_TYPES, gguf_types
+
+FORM_INFO = "GGUF is for llama.cpp, Ollama and LM Studio; the zip file holds a model card too."
 
 FORMATS: list[tuple[str, str | int | float]] = [
     ("Zip file for transformers", ZIP),
@@ -98,7 +101,8 @@ class ExportSection:
     def result_outputs(self) -> Sequence[Part]:
         """The column, the recipe, and the two status lines, which are out of date."""
         texts = self.recipe.recipe, self.recipe.python, self.recipe.link
-        return [self.column, *texts, self.download.usage, self.download.prepare, *self._statuses]
+        download = self.download
+        return [self.column, *texts, download.usage, download.form, download.prepare, *self._statuses]
 
     @property
     def _statuses(self) -> Sequence[Part]:
@@ -112,6 +116,7 @@ class ExportSection:
             self.recipe.python: pruned.recipe.to_python(),
             self.recipe.link: links.link(pruned.recipe, request, pruned.prompt),
             self.download.usage: SNIPPET.format(name=_name(pruned.recipe)),
+            self.download.form: offer_forms(pruned.after),
             self.download.prepare: _label(pruned.report.after.bytes),
             **dict.fromkeys(self._statuses, ""),
         }
@@ -231,7 +236,7 @@ def _build_download() -> DownloadPart:
         FORMATS,
         value=ZIP,
         label="Format",
-        info="GGUF is for llama.cpp, Ollama and LM Studio; the zip file holds a model card too",
+        info=FORM_INFO,
         elem_id="form",
     )
     prepare = gr.Button("Download", variant="primary", elem_id="prepare")
@@ -266,6 +271,19 @@ def _build_publish() -> PublishPart:
     )
     start = gr.Button("Push", elem_id="push")
     return PublishPart(repository, private, token, start, gr.HTML(elem_id="push-status", min_height=44))
+
+
+def offer_forms(shape: Shape) -> gr.Radio:
+    """Return the choice of the forms that a model of a shape can have, and why it cannot have the others."""
+    obstacles = gguf_types(shape)
+    forms = [(title, form) for title, form in FORMATS if not obstacles.get(str(form))]
+    notes = []
+    for reason in dict.fromkeys(filter(None, obstacles.values())):
+        names = [name.upper() for name, each in obstacles.items() if each == reason]
+        left_out = "GGUF" if len(names) == len(obstacles) else ", ".join(names)
+        notes.append(f"Not as {left_out}: {reason}")
+    # The one chosen before may not be among them.
+    return gr.Radio(forms, value=ZIP, info=" ".join([FORM_INFO, *notes]))
 
 
 def _label(size: int) -> gr.Button:

@@ -19,25 +19,19 @@ BASE_MODEL = "This is a base model: it was not trained to answer questions, so i
 
 
 @dataclass(frozen=True)
-class SamplingPart:
-    """The prompt, and what becomes of it. The seed is that of the recipe too.
+class PromptPart:
+    """The prompt, its mode and examples of it, above Prune.
 
     Attributes:
         mode: Whether both models answer a question in their chat format, or continue a text; and why they do, if
             that is not what the visitor chose.
         prompt: The question or the text.
         examples: Prompts to choose from.
-        length: The most tokens that they write.
-        temperature: How they are sampled.
-        seed: The seed of the sampling, and of the recipe.
     """
 
     mode: gr.Radio
     prompt: gr.Textbox
     examples: gr.Dataset
-    length: gr.Slider
-    temperature: gr.Slider
-    seed: gr.Number
 
     @property
     def mode_outputs(self) -> list[Part]:
@@ -65,12 +59,18 @@ class SamplingPart:
 
 
 @dataclass(frozen=True)
-class PromptPart:
-    """The prompt, its mode and examples of it, above Prune."""
+class SamplingPart(PromptPart):
+    """The prompt, and what becomes of it. The seed is that of the recipe too.
 
-    mode: gr.Radio
-    prompt: gr.Textbox
-    examples: gr.Dataset
+    Attributes:
+        length: The most tokens that both models write.
+        temperature: How they are sampled.
+        seed: The seed of the sampling, and of the recipe.
+    """
+
+    length: gr.Slider
+    temperature: gr.Slider
+    seed: gr.Number
 
 
 def build_prompt() -> PromptPart:

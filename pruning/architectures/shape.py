@@ -24,10 +24,12 @@ class Shape:
     Attributes:
         anatomy: The model as it is.
         units: The number of each kind of unit that differs from the anatomy's.
+        layers: Which layers of the anatomy it has, ascending; None if these are all, or if it is not known yet.
     """
 
     anatomy: Anatomy
     units: Mapping[str, int] = field(default_factory=dict)
+    layers: tuple[int, ...] | None = None
 
     @classmethod
     def of(cls, config: PreTrainedConfig) -> Shape:
@@ -39,8 +41,19 @@ class Shape:
         return self.units.get(kind, self.anatomy.units.get(kind, 1))
 
     def resized(self, kind: str, count: int) -> Shape:
-        """Return the shape with another number of units of a kind."""
-        return replace(self, units={**self.units, kind: count})
+        """Return the shape with another number of units of a kind; of layers, it is not known which they are."""
+        layers = None if kind == LAYER else self.layers
+        return replace(self, units={**self.units, kind: count}, layers=layers)
+
+    def keeping(self, layers: Sequence[int]) -> Shape:
+        """Return the shape with some of its layers.
+
+        Args:
+            layers: Their numbers in this shape, ascending.
+        """
+        resized = self.resized(LAYER, len(layers))
+        known = self.layers if LAYER in self.units else range(self.anatomy.layers)
+        return resized if known is None else replace(resized, layers=tuple(known[layer] for layer in layers))
 
     @property
     def config(self) -> PreTrainedConfig:
@@ -48,8 +61,12 @@ class Shape:
         return self.config_of()
 
     def config_of(self, layers: Sequence[int] | None = None) -> PreTrainedConfig:
-        """Return the config of this shape, given which layers are kept if that is known; see `resize`."""
-        return resize(self.anatomy.config, self.units, layers)
+        """Return the config of this shape; see `resize`.
+
+        Args:
+            layers: Which layers are kept, if the shape does not know it.
+        """
+        return resize(self.anatomy.config, self.units, self.layers if layers is None else layers)
 
     @property
     def components(self) -> dict[str, int]:
@@ -85,7 +102,7 @@ class Shape:
         if self.anatomy.layers_are_alike:
             return self.count(LAYER) if spec.layer == 0 else 0
         # Until it is known which layers are kept, the first ones stand in for them.
-        return int(spec.layer < self.count(LAYER))
+        return int(spec.layer in (range(self.count(LAYER)) if self.layers is None else self.layers))
 
     @property
     def parameters(self) -> int:

@@ -26,6 +26,7 @@ from pruning.text.tokens import (
     Windows,
     bos_ids,
     check_vocabulary,
+    check_words_known,
     sample_evenly,
     split_into_windows,
     token_ids,
@@ -124,6 +125,7 @@ def windows_of(
             window - len(bos_ids(base.tokenizer)),
         )
         if len(tokens) < min(share, LEAST_TOKENS // len(texts)):
+            check_words_known(base.tokenizer, text, tokens.tolist())
             raise RecipeError(
                 f"The calibration text has {len(tokens)} tokens; at least {LEAST_TOKENS} are needed. "
                 "Use a longer text."

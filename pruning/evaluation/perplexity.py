@@ -15,7 +15,14 @@ from pruning.loading.given import AnyModel, CausalLM, with_tokenizer
 from pruning.progress import Progress, Reporter, silent
 from pruning.text.likelihood import perplexity_of, token_losses
 from pruning.text.passages import GENRES, passage
-from pruning.text.tokens import bos_ids, check_vocabulary, split_into_windows, tokenize, usable_window
+from pruning.text.tokens import (
+    bos_ids,
+    check_vocabulary,
+    check_words_known,
+    split_into_windows,
+    tokenize,
+    usable_window,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -121,6 +128,7 @@ def perplexity(
         size += len(text[ends[first - 1] if first else 0 : ends[last - 1]].encode())
         read = last
     if not count:
+        check_words_known(tokenizer, text, tokenized.ids)
         raise RecipeError("The text to evaluate on is too short: at least two tokens are needed.")
     return Perplexity(perplexity_of(total / count), read, window, name, total / math.log(2) / max(size, 1))
 

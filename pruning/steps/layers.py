@@ -183,7 +183,7 @@ class Layers(Cut):
         return len(self.layers) if self.layers is not None else self.count or 0
 
     def reshape(self, shape: Shape) -> Shape:
-        """Return the shape with fewer layers."""
+        """Return the shape with fewer layers, which knows those that are kept unless text chooses them."""
         total = shape.count(LAYER)
         for layer in self.layers or ():
             if layer >= total:
@@ -197,7 +197,9 @@ class Layers(Cut):
                 f"{removed} of {total} layers cannot be removed: at least {spared} must remain. Remove fewer."
             )
         check_prunable(shape, "layers")
-        return shape.resized(LAYER, total - removed)
+        if (named := self.named_layers(total)) is None:
+            return shape.resized(LAYER, total - removed)
+        return shape.keeping([layer for layer in range(total) if layer not in named])
 
     def cost(self, plan: Plan) -> Cost:
         """Estimate the choice of the layers, and the repair of at most one gap for each layer removed.

@@ -12,6 +12,8 @@ from pruning.lazy import torch
 from pruning.progress import Progress, Reporter, silent
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 CHUNK = 50_000
@@ -126,8 +128,9 @@ def tokenize(
 def _tokenize_chunk(tokenizer: PreTrainedTokenizerBase, text: str, offset: int) -> TokenizedText:
     if not tokenizer.is_fast:
         raise ModelError(
-            f"The tokenizer is a {type(tokenizer).__name__}, which does not say where in a text its tokens are. "
-            "Without that, text cannot be measured or calibrated on. Choose a criterion that reads weights alone."
+            f"The tokenizer is a {type(tokenizer).__name__}, which does not say where in a text its tokens are, so "
+            "text cannot be measured or calibrated on. Choose a model whose tokenizer is in a tokenizer.json; cuts "
+            "that read weights alone need no text."
         )
     with panics_as_errors():
         encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
@@ -177,6 +180,29 @@ def token_ids(
     tokens = torch.tensor(tokenize(tokenizer, text, progress).ids, dtype=torch.long)
     check_vocabulary(model, tokenizer, tokens)
     return tokens
+
+
+def check_words_known(tokenizer: PreTrainedTokenizerBase, text: str, ids: Sequence[int]) -> None:
+    """Check that a tokenizer reads a text at all; to be called if it makes few tokens of it.
+
+    A WordPiece tokenizer makes one unknown token of each word that it cannot put together, and of a whole text that
+    it does not split into words.
+
+    Args:
+        tokenizer: The tokenizer.
+        text: The text.
+        ids: Its tokens.
+
+    Raises:
+        ModelError: Half of the tokens or more are the one for what the tokenizer does not know.
+    """
+    unknown = sum(number == tokenizer.unk_token_id for number in ids)
+    if unknown and 2 * unknown >= len(ids):
+        raise ModelError(
+            f"The tokenizer makes {len(ids):,} tokens of a text of {len(text):,} characters, and {unknown:,} of them "
+            f"are {tokenizer.unk_token}: it does not know the words. Choose another text, or a model whose tokenizer "
+            "reads this one."
+        )
 
 
 def usable_window(model: PreTrainedModel, window: int) -> int:

@@ -5,9 +5,11 @@ import os
 
 import psutil
 import pytest
+from transformers import CONFIG_MAPPING
 
 import pruning
 from tests.helpers.model_files import asked_for, tiny_llama
+from tests.helpers.models import _build, count
 
 DISTILGPT2 = {"model_type": "gpt2", "n_layer": 6, "n_embd": 768, "n_head": 12, "vocab_size": 50257}
 LLAMA_3B = {
@@ -54,3 +56,19 @@ def test_preview_of_a_hub_model_downloads_no_weights(hub):
     shape = pruning.preview(pruning.Recipe(base="ada/tiny", steps=[pruning.Neurons(fraction=0.5)]))
     assert shape.after.parameters < shape.before.parameters
     assert not asked_for(hub, ".safetensors")
+
+
+def test_a_preview_counts_the_layers_that_are_named(tmp_path):
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
+    experts = {
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+        "mlp_only_layers": [0],
+    }
+    mixture = CONFIG_MAPPING["qwen3_moe"](**sizes, **experts, vocab_size=320, num_key_value_heads=2)
+    mixture.save_pretrained(tmp_path)
+    for layers, dense in (((0,), []), ((1,), [0]), ((0, 2), [])):
+        after = pruning.preview(str(tmp_path), steps=[pruning.Layers(layers=layers)]).after
+        assert after.config.mlp_only_layers == dense
+        assert after.parameters == count(_build(after.config))

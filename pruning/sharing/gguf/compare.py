@@ -17,6 +17,8 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from pruning.errors import ModelError
 from pruning.limited_child import Exhausted, run_limited
 from pruning.progress import Progress, Reporter
+from pruning.sharing.gguf.limits import window_of
+from pruning.sharing.gguf.printed import last_line
 from pruning.sharing.gguf.types import GGUFType
 from pruning.text.passages import GENRES, passage
 
@@ -142,11 +144,6 @@ def prompt_lengths(config: PreTrainedConfig) -> list[int]:
     trained = rope.get("original_max_position_embeddings", 0) if rope.get("rope_type") == "longrope" else 0
     lengths = [SHORT, LONG, *(each + BEYOND for each in (window, trained) if each and each + BEYOND <= most)]
     return sorted({min(length, most) for length in lengths})
-
-
-def window_of(config: PreTrainedConfig) -> int:
-    """Return how many tokens some layers read at most, by whichever name the config has for it; 0 if all of them."""
-    return getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None) or 0
 
 
 def _text_ids(tokenizer: PreTrainedTokenizerBase, vocabulary: int, length: int) -> list[int]:
@@ -310,8 +307,11 @@ def ask(
             cpu_seconds=READER_SECONDS,
             seconds=READER_SECONDS,
         )
-    except (Exhausted, ValueError):
-        return {"error": "it ended without an answer", "log": []}
+    except Exhausted as exhausted:
+        line = last_line(exhausted.printed)
+        return {"error": "it ended without an answer", "log": [line] if line else []}
+    except ValueError:
+        return {"error": "its answer cannot be read", "log": []}
     except OSError as error:
         raise ModelError(f"llama.cpp could not be started: {error}.") from None
     return answer

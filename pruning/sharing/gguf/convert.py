@@ -14,6 +14,7 @@ from typing import Any
 from pruning.child_environment import child_environment
 from pruning.errors import ModelError, SavingError
 from pruning.progress import Progress, Reporter
+from pruning.sharing.gguf.printed import last_line
 from pruning.sharing.gguf.types import converter_folder
 
 CONVERTER_MEMORY = 16 * 2**30
@@ -95,6 +96,7 @@ def _explain(log: str, folder: Path) -> Exception:
         )
     if refused := re.search(r"^REFUSED (.+)$", log, re.MULTILINE):
         return ModelError(f"{folder.name} cannot be exported to GGUF: {refused[1]}.")
-    lines = [line for line in log.strip().splitlines() if not line.lstrip().startswith("Writing:")]
-    last = (lines or ["it printed nothing"])[-1]
-    return ModelError(f"llama.cpp's converter could not read {folder.name}: {last[:300]}")
+    said = last_line(log) or "nothing"
+    return ModelError(
+        f"llama.cpp's converter could not read {folder.name}. The last line that it printed is: {said}"
+    )

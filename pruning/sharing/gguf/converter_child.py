@@ -92,7 +92,9 @@ def corrected(converter: Any, extra: dict[str, Any], gguf: Any) -> type:
 
         def modify_tensors(self, data_torch: Any, name: str, bid: int | None) -> Any:
             for part, data in split_fused(self, data_torch, name):
-                yield from super().modify_tensors(data, part, bid)
+                # The class for StableLM returns its stacked norms from a generator, which drops them.
+                returned = yield from super().modify_tensors(data, part, bid)
+                yield from returned or ()
 
         def generate_extra_tensors(self) -> Any:
             yield from super().generate_extra_tensors()
@@ -121,12 +123,17 @@ def fill_in(config: dict[str, Any]) -> None:
             config.setdefault(old, rope[new])
     if config.get("model_type") == "cohere2":
         config.setdefault("rotary_pct", 1.0)
+    if config.get("model_type") == "falcon" and not config.get("new_decoder_architecture"):
+        # This number means nothing here, and transformers writes that of all heads.
+        config["num_kv_heads"] = 1 if config.get("multi_query") else config["num_attention_heads"]
 
 
 def corrections(config: dict[str, Any], gguf: Any) -> dict[str, Any]:
     """Return metadata that the converter derives from other sizes, where a cut model's config says something else."""
     kinds = gguf.GGUFValueType
     found: dict[str, Any] = {}
+    if config.get("model_type") == "falcon":
+        found["feed_forward_length"] = config["ffn_hidden_size"], kinds.UINT32
     if config.get("model_type") not in CORRECTED:
         return found
     if config.get("model_type") == "gpt2":

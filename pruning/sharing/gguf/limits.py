@@ -10,6 +10,9 @@ _SILU = ("silu", "swish")
 _GELU = ("gelu_new", "gelu_pytorch_tanh", "gelu")
 _TANH_GELU = ("gelu_pytorch_tanh",)
 
+_INSTEAD = "Run it with transformers instead."
+"""What a user can do about what no other cut would change."""
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -24,6 +27,10 @@ class Architecture:
         fixed: Other keys of a config, each with the one value that it computes.
         needed: Keys of a config that must have a value.
         unrotated: It turns the queries and keys of all layers but each n-th; None if of all.
+        fewest: The least number of layers that it opens.
+        chunk: The number of tokens of each chunk that layers attend within; None if they do not.
+        kinds: The kinds of layers of which it needs at least one each.
+        mixtures: Whether each layer must have experts.
     """
 
     activations: Sequence[str] = _SILU
@@ -34,6 +41,10 @@ class Architecture:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     needed: Sequence[str] = ()
     unrotated: int | None = None
+    fewest: int = 1
+    chunk: int | None = None
+    kinds: Sequence[str] = ()
+    mixtures: bool = False
 
 
 _ARCHITECTURES: Mapping[str, Architecture] = {
@@ -61,6 +72,13 @@ _ARCHITECTURES: Mapping[str, Architecture] = {
     ),
     "smollm3": Architecture(unrotated=4),
     "starcoder2": Architecture(_GELU, biased=True),
+    "phi": Architecture(_GELU, fixed={"qk_layernorm": False}),
+    "falcon": Architecture(_GELU, fixed={"parallel_attn": True, "alibi": False, "bias": False}),
+    "qwen2_moe": Architecture(mixtures=True, fixed={"norm_topk_prob": False}),
+    "qwen3_moe": Architecture(mixtures=True, fixed={"norm_topk_prob": True}),
+    "lfm2": Architecture(kinds=("conv", "full_attention"), fixed={"conv_bias": False}),
+    # Without a layer that attends to everything, llama.cpp ends in a failed assertion.
+    "llama4_text": Architecture(unrotated=4, fewest=4, chunk=8192),
 }
 """By the model type that transformers has for it. Of other types nothing is known until their file is compared."""
 
@@ -76,6 +94,11 @@ def limit_of(config: PreTrainedConfig) -> str:
     return next(filter(None, (check(config, architecture) for check in _CHECKS)), "")
 
 
+def window_of(config: PreTrainedConfig) -> int:
+    """Return how many tokens some layers read at most, by whichever name the config has for it; 0 if all of them."""
+    return getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None) or 0
+
+
 def _activation(config: PreTrainedConfig, architecture: Architecture) -> str:
     names = ("hidden_activation", "activation_function", "hidden_act")
     function = next(filter(None, (getattr(config, name, None) for name in names)), None)
@@ -83,21 +106,26 @@ def _activation(config: PreTrainedConfig, architecture: Architecture) -> str:
         return ""
     return (
         f"llama.cpp computes {architecture.activations[0]} in models of type {config.model_type}, and the config of "
-        f"this one says {function}."
+        f"this one says {function}. {_INSTEAD}"
     )
 
 
 def _window(config: PreTrainedConfig, architecture: Architecture) -> str:
-    window = getattr(config, "sliding_window", None)
-    if window is None or window >= getattr(config, "max_position_embeddings", 0):
+    window = window_of(config)
+    if not 0 < window < getattr(config, "max_position_embeddings", 0) or window == architecture.chunk:
         return ""
+    if architecture.chunk:
+        return (
+            f"llama.cpp attends within chunks of {architecture.chunk:,} tokens in models of type {config.model_type}, "
+            f"and the config of this one says {window:,} (attention_chunk_size). {_INSTEAD}"
+        )
     kinds: Sequence[str] = getattr(config, "layer_types", None) or ("sliding_attention",)
     if "sliding_attention" not in kinds:
         return ""
     if not architecture.windows:
         return (
             f"llama.cpp has no sliding window for models of type {config.model_type}, so that texts of more than "
-            f"{window:,} tokens would continue differently."
+            f"{window:,} tokens would continue differently. {_INSTEAD}"
         )
     if not _is_periodic(kinds):
         return (
@@ -126,7 +154,7 @@ def _score_scale(config: PreTrainedConfig, architecture: Architecture) -> str:
         return ""
     return (
         f"llama.cpp divides attention scores by the root of {expected} in models of type {config.model_type}, and the "
-        f"config of this one says {scalar:g} (query_pre_attn_scalar)."
+        f"config of this one says {scalar:g} (query_pre_attn_scalar). {_INSTEAD}"
     )
 
 
@@ -135,7 +163,7 @@ def _bias(config: PreTrainedConfig, architecture: Architecture) -> str:
         return ""
     return (
         f"llama.cpp has no bias after attention in models of type {config.model_type}, and this one has it "
-        "(attention_bias)."
+        f"(attention_bias). {_INSTEAD}"
     )
 
 
@@ -144,7 +172,7 @@ def _output(config: PreTrainedConfig, architecture: Architecture) -> str:
         return ""
     return (
         f"llama.cpp reads one matrix for input and output tokens in models of type {config.model_type}, and this one "
-        "has two."
+        f"has two. {_INSTEAD}"
     )
 
 
@@ -155,7 +183,7 @@ def _fixed(config: PreTrainedConfig, architecture: Architecture) -> str:
             continue
         return (
             f"llama.cpp computes models of type {config.model_type} as if their config said {name}: {value}, and the "
-            f"config of this one says {found}."
+            f"config of this one says {found}. {_INSTEAD}"
         )
     return ""
 
@@ -165,7 +193,7 @@ def _needed(config: PreTrainedConfig, architecture: Architecture) -> str:
         if getattr(config, name, None) is None:
             return (
                 f"llama.cpp always caps scores in models of type {config.model_type}, and the config of this one says "
-                f"not to ({name})."
+                f"not to ({name}). {_INSTEAD}"
             )
     return ""
 
@@ -183,6 +211,47 @@ def _rotation(config: PreTrainedConfig, architecture: Architecture) -> str:
     )
 
 
+def _layers(config: PreTrainedConfig, architecture: Architecture) -> str:
+    layers = config.num_hidden_layers
+    if layers < architecture.fewest:
+        return (
+            f"llama.cpp opens models of type {config.model_type} with at least {architecture.fewest} layers, and this "
+            f"one has {layers}. Remove fewer."
+        )
+    kinds: Sequence[str] = getattr(config, "layer_types", None) or ()
+    missing = [kind for kind in architecture.kinds if kind not in kinds]
+    if missing:
+        return (
+            f"llama.cpp opens models of type {config.model_type} with at least one layer of each kind, and this one "
+            f"has none of the kind {missing[0]} (layer_types). Keep one, or run it with transformers."
+        )
+    return ""
+
+
+def _experts(config: PreTrainedConfig, architecture: Architecture) -> str:
+    """Say which layers have no experts, or have them where llama.cpp does not look for them."""
+    layers = range(config.num_hidden_layers)
+    if architecture.mixtures:
+        step = config.decoder_sparse_step
+        without = [layer for layer in layers if layer in config.mlp_only_layers or (layer + 1) % step]
+        if without:
+            named = ", ".join(map(str, without))
+            return (
+                f"llama.cpp has experts in every layer of models of type {config.model_type}, and this one has none "
+                f"in layers {named} (mlp_only_layers, decoder_sparse_step). Remove these layers, or run it with "
+                "transformers."
+            )
+    mixtures: Sequence[int] | None = getattr(config, "moe_layers", None)
+    step = getattr(config, "interleave_moe_layer_step", None)
+    if mixtures is not None and step and list(layers[step - 1 :: step]) != sorted(mixtures):
+        return (
+            f"llama.cpp looks for experts in layers {', '.join(map(str, layers[step - 1 :: step]))} of this model "
+            f"(interleave_moe_layer_step: {step}), and they are in {', '.join(map(str, mixtures))} (moe_layers). "
+            "Remove other layers, or run it with transformers."
+        )
+    return ""
+
+
 _CHECKS: tuple[Callable[[PreTrainedConfig, Architecture], str], ...] = (
     _activation,
     _window,
@@ -191,5 +260,7 @@ _CHECKS: tuple[Callable[[PreTrainedConfig, Architecture], str], ...] = (
     _output,
     _fixed,
     _needed,
+    _layers,
     _rotation,
+    _experts,
 )

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # Each thread takes address space, which is limited.
+os.environ["GGML_NO_BACKTRACE"] = "1"  # So that the last line printed says which assertion failed.
 
 LOG_ERROR = 4
 LOG_CONTINUED = 5

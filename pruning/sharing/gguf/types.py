@@ -97,7 +97,8 @@ def gguf_types(shape: Shape, _steps: Sequence[Step] = ()) -> dict[str, str]:
     model when it is written.
 
     Args:
-        shape: The model's shape.
+        shape: The model's shape. If data is to choose its layers, the first ones stand in: what depends on the
+            layers is known of the shape of the pruned model.
         _steps: The steps that made it. Any of them can be exported if its shape can.
     """
     try:
@@ -105,11 +106,6 @@ def gguf_types(shape: Shape, _steps: Sequence[Step] = ()) -> dict[str, str]:
     except ModelError as error:
         return dict.fromkeys(GGUF_TYPES, str(error))
     return {name: _obstacle(shape, each) for name, each in GGUF_TYPES.items()}
-
-
-def row_lengths(shape: Shape) -> dict[str, int]:
-    """Return how long the rows of a model's matrices are, by the kind of unit that each projection reads."""
-    return dict(list(_parameters_by_row(shape)))
 
 
 def _obstacle(shape: Shape, kind: GGUFType) -> str:

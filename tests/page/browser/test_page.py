@@ -395,6 +395,9 @@ def test_fits_the_screen(visit, width, height, scheme):
     assert prune(page, 30).startswith("Done")
     assert page.locator("#texts").bounding_box()["y"] < height  # On a phone, the page scrolls to them.
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    # Tabs are folded up only if there is no room for them.
+    last_tab = page.locator("#inspect button[role=tab]:has-text('Prune or quantize?')")
+    assert last_tab.count() == (0 if width < 720 else 1)
 
 
 def test_a_layer_is_removed_by_a_press_and_by_the_keyboard_and_put_back(visit, parameters_after):

@@ -4,11 +4,15 @@ import json
 
 import pytest
 
+from page.sections.export import FORM_INFO, offer_forms
 from page.server.queue import JobKey
 from page.server.session import jobs
 from page.workers.export import NOTES, ExportTask, PublishTask
 from page.workers.messages import Progress
 from pruning import Calibration, Neurons, Recipe, SavingError
+from pruning.architectures.shape import Shape
+from pruning.sharing.gguf import GGUF_TYPES
+from tests.helpers.models import config
 
 pytestmark = pytest.mark.usefixtures("pools")
 
@@ -128,3 +132,31 @@ def test_a_push_is_private_unless_the_visitor_says_no(private, handler, request_
     list(handler("push")(request_of(), None, RECIPE, None, "", "smaller", private, ""))
     list(handler("push")(request_of(), None, RECIPE, None, "", "smaller", False, ""))
     assert asked == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("family", "sizes", "offered"),
+    [
+        ("gpt2", {"n_embd": 256, "n_inner": 1024}, set(GGUF_TYPES)),
+        ("gpt2", {"n_embd": 64, "n_inner": 96}, {"f16", "bf16", "q8_0", "q5_0", "q4_0"}),
+        ("gpt2", {"n_embd": 256, "n_inner": 1000}, {"f16", "bf16"}),
+        ("opt", {}, set()),
+    ],
+)
+def test_only_forms_that_the_model_can_have_are_offered(family, sizes, offered):
+    choice = offer_forms(Shape.of(config(family, **sizes)))
+    forms = [form for _, form in choice.choices]
+    assert forms[0] == choice.value == "zip"
+    assert set(forms[1:]) == offered
+    left_out = [name.upper() for name in GGUF_TYPES if name not in offered]
+    said = choice.info.removeprefix(FORM_INFO)
+    assert all(name in said for name in left_out) or "Not as GGUF: " in said
+    assert bool(said) == bool(left_out)
+
+
+def test_the_choice_follows_the_cut():
+    uncut = Shape.of(config("gpt2", n_embd=256, n_inner=1024))
+    cut = Neurons(intermediate_size=1000).reshape(uncut)
+    assert ("GGUF Q4_K_S", "q4_k_s") in offer_forms(uncut).choices
+    assert [form for _, form in offer_forms(cut).choices] == ["zip", "f16", "bf16"]
+    assert "992 or 1024" in offer_forms(cut).info

@@ -1,15 +1,26 @@
 """Long texts are tokenized in chunks, as if they had been read whole; a panic is an error like any other."""
 
+from dataclasses import replace
+
 import pytest
 import torch
-from tokenizers import Tokenizer, models, normalizers, processors
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
-from pruning.errors import Cancelled, ModelError, panics_as_errors
+from pruning import Calibration, perplexity
+from pruning.calibration.calibrate import windows_of
+from pruning.errors import Cancelled, ModelError, RecipeError, panics_as_errors
 from pruning.text import tokens
 from pruning.text.passages import GENRES, passage
 from pruning.text.prompt import encode_prompt
-from pruning.text.tokens import bos_ids, ids_around, split_into_windows, token_ids, tokenize
+from pruning.text.tokens import (
+    bos_ids,
+    check_words_known,
+    ids_around,
+    split_into_windows,
+    token_ids,
+    tokenize,
+)
 from tests.helpers.models import BOS, EOS, loaded, tokenizer
 
 TEXT = "\n\n".join(passage(genre, "calibration") for genre in GENRES) + " naïve 日本語 🙂 " * 50
@@ -124,5 +135,29 @@ def test_a_tokenizer_without_a_token_for_a_letter_begins_texts_as_it_does(tmp_pa
 
 
 def test_a_tokenizer_without_offsets_is_refused_with_a_sentence():
-    with pytest.raises(ModelError, match="ByT5Tokenizer, which does not say where in a text"):
+    with pytest.raises(ModelError, match="ByT5Tokenizer, which does not say where in a text") as error:
         tokenize(ByT5Tokenizer(), "The old man")
+    assert "criterion" not in str(error.value)  # Nothing may have been pruned.
+
+
+def word_pieces(**options):
+    """A WordPiece tokenizer that knows no word; by default, it does not split texts into words either."""
+    pieces = Tokenizer(models.WordPiece({"[UNK]": 0, "[PAD]": 1}, unk_token="[UNK]"))
+    for name, value in options.items():
+        setattr(pieces, name, value)
+    return PreTrainedTokenizerFast(tokenizer_object=pieces, unk_token="[UNK]", pad_token="[PAD]")
+
+
+def test_a_text_whose_words_are_unknown_is_not_called_too_short():
+    base, text = loaded("llama"), "The old man walked to the sea. " * 40
+    unread = f"1 tokens of a text of {len(text):,} characters, and 1 of them are \\[UNK\\]"
+    with pytest.raises(ModelError, match=unread):
+        perplexity(base.model, word_pieces(), text)
+    calibration = Calibration.custom(text)
+    with pytest.raises(ModelError, match=unread):
+        windows_of(replace(base, tokenizer=word_pieces()), calibration)
+    by_words = word_pieces(pre_tokenizer=pre_tokenizers.BertPreTokenizer())
+    with pytest.raises(ModelError, match="16 tokens of a text of 62 characters, and 16 of them are"):
+        check_words_known(by_words, text[:62], tokenize(by_words, text[:62]).ids)
+    with pytest.raises(RecipeError, match="too short"):
+        perplexity(base.model, base.tokenizer, "")

@@ -1,12 +1,14 @@
 """What llama.cpp cannot compute is known from the config, so that no one waits for a file that is then refused."""
 
 import pytest
+import torch
 from transformers import CONFIG_MAPPING
 
 import pruning
-from pruning.sharing.gguf import export_and_compare
+from pruning.sharing.gguf import export_and_compare, gguf_types, limits
 from pruning.sharing.gguf.compare import prompt_lengths
 from pruning.sharing.gguf.limits import limit_of
+from pruning.sharing.gguf.printed import last_line
 from tests.helpers.models import _build, config, tokenizer
 
 SIZES = {
@@ -47,6 +49,118 @@ def test_an_option_that_llama_cpp_does_not_have_is_named(name):
     assert limit_of(config(family)) == ""
 
 
+MIXTURE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+LLAMA_4 = {"intermediate_size_mlp": 48, "num_local_experts": 4, "head_dim": 8}
+KINDS = {"layer_types": ["conv", "full_attention", "conv", "full_attention"]}
+
+UNOPENED = {
+    "Phi that norms its queries": ("phi", {}, {"qk_layernorm": True}, "qk_layernorm: False"),
+    "Falcon one after the other": ("falcon", {}, {"parallel_attn": False}, "parallel_attn: True"),
+    "Falcon by distance": ("falcon", {}, {"alibi": True}, "alibi: False"),
+    "Falcon with biases": ("falcon", {}, {"bias": True}, "bias: False"),
+    "Qwen 2 with a dense layer": ("qwen2_moe", MIXTURE, {"mlp_only_layers": [1]}, "none in layers 1 "),
+    "Qwen 3 with a dense layer": (
+        "qwen3_moe",
+        MIXTURE | {"norm_topk_prob": True},
+        {"mlp_only_layers": [0, 2]},
+        "none in layers 0, 2 ",
+    ),
+    "Qwen 3 with every second layer dense": (
+        "qwen3_moe",
+        MIXTURE | {"norm_topk_prob": True},
+        {"decoder_sparse_step": 2},
+        "none in layers 0, 2 ",
+    ),
+    "Qwen 3 whose experts' shares do not add up to one": (
+        "qwen3_moe",
+        MIXTURE | {"norm_topk_prob": True},
+        {"norm_topk_prob": False},
+        "norm_topk_prob: True",
+    ),
+    "LFM2 of attention alone": ("lfm2", KINDS, {"layer_types": ["full_attention"] * 4}, "of the kind conv "),
+    "LFM2 of convolutions alone": (
+        "lfm2",
+        KINDS,
+        {"layer_types": ["conv"] * 4},
+        "of the kind full_attention ",
+    ),
+    "LFM2 with biases": ("lfm2", KINDS, {"conv_bias": True}, "conv_bias: False"),
+    "Llama 4 with three layers": ("llama4_text", LLAMA_4, {"num_hidden_layers": 3}, "at least 4 layers"),
+    "Llama 4 that turns other layers": (
+        "llama4_text",
+        LLAMA_4,
+        {"no_rope_layers": [1, 1, 0, 1]},
+        "no_rope_layers",
+    ),
+    "Llama 4 with small chunks": ("llama4_text", LLAMA_4, {"attention_chunk_size": 16}, "says 16 "),
+    "Llama 4 with experts elsewhere": (
+        "llama4_text",
+        LLAMA_4 | {"interleave_moe_layer_step": 2},
+        {"moe_layers": [0, 2]},
+        r"experts in layers 1, 3 of this model (interleave_moe_layer_step: 2), and they are in 0, 2",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNOPENED)
+def test_what_llama_cpp_would_not_open_is_named_with_its_value(name):
+    family, sizes, values, reason = UNOPENED[name]
+    assert limit_of(CONFIG_MAPPING[family](**SIZES | sizes)) == ""
+    limit = limit_of(CONFIG_MAPPING[family](**SIZES | sizes | values))
+    assert reason in limit
+    assert next(iter(values)) in limit or "layers" in limit
+    assert limit.endswith(("transformers instead.", "with transformers.", "Remove fewer.", "other layers."))
+
+
+def test_layers_of_llama_4_are_checked_before_a_file_is_written(tmp_path):
+    base = tmp_path / "base"
+    _build(CONFIG_MAPPING["llama4_text"](**SIZES | LLAMA_4)).save_pretrained(base)
+    tokenizer().save_pretrained(base)
+    recipe = pruning.Recipe(base=str(base), steps=[pruning.Layers(layers=(1,))])
+    cut = pruning.run(recipe, evaluate=False).save(tmp_path / "cut")
+    said = []
+    with pytest.raises(pruning.ModelError, match="with at least 4 layers, and this one has 3"):
+        export_and_compare(cut, tmp_path / "cut.gguf", progress=said.append)
+    assert said == []
+
+
+def save_kind(folder, family, values):
+    """Save a small model of any type, of whose weights none is zero or one, with a tokenizer."""
+    model = _build(CONFIG_MAPPING[family](**SIZES | values))
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        noise = torch.randn(parameter.shape, generator=generator) * 0.1
+        parameter.copy_(parameter + noise if parameter.ndim == 1 else noise)
+    model.save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("family", "reason"),
+    [
+        ("lfm2", r"ended without an answer \(ggml-backend\.cpp:\d+: GGML_ASSERT\(buffer\) failed\)"),
+        ("phi", r"The last line that it printed is: ValueError: Can not map tensor '.*_layernorm\.bias'"),
+    ],
+)
+def test_what_is_not_known_yet_is_told_by_the_last_line_of_the_program(family, reason, tmp_path, monkeypatch):
+    monkeypatch.delitem(limits._ARCHITECTURES, family)
+    folder = save_kind(tmp_path / "model", family, {"qk_layernorm": True})
+    with pytest.raises(pruning.ModelError, match=reason) as error:
+        export_and_compare(folder, tmp_path / "a.gguf")
+    assert "\n" not in str(error.value)
+    assert "/" not in str(error.value)
+
+
+def test_a_last_line_has_no_path_and_no_end():
+    line = last_line(
+        "first\nOSError: '/home/me/model/a.safetensors' is 1/2 read, and/or wrong\n\nWriting: 3%\r"
+    )
+    assert line == "OSError: 'a.safetensors' is 1/2 read, and/or wrong"
+    assert last_line("") == ""
+    assert len(last_line("word " * 1000)) < 210
+
+
 def test_a_window_of_starcoder_2_is_named():
     assert "no sliding window" in limit_of(CONFIG_MAPPING["starcoder2"](**SIZES, sliding_window=16))
     assert limit_of(CONFIG_MAPPING["starcoder2"](**SIZES, sliding_window=None)) == ""
@@ -67,6 +181,42 @@ def test_layers_without_rotation_are_named_once_a_cut_moves_them(tmp_path):
         export_and_compare(cut, tmp_path / "cut.gguf")
 
 
+@pytest.mark.parametrize(
+    ("steps", "is_limited"),
+    [
+        ([pruning.Layers(layers=(4, 5, 6, 7))], False),
+        ([pruning.Layers(layers=(1,))], True),
+        ([pruning.Layers(count=4, method="first")], False),
+        ([pruning.Layers(count=1, method="first")], True),
+        ([pruning.Layers(layers=(0, 1)), pruning.Layers(layers=(0, 1))], False),
+        ([pruning.Layers(layers=(0, 1)), pruning.Layers(layers=(0,))], True),
+    ],
+)
+def test_a_preview_knows_a_limit_that_depends_on_named_layers(tmp_path, steps, is_limited):
+    whole = CONFIG_MAPPING["smollm3"](**SIZES | {"num_hidden_layers": 8})
+    _build(whole).save_pretrained(tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    recipe = pruning.Recipe(base=str(tmp_path), steps=steps)
+    before = pruning.preview(recipe).after
+    after = pruning.run(recipe, evaluate=False).shape
+    assert before.config.no_rope_layers == after.config.no_rope_layers
+    for shape in (before, after):
+        assert all(("no_rope_layers" in reason) == is_limited for reason in gguf_types(shape).values())
+
+
+def test_a_limit_that_depends_on_layers_which_data_chooses_is_known_right_after_the_cut(tmp_path):
+    whole = CONFIG_MAPPING["smollm3"](**SIZES | {"num_hidden_layers": 8})
+    _build(whole).save_pretrained(tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    calibration = pruning.Calibration(text="general", tokens=256)
+    step = pruning.Layers(count=1, method="influence")
+    pruned = pruning.run(
+        pruning.Recipe(base=str(tmp_path), steps=[step], calibration=calibration), evaluate=False
+    )
+    assert pruned.layers != tuple(range(7))
+    assert "no_rope_layers" in gguf_types(pruned.shape)["f16"]
+
+
 def test_a_text_is_longer_than_a_chunk_of_attention():
     chunked = CONFIG_MAPPING["llama4_text"](max_position_embeddings=4096, attention_chunk_size=1024)
     assert prompt_lengths(chunked) == [28, 480, 1088]
@@ -75,14 +225,21 @@ def test_a_text_is_longer_than_a_chunk_of_attention():
 MOVED = {
     "cohere2": {"sliding_window": 16},  # Its share of rotated channels is not in its config any more.
     "ministral3": {},  # The converter's class for it hands all work to another one.
+    "stablelm": {"qk_layernorm": True},  # The converter drops these norms.
+    "falcon": {
+        "ffn_hidden_size": 80
+    },  # transformers writes all heads as groups; the converter takes 4 times 32.
+    "qwen2_moe": MIXTURE,
+    "qwen3_moe": MIXTURE | {"norm_topk_prob": True},
+    "lfm2": KINDS,
+    "llama4_text": LLAMA_4,
 }
 
 
 @pytest.mark.parametrize("family", MOVED)
 def test_a_family_whose_converter_fails_by_itself_is_exported(family, tmp_path):
     folder = tmp_path / "model"
-    _build(CONFIG_MAPPING[family](**SIZES, **MOVED[family])).save_pretrained(folder)
-    tokenizer().save_pretrained(folder)
+    save_kind(folder, family, MOVED[family])
     exported = export_and_compare(folder, tmp_path / "a.gguf")
     assert exported.differences[-1].tokens >= 480
     assert all(each.largest < 0.05 for each in exported.differences)
