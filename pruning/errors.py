@@ -9,7 +9,13 @@ from contextlib import contextmanager
 
 
 class PruningError(Exception):
-    """The base of every error that is meant for the user."""
+    """The base of every error that is meant for the user, in one line.
+
+    Messages quote what strangers wrote: a line break or an escape sequence of theirs becomes a space.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__("".join(each if each.isprintable() else " " for each in message))
 
 
 class ModelError(PruningError):

@@ -183,7 +183,7 @@ def _check_listing(hub_id: str, sizes: dict[str, int]) -> dict[str, int]:
             "read. Ask its owners to convert it, or choose another model."
         )
     if not has_tokenizer(sizes):
-        raise ModelError(f"{hub_id} has no tokenizer, so it cannot read text. Choose another model.")
+        raise ModelError(f"{hub_id} has no tokenizer in a file that can be read. Choose another model.")
     files = text_files(hub_id, sizes) | weights
     if INDEX_FILE in sizes:
         files[INDEX_FILE] = sizes[INDEX_FILE]

@@ -34,6 +34,7 @@ from pruning.loading.placement import AnyDtype, Placement, choose_placement, rea
 from pruning.loading.repo_files import (
     CONFIG_FILE,
     MAX_CONFIG_BYTES,
+    TOKENIZER_FILES,
     check_settings_files,
     has_tokenizer,
     weight_files,
@@ -234,8 +235,8 @@ def read_tokenizer(
         source = _fetch_text_files(source, access or Access(), progress)
     if not has_tokenizer(os.listdir(source.folder)):
         raise ModelError(
-            f"{source.name} has no tokenizer, so it cannot read text. "
-            "Save one beside the model with save_pretrained."
+            f"{source.name} has no tokenizer in a file that can be read ({', '.join(TOKENIZER_FILES)}). "
+            "Save a fast tokenizer beside the model with save_pretrained."
         )
     check_settings_files(source.folder, source.name)
     return read_checked(source.folder, source.name, trusted=_is_installed_package(source))
