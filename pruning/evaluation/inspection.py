@@ -7,6 +7,7 @@ import torch
 
 from pruning.architectures.anatomy import anatomy_of
 from pruning.architectures.lm_head import backbone, logits_of
+from pruning.architectures.matrices import neuron_matrices
 from pruning.architectures.shape import Shape
 from pruning.calibration.block_influence import block_influences
 from pruning.calibration.calibrate import statistics_of, windows_of
@@ -17,7 +18,6 @@ from pruning.errors import RecipeError, panics_as_errors
 from pruning.loading.load import LoadedModel
 from pruning.progress import Progress, Reporter, silent
 from pruning.steps.neurons import Neurons
-from pruning.surgery import neuron_matrices
 from pruning.text.choice import DEFAULT_CALIBRATION, Calibration
 from pruning.text.likelihood import token_losses
 from pruning.text.prompt import CausalLM, check_prompt, encode_prompt

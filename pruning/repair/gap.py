@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from pruning.architectures.anatomy import TensorSpec
+from pruning.architectures.matrices import as_channels_first
 from pruning.calibration.statistics import InputGram
 from pruning.lazy import torch
-from pruning.surgery import as_channels_first
 
 LayerRun = tuple[int, ...]
 """Consecutive layers, ascending."""

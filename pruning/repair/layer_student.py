@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pruning.architectures.anatomy import TensorSpec
+from pruning.architectures.matrices import as_channels_first
 from pruning.calibration.hooks import hooks
 from pruning.calibration.residual_streams import LayerCall
 from pruning.lazy import nn, torch
-from pruning.surgery import as_channels_first
 
 LEARNING_RATE = 0.01
 """The largest step of the optimizer, as a share of a tensor's root mean square."""

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from pruning.architectures.anatomy import Anatomy
 from pruning.architectures.lm_head import backbone
+from pruning.architectures.matrices import as_channels_first
 from pruning.architectures.placement import parameter
 from pruning.calibration.hooks import hooks, output_states
 from pruning.lazy import torch
 from pruning.repair.gap import GapRepair, LayerGap, energy_of, solve
-from pruning.surgery import as_channels_first
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

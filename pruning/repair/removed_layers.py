@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 from pruning.architectures.anatomy import Anatomy
 from pruning.architectures.families import CHANNEL, NEURON
+from pruning.architectures.matrices import as_channels_first
 from pruning.architectures.placement import parameter
 from pruning.calibration.residual_streams import ResidualStreams
 from pruning.memory import available_memory
 from pruning.progress import Progress, Reporter, silent
 from pruning.repair.gap import GapRepair, LayerGap, LayerRun
 from pruning.repair.post_norm_gap import PostNormGap, post_norm_of
-from pruning.surgery import as_channels_first
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pruning.architectures.families import LAYER
+from pruning.architectures.matrices import as_channels_first
 from pruning.architectures.placement import parameter
 from pruning.architectures.reasons import reason_against
 from pruning.architectures.shape import Shape
@@ -23,7 +24,7 @@ from pruning.progress import Progress, Reporter, silent
 from pruning.repair.projection import repair_projection
 from pruning.schema import Frozen
 from pruning.steps.settings import Setting
-from pruning.surgery import KeptIndices, as_channels_first, cut
+from pruning.surgery import KeptIndices, cut
 from pruning.text.tokens import Windows
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from pruning.architectures.anatomy import Anatomy
 from pruning.architectures.families import CHANNEL, KEY_VALUE, QUERY
+from pruning.architectures.matrices import as_channels_first, value_matrix
 from pruning.architectures.placement import parameter
 from pruning.architectures.shape import Shape
 from pruning.cost.cost import Cost, in_sequence
@@ -22,7 +23,7 @@ from pruning.progress import Progress
 from pruning.steps.base import Cut, Refit, StepContext, check_prunable, most, refit_output_projections, top
 from pruning.steps.settings import Choices, Setting, Slider, Switch, is_share, share, whole, word
 from pruning.steps.sizes import Size, one_number
-from pruning.surgery import KeptIndices, as_channels_first, value_matrix
+from pruning.surgery import KeptIndices
 
 UNIFORM = one_number(
     "every layer loses the same number of heads: a config holds one number for all layers, "

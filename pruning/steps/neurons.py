@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from pruning.architectures.families import GATE, NEURON, SHARED, UP
+from pruning.architectures.matrices import expert_matrices, neuron_matrices, shared_matrices, shared_output
 from pruning.architectures.shape import Shape
 from pruning.calibration.experts import ExpertMoments, expert_moments
 from pruning.calibration.statistics import InputMoments, moments_of
@@ -42,7 +43,7 @@ from pruning.steps.sizes import (
     one_number,
     with_published_multiple,
 )
-from pruning.surgery import KeptIndices, expert_matrices, neuron_matrices, shared_matrices, shared_output
+from pruning.surgery import KeptIndices
 
 UNIFORM = one_number(
     "every layer keeps the same number of neurons: a config holds one intermediate size for all layers, so a "

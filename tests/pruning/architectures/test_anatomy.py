@@ -13,8 +13,8 @@ from pruning.architectures.anatomy import anatomy_of
 from pruning.architectures.config import build_on_meta, config_from_dict
 from pruning.architectures.families import COMPONENTS, KEY_VALUE, NEURON, QUERY, family_of
 from pruning.architectures.families import FAMILIES as KNOWN
+from pruning.architectures.matrices import neuron_matrices
 from pruning.architectures.resize import resize
-from pruning.surgery import neuron_matrices
 from tests.helpers.models import (
     FAMILIES,
     GATED,

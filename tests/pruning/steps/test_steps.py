@@ -14,6 +14,7 @@ import pruning
 from pruning import Channels, Heads, Layers, Neurons, Recipe, RecipeError, Weights
 from pruning.architectures.anatomy import anatomy_of
 from pruning.architectures.families import LAYER, NEURON, QUERY
+from pruning.architectures.matrices import as_channels_first
 from pruning.architectures.resize import resize
 from pruning.architectures.shape import Shape
 from pruning.calibration.block_influence import block_influences
@@ -23,7 +24,6 @@ from pruning.calibration.residual_streams import ResidualStreams
 from pruning.calibration.statistics import PRIOR_TOKENS, Statistics
 from pruning.steps import STEPS
 from pruning.steps.base import StepContext
-from pruning.surgery import as_channels_first
 from pruning.text.passages import passage
 from pruning.text.tokens import Windows
 from tests.helpers.models import FAMILIES, count, loaded
