@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from pruning.architectures.shape import Shape
-from pruning.calibration.calibrate import statistics_of, windows_of
+from pruning.calibration.calibrate import answers_digest, statistics_of, windows_of
 from pruning.errors import RecipeError
 from pruning.evaluation import perplexity
 from pruning.evaluation.answers import evaluate_answers
@@ -225,6 +225,8 @@ def _apply(step: Step, pruned: Pruned, base: LoadedModel, progress: Reporter) ->
     if step.reads_text(shape):
         windows = windows_of(context.loaded, recipe.calibration, recipe.seed, progress, author=base)
         context = replace(context, windows=windows)
+    if context.statistics is not None or context.windows is not None:
+        recipe = recipe.with_answers(answers_digest(base, recipe.calibration))
     calibrated = time.perf_counter()
     result = step.apply(context)
     shape, report = Shape.of(result.model.config), pruned.report

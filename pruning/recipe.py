@@ -126,6 +126,14 @@ class Recipe(Frozen):
         )
         return self.model_copy(update={"calibration": changed(self.calibration), "steps": steps})
 
+    def with_answers(self, digest: str | None) -> Self:
+        """Return the recipe with the digest of the model's own answers that it was calibrated on, if it was."""
+        if digest is None:
+            return self
+        return self.model_copy(
+            update={"calibration": self.calibration.model_copy(update={"answers": digest})}
+        )
+
     def with_own_text(self, content: str) -> Self:
         """Do what `with_custom_text` does, under its name in release 0.1.0."""
         return self.with_custom_text(content)

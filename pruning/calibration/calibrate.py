@@ -20,7 +20,15 @@ from pruning.text.chat import PlainText
 from pruning.text.chat_learning import learn_chat_format
 from pruning.text.choice import Calibration, read_texts
 from pruning.text.generation import sample_text
-from pruning.text.own_answers import MOST_GENERATED, Conversation, are_shipped, own_answers, pack
+from pruning.text.own_answers import (
+    MOST_GENERATED,
+    Conversation,
+    are_shipped,
+    digest_of,
+    own_answers,
+    pack,
+    shipped_answers,
+)
 from pruning.text.passages import CHAT, CHAT_AND_GENERAL, GENERAL, GENRES, SELF_GENERATED
 from pruning.text.tokens import (
     Windows,
@@ -145,11 +153,35 @@ def _mixed_windows(
     windows = windows_of(base, general, progress=progress)
     if isinstance(learn_chat_format(author.tokenizer), PlainText):
         return windows
-    if not are_shipped(author.source):
-        of_chat = min(of_chat, MOST_GENERATED)
-    chat = calibration.model_copy(update={"text": CHAT, "tokens": of_chat})
+    chat = calibration.model_copy(update={"text": CHAT, "tokens": _answer_tokens(calibration, author)})
     answers = _chat_windows(base, chat, author, progress)
     return Windows(answers.fitting + windows.fitting, answers.heldout + windows.heldout)
+
+
+def _answer_tokens(calibration: Calibration, author: LoadedModel) -> int:
+    """Return for about how many tokens a model answers the bundled questions; 0 if its answers are not read."""
+    if calibration.text == CHAT:
+        return calibration.tokens
+    if calibration.text != CHAT_AND_GENERAL:
+        return 0
+    of_chat = round(calibration.tokens * CHAT_SHARE)
+    return of_chat if are_shipped(author.source) else min(of_chat, MOST_GENERATED)
+
+
+def answers_digest(author: LoadedModel, calibration: Calibration) -> str | None:
+    """Return the digest of a model's own answers that a calibration reads; None if none were read.
+
+    Args:
+        author: The model that answers.
+        calibration: The text that was read.
+    """
+    tokens = _answer_tokens(calibration, author)
+    if not tokens or isinstance(learn_chat_format(author.tokenizer), PlainText):
+        return None
+    if are_shipped(author.source):
+        return digest_of(shipped_answers())
+    answers = find(author.model, OwnAnswersKey(text_sha256=None, tokens=tokens))
+    return None if answers is None else digest_of(answers)
 
 
 def _chat_windows(

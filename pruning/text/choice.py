@@ -110,7 +110,9 @@ class TextChoice(Frozen):
 
     def to_python(self) -> str:
         """Return the expression that makes this choice; a custom text is read from a file."""
-        left_out = {"sha256", "content", "kind", "address"} | ({"text"} if self.text == CUSTOM else set())
+        left_out = {"sha256", "content", "kind", "address", "answers"} | (
+            {"text"} if self.text == CUSTOM else set()
+        )
         values = [f"{name}={value!r}" for name, value in self if name not in left_out]
         if self.text == CUSTOM:
             address, kind = getattr(self, "address", None), getattr(self, "kind", "text")
@@ -134,7 +136,7 @@ class Calibration(TextChoice):
     """The text that a model reads before it is cut, and how much of it."""
 
     added: ClassVar[frozenset[str]] = frozenset({"kind"})
-    recorded: ClassVar[frozenset[str]] = frozenset({"address"})
+    recorded: ClassVar[frozenset[str]] = frozenset({"address", "answers"})
 
     tokens: Annotated[int, Field(ge=256, le=MAX_TOKENS, description="How many tokens are read at most")] = (
         8192
@@ -151,6 +153,13 @@ class Calibration(TextChoice):
         min_length=1,
         max_length=300,
         description="Where a custom text comes from: a file, or a dataset on the Hub",
+    )
+    answers: str | None = Field(
+        None,
+        min_length=64,
+        max_length=64,
+        description="The SHA-256 digest of the model's own answers to the bundled questions, in hexadecimal digits: "
+        "recorded by a run that reads them",
     )
 
     @classmethod

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -108,6 +109,12 @@ def shipped_answers() -> tuple[Conversation, ...]:
     """Return the default model's answers to all bundled calibration questions."""
     lines = files(questions).joinpath("answers.smollm2-135m.jsonl").read_text(encoding="utf-8").splitlines()
     return tuple(Conversation(**json.loads(line)) for line in lines)
+
+
+def digest_of(conversations: Iterable[Conversation]) -> str:
+    """Return the SHA-256 of questions and answers, in hexadecimal digits."""
+    written = json.dumps([asdict(each) for each in conversations])
+    return hashlib.sha256(written.encode()).hexdigest()
 
 
 def _in_turn() -> list[str]:

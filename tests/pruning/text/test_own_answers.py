@@ -11,8 +11,9 @@ from pruning.calibration.calibrate import windows_of
 from pruning.text import questions
 from pruning.text.chat_learning import learn_chat_format
 from pruning.text.choice import DEFAULT_CALIBRATION, MIX_TOKENS
-from pruning.text.own_answers import Conversation, own_answers, pack, shipped_answers
-from tests.helpers.models import loaded
+from pruning.text.own_answers import Conversation, digest_of, own_answers, pack, shipped_answers
+from tests.helpers.chat import named
+from tests.helpers.models import loaded, tiny
 
 
 def test_the_default_models_answers_are_those_to_the_calibration_questions():
@@ -111,4 +112,31 @@ def test_the_mix_holds_out_some_of_both_texts(smollm2):
         for one in windows.fitting
         for other in windows.heldout
         if one.shape == other.shape
+    )
+
+
+@pytest.mark.parametrize("text", ["chat", "chat_and_general"])
+def test_a_run_records_which_answers_it_read(text, tmp_path):
+    words = named("chatml")
+    tiny("llama", vocab_size=len(words)).save_pretrained(tmp_path / "base")
+    words.save_pretrained(tmp_path / "base")
+    base = pruning.load(str(tmp_path / "base"))
+    calibration = Calibration(text=text, tokens=1000)
+    reads = Recipe(
+        base=str(tmp_path / "base"), calibration=calibration, steps=[pruning.Neurons(fraction=0.3)]
+    )
+    recorded = pruning.prune(base, recipe=reads).recipe
+    read = conversations_read(base, calibration)
+    assert recorded.calibration.answers == digest_of(read)
+    assert recorded.digest == reads.pinned(base.source.revision).digest
+    assert Recipe.parse(recorded.to_yaml()) == recorded
+    assert recorded.calibration.answers not in recorded.to_python()
+    weights_alone = pruning.Neurons(fraction=0.3, criterion="l2", repair=False)
+    unread = reads.model_copy(update={"steps": (weights_alone,)})
+    assert pruning.prune(base, recipe=unread).recipe.calibration.answers is None
+
+
+def conversations_read(base, calibration):
+    return own_answers(
+        base, calibration.tokens if calibration.text == "chat" else round(calibration.tokens * 2 / 3)
     )
