@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from math import log2
 
+from pruning.architectures.families import LAYER
 from pruning.architectures.shape import Shape
 from pruning.cost.cost import Cost, in_sequence
 from pruning.cost.passes import FLOAT, Sizes
@@ -21,11 +22,12 @@ from pruning.memory import available_memory
 from pruning.recipe import Recipe
 from pruning.shape_search.candidates import PROBED_SHARES, PRUNABLE_UNITS, CutStep, PrunableUnit
 from pruning.shape_search.costs import FINALISTS
+from pruning.shape_search.gaps import gaps_cost
 from pruning.shape_search.search import QUICK_TOKENS, RECONSTRUCTED
 from pruning.shape_search.sweep import FRACTIONS
 from pruning.steps import Channels, Layers, Neurons, Reconstruction
 from pruning.steps.base import Step
-from pruning.steps.layers import watching
+from pruning.steps.layers import Method, watching
 from pruning.text.choice import DEFAULT_CALIBRATION, Calibration
 from pruning.text.passages import CHAT, CHAT_AND_GENERAL, GENERAL, GENRES
 
@@ -262,18 +264,34 @@ def search(
     if thorough:
         followed = tuple(step for step in combined if not isinstance(step, Channels))
         trials += [(*followed, Reconstruction(epochs=0))] * RECONSTRUCTED
-    # The losses without each layer are kept: the first trial that removes layers computes them for all.
-    first = next((number for number, steps in enumerate(trials) if isinstance(steps[0], Layers)), None)
+    free = available_memory() if free is None else free
+    removing = [number for number, steps in enumerate(trials) if isinstance(steps[0], Layers)]
+    prepared = _gaps_of_a_search(shape, calibration, thorough, free) if removing else None
     planned = []
     for number, steps in enumerate(trials):
-        method = "last" if number != first else "perplexity" if thorough else "influence"
+        values: dict[str, object] = {"method": "last"}
+        if prepared is not None:  # What each of them would repair is repaired before.
+            values["repair"] = False
+        elif (
+            removing and number == removing[0]
+        ):  # The losses without each layer, or their influences, are kept for all.
+            values["method"] = _layer_method(thorough)
         planned.append(
-            [
-                step.model_copy(update={"method": method}) if isinstance(step, Layers) else step
-                for step in steps
-            ]
+            [step.model_copy(update=values) if isinstance(step, Layers) else step for step in steps]
         )
-    return _trials(planned, shape, calibration, free)
+    return _trials(planned, shape, calibration, free, prepared)
+
+
+def _layer_method(thorough: bool) -> Method:
+    return "perplexity" if thorough else "influence"
+
+
+def _gaps_of_a_search(shape: Shape, calibration: Calibration, thorough: bool, free: int) -> Cost | None:
+    """Return the cost of the gaps that all trials of a search leave; None if each trial repairs its own."""
+    layers = next(kind for kind in PRUNABLE_UNITS if kind.unit == LAYER)
+    most = max(count for count in layers.amounts(shape, None) if count <= shape.count(LAYER) - 2)
+    step = Layers(count=most, method=_layer_method(thorough))
+    return gaps_cost(step, Plan(shape, shape, Reading.of(calibration, Sizes(shape)), free))
 
 
 def _alone(shape: Shape, kind: PrunableUnit, share: float) -> list[CutStep]:
@@ -289,11 +307,16 @@ def _alone(shape: Shape, kind: PrunableUnit, share: float) -> list[CutStep]:
 
 
 def _trials(
-    trials: Iterable[Sequence[Step]], shape: Shape, calibration: Calibration, free: int | None
+    trials: Iterable[Sequence[Step]],
+    shape: Shape,
+    calibration: Calibration,
+    free: int | None,
+    prepared: Cost | None = None,
 ) -> Cost:
     """Return the cost of cutting a loaded base in several ways, each measured on held-out calibration text.
 
     The newest statistics of the base are kept, so a trial that begins as the one before reads nothing.
+    `prepared`: what is computed for all of them, with what it holds until the last is done.
     """
     free = available_memory() if free is None else free
     sizes = Sizes(shape)
@@ -308,7 +331,7 @@ def _trials(
         work, pruned = _steps(steps, calibration, shape, free, {}, calibrated=modules == newest)
         newest = modules or newest
         costs.append((work + reading.heldout_loss(Sizes(pruned))).times(1))
-    return in_sequence(Cost.holding(SLACK), text, *costs)
+    return in_sequence(Cost.holding(SLACK), text, prepared or Cost(), *costs)
 
 
 def importance(shape: Shape, calibration: Calibration | None = None, free: int | None = None) -> Cost:

@@ -55,6 +55,15 @@ def user_cache():
 
 
 @pytest.fixture(scope="session", autouse=True)
+def folder_of_all_workers(tmp_path_factory):
+    """Tell `tests.helpers.models` where the workers of this run keep what all of them use."""
+    own = tmp_path_factory.getbasetemp()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SECATEUR_TESTS_FOLDER", str(own.parent if "PYTEST_XDIST_WORKER" in os.environ else own))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def limited_hub_client():
     from pruning.loading.client import limit_hub_client
 

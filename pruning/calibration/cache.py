@@ -77,6 +77,12 @@ def store(model: nn.Module, key: CacheKey[Value], value: Value) -> None:
         _entries.setdefault(model, {})[key] = value
 
 
+def drop(model: nn.Module, key: CacheKey[Any]) -> None:
+    """Drop the value cached for a model under a key, if there is one."""
+    with _lock:
+        _entries.get(model, {}).pop(key, None)
+
+
 def store_newest(model: nn.Module, key: CacheKey[Value], value: Value) -> None:
     """Keep a value for a model, and drop its other values under keys of the same class."""
     with _lock:

@@ -93,7 +93,7 @@ class ResidualStreams:
                         calls[layer](module, states[layer][None].to(self.model.dtype))
                 else:
                     states, calls = self._read(text)
-            if self._fits and not is_kept:
+            if self.fits and not is_kept:
                 self._kept.append((states, calls))
             yield states, inputs
 
@@ -114,7 +114,7 @@ class ResidualStreams:
         return states, calls
 
     @cached_property
-    def _fits(self) -> bool:
+    def fits(self) -> bool:
         """Whether they are kept: on a CPU, if the memory that is free when the text is first read allows it."""
         on_cpu = self.model.device.type == "cpu" and not device_map(self.model)
         size = bytes_kept(self.windows.tokens, self.anatomy.units[CHANNEL], self.anatomy.layers)

@@ -24,12 +24,15 @@ from pruning.loading.load import LoadedModel, weights_id
 from pruning.pipeline import prune
 from pruning.progress import Progress, Reporter, bar, silent, with_bar
 from pruning.recipe import Recipe
+from pruning.repair.kept_repairs import forget_repairs
 from pruning.shape_search.budget import Budget, read_bytes
 from pruning.shape_search.candidates import Candidate, all_candidates, largest_within, probes
 from pruning.shape_search.costs import FINALISTS, finalists, fit_costs, predict_curve
+from pruning.shape_search.gaps import repair_all_gaps
 from pruning.shape_search.result import SearchResult, Trial
 from pruning.shape_search.scores import LOSS, SavedScores, Score, check_score, measure_score, name_of_score
 from pruning.steps import Channels, Heads, Layers, Neurons, Reconstruction
+from pruning.steps.base import StepContext
 from pruning.text.choice import DEFAULT_CALIBRATION, AnyCalibration, Calibration
 from pruning.text.likelihood import mean_loss
 
@@ -156,12 +159,17 @@ def iter_search(
     runner = _TrialRunner(
         base, text, seed, thorough, progress, allows, score, Path(scores) if scores else None
     )
+    probed = probes(shape, candidates)
+    runner.layer_counts = {count for each in (*probed, *within) if (count := each.amounts[0])}
 
-    yield from runner.run("Probing one kind of unit", probes(shape, candidates))
-    costs = fit_costs(runner.base_loss, runner.trials.values())
-    yield from runner.run("Trying the best predicted", finalists(within, costs, top_k))
-    if thorough:
-        yield from runner.reconstruct("Reconstructing the best")
+    try:
+        yield from runner.run("Probing one kind of unit", probed)
+        costs = fit_costs(runner.base_loss, runner.trials.values())
+        yield from runner.run("Trying the best predicted", finalists(within, costs, top_k))
+        if thorough:
+            yield from runner.reconstruct("Reconstructing the best")
+    finally:
+        runner.forget()
 
     yield SearchResult(
         chosen=runner.chosen(),
@@ -196,6 +204,7 @@ class _TrialRunner:
     """Prunes and measures candidates, each once.
 
     `trials`: by the digest of the recipe, in the order in which they were measured.
+    `layer_counts`: the numbers of layers that candidates remove.
     """
 
     base: LoadedModel
@@ -207,6 +216,7 @@ class _TrialRunner:
     score: str | Score = LOSS
     file: Path | None = None
     trials: dict[str, Trial] = field(default_factory=dict)
+    layer_counts: Collection[int] = ()
 
     def __post_init__(self) -> None:
         self._shape = Shape.of(self.base.model.config)
@@ -214,9 +224,9 @@ class _TrialRunner:
         if not self.thorough:
             tokens = min(self.calibration.tokens, QUICK_TOKENS)
             self._text = self.calibration.model_copy(update={"tokens": tokens})
-        self._heldout: Sequence[torch.Tensor] = windows_of(
-            self.base, self._text, self.seed, self.progress
-        ).heldout
+        self._windows = windows_of(self.base, self._text, self.seed, self.progress)
+        self._heldout: Sequence[torch.Tensor] = self._windows.heldout
+        self._gaps_are_repaired = False
         self.base_loss = mean_loss(self.base.model, self._heldout, self.progress)
         text = json.dumps(self._text.canonical(), sort_keys=True, default=str)
         self._saved = SavedScores(self.file, weights_id(self.base), text)
@@ -256,6 +266,22 @@ class _TrialRunner:
             )
         return best
 
+    def forget(self) -> None:
+        """Drop what was kept for the trials that remove layers."""
+        forget_repairs(self.base.model, self._windows)
+
+    def _repair_gaps_once(self, recipe: Recipe, report: Reporter) -> None:
+        """Repair the gaps of all candidates, before the first trial that removes layers."""
+        step = recipe.steps[0]
+        if self._gaps_are_repaired or not isinstance(step, Layers):
+            return
+        model, words = self.base.model, self.base.tokenizer
+        context = StepContext(
+            model, words, self._shape, self.base, windows=self._windows, seed=self.seed, progress=report
+        )
+        repair_all_gaps(step, context, self.layer_counts)
+        self._gaps_are_repaired = True
+
     def _recipe(self, candidate: Candidate) -> Recipe:
         steps = [kind.step(self._shape, count) for kind, count in candidate.removed]
         if self.thorough:
@@ -282,6 +308,7 @@ class _TrialRunner:
         score = self._saved.get(recipe.digest, name) if wants_score else None
         problem = ""
         if loss is None or (wants_score and score is None):
+            self._repair_gaps_once(recipe, report)
             read = recipe.model_copy(update={"calibration": self._text})
             pruned = prune(self.base, recipe=read, share_memory=True, progress=report)
             if loss is None:

@@ -21,6 +21,7 @@ from pruning.lazy import torch
 from pruning.loading import load as loading
 from pruning.progress import Progress
 from pruning.repair.gap import GapRepair, LayerRun
+from pruning.repair.kept_repairs import kept_repairs
 from pruning.repair.removed_layers import repair_gaps, runs_of
 from pruning.steps.base import Cut, Refit, StepContext, check_prunable, most, top
 from pruning.steps.settings import Choices, Setting, Slider, Switch, is_share, share, word
@@ -258,7 +259,17 @@ class Layers(Cut):
         """Return the repair of each run of layers that may be removed."""
         if context.shape.anatomy.family.post_norms and not self.repair_norms:
             return {}
-        return repair_gaps(self.streams(context), runs, context.progress)
+        runs = list(runs)
+        known = kept_repairs(context.model, context.required_windows)
+        missing = [run for run in runs if run not in known]
+        found = {**known, **repair_gaps(self.streams(context), missing, context.progress)}
+        return {run: found[run] for run in runs if run in found}
+
+    def runs_removed(self, context: StepContext, counts: Iterable[int]) -> list[LayerRun]:
+        """Return the runs of layers that the method removes if it removes any of some numbers of layers."""
+        steps = (self.model_copy(update={"count": count}) for count in counts)
+        chosen = (_CHOOSERS[self.method](step, context) for step in steps)
+        return list(dict.fromkeys(run for layers in chosen for run in runs_of(layers)))
 
     def streams(self, context: StepContext) -> ResidualStreams:
         """Return the residual streams of the text; kept, if first the choice and then the repair goes through them."""

@@ -3,7 +3,10 @@
 A new family needs one entry in `CONFIGS`, and one in `_MLPS` if its MLP is not named and laid out as Llama's.
 """
 
+import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -21,6 +24,11 @@ from transformers import (
 
 import pruning
 from pruning.text.passages import GENRES, passage
+
+try:
+    import fcntl
+except ImportError:  # Windows has no fcntl: there each worker may train for itself.
+    fcntl = None
 
 BOS, EOS = "<s>", "</s>"
 VOCABULARY = 320
@@ -101,6 +109,23 @@ WITH_BOS = ("opt", "llama", "mistral", "gemma2", "gemma3_text")
 """Families whose test tokenizer begins each text with a BOS token, so that both kinds are tested."""
 
 _folders = tempfile.TemporaryDirectory(prefix="secateur-tests-")
+
+SHARED_FOLDER = "SECATEUR_TESTS_FOLDER"
+"""The environment variable with the folder that the workers of one run of the tests share."""
+
+
+def shared_folder() -> Path:
+    """Return the folder of what the workers of one run share; a folder of this process outside of the tests."""
+    return Path(os.environ.get(SHARED_FOLDER, _folders.name))
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Let one process at a time work on a path."""
+    with open(f"{path}.lock", "w") as lock:
+        if fcntl is not None:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @lru_cache
@@ -199,6 +224,17 @@ def loaded(model_type: str, **overrides) -> pruning.LoadedModel:
 @lru_cache
 def trained() -> pruning.LoadedModel:
     """Return a small Llama trained on the bundled texts, so that a bad cut has something to lose."""
+    folder = shared_folder() / "trained"
+    with _alone(folder):
+        if not folder.exists():
+            made = Path(tempfile.mkdtemp(prefix="trained-", dir=shared_folder()))
+            _save_trained(made)
+            with suppress(OSError):  # Without a lock, another worker may have been faster.
+                made.rename(folder)
+    return pruning.load(str(folder))
+
+
+def _save_trained(folder: Path) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # More threads gain nothing here, and wait for one another on a busy machine.
     sizes = {"hidden_size": 48, "intermediate_size": 128, "num_hidden_layers": 2, "head_dim": 12}
@@ -219,10 +255,8 @@ def trained() -> pruning.LoadedModel:
         schedule.step()
         optimizer.zero_grad()
     torch.set_num_threads(threads)
-    folder = Path(tempfile.mkdtemp(prefix="trained-", dir=_folders.name))
     model.requires_grad_(False).eval().save_pretrained(folder)
     words.save_pretrained(folder)
-    return pruning.load(str(folder))
 
 
 def tokens(words, text):

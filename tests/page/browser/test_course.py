@@ -57,7 +57,7 @@ def test_every_lesson_shows_what_was_recorded(lesson_page, theme):
         page.click("#lesson-run")
         page.wait_for_selector("#lesson-results:has-text('Recorded on')", timeout=WORK)
         check_results(page, lesson)
-        assert problems(page) == []
+        assert problems(page, theme) == []
 
 
 @pytest.mark.timeout(1500)

@@ -252,7 +252,7 @@ def test_inspect_and_distill(visit):
 def test_axe_finds_nothing_wrong_on_the_prune_tab(visit, page_url, theme):
     page = visit(address=f"{page_url}/?__theme={theme}")
     wait_for_results(page, "20% of the MLP neurons removed")
-    assert problems(page) == []
+    assert problems(page, theme) == []
     folded = page.locator("button.label-wrap:not(.open):visible")
     for _ in range(folded.count()):
         folded.first.click()
@@ -261,7 +261,7 @@ def test_axe_finds_nothing_wrong_on_the_prune_tab(visit, page_url, theme):
     for tab in tabs:
         tab.click()
         page.wait_for_timeout(300)  # The tab fades in.
-        assert problems(page) == []
+        assert problems(page, theme) == []
 
 
 def test_distill_stops_with_the_best_and_continues_as_the_visitor_asks(visit, smollm2):

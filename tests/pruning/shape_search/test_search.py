@@ -2,23 +2,30 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
 from pruning import Calibration, RecipeError
 from pruning.architectures.families import CHANNEL, KEY_VALUE
 from pruning.architectures.shape import Shape
+from pruning.calibration import cache
 from pruning.calibration.calibrate import windows_of
+from pruning.cost.passes import Sizes
+from pruning.cost.plan import Plan
+from pruning.cost.reading import Reading
 from pruning.errors import Cancelled
 from pruning.pipeline import prune
 from pruning.previews import preview
 from pruning.shape_search.budget import Budget, cache_bytes
 from pruning.shape_search.candidates import PRUNABLE_UNITS, Candidate
+from pruning.shape_search.gaps import gaps_cost
 from pruning.shape_search.result import Trial
 from pruning.shape_search.search import RECONSTRUCTED, iter_search, search
 from pruning.shape_search.sweep import FRACTIONS, iter_sweep
+from pruning.steps import Layers
 from pruning.text.likelihood import mean_loss
-from tests.helpers.models import count, loaded, trained
+from tests.helpers.models import config, count, loaded, trained
 
 TEXT = Calibration(tokens=1280, window=64)
 
@@ -310,3 +317,38 @@ def test_latency_is_predicted_from_the_bases(monkeypatch):
     monkeypatch.setattr("pruning.shape_search.search.tokens_per_second", lambda *_, **__: (100.0,))
     chosen = quick(base, Budget(latency=0.008)).chosen
     assert chosen.candidate.parameters <= 0.8 * shape_of(base).parameters
+
+
+@pytest.mark.parametrize("thorough", [False, True])
+def test_trials_that_remove_layers_are_repaired_from_one_reading_of_the_base(monkeypatch, thorough):
+    """They are the same, bit for bit, as if each had read the text itself."""
+    base = loaded("llama", num_hidden_layers=8)
+    budget, windows = Budget.parse("15%", shape_of(base), 4), windows_of(base, TEXT)
+    texts = len(windows.fitting) + len(windows.heldout)
+
+    def searched_once():
+        cache.clear()
+        read = []
+        handle = base.model.get_input_embeddings().register_forward_hook(lambda *_: read.append(1))
+        try:
+            found = search(base, budget, calibration=TEXT, thorough=thorough, steps=["layers"])
+        finally:
+            handle.remove()
+        return found, len(read)
+
+    found, together = searched_once()
+    assert cache.total_bytes() == 0
+    monkeypatch.setattr("pruning.shape_search.gaps.available_memory", lambda: 1000)
+    alone, apart = searched_once()
+    assert found == alone
+    assert len({trial.candidate.amounts for trial in found.trials}) > 2
+    assert apart - together >= texts
+
+
+def test_gaps_of_a_search_are_counted_if_they_are_kept():
+    shape = Shape.of(config("llama", num_hidden_layers=12))
+    plan = Plan(shape, shape, Reading.of(TEXT, Sizes(shape)), free=10**9)
+    cost = gaps_cost(Layers(count=6), plan)
+    assert cost.held == 6 * 4 * 48 * 32
+    assert cost.memory > cost.held
+    assert gaps_cost(Layers(count=6), replace(plan, free=cost.held)) is None
