@@ -267,18 +267,20 @@ def search(
     free = available_memory() if free is None else free
     removing = [number for number, steps in enumerate(trials) if isinstance(steps[0], Layers)]
     prepared = _gaps_of_a_search(shape, calibration, thorough, free) if removing else None
-    planned = []
-    for number, steps in enumerate(trials):
-        values: dict[str, object] = {"method": "last"}
-        if prepared is not None:  # What each of them would repair is repaired before.
-            values["repair"] = False
-        elif (
-            removing and number == removing[0]
-        ):  # The losses without each layer, or their influences, are kept for all.
-            values["method"] = _layer_method(thorough)
-        planned.append(
-            [step.model_copy(update=values) if isinstance(step, Layers) else step for step in steps]
-        )
+    if prepared is not None:
+        # What each trial would repair is repaired before.
+        changes = [{"method": "last", "repair": False}] * len(trials)
+    else:
+        # The losses without each layer, or their influences, are kept for all trials.
+        first = removing[0] if removing else None
+        changes = [
+            {"method": _layer_method(thorough) if number == first else "last"}
+            for number in range(len(trials))
+        ]
+    planned = [
+        [step.model_copy(update=change) if isinstance(step, Layers) else step for step in steps]
+        for steps, change in zip(trials, changes, strict=True)
+    ]
     return _trials(planned, shape, calibration, free, prepared)
 
 
