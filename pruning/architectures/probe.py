@@ -197,7 +197,7 @@ def probe_config(config: PreTrainedConfig, **overrides: Any) -> PreTrainedConfig
 
 @lru_cache(maxsize=256)
 def _chosen_layers(config_json: str, key: str) -> Sequence[int]:
-    """Return the layers of a model whose small model has layers of all its kinds, if any choice gives that."""
+    """Return which layers of a model to keep so that a small one has every kind of them, if any choice does that."""
     config = config_from_dict(json.loads(config_json))
     values = config.to_dict()
     count = values[key]
