@@ -203,7 +203,7 @@ def _chosen_layers(config_json: str, key: str) -> Sequence[int]:
     count = values[key]
     kinds = _kinds_of_layers(config, values, count)
     chosen = sorted(_representatives(values, kinds))
-    if len(set(kinds)) == 1:
+    if len(set(kinds)) <= 1:
         return chosen
     few = _kinds_of_layers(config, _with_layers(values, chosen, count), len(chosen))
     # If they differ, what tells the layers apart is no list: a period, or the number of the first of a kind.
