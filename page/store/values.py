@@ -46,18 +46,16 @@ def encode(task: Task, result: object) -> object:
     match result:
         case PrunedSummary(report=report, prompt=prompt, plain_reason=reason) as summary:
             chat = None if prompt is None else prompt.chat
-            layers = summary.recipe.kept_layers
             return {
                 "report": _plain_report(report),
-                "layers": layers and list(layers),
+                **_recorded(summary.recipe),
                 "chat": chat,
                 "reason": reason,
             }
         case Texts():
             return asdict(result)
         case Evaluation(recipe, report):
-            layers = recipe.kept_layers
-            return {"report": _plain_report(replace(report, notes=())), "layers": layers and list(layers)}
+            return {"report": _plain_report(replace(report, notes=())), **_recorded(recipe)}
         case Abilities():
             return asdict(result)
         case LessonResult():
@@ -138,11 +136,24 @@ def _plain_report(report: Report) -> dict[str, Any]:
     return kept.to_dict()
 
 
+def _recorded(recipe: Recipe) -> dict[str, Any]:
+    """Return what a run recorded in a recipe, beside the revision."""
+    layers = recipe.kept_layers
+    return {"layers": layers and list(layers), "answers": recipe.calibration.answers}
+
+
 def _as_made(recipe: Recipe, revision: str | None, values: Mapping[str, Any]) -> Recipe:
-    """Return a recipe with what a run recorded in it: the revision, and which layers were kept."""
+    """Return a recipe with what a run recorded in it: the revision, which layers were kept, and which answers read."""
     pinned = recipe.without_custom_text().pinned(recipe.revision or revision)
-    layers = values["layers"]
-    return pinned if not layers else Recipe.parse(json.dumps(pinned.to_dict() | {"kept_layers": layers}))
+    layers, answers = values["layers"], values.get("answers")
+    if not layers and answers is None:
+        return pinned
+    plain = pinned.to_dict()
+    if layers:
+        plain["kept_layers"] = layers
+    if answers is not None:
+        plain["calibration"]["answers"] = answers
+    return Recipe.parse(json.dumps(plain))
 
 
 def _plain_chart(chart: ImportanceMap | LayerInfluences | None) -> dict[str, Any] | None:

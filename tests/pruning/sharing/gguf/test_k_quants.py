@@ -140,7 +140,9 @@ def test_rows_that_no_fallback_fits_are_refused():
 
 def test_the_rows_that_experts_read_their_neurons_by_count():
     sizes = {"num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 64, "vocab_size": 320}
-    few = CONFIG_MAPPING["qwen3_moe"](hidden_size=320, moe_intermediate_size=128, num_experts=4, **sizes)
+    few = CONFIG_MAPPING["qwen3_moe"](
+        hidden_size=320, moe_intermediate_size=128, num_experts=4, norm_topk_prob=True, **sizes
+    )
     assert "128 (neurons)" in gguf_types(Shape.of(few))["q4_k_s"]
 
 
