@@ -7,6 +7,8 @@ prints it on one line and exits with status 2. Any other exception is a bug.
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from pruning.formatting import printable
+
 
 class PruningError(Exception):
     """The base of every error that is meant for the user, in one line.
@@ -15,7 +17,7 @@ class PruningError(Exception):
     """
 
     def __init__(self, message: str = "") -> None:
-        super().__init__("".join(each if each.isprintable() else " " for each in message))
+        super().__init__(printable(message))
 
 
 class ModelError(PruningError):

@@ -268,7 +268,7 @@ def search(
     removing = [number for number, steps in enumerate(trials) if isinstance(steps[0], Layers)]
     prepared = _gaps_of_a_search(shape, calibration, thorough, free) if removing else None
     if prepared is not None:
-        # What each trial would repair is repaired before.
+        # The gaps of all trials are repaired before the first one.
         changes = [{"method": "last", "repair": False}] * len(trials)
     else:
         # The losses without each layer, or their influences, are kept for all trials.

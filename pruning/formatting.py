@@ -1,4 +1,4 @@
-"""Format numbers for people."""
+"""Format numbers and quoted texts for people."""
 
 from collections.abc import Iterable
 from math import isfinite
@@ -14,6 +14,11 @@ UNIT_TITLES = {
 _SCALES = {1e15: "quadrillion", 1e12: "trillion", 1e9: "billion", 1e6: "million"}
 
 _LARGEST = 1e18
+
+
+def printable(text: str) -> str:
+    """Return a text with a space for each character that cannot be printed, such as a line break."""
+    return "".join(each if each.isprintable() else " " for each in text)
 
 
 def format_number(value: float, digits: int = 1) -> str:

@@ -143,7 +143,7 @@ def _recorded(recipe: Recipe) -> dict[str, Any]:
 
 
 def _as_made(recipe: Recipe, revision: str | None, values: Mapping[str, Any]) -> Recipe:
-    """Return a recipe with what a run recorded in it: the revision, which layers were kept, and which answers read."""
+    """Return a recipe with what a run recorded in it: the revision, the layers kept, and the answers read."""
     pinned = recipe.without_custom_text().pinned(recipe.revision or revision)
     layers, answers = values["layers"], values.get("answers")
     if not layers and answers is None:

@@ -285,6 +285,6 @@ def _buffer_spec(family: Family, name: str, shape: tuple[int, ...]) -> TensorSpe
 def _spec(family: Family, name: str, shape: tuple[int, ...]) -> TensorSpec:
     component, layer, labels = family.component(name)
     if len(labels) != len(shape):
-        # Layers that disagree about its axes: what those count cannot be cut (`derive`).
+        # Layers disagree about its axes, so `derive` has refused to cut what they count.
         labels = (None,) * len(shape)
     return TensorSpec(name, shape, labels, component, layer)

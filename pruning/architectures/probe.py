@@ -197,7 +197,7 @@ def probe_config(config: PreTrainedConfig, **overrides: Any) -> PreTrainedConfig
 
 @lru_cache(maxsize=256)
 def _chosen_layers(config_json: str, key: str) -> Sequence[int]:
-    """Return which layers of a model to keep so that a small one has every kind of them, if any choice does that."""
+    """Return which layers a small model keeps, so that it has every kind of layer if that is possible."""
     config = config_from_dict(json.loads(config_json))
     values = config.to_dict()
     count = values[key]
@@ -206,7 +206,7 @@ def _chosen_layers(config_json: str, key: str) -> Sequence[int]:
     if len(set(kinds)) <= 1:
         return chosen
     few = _kinds_of_layers(config, _with_layers(values, chosen, count), len(chosen))
-    # If they differ, what tells the layers apart is no list: a period, or the number of the first of a kind.
+    # If kinds are missing, the config has no list of them: they follow a period, or start at some layer.
     first = range(max(kinds.index(kind) for kind in kinds) + 1)
     return chosen if set(few) == set(kinds) or len(first) > MOST_FIRST else first
 

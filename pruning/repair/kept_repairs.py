@@ -1,4 +1,4 @@
-"""The repairs of gaps that are kept while a base is cut in several ways, so that it reads the text once for all."""
+"""Keep the repairs of gaps while a base is cut in several ways, so that it reads the text only once."""
 
 from __future__ import annotations
 

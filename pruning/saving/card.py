@@ -19,7 +19,7 @@ from pruning.evaluation.abilities import SkillComparison, compare_abilities
 from pruning.evaluation.panels import ANSWERS, SKILLS, revision
 from pruning.evaluation.perplexity import Perplexity
 from pruning.evaluation.skills import SKILLS as SKILL_TITLES
-from pruning.formatting import UNIT_TITLES
+from pruning.formatting import UNIT_TITLES, printable
 from pruning.guard import warn_of_ruin
 from pruning.loading.metadata import short_text
 from pruning.loading.source import Source
@@ -320,7 +320,7 @@ def _origin(source: Source, recipe: Recipe) -> str:
 
 def inline(text: str) -> str:
     """Return a text that Markdown shows as it is, on one line; characters that cannot be printed become spaces."""
-    line = " ".join("".join(each if each.isprintable() else " " for each in text).split())
+    line = " ".join(printable(text).split())
     return re.sub(r"([\\`*<>\[\]|#&!~]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", line)
 
 

@@ -1,4 +1,4 @@
-"""The repair of all gaps that trials of a search leave in the base: the base reads the text once for all of them."""
+"""Repair the gaps of all trials of a search while the base reads the text once."""
 
 from collections.abc import Collection
 
@@ -27,7 +27,7 @@ def repair_all_gaps(step: Layers, context: StepContext, counts: Collection[int])
         context: The base and the text.
         counts: The numbers of layers.
     """
-    if not are_kept(Sizes(context.shape), len(counts), available_memory()):
+    if not _are_kept(Sizes(context.shape), len(counts), available_memory()):
         return
     runs = step.runs_removed(context, sorted(counts))
     size = GAPS_AT_ONCE if step.streams(context).fits else len(runs)
@@ -40,18 +40,18 @@ def repair_all_gaps(step: Layers, context: StepContext, counts: Collection[int])
 def gaps_cost(step: Layers, plan: Plan) -> Cost | None:
     """Estimate `repair_all_gaps` for a search that may remove up to the step's number of layers; None if not kept."""
     sizes, most = plan.sizes, step.removed_count
-    if not are_kept(sizes, most, plan.free):
+    if not _are_kept(sizes, most, plan.free):
         return None
     few = step.model_copy(update={"count": min(most, GAPS_AT_ONCE)})
-    held = bytes_of(sizes, most)
+    held = _bytes_of(sizes, most)
     return Cost(step.cost(plan).flop, few.cost(plan).memory + held, held)
 
 
-def are_kept(sizes: Sizes, gaps: int, free: int) -> bool:
+def _are_kept(sizes: Sizes, gaps: int, free: int) -> bool:
     """Return whether the repairs of some gaps take at most a part of the free memory."""
-    return bytes_of(sizes, gaps) <= free // MEMORY_SHARE
+    return _bytes_of(sizes, gaps) <= free // MEMORY_SHARE
 
 
-def bytes_of(sizes: Sizes, gaps: int) -> int:
+def _bytes_of(sizes: Sizes, gaps: int) -> int:
     """Return the size of the repairs of some gaps: a projection for each."""
     return gaps * FLOAT * sizes.neurons * sizes.channels

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -111,7 +110,8 @@ def shipped_answers() -> tuple[Conversation, ...]:
     return tuple(Conversation(**json.loads(line)) for line in lines)
 
 
-def digest_of(conversations: Iterable[Conversation]) -> str:
+@lru_cache(maxsize=4)
+def digest_of(conversations: tuple[Conversation, ...]) -> str:
     """Return the SHA-256 of questions and answers, in hexadecimal digits."""
     written = json.dumps([asdict(each) for each in conversations])
     return hashlib.sha256(written.encode()).hexdigest()

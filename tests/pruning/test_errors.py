@@ -1,4 +1,4 @@
-"""What goes wrong is said in one line, whatever strangers wrote into what it quotes."""
+"""Every error is one line, whatever it quotes."""
 
 import pickle
 

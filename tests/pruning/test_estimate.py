@@ -222,7 +222,7 @@ NOISE = 80_000_000
 FREE = 4 * 10**9
 TEXT = Calibration(tokens=1024)
 TRAINED_ON = TextChoice(text="story")
-"""A training holds its windows and weights, however much text there is; of a short one, less has to be evaluated."""
+"""The length of the text does not change how much memory a training takes, and a short text is evaluated sooner."""
 
 MEMORY = {
     "layers": (Layers(count=2),),

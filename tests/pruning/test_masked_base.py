@@ -127,7 +127,7 @@ def test_real_models_without_units_compute_what_they_do_with_them_masked(name, n
     offline = catalog.MODELS[name].offline
     need(all(importlib.util.find_spec(module) for module, _ in offline.parts), f"{name} is not installed")
     base = pruning.load(name, revision=offline.revision)
-    # What is repaired is put back into the masked base as it is, however much text it was fitted on.
+    # The masked base gets the repaired weights as they are, so little text is enough to fit them on.
     text = pruning.Calibration(text="general", tokens=256)
     heads = {
         unit: pruning.Heads(criterion="weights", repair=False, **kept) for unit, kept in HEADS[name].items()

@@ -2,6 +2,8 @@
 
 import re
 
+from pruning.formatting import printable
+
 LONGEST = 200
 """The characters of a line that are shown."""
 
@@ -15,5 +17,5 @@ def last_line(printed: str) -> str:
     lines = [line.strip() for line in re.split(r"[\r\n]", printed)]
     lines = [line for line in lines if line and not line.startswith("Writing:")]
     named = re.sub(r"(?<![\w/])/(?:[^\s/'\"]+/)*([^\s/'\"]+)", r"\1", (lines or [""])[-1])
-    shown = " ".join("".join(sign if sign.isprintable() else " " for sign in named).split())
+    shown = " ".join(printable(named).split())
     return shown if len(shown) <= LONGEST else shown[:LONGEST] + "…"

@@ -265,8 +265,8 @@ def test_axe_finds_nothing_wrong_on_the_prune_tab(visit, page_url, theme):
 
 
 def test_distill_stops_with_the_best_and_continues_as_the_visitor_asks(visit, smollm2):
-    """What was recorded of the pruned model is shown at once, and a training that is stopped is evaluated once more:
-    how well it does need not be awaited before."""
+    """The results of the pruned model are recorded, so they appear at once. A training is evaluated once more when it
+    stops, so the test does not wait for an improvement before."""
     page = visit()
     assert prune(page, 90).startswith("Done")
     page.click("#generation button")
@@ -395,7 +395,7 @@ def test_fits_the_screen(visit, width, height, scheme):
     assert prune(page, 30).startswith("Done")
     assert page.locator("#texts").bounding_box()["y"] < height  # On a phone, the page scrolls to them.
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    # Tabs are folded up only if there is no room for them.
+    # Tabs move into a menu only if they do not fit.
     last_tab = page.locator("#inspect button[role=tab]:has-text('Prune or quantize?')")
     assert last_tab.count() == (0 if width < 720 else 1)
 

@@ -108,7 +108,7 @@ HYBRID = [
 ]
 
 WITHOUT_A_DEFAULT = {"hunyuan_v1_dense", "hunyuan_v1_moe", "ministral", "nemotron"}
-"""Types whose config describes no model until sizes are given that it leaves open."""
+"""Types whose default config leaves sizes open, so that no model can be built from it."""
 
 
 def test_every_type_of_the_installed_transformers_is_listed():
@@ -123,8 +123,8 @@ def test_what_is_listed_is_proven(name):
 
 
 @pytest.mark.parametrize("name", [name for name, units in EXPECTED.items() if units])
-def test_a_listed_type_is_known_as_large_as_transformers_makes_it(name):
-    """What the small model shows holds for the whole: kinds of layers that come late or in periods, longer lists."""
+def test_a_listed_type_is_read_at_its_full_size(name):
+    """The small model shows all kinds of layers, also those that come late or in periods, and stands for longer lists."""
     if name in WITHOUT_A_DEFAULT:
         with pytest.raises(ModelError, match="a model that cannot be built"):
             Shape.of(default_config(name))
