@@ -124,7 +124,7 @@ def test_what_is_listed_is_proven(name):
 
 @pytest.mark.parametrize("name", [name for name, units in EXPECTED.items() if units])
 def test_a_listed_type_is_read_at_its_full_size(name):
-    """The small model shows all kinds of layers, also those that come late or in periods, and stands for longer lists."""
+    """The small model shows every kind of layer, even one that comes late, and stands for longer lists."""
     if name in WITHOUT_A_DEFAULT:
         with pytest.raises(ModelError, match="a model that cannot be built"):
             Shape.of(default_config(name))
