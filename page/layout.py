@@ -24,6 +24,7 @@ from page.sections import (
 )
 from page.sections.section import Page
 from page.server import api
+from page.server.blocks import Blocks
 from page.server.disconnect import on_disconnect
 from page.server.warm_up import WarmUp
 
@@ -43,7 +44,7 @@ def build_page(warm_up: WarmUp) -> gr.Blocks:
     Args:
         warm_up: The work at the start, which the first visitors see.
     """
-    with gr.Blocks(title="Secateur", analytics_enabled=False, delete_cache=(3600, 7200)) as demo:
+    with Blocks(title="Secateur", analytics_enabled=False, delete_cache=(3600, 7200)) as demo:
         api.register()  # First, so that no handler of the page takes the name of one of its functions.
         gr.HTML(HEADER)
         with gr.Tabs(elem_id="tabs") as tabs:

@@ -1,0 +1,56 @@
+"""What an event leaves alone costs nothing, and everything else is as Gradio makes it."""
+
+import asyncio
+
+import gradio as gr
+import pytest
+from gradio.state_holder import SessionState
+
+from page.server.blocks import Blocks
+
+
+def page(kind):
+    """A page of some kind with twenty boxes, a state and a handler that may change them all."""
+    with kind(analytics_enabled=False) as demo:
+        boxes = [gr.Textbox(f"box {number}") for number in range(20)]
+        state = gr.State(1)
+        gr.Button().click(lambda: None, outputs=[*boxes, state])
+    return demo, boxes, state
+
+
+def answered(demo, updates):
+    """What the handler's outputs become."""
+    (handler,) = demo.fns.values()
+    session = SessionState(demo)
+    return asyncio.run(demo.postprocess_data(handler, updates, session)), session
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda boxes, state: {boxes[3]: "new"},
+        lambda boxes, state: {boxes[3]: "new", boxes[7]: gr.Textbox(visible=False), state: 2},
+        lambda boxes, state: {state: None},
+        lambda boxes, state: gr.skip(),
+        lambda boxes, state: [gr.skip()] * 5 + ["new"] + [gr.skip()] * 14 + [5],
+    ],
+    ids=["one value", "a value, a setting and a state", "a state", "one skip for all", "a list"],
+)
+def test_outputs_become_what_gradio_makes_of_them(change):
+    results = []
+    for kind in (gr.Blocks, Blocks):
+        demo, boxes, state = page(kind)
+        output, session = answered(demo, change(boxes, state))
+        results.append((output, session[state._id]))
+    assert results[0] == results[1]
+
+
+def test_a_component_that_an_event_leaves_alone_is_not_built_again(monkeypatch):
+    demo, boxes, _ = page(Blocks)
+    built = []
+    original = gr.Textbox.__init__
+    monkeypatch.setattr(
+        gr.Textbox, "__init__", lambda self, *a, **k: (built.append(self), original(self, *a, **k))[1]
+    )
+    answered(demo, {boxes[3]: "new", boxes[7]: gr.skip()})
+    assert built == []
