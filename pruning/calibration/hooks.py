@@ -59,4 +59,4 @@ def input_states(args: tuple, kwargs: Mapping[str, object]) -> torch.Tensor:
 
 def output_states(output: object) -> torch.Tensor:
     """Return the hidden states among the outputs of a layer, `[1, tokens, channels]`."""
-    return cast(torch.Tensor, output[0] if isinstance(output, tuple) else output)
+    return cast(torch.Tensor, output[0] if isinstance(output, tuple | list) else output)

@@ -81,6 +81,7 @@ def reconstruct(
     seed: int = 0,
     progress: Reporter = silent,
     epochs: int = EPOCHS,
+    kinds: Sequence[str] = (QUERY, NEURON),
 ) -> ReconstructionResult:
     """Train the layers of a pruned model, one after the other, to follow the base model.
 
@@ -103,6 +104,7 @@ def reconstruct(
         seed: Seed of the order of the windows.
         progress: Called before a layer or a model reads a window.
         epochs: How often each layer reads the text; 0 only refits in closed form.
+        kinds: The kinds of units whose output projections are refitted, in this order.
 
     Returns:
         The new values, and what was done to each layer.
@@ -122,6 +124,11 @@ def reconstruct(
         calls[length] = _layer_calls(base, base_anatomy, length)
     states = _embedded(model, pruned_anatomy, texts, report)
     targets = _embedded(base, base_anatomy, texts, report)
+    if states[0].shape != (1, len(texts[0]), base_anatomy.units[CHANNEL]):
+        raise RecipeError(
+            f"Reconstruction follows one residual stream, and the layers of {base.config.model_type} pass on "
+            "several. Use repair instead."
+        )
     tensors: dict[str, torch.Tensor] = {}
     layers = []
     for layer, (number, next_number) in enumerate(
@@ -144,7 +151,7 @@ def reconstruct(
             fitting=len(fitting),
             report=report,
         )
-        layers.append(_fit(student, pruned_anatomy, layer, epochs, seed))
+        layers.append(_fit(student, pruned_anatomy, layer, kinds, epochs, seed))
         tensors |= {f"{module}.{name}": value for name, value in student.new_values.items()}
         states = _through(student.layer, student.calls, states, report)
     return ReconstructionResult(tensors, tuple(layers))
@@ -167,16 +174,20 @@ def _check_comparable(model: PreTrainedModel, base: PreTrainedModel) -> None:
             )
 
 
-def _fit(student: LayerStudent, anatomy: Anatomy, layer: int, epochs: int, seed: int) -> LayerFit:
+def _fit(
+    student: LayerStudent, anatomy: Anatomy, layer: int, kinds: Sequence[str], epochs: int, seed: int
+) -> LayerFit:
     """Refit the output projections of a layer, then train it."""
     prefix = anatomy.layer_module(layer) + "."
     specs = {spec.name.removeprefix(prefix): spec for spec in anatomy.of_layer(layer)}
     lost_before, dampings = student.error, []
-    for kind in (QUERY, NEURON):
-        projection = anatomy.family.output_projections[kind]
-        dampings.append(student.refit(projection, specs[f"{projection}.weight"]))
+    for projection in filter(None, map(anatomy.family.output_projections.get, kinds)):
+        # A layer of another kind lacks it, and some write elsewhere than into the residual stream.
+        weight = specs.get(f"{projection}.weight")
+        if weight is not None and len(weight.labels) == 2 and CHANNEL in weight.labels:
+            dampings.append(student.refit(projection, weight))
     trained = [name for name, spec in specs.items() if spec.component in TRAINED_COMPONENTS]
-    epoch = student.train(trained, epochs, seed + layer) if epochs else 0
+    epoch = student.train(trained, epochs, seed + layer) if trained and epochs else 0
     return LayerFit(layer, tuple(dampings), epoch, lost_before, student.error)
 
 

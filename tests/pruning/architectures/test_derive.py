@@ -15,7 +15,9 @@ from pruning.architectures.probe import default_config, probe_config
 from pruning.architectures.resize import resize
 from pruning.architectures.shape import Shape
 from pruning.architectures.tiny_model import random_model
+from pruning.repair.reconstruction import reconstruct
 from pruning.surgery import cut
+from pruning.text.tokens import Windows
 from tests.helpers.models import FAMILIES, config, tokenizer
 
 
@@ -112,6 +114,26 @@ def test_a_type_without_a_line_is_pruned_and_saved(name, steps, tmp_path):
     pruned.save(tmp_path / "out")
     assert pruned.report.after.parameters < pruned.report.before.parameters
     assert pruning.load(str(tmp_path / "out")).model.config.model_type == name
+
+
+def reconstructed(name):
+    """The result of reconstructing a small model of a type on a few random tokens."""
+    small = random_model(probe_config(default_config(name)))
+    fitting, other, heldout = torch.randint(4, 20, (3, 24))
+    return reconstruct(small, small, Windows((fitting, other), (heldout,)), epochs=1)
+
+
+@pytest.mark.parametrize(
+    "name", ["mamba", "mamba2", "bamba", "jamba", "recurrent_gemma", "mixtral", "openai-gpt"]
+)
+def test_layers_without_an_mlp_or_attention_of_their_own_are_reconstructed(name):
+    assert reconstructed(name).layers
+
+
+@pytest.mark.parametrize("name", ["gemma3n_text", "deepseek_v4"])
+def test_several_residual_streams_are_not_reconstructed(name):
+    with pytest.raises(pruning.RecipeError, match="Reconstruction follows one residual stream"):
+        reconstructed(name)
 
 
 def test_code_that_a_config_names_stays_unrun_where_transformers_knows_the_type(tmp_path):
