@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from html import escape
+from math import isfinite
 from typing import Literal
 
 from pruning.criteria import Criterion
@@ -87,7 +88,10 @@ def criterion_note(criterion: Criterion) -> str:
 
 def training_status(progress: TrainingProgress) -> str:
     """Render the status line of a running distillation."""
-    left = f"{progress.seconds_left / 60:.1f} minutes left" if progress.step else "Starting"
+    left = f"{progress.seconds_left / 60:.1f} minutes left" if isfinite(progress.seconds_left) else "Starting"
+    if not progress.step:
+        line = f"{progress.text}: {left}" if isfinite(progress.seconds_left) else left
+        return status(line, progress.done, progress.total, "busy", show_count=False)
     line = (
         f"{left}; {progress.tokens:,} tokens read; perplexity {progress.perplexity_before:.1f} → "
         f"{progress.perplexity:.1f} (original {progress.perplexity_teacher:.1f})"
@@ -99,8 +103,11 @@ def distillation_result(note: DistillationNote) -> str:
     """Render the status line of a finished distillation."""
     if not note.improved:
         return status("No improvement on held-out text; the model is unchanged.", kind="stopped")
+    refitted = (
+        f"Refitted on {note.refit_tokens:,} tokens, then distilled" if note.refit_tokens else "Distilled"
+    )
     return status(
-        f"Distilled on {note.tokens:,} tokens in {note.seconds / 60:.1f} minutes: perplexity "
+        f"{refitted} on {note.tokens:,} tokens in {note.seconds / 60:.1f} minutes: perplexity "
         f"{note.perplexity_before:.1f} → {note.perplexity_after:.1f} "
         f"(original {note.perplexity_teacher:.1f}).",
         kind="done",

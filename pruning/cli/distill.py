@@ -81,6 +81,8 @@ def distill(
 def _print_summary(pruned: Pruned) -> None:
     """Print how long the training took and what it gained."""
     (note,) = pruned.report.notes[0]
+    if note.refit_tokens:
+        print(f"layers refitted on {note.refit_tokens:,} tokens")
     print(f"{note.steps} steps, {note.tokens:,} tokens, {note.seconds:.0f} seconds")
     print(
         f"held-out perplexity {note.perplexity_before:.2f} → {note.perplexity_after:.2f} "

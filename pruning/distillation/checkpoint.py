@@ -33,6 +33,8 @@ class TrainingState:
         step: Optimizer steps done.
         seconds: Seconds of training.
         tokens: Training tokens read.
+        refit_tokens: Tokens on which the layers were refitted before the first step; 0 if they were not.
+        refit_share: Share of the training that this took.
         loss: The training loss of the last step; None before the first.
         teacher_loss: The teacher's held-out loss, in nats per token, as all the following.
         initial_loss: The student's held-out loss before training.
@@ -49,6 +51,8 @@ class TrainingState:
     step: int = 0
     seconds: float = 0.0
     tokens: int = 0
+    refit_tokens: int = 0
+    refit_share: float = 0.0
     loss: float | None = None
     teacher_loss: float = math.nan
     initial_loss: float = math.nan

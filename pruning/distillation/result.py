@@ -15,8 +15,9 @@ class DistillationNote:
     Attributes:
         text: Name of the text that was trained on.
         tokens: Training tokens read.
+        refit_tokens: Tokens on which the layers were refitted before the first step; 0 if they were not.
         steps: Optimizer steps done.
-        best_step: The step whose weights were kept; 0 if nothing was gained.
+        best_step: The step whose weights were kept; 0 if no step gained anything.
         seconds: Seconds of training.
         loss: The training loss of the last step.
         perplexity_teacher: The teacher's held-out perplexity.
@@ -33,6 +34,7 @@ class DistillationNote:
 
     text: str
     tokens: int
+    refit_tokens: int
     steps: int
     best_step: int
     seconds: float

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from pruning.architectures.anatomy import anatomy_of
+from pruning.architectures.families import NEURON
 from pruning.architectures.placement import device_map
 from pruning.distillation.checkpoint import (
     Checkpoint,
@@ -27,11 +28,28 @@ from pruning.distillation.result import DistillationNote, DistillationResult
 from pruning.distillation.settings import Training
 from pruning.errors import RecipeError
 from pruning.progress import Progress, Reporter, TrainingPulse, silent
+from pruning.repair.reconstruction import reconstruct
 from pruning.surgery import assemble
 from pruning.text.likelihood import perplexity_of, token_losses
+from pruning.text.tokens import Windows
 
 MAX_EVAL_SHARE = 0.2
 """Largest share of a training by minutes that is spent on evaluation."""
+
+REFIT_SHARE = 0.4
+"""The share of a training by minutes in which the layers are refitted, before the optimizer starts."""
+
+REFIT_PASSES = 4
+"""Forward passes that take about as long as a refit of all layers on the same text."""
+
+MOST_REFIT_TOKENS = 24_576
+"""Tokens of a refit at most; more of them gained nothing that a person would see."""
+
+REFIT_HELDOUT = 2
+"""Held-out windows by which a refit chooses how far it goes: each layer reads them several times."""
+
+FEWEST_REFIT_TOKENS = 4096
+"""Tokens of a refit at least; fewer do not determine a layer's weights."""
 
 
 def distill(
@@ -87,6 +105,10 @@ def distill(
     return trainer.finish()
 
 
+class _RefitStopped(Exception):
+    """Raised to end a refit that was asked to stop."""
+
+
 class _Trainer:
     """One training: the copy of the student that learns, its optimizer, its state and its best weights."""
 
@@ -103,6 +125,7 @@ class _Trainer:
         progress: Reporter,
     ) -> None:
         self.student, self.teacher, self.teacher_tokens = student, teacher, teacher_tokens
+        self.origins = origins
         self.data, self.training, self.seed = data, training, seed
         self.storage_dtype, self.progress = storage_dtype, progress
         self.accelerator = Accelerator(cpu=student.device.type == "cpu", mixed_precision="no")
@@ -144,6 +167,7 @@ class _Trainer:
         seconds, _ = self._broadcast_from_main(clock.seconds - start, False)
         state.num_evals = _num_evals(self.training, seconds)
         state.curve.append((0.0, 0, state.initial_loss))
+        self._refit(seconds)
 
     def train(self, checkpoint: Checkpoint | None) -> None:
         """Step, evaluate, report and write checkpoints until the training ends; then freeze the copy."""
@@ -182,6 +206,73 @@ class _Trainer:
         self.accelerator.free_memory()
         return DistillationResult(result, self._note(loss, improved=result is not self.student))
 
+    def _refit(self, seconds: float) -> None:
+        """Refit the layers in closed form before a training by minutes, and keep that if it is a gain.
+
+        In the few steps that a CPU does in minutes, the optimizer gains less than a refit to the teacher's residual
+        stream, layer by layer (`pruning.repair.reconstruction`).
+
+        Args:
+            seconds: What one evaluation of the student takes.
+        """
+        state, windows = self.state, self._refit_windows(seconds)
+        if windows is None:
+            return
+        self.clock, layers = Clock(state.seconds), {-1}
+
+        def report(event: Progress) -> None:
+            state.seconds = self.clock.seconds
+            self._pulse(self._share_done())
+            if event.done not in layers and self.accelerator.is_main_process:
+                layers.add(event.done)
+                with self.clock.paused():
+                    self.progress(self._event(self._share_done(), False, "Refitting layers"))
+            if self.running.stopped:
+                raise _RefitStopped
+
+        try:
+            refit = reconstruct(
+                self.model, self.teacher, windows, self.origins, progress=report, epochs=0, kinds=(NEURON,)
+            )
+        except (_RefitStopped, RecipeError):  # Or the residual streams of the two do not compare.
+            return
+        before = {name: self.trained[name].detach().clone() for name in refit.tensors}
+        for name, value in refit.tensors.items():
+            self.trained[name].data.copy_(broadcast(value))
+        state.refit_tokens = sum(map(len, windows.fitting))
+        loss = self._heldout_loss(self.model, lambda: self._pulse(self._share_done()))
+        if loss < state.best_loss:
+            state.heldout_loss = state.best_loss = loss
+            self._keep_weights()
+        else:
+            for name, value in before.items():
+                self.trained[name].data.copy_(value)
+        state.seconds, _ = self._broadcast_from_main(self.clock.seconds, False)
+        state.refit_share = state.evaluated_at = self._share_done()
+        state.curve.append((state.seconds, 0, state.heldout_loss))
+
+    def _refit_windows(self, seconds: float) -> Windows | None:
+        """Return the text of a refit, as much as there is time for; None if there is no refit."""
+        training, teacher = self.training, self.teacher
+        dtypes = {p.dtype for model in (self.model, teacher) for p in model.parameters()}
+        if (
+            training.minutes is None
+            or self.teacher_tokens is not None
+            or teacher.config.model_type != self.model.config.model_type
+            or dtypes != {torch.float32}
+        ):
+            return None
+        speed = sum(map(len, self.data.heldout)) / (REFIT_PASSES * seconds)
+        tokens = min(MOST_REFIT_TOKENS, REFIT_SHARE * 60 * training.minutes * speed)
+        if tokens < FEWEST_REFIT_TOKENS:
+            return None
+        fitting = self.data.windows(range(int(tokens / training.window)), training.window, self.seed)
+        return Windows(tuple(fitting), self.data.heldout[:: max(1, len(self.data.heldout) // REFIT_HELDOUT)])
+
+    def _keep_weights(self) -> None:
+        """Keep the weights as they are now: they are the best so far."""
+        self.best = {name: p.detach().to(self.storage_dtype, copy=True) for name, p in self.trained.items()}
+
     def _share_done(self) -> float:
         """Return the share of the training that is done, as this process sees it."""
         if self.training.steps:
@@ -209,9 +300,7 @@ class _Trainer:
             state.evaluated_at = share
             if state.heldout_loss < state.best_loss:
                 state.best_loss, state.best_step, state.evals_without_gain = state.heldout_loss, state.step, 0
-                self.best = {
-                    name: p.detach().to(self.storage_dtype, copy=True) for name, p in self.trained.items()
-                }
+                self._keep_weights()
             else:
                 state.evals_without_gain += 1
             state.curve.append((self.clock.seconds, state.step, state.heldout_loss))
@@ -223,7 +312,7 @@ class _Trainer:
         """Do one step of the optimizer on one batch; every process reads its part of the batch."""
         accelerator, state, training = self.accelerator, self.state, self.training
         for group in self.optimizer.param_groups:
-            group["lr"] = training.lr_at(share)
+            group["lr"] = training.lr_at((share - state.refit_share) / (1 - state.refit_share))
         first = state.step * training.batch
         numbers = range(first + accelerator.process_index, first + training.batch, accelerator.num_processes)
         ids = self.data.windows(numbers, training.window, self.seed).to(accelerator.device)
@@ -280,10 +369,11 @@ class _Trainer:
             checkpoint.file, self.fingerprint, self.state, self.trained, self.best, self.optimizer
         )
 
-    def _event(self, share: float, evaluated: bool) -> TrainingProgress:
+    def _event(self, share: float, evaluated: bool, text: str = "Distilling") -> TrainingProgress:
         state = self.state
         share = 1.0 if state.ended else share
         return TrainingProgress(
+            text=text,
             done=int(1000 * share),
             total=1000,
             seconds=state.seconds,
@@ -306,6 +396,7 @@ class _Trainer:
         return DistillationNote(
             text=self.data.name,
             tokens=state.tokens,
+            refit_tokens=state.refit_tokens,
             steps=state.step,
             best_step=state.best_step if improved else 0,
             seconds=state.seconds,

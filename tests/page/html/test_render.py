@@ -1,6 +1,7 @@
 """The shared pieces: numbers, status lines, notes."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -94,13 +95,19 @@ def test_a_training_shows_its_perplexity_between_the_two_models():
 
 
 def test_a_training_before_its_first_step_has_no_estimate():
-    assert Page(render.training_status(training(0, math.inf))).text.startswith("Starting; 12,000 tokens")
+    assert Page(render.training_status(training(0, math.inf))).text == "Starting"
+
+
+def test_a_refit_before_the_first_step_says_how_long_the_training_takes():
+    event = replace(training(0, 90.0), text="Refitting layers")
+    assert Page(render.training_status(event)).text == "Refitting layers: 1.5 minutes left"
 
 
 def note(improved):
     return DistillationNote(
         text="general",
         tokens=12_000,
+        refit_tokens=0,
         steps=100,
         best_step=90 if improved else 0,
         seconds=120.0,
@@ -122,6 +129,10 @@ def test_a_distillation_reports_what_it_gained():
     page = Page(render.distillation_result(note(improved=True)))
     assert page.text == "Distilled on 12,000 tokens in 2.0 minutes: perplexity 40.0 → 25.0 (original 20.0)."
     assert "status done" in page.values("class")
+    refitted = Page(render.distillation_result(replace(note(improved=True), refit_tokens=8_192)))
+    assert refitted.text.startswith(
+        "Refitted on 8,192 tokens, then distilled on 12,000 tokens in 2.0 minutes"
+    )
 
 
 def test_a_distillation_without_a_gain_says_that_the_model_is_unchanged():

@@ -82,6 +82,7 @@ def test_the_texts_after_a_distillation_follow_the_visitors_settings(handler, re
     note = DistillationNote(
         text="general",
         tokens=10,
+        refit_tokens=0,
         steps=1,
         best_step=1,
         seconds=1.0,

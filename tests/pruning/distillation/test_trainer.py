@@ -10,12 +10,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import pruning
-from pruning import Cancelled, RecipeError
+from pruning import Cancelled, Channels, Recipe, RecipeError
 from pruning.distillation.checkpoint import Checkpoint
 from pruning.distillation.data import TrainingTokens
 from pruning.distillation.progress import TrainingProgress
 from pruning.distillation.settings import Training
-from pruning.distillation.trainer import distill
+from pruning.distillation.trainer import MOST_REFIT_TOKENS, distill
+from pruning.repair.reconstruction import ReconstructionResult
 from tests.helpers.models import trained
 from tests.pruning.distillation.helpers import QUICK, assert_equal, copy_of, recorder
 
@@ -98,6 +99,100 @@ def test_minutes_are_kept_and_a_slow_reporter_costs_none(student, data):
     assert result.note.ended == "done"
     assert 0.6 <= result.note.seconds <= time.perf_counter() - started - sum(slept)
     assert not result.note.reproducible
+
+
+def stop_before_the_first_step(event):
+    """A reporter that ends a training after its refit, if there is one."""
+    if isinstance(event, TrainingProgress) and event.text == "Distilling":
+        event.stop()
+
+
+def test_a_training_by_minutes_begins_with_a_refit(student, data):
+    settings = Training(minutes=100, **QUICK | {"window": 256})
+    student_before = copy_of(student)
+    result = distill(student, trained().model, data, settings, progress=stop_before_the_first_step)
+    note = result.note
+    assert (note.refit_tokens, note.steps, note.best_step) == (MOST_REFIT_TOKENS, 0, 0)
+    assert note.improved
+    assert note.perplexity_after < 0.95 * note.perplexity_before
+    assert [point.step for point in note.curve] == [0, 0]
+    assert_equal(student_before, student)
+
+
+def test_a_refit_that_gains_nothing_is_undone(data):
+    base = trained().model
+    result = distill(
+        base,
+        base,
+        data,
+        Training(minutes=100, **QUICK | {"window": 256}),
+        progress=stop_before_the_first_step,
+    )
+    assert result.note.refit_tokens
+    assert result.model is base
+
+
+def test_a_refit_that_is_stopped_leaves_the_student_itself(student, data):
+    events = []
+
+    def report(event):
+        if isinstance(event, TrainingProgress):
+            events.append(event)
+            event.stop()
+
+    result = distill(student, trained().model, data, Training(minutes=100, **QUICK), progress=report)
+    assert events[0].text == "Refitting layers"
+    assert len(events) == 2
+    assert result.model is student
+    assert (result.note.ended, result.note.refit_tokens, result.note.steps) == ("stopped", 0, 0)
+
+
+def test_the_learning_rate_rises_after_the_refit(student, data, monkeypatch):
+    """The refit takes more than four tenths of the training here."""
+    shares = []
+
+    def lr_at(_self, share):
+        shares.append(share)
+        return 1e-4
+
+    def refit(*_args, **_settings):
+        time.sleep(2.5)
+        return ReconstructionResult({}, ())
+
+    def stop_after_a_step(event):
+        if isinstance(event, TrainingProgress) and event.step:
+            event.stop()
+
+    monkeypatch.setattr(Training, "lr_at", lr_at)
+    monkeypatch.setattr("pruning.distillation.trainer.reconstruct", refit)
+    monkeypatch.setattr("pruning.distillation.trainer.FEWEST_REFIT_TOKENS", 0)
+    distill(student, trained().model, data, Training(minutes=0.1, **QUICK), progress=stop_after_a_step)
+    assert 0 <= shares[0] < 0.2
+
+
+def test_a_training_by_steps_has_no_refit(student, data):
+    assert distill(student, trained().model, data, Training(steps=1, **QUICK)).note.refit_tokens == 0
+
+
+def test_a_student_without_some_channels_is_trained_without_a_refit(data):
+    recipe = Recipe(base="tiny", steps=[Channels(fraction=0.3)])
+    narrow = pruning.prune(recipe, trained(), share_memory=True).model
+    note = distill(narrow, trained().model, data, Training(minutes=0.01, **QUICK)).note
+    assert (note.refit_tokens, note.ended) == (0, "done")
+    assert note.steps
+
+
+def test_a_training_that_is_resumed_is_not_refitted_again(student, data, tmp_path, monkeypatch):
+    checkpoint = Checkpoint(tmp_path / "kept", every=0)
+    settings = Training(minutes=100, **QUICK | {"window": 256})
+    with pytest.raises(Cancelled):
+        distill(student, trained().model, data, settings, progress=killed_at(2), checkpoint=checkpoint)
+    monkeypatch.setattr("pruning.distillation.trainer.reconstruct", None)
+    note = distill(
+        student, trained().model, data, settings, progress=stop_before_the_first_step, checkpoint=checkpoint
+    ).note
+    assert note.refit_tokens == MOST_REFIT_TOKENS
+    assert note.steps >= 1
 
 
 def test_sampling_the_student_during_training_changes_nothing(student, data):
