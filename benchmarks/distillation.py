@@ -27,9 +27,9 @@ from pruning import (
     prune,
 )
 from pruning.architectures.shape import Shape
+from pruning.cli.distill import settings_from
 from pruning.distillation.progress import TrainingProgress
 from pruning.progress import Progress
-from pruning.steps.distillation import settings_from
 from pruning.text.passages import GENRES, passage
 
 HELD_OUT_TOKENS = 4096

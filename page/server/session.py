@@ -8,8 +8,9 @@ import gradio as gr
 from page.server.accounts import Accounts
 from page.server.audience import Audience
 from page.server.origins import address_of
-from page.server.queue import ARRIVALS, JobKey, Jobs, Queue
+from page.server.queue import ARRIVALS, JobKey, Queue
 from page.server.rooms import Rooms
+from page.server.running_jobs import Jobs
 from page.server.settings import JOB_SECONDS, ON_SPACE, QUEUE_SIZE, SITE, Mode, log, read_setting
 from page.store.flights import Flights
 from page.store.results import ResultStore

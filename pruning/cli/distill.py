@@ -1,7 +1,10 @@
 """The command `distill`."""
 
+import json
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
@@ -9,13 +12,53 @@ from pruning import pipeline
 from pruning.cli.options import AsJson, Model, Seed, check_new_folder
 from pruning.cli.output import print_json, reporter, warn
 from pruning.distillation.progress import is_first_process, stop_on_interrupt
+from pruning.distillation.settings import Training
 from pruning.errors import RecipeError
 from pruning.pipeline import Pruned
 from pruning.progress import silent
 from pruning.recipe import Recipe
-from pruning.steps.distillation import Distillation, settings_from
+from pruning.steps.distillation import Distillation, HubDataset
 from pruning.text.choice import TextChoice
 from pruning.text.passages import CHAT_AND_GENERAL
+
+
+class ShellFields(NamedTuple):
+    """Fields of a distillation as the shell gives them, and a line on each former name among them."""
+
+    fields: dict[str, Any]
+    notices: tuple[str, ...]
+
+
+def settings_from(dataset: str | None, words: Sequence[str]) -> ShellFields:
+    """Read fields of a distillation from the options of the shell.
+
+    Args:
+        dataset: `OWNER/NAME[:COLUMN]`, a dataset on the Hub.
+        words: `NAME=VALUE` for other fields. Names of release 0.1.0 are accepted, with a notice.
+
+    Returns:
+        The fields under their present names, and the notices, to be shown to the user.
+
+    Raises:
+        RecipeError: If a word is not `NAME=VALUE`.
+    """
+    fields: dict[str, Any] = {}
+    notices = []
+    present = {former: name for name, former in Training.published_names.items()}
+    if dataset is not None:
+        name, _, column = dataset.partition(":")
+        fields["dataset"] = HubDataset(name=name, column=column or "text")
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals:
+            raise RecipeError(f"--set is {word!r}; NAME=VALUE is needed, such as batch=8.")
+        if name in present:
+            notices.append(f"--set {name} is now called --set {present[name]}.")
+            name = present[name]
+        fields[name] = value
+        with suppress(ValueError):  # Anything that is not JSON is a word.
+            fields[name] = json.loads(value)
+    return ShellFields(fields, tuple(notices))
 
 
 def distill(

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import (
     Field,
@@ -79,45 +77,6 @@ def number(flag: str, text: str) -> float:
         raise RecipeError(f"{flag} is {text!r}; a number is needed.") from None
 
 
-class ShellFields(NamedTuple):
-    """Fields of a distillation as the shell gives them, and a line on each former name among them."""
-
-    fields: dict[str, Any]
-    notices: tuple[str, ...]
-
-
-def settings_from(dataset: str | None, words: Sequence[str]) -> ShellFields:
-    """Read fields of a distillation from the options of the shell.
-
-    Args:
-        dataset: `OWNER/NAME[:COLUMN]`, a dataset on the Hub.
-        words: `NAME=VALUE` for other fields. Names of release 0.1.0 are accepted, with a notice.
-
-    Returns:
-        The fields under their present names, and the notices, to be shown to the user.
-
-    Raises:
-        RecipeError: If a word is not `NAME=VALUE`.
-    """
-    fields: dict[str, Any] = {}
-    notices = []
-    present = {former: name for name, former in Training.published_names.items()}
-    if dataset is not None:
-        name, _, column = dataset.partition(":")
-        fields["dataset"] = HubDataset(name=name, column=column or "text")
-    for word in words:
-        name, equals, value = word.partition("=")
-        if not equals:
-            raise RecipeError(f"--set is {word!r}; NAME=VALUE is needed, such as batch=8.")
-        if name in present:
-            notices.append(f"--set {name} is now called --set {present[name]}.")
-            name = present[name]
-        fields[name] = value
-        with suppress(ValueError):  # Anything that is not JSON is a word.
-            fields[name] = json.loads(value)
-    return ShellFields(fields, tuple(notices))
-
-
 class HubDataset(Frozen):
     """The first tokens in a column of a dataset on the Hub, read as a stream."""
 
@@ -135,7 +94,9 @@ class Distillation(Training, Step):
     """Train the model to predict what its teacher predicts. By default, this is the base of the recipe.
 
     The last eighth of every text is held out: the student is evaluated on it, and the best weights are
-    kept. A training by minutes depends on the speed of the machine, so that only a recipe with `steps`
+    kept. A training by minutes begins with a refit of each layer in closed form, if the residual streams of both
+    models compare (`pruning.repair.reconstruction`); before one by steps, that is a step of its own,
+    `Reconstruction(epochs=0)`. Minutes depend on the speed of the machine, so that only a recipe with `steps`
     gives the same weights again; the report has the number of steps that were done.
     """
 

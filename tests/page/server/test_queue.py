@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from page.server.queue import MAX_STOPS, SESSION_JOBS, Busy, Job, JobKey, Jobs, Queue
+from page.server.queue import SESSION_JOBS, Busy, Job, JobKey, Queue
+from page.server.running_jobs import MAX_STOPS, Jobs
 from page.workers.messages import Queued, format_wait
 from pruning.errors import Cancelled
 

@@ -278,6 +278,17 @@ def test_a_sweep_emits_points_of_every_criterion(perform):
     assert {point.criterion for point in points} == {"l1", "l2"}
 
 
+def test_the_lesson_on_searching_measures_the_shape_that_it_finds(perform):
+    emitted, result = perform(LessonTask("12-put-together"))
+    original, chosen = result.models
+    assert chosen.is_pruned
+    assert chosen.report.after.parameters <= 0.75 * original.report.before.parameters
+    assert result.metrics["measured"] > 1
+    assert result.metrics["chosen"] == chosen.title
+    assert {"chosen_ratio", "chosen_smaller", "chosen_removed_neurons"} <= result.metrics.keys()
+    assert any(isinstance(event, Partial) and isinstance(event.value, Trial) for event in emitted)
+
+
 def test_rounding_emits_the_points_so_far_and_returns_them_all(perform):
     emitted, models = perform(RoundingTask(RECIPE))
     grown = [event.value for event in emitted if isinstance(event, Partial)]

@@ -6,10 +6,11 @@ import pickle
 import pytest
 
 from pruning import Distillation, Recipe, RecipeError
+from pruning.cli.distill import settings_from
 from pruning.distillation.progress import EvalPoint, RunningTraining, TrainingProgress, format_time
 from pruning.distillation.settings import Training
 from pruning.progress import Progress
-from pruning.steps.distillation import HubDataset, settings_from
+from pruning.steps.distillation import HubDataset
 
 FORMER = {"at_once": 2, "measurements": 5, "clip": 0.5, "hidden": 0.25, "cross_entropy": 0.75}
 PRESENT = {
