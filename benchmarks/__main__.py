@@ -34,6 +34,7 @@ LONG = {
     "reconstruction": "perplexity before and after reconstruction, and its time",
     "load": "many visitors at the same time, over HTTP, while workers are killed",
     "class": "thirty clients of one lesson and of one recipe, and what a visitor waits for in a browser",
+    "presses": "fifty visitors press Prune: how many see an answer within twenty seconds",
     "attack": "hostile inputs in a container's memory, beside an honest visitor",
     "beside": "Prune while another visitor distills, over an idle page, and the death of either's worker",
 }

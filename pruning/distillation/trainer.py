@@ -48,7 +48,7 @@ MOST_REFIT_TOKENS = 24_576
 REFIT_HELDOUT = 2
 """Held-out windows by which a refit chooses how far it goes: each layer reads them several times."""
 
-FEWEST_REFIT_TOKENS = 4096
+FEWEST_REFIT_TOKENS = 2048
 """Tokens of a refit at least; fewer do not determine a layer's weights."""
 
 
