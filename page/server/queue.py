@@ -4,7 +4,7 @@ import threading
 import time
 import uuid
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
@@ -50,7 +50,8 @@ class Queue:
     """Jobs that need the same resource, served one at a time.
 
     Addresses take turns, and each address's jobs are served in the order in which they came. So a visitor alone
-    at an address waits for one job of a class that shares another, and the class is served all the same.
+    at an address waits for one job of a class that shares another, and the class is served all the same. A job that
+    has shown something already waits for all that have shown nothing: first answers come before measurements.
     """
 
     def __init__(self, size: int, session_jobs: int = SESSION_JOBS) -> None:
@@ -127,8 +128,9 @@ class Queue:
         return left + (turns - 1) * (sum(waiting) / len(waiting) if waiting else any_kind)
 
     def requeue(self, job: "Job") -> None:
-        """Let others go first: the next of each address, and all that wait at the job's own."""
+        """Let all others go first that have shown nothing yet, and of the rest those before it."""
         with self._moved:
+            job.has_shown = True
             if job is self._running:
                 self._end_turn(again=job)
             elif job in self._jobs():
@@ -176,14 +178,21 @@ class Queue:
         """Return how many turns come before a job's, if no other comes; None if it is not in the queue."""
         if job is self._running:
             return 0
-        order = list(self._waiting)
-        own = job.key.address
-        if job not in self._waiting.get(own, ()):
+        if job not in self._waiting.get(job.key.address, ()):
             return None
-        rounds, place = self._waiting[own].index(job), order.index(own)
-        others = ((index, self._waiting[address]) for index, address in enumerate(order) if address != own)
-        before = sum(min(len(jobs), rounds + (index < place)) for index, jobs in others)
-        return before + rounds + (self._running is not None)
+        return self._order().index(job) + (self._running is not None)
+
+    def _order(self) -> list["Job"]:
+        """Return the jobs that wait in the order of their turns, if no other comes."""
+        waiting, order = {address: list(jobs) for address, jobs in self._waiting.items()}, []
+        while waiting:
+            job = _next(waiting)
+            order.append(job)
+            jobs = waiting.pop(job.key.address)
+            jobs.remove(job)
+            if jobs:
+                waiting[job.key.address] = jobs
+        return order
 
     def _jobs(self) -> list["Job"]:
         """Return the jobs that wait."""
@@ -229,12 +238,17 @@ class Queue:
         if again is not None:
             again.read_at = time.monotonic()
             self._append(again)
-        following = next(iter(self._waiting.values()), None)
-        job = following[0] if following else None
+        job = _next(self._waiting) if self._waiting else None
         if job is not None:
             self._remove(job)
         self._start(job)
         self._moved.notify_all()
+
+
+def _next(waiting: Mapping[str, Sequence["Job"]]) -> "Job":
+    """Return the job whose turn is next: the first by address that has shown nothing, or else the first."""
+    jobs = [job for of_address in waiting.values() for job in of_address]
+    return next((job for job in jobs if not job.has_shown), jobs[0])
 
 
 class Job:
@@ -243,6 +257,7 @@ class Job:
     Attributes:
         arrived: The place of its request among all requests.
         detached: Whether the job continues without its visitor.
+        has_shown: Whether it had a turn before and gave way to others after it.
         key: Which job of which visitor it is.
         read_at: When the queue last saw that somebody waits for it.
         work: What it does in its next turn, as a word by which durations are told apart.
@@ -270,6 +285,7 @@ class Job:
         self.arrived = self.key.arrived
         self.read_at = time.monotonic()
         self.work = ""
+        self.has_shown = False
         self._queue, self._seconds = queue, seconds
         self._seconds_left = seconds
         self._deadline: float | None = None

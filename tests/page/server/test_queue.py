@@ -92,7 +92,7 @@ def test_a_waiting_visitor_is_told_about_how_long():
     assert list(waiting) == []
     assert 0.1 <= queue.estimate(1) < 10
     third = Job(queue).wait_turn()
-    assert next(third).text == "You are number 3 in the queue, about 10 seconds."
+    assert next(third).text == "You are number 2 in the queue, about 10 seconds."
 
 
 def test_a_wait_is_estimated_from_turns_of_the_same_kind():
@@ -139,6 +139,19 @@ def test_a_job_that_requeues_lets_its_own_address_and_one_of_each_other_go_first
     served = serve_all([*rest, again])
     assert [served.index(one) for one in rest] == [2, 0, 3, 1]
     assert served[-1] is again
+
+
+def test_who_has_seen_nothing_goes_before_all_that_are_measured():
+    queue = Queue(size=5)
+    running, first, second = (Waiting(queue) for _ in range(3))
+    for one in (running, first, second):
+        one.read()
+    for one in (first, second):
+        queue.requeue(one.job)
+    late = Waiting(queue)
+    assert late.read() == 2
+    assert [first.read(), second.read()] == [3, 4]
+    assert serve_all([running, first, second, late]) == [running, late, first, second]
 
 
 def test_a_full_queue_takes_no_more_from_those_who_have_the_most():
