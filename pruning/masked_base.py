@@ -12,16 +12,19 @@ from typing import TYPE_CHECKING
 
 from pruning.architectures.anatomy import Anatomy, TensorSpec, anatomy_of
 from pruning.architectures.families import EXPERT, GATE, LAYER, NEURON, TOKEN
-from pruning.architectures.masks import masked
 from pruning.architectures.placement import device_map
 from pruning.architectures.tiny_model import saved_buffers
 from pruning.errors import SavingError
-from pruning.lazy import torch
+from pruning.lazy import LazyModule, torch
 from pruning.progress import Progress, Reporter, silent
 from pruning.surgery import KeptIndices, assemble, cut_tensor, kept_parameters
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from pruning.architectures import masks
+else:
+    masks = LazyModule("pruning.architectures.masks")  # Its classes inherit from PyTorch's.
 
 TOKENS_READ = 16
 """How many tokens both read."""
@@ -67,7 +70,7 @@ def check_against_masked_base(
     report()
     with torch.inference_mode():
         whole = assemble(base, base.config, _tensors_put_back(model, base, anatomy, kept, changed))
-        with masked(whole, anatomy, kept):
+        with masks.masked(whole, anatomy, kept):
             expected = _logits(whole, rows[places])[:, rows]
         report()
         gap = (expected - _logits(model, places)).abs().max()

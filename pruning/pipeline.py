@@ -1,13 +1,12 @@
 """A recipe, carried out: find → check → load → prune → evaluate → save, each once."""
 
+from __future__ import annotations
+
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from statistics import median
-from typing import Any
-
-import torch
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from pruning.architectures.shape import Shape
 from pruning.calibration.calibrate import answers_digest, statistics_of, windows_of
@@ -17,6 +16,7 @@ from pruning.evaluation.answers import evaluate_answers
 from pruning.evaluation.base_quality import base_quality
 from pruning.evaluation.skills import measure_skills
 from pruning.evaluation.speed import speeds_by_round
+from pruning.lazy import torch
 from pruning.loading.given import AnyModel
 from pruning.loading.load import LoadedModel
 from pruning.loading.placement import AnyDtype
@@ -33,6 +33,9 @@ from pruning.text.chat import ChatFormat
 from pruning.text.chat_learning import learn_chat_format
 from pruning.text.choice import AnyCalibration
 from pruning.text.generation import Sampling, generate, report_each_token
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 SAMPLE_TEXTS = ("Paris is the capital of", "The best way to learn is", "def add(a, b):")
 """What a model continues that cannot chat."""

@@ -1,13 +1,12 @@
 """A pruned model."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from pruning.architectures.families import (
     CHANNEL,
@@ -23,12 +22,16 @@ from pruning.architectures.families import (
 )
 from pruning.architectures.shape import Shape
 from pruning.formatting import UNIT_TITLES, format_ranges
+from pruning.lazy import torch
 from pruning.loading.source import Source
 from pruning.progress import Reporter, silent
 from pruning.recipe import Recipe
 from pruning.report import Report
 from pruning.saving.save import rewrite_card, save_model
 from pruning.surgery import KeptIndices
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 UNIT_NAMES = {
     NEURON: "neurons",

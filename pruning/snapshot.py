@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
+from pruning.lazy import safetensors_torch
 from pruning.loading.load import LoadedModel
 from pruning.pipeline import Pruned
 from pruning.surgery import assemble
@@ -33,7 +33,7 @@ def write_snapshot(pruned: Pruned, folder: Path) -> None:
     named = pruned.model.named_parameters()
     tensors = {name: parameter.detach().cpu().contiguous() for name, parameter in named}
     try:
-        save_file(tensors, folder / WEIGHTS)
+        safetensors_torch.save_file(tensors, folder / WEIGHTS)
     except SafetensorError as error:
         raise OSError(str(error)) from error
     rest: Any = replace(pruned, model=cast("Any", None))
@@ -49,7 +49,7 @@ def read_snapshot(folder: Path, base: LoadedModel) -> Pruned | None:
     """
     try:
         rest: Pruned = pickle.loads((folder / REST).read_bytes())
-        tensors = load_file(folder / WEIGHTS, device=str(base.model.device))
+        tensors = safetensors_torch.load_file(folder / WEIGHTS, device=str(base.model.device))
     except (OSError, SafetensorError, EOFError, pickle.UnpicklingError):
         return None
     return replace(rest, model=assemble(base.model, rest.shape.config, tensors, rest.layers))

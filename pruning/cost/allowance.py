@@ -1,5 +1,7 @@
 """What may be used, and the comparison with what a piece of work takes."""
 
+from __future__ import annotations
+
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -8,7 +10,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-import torch
 from pydantic import BaseModel
 
 from pruning.architectures.families import LAYER
@@ -16,6 +17,7 @@ from pruning.architectures.shape import Shape
 from pruning.cost.cost import Cost
 from pruning.errors import RecipeError
 from pruning.formatting import format_number
+from pruning.lazy import torch
 
 Value = TypeVar("Value", bound=BaseModel)
 

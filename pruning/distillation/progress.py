@@ -1,5 +1,7 @@
 """The progress of a training, and how to stop one early."""
 
+from __future__ import annotations
+
 import math
 import signal
 import time
@@ -7,14 +9,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from types import FrameType
-from typing import NamedTuple, Self
-
-import torch
-from accelerate import PartialState
-from transformers import PreTrainedModel
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from pruning.errors import Cancelled
+from pruning.lazy import accelerate, torch
 from pruning.progress import Progress, Reporter, TrainingPulse
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class EvalPoint(NamedTuple):
@@ -98,7 +100,7 @@ class TrainingProgress(Progress):
 
 def is_first_process() -> bool:
     """Return whether this process reports and saves. Under a launcher, each process takes its device here."""
-    return PartialState(cpu=not torch.cuda.is_available()).is_main_process
+    return accelerate.PartialState(cpu=not torch.cuda.is_available()).is_main_process
 
 
 @contextmanager

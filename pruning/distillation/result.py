@@ -1,11 +1,15 @@
 """The result of a distillation: the student, and the note on it for the report."""
 
-from dataclasses import dataclass
+from __future__ import annotations
 
-from transformers import PreTrainedModel
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from pruning.distillation.checkpoint import Ended
 from pruning.distillation.progress import EvalPoint
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)

@@ -258,7 +258,7 @@ class _Trainer:
         if (
             training.minutes is None
             or self.teacher_tokens is not None
-            or teacher.config.model_type != self.model.config.model_type
+            or type(teacher) is not type(self.model)
             or dtypes != {torch.float32}
         ):
             return None

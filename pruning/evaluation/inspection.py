@@ -1,9 +1,9 @@
 """A closer look at what pruning did: next tokens, losses token by token, importance layer by layer."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-
-import torch
 
 from pruning.architectures.anatomy import anatomy_of
 from pruning.architectures.lm_head import backbone, logits_of
@@ -15,6 +15,7 @@ from pruning.calibration.residual_streams import ResidualStreams
 from pruning.calibration.statistics import InputMoments
 from pruning.criteria import MLP, criterion_named
 from pruning.errors import RecipeError, panics_as_errors
+from pruning.lazy import torch
 from pruning.loading.load import LoadedModel
 from pruning.progress import Progress, Reporter, silent
 from pruning.steps.neurons import Neurons

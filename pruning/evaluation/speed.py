@@ -1,14 +1,18 @@
 """The speed of text generation."""
 
+from __future__ import annotations
+
 import statistics
 import time
 from collections.abc import Sequence
-
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from pruning.progress import Progress, Reporter, silent
 from pruning.text.generation import Sampling, generate_ids, report_each_token
 from pruning.text.prompt import encode_prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 NEW_TOKENS, ROUNDS = 16, 5
 """Of five ratios between two models, the least and the greatest enclose the true median with a chance of 94 %."""

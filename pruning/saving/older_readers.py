@@ -4,16 +4,19 @@ transformers 5 writes all settings of rotary embeddings under one key, which old
 they compute with default settings instead. It also names a tokenizer class that they do not have.
 """
 
+from __future__ import annotations
+
 import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
-
-import transformers
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
+from typing import TYPE_CHECKING, Any
 
 from pruning.architectures.lookup import family_for
+from pruning.lazy import transformers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 CONFIG, TOKENIZER_CONFIG = "config.json", "tokenizer_config.json"
 GLOBAL, LOCAL = "full_attention", "sliding_attention"
@@ -93,11 +96,11 @@ def _with_older_class(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _config_values(folder: Path) -> dict[str, Any]:
-    return AutoConfig.from_pretrained(folder, local_files_only=True).to_dict()
+    return transformers.AutoConfig.from_pretrained(folder, local_files_only=True).to_dict()
 
 
 def _tokenizer_values(folder: Path) -> tuple[str, str, dict[str, Any]]:
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     return (
         tokenizer.backend_tokenizer.to_str(),
         str(tokenizer.chat_template),

@@ -1,17 +1,18 @@
 """Save a pruned model as a folder that plain transformers loads, and check it by loading it."""
 
+from __future__ import annotations
+
 import copy
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import GENERATION_CONFIG_NAME
 
 from pruning.architectures.placement import device_map
 from pruning.errors import SavingError
 from pruning.files import new_folder, replacing
+from pruning.lazy import torch, transformers
 from pruning.loading.files import RECIPE_FILE
 from pruning.loading.source import Source
 from pruning.progress import Progress, Reporter, silent
@@ -22,6 +23,9 @@ from pruning.saving.code_free import check_code_free, strip_code
 from pruning.saving.older_readers import write_for_older_readers
 from pruning.saving.provenance import provenance, write_safetensors_metadata
 from pruning.surgery import cast
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 CARD_FILE = "README.md"
 
@@ -95,14 +99,16 @@ def _write_model(
     # A shallow copy takes what transformers would refuse to save, or change while it does.
     written = copy.copy(model)
     written.config, generation = copy.deepcopy(model.config), copy.deepcopy(model.generation_config)
-    written.generation_config = GenerationConfig()
+    written.generation_config = transformers.GenerationConfig()
     tensors = _ReportedTensors(model.state_dict(), progress)
     written.save_pretrained(folder, max_shard_size=max_shard_size, state_dict=tensors)
     if generation is not None:
-        generation.to_json_file(folder / GENERATION_CONFIG_NAME, keys_to_pop=["compile_config"])
+        generation.to_json_file(
+            folder / transformers.utils.GENERATION_CONFIG_NAME, keys_to_pop=["compile_config"]
+        )
 
 
-class _ReportedTensors(dict[str, torch.Tensor]):
+class _ReportedTensors(dict[str, "torch.Tensor"]):
     """The tensors of a model; transformers takes one after the other out, which is reported."""
 
     def __init__(self, tensors: Mapping[str, torch.Tensor], progress: Reporter) -> None:
@@ -157,7 +163,7 @@ def _without_paths(recipe: Recipe, source: Source) -> Recipe:
 def _check_reload(model: PreTrainedModel, folder: Path) -> None:
     """Compare the logits of the saved model with those of the one in memory, which equals its masked base."""
     placement = device_map(model)
-    reloaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+    reloaded: PreTrainedModel = transformers.AutoModelForCausalLM.from_pretrained(
         folder, local_files_only=True, dtype=model.dtype, device_map=placement or None
     )
     device = "cpu" if model.device.type == "meta" else model.device

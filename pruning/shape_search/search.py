@@ -5,20 +5,21 @@ up, ranks every shape within the budget; the best few are pruned and measured, b
 kind alone, and the best of those are reconstructed.
 """
 
+from __future__ import annotations
+
 import json
 import math
 import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import torch
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from pruning.architectures.shape import Shape
 from pruning.calibration.calibrate import windows_of
 from pruning.errors import RecipeError
 from pruning.evaluation.speed import tokens_per_second
+from pruning.lazy import torch
 from pruning.loading.given import AnyModel, open_model
 from pruning.loading.load import LoadedModel, weights_id
 from pruning.pipeline import prune
@@ -35,6 +36,9 @@ from pruning.steps import Channels, Heads, Layers, Neurons, Reconstruction
 from pruning.steps.base import StepContext
 from pruning.text.choice import DEFAULT_CALIBRATION, AnyCalibration, Calibration
 from pruning.text.likelihood import mean_loss
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 QUICK_TOKENS = 4096
 """The most calibration tokens that a quick search reads for each trial."""

@@ -4,23 +4,26 @@ Text that llama.cpp generates hides errors: a model without two layers wrote the
 log-probabilities were off by 0.3 to 4. So log-probabilities are compared, at several lengths.
 """
 
+from __future__ import annotations
+
 import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from pruning.errors import ModelError
+from pruning.lazy import torch
 from pruning.limited_child import Exhausted, run_limited
 from pruning.progress import Progress, Reporter
 from pruning.sharing.gguf.limits import window_of
 from pruning.sharing.gguf.printed import last_line
 from pruning.sharing.gguf.types import GGUFType
 from pruning.text.passages import GENRES, passage
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 SHORT, LONG = 28, 480
 """Tokens of the first two prompts."""

@@ -1,16 +1,16 @@
 """Export to GGUF, the format of llama.cpp: convert, open with llama.cpp, compare, and only then hand over."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
-from transformers import PreTrainedModel
+from typing import TYPE_CHECKING, Any
 
 from pruning.architectures.shape import Shape
 from pruning.errors import ModelError, RecipeError, SavingError
 from pruning.files import replacing, temporary_folder
+from pruning.lazy import torch
 from pruning.loading.load import LoadedModel, fetch_recipe, find, load
 from pruning.progress import Progress, Reporter, silent
 from pruning.recipe import Recipe
@@ -23,6 +23,9 @@ from pruning.sharing.gguf.provenance import facts_of
 from pruning.sharing.gguf.quantize import byte_shares, metadata, open_gguf, quantize
 from pruning.sharing.gguf.types import GGUF_TYPES, GGUFType, check_known, check_reader, gguf_types
 from pruning.sharing.gguf.usage import run_lines
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)

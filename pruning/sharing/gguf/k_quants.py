@@ -1,5 +1,7 @@
 """Pack rows of weights as K-quants, with llama.cpp's own function: the package `gguf` only reads them."""
 
+from __future__ import annotations
+
 import ctypes
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -9,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from pruning.errors import ModelError
+from pruning.lazy import torch
 
 PART = 2**20
 """About how many weights a thread packs at a time."""

@@ -1,10 +1,14 @@
 """What llama.cpp's architectures cannot express of a config, and would otherwise leave out without a word."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedConfig
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
 
 _SILU = ("silu", "swish")
 _GELU = ("gelu_new", "gelu_pytorch_tanh", "gelu")

@@ -1,19 +1,22 @@
 """Read GGUF files, and rewrite one of 16-bit weights in a type with fewer bits."""
 
+from __future__ import annotations
+
 import copy
 import importlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from pruning.errors import ModelError
+from pruning.lazy import torch, transformers
 from pruning.progress import Progress, Reporter
 from pruning.sharing.gguf.k_quants import pack_rows
 from pruning.sharing.gguf.types import GGUF_TYPES
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _HALVES = ("F16", "BF16")
 _WRITTEN_BY_THE_WRITER = ("general.architecture", "general.file_type")
@@ -99,7 +102,10 @@ def round_weights(model: PreTrainedModel, type: str) -> PreTrainedModel:
     tokens = rounded.get_input_embeddings()
     for name, weight in rounded.named_parameters():
         module = rounded.get_submodule(name.rpartition(".")[0])
-        is_transposed, is_embedding = isinstance(module, Conv1D), isinstance(module, torch.nn.Embedding)
+        is_transposed, is_embedding = (
+            isinstance(module, transformers.pytorch_utils.Conv1D),
+            isinstance(module, torch.nn.Embedding),
+        )
         if weight.ndim != 2 or (is_embedding and module is not tokens):
             continue
         rows = weight.detach().T if is_transposed else weight.detach()

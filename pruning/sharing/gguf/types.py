@@ -1,5 +1,7 @@
 """Which types of GGUF file a model can have, from its config alone."""
 
+from __future__ import annotations
+
 import ast
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -9,12 +11,11 @@ from importlib.util import find_spec
 from math import prod
 from pathlib import Path
 
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
 from pruning.architectures.anatomy import Anatomy, TensorSpec
 from pruning.architectures.families import CHANNEL, NEURON
 from pruning.architectures.shape import Shape
 from pruning.errors import ModelError
+from pruning.lazy import transformers
 from pruning.sharing.gguf.limits import limit_of
 from pruning.steps.base import Step
 
@@ -210,7 +211,8 @@ def check_known(shape: Shape) -> None:
     """Raise `ModelError` if llama.cpp cannot express a model, with what is in the way."""
     known = _convertible_architectures(converter_folder())
     family = shape.anatomy.family
-    if MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(family.model_type) not in known:
+    classes = transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    if classes.get(family.model_type) not in known:
         raise ModelError(f"llama.cpp's converter does not know {family.title} models.")
     if reason := limit_of(shape.config):
         raise ModelError(reason)
