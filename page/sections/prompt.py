@@ -78,13 +78,14 @@ def build_prompt() -> PromptPart:
     mode = gr.Radio(MODES, value=CHAT, label="Mode", elem_id="mode")
     label, info = PROMPT_LABELS[CHAT]
     prompt = gr.Textbox(FIRST_PROMPTS[CHAT], label=label, info=info, lines=1, max_lines=4, elem_id="prompt")
-    examples = gr.Dataset(
-        components=[prompt],
-        samples=[[text] for text in EXAMPLE_PROMPTS[CHAT]],
-        label="Examples",
-        type="index",
-        elem_id="examples",
-    )
+    with gr.Column(elem_id="chips", min_width=0):  # It keeps the place until a browser has loaded them.
+        examples = gr.Dataset(
+            components=[prompt],
+            samples=[[text] for text in EXAMPLE_PROMPTS[CHAT]],
+            label="Examples",
+            type="index",
+            elem_id="examples",
+        )
     return PromptPart(mode, prompt, examples)
 
 

@@ -78,8 +78,11 @@ class ResultsPane:
 
 def build_job() -> JobPanel:
     """Lay out the buttons and the status line, in the left column."""
-    start = gr.Button("Prune", variant="primary", elem_id="prune")
-    stop = gr.Button("Stop", variant="stop", visible=False, elem_id="stop")
+    with gr.Column(
+        elem_id="press", min_width=0
+    ):  # It keeps the place until a browser has loaded the buttons.
+        start = gr.Button("Prune", variant="primary", elem_id="prune")
+        stop = gr.Button("Stop", variant="stop", visible=False, elem_id="stop")
     status = gr.HTML(render.status(), elem_id="status", min_height=44)
     return JobPanel(status, start, stop, stopped="Stopped. What was not measured stays blank.", restarts=True)
 

@@ -279,7 +279,9 @@ def test_distill_stops_with_the_best_and_continues_as_the_visitor_asks(visit, sm
     page.wait_for_selector(
         "#distill-status .done, #distill-status .stopped, #distill-status .failed", timeout=WORK
     )
-    assert page.inner_text("#distill-status").startswith("Distilled on")
+    done = page.inner_text("#distill-status")
+    assert done.startswith(("Distilled on", "Refitted on"))  # There is a refit if there is time for one.
+    assert "istilled on" in done
     assert page.evaluate(IMPROVED)
     wait_for_results(page, "distillation")
     page.wait_for_function("document.querySelector('#status').innerText.includes('Measuring')", timeout=WORK)
