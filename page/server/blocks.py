@@ -12,8 +12,8 @@ from gradio.state_holder import SessionState
 class Blocks(gr.Blocks):
     """A page whose handlers may name many components as outputs and change few of them at a time.
 
-    For each output that an event leaves alone, Gradio builds the component anew and describes it again. Forty
-    outputs and fifty visitors who watch a job keep a core busy with that, and their previews wait.
+    Gradio rebuilds the component of every output, even if the event does not change it. With forty outputs and fifty
+    visitors who watch jobs, that keeps a core busy, and previews wait.
     """
 
     async def postprocess_data(
@@ -30,6 +30,8 @@ class Blocks(gr.Blocks):
             state: The visitor's session.
         """
         outputs = list(block_fn.outputs)
+        if len(outputs) == 1:  # Its value is not in a list, and may be one.
+            return await super().postprocess_data(block_fn, predictions, state)
         values = (
             convert_component_dict_to_list(outputs, predictions)
             if isinstance(predictions, dict)

@@ -45,6 +45,21 @@ def test_outputs_become_what_gradio_makes_of_them(change):
     assert results[0] == results[1]
 
 
+@pytest.mark.parametrize("value", [["one"], ("one",), [["a", "list"]], [gr.skip()], gr.skip(), []])
+def test_the_value_of_a_single_output_may_be_a_list(value):
+    results = []
+    for kind in (gr.Blocks, Blocks):
+        with kind(analytics_enabled=False) as demo:
+            state, data = gr.State(), gr.JSON()
+            gr.Button().click(lambda: None, outputs=[state])
+            gr.Button().click(lambda: None, outputs=[data])
+        session = SessionState(demo)
+        handlers = demo.fns.values()
+        outputs = [asyncio.run(demo.postprocess_data(handler, value, session)) for handler in handlers]
+        results.append((repr(outputs), session[state._id]))
+    assert results[0] == results[1]
+
+
 def test_a_component_that_an_event_leaves_alone_is_not_built_again(monkeypatch):
     demo, boxes, _ = page(Blocks)
     built = []
