@@ -8,21 +8,17 @@ import argparse
 import asyncio
 import re
 import statistics
-import tempfile
 import time
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
 import psutil
 
-from benchmarks.client import FIRST_TOKEN, Client, page_config, told
+from benchmarks.client import FIRST_TOKEN, Client, fresh_page, page_config, told
 from benchmarks.common import table
 from benchmarks.contained import busiest, kill, workers
 from page.workers.pool import INTERACTIVE_NICENESS, LONG_NICENESS
 from page.workers.process import ENDED
-from pruning.files import cache_folder
-from tests.helpers.serving import page_cache, serve
 
 RATIO = 1.5
 REPLACED_SECONDS = 5.0
@@ -173,19 +169,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def main(prunings: int, minutes: int) -> None:
     """Serve the page, measure, and print two tables; exit with 1 if a check fails."""
-    with tempfile.TemporaryDirectory() as folder:
-        settings = {
-            "HF_ENDPOINT": "http://127.0.0.1:9",
-            "GRADIO_TEMP_DIR": folder,
-            "SECATEUR_CACHE": page_cache(Path(folder), cache_folder()),
-        }
-        process, url = serve(settings, Path(folder) / "log.txt")
-        try:
-            measurement = Measurement(url, psutil.Process(process.pid))
-            seconds = asyncio.run(measurement.run(prunings, minutes))
-        finally:
-            process.terminate()
-            process.wait(30)
+    with fresh_page() as (process, url):
+        measurement = Measurement(url, psutil.Process(process.pid))
+        seconds = asyncio.run(measurement.run(prunings, minutes))
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     table(
         "From Prune to the first token, a new recipe each time",

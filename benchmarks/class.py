@@ -10,16 +10,12 @@ import random
 import statistics
 import time
 from collections.abc import Awaitable, Callable
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from benchmarks.client import Client, page_config, told
+from benchmarks.client import Client, fresh_page, page_config, told
 from benchmarks.common import table
 from benchmarks.startup import TIMEOUT, browser
-from pruning.files import cache_folder
 from pruning.lessons import LESSONS
-from tests.helpers.serving import page_cache, serve
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -77,23 +73,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def main(clients: int, lesson: int, parts: str) -> None:
     """Serve the page, and print what the class and the visitor waited for."""
-    with TemporaryDirectory() as folder:
-        settings = {
-            "HF_ENDPOINT": "http://127.0.0.1:9",
-            "GRADIO_TEMP_DIR": folder,
-            # What earlier runs recorded would be taken for live.
-            "SECATEUR_CACHE": page_cache(Path(folder), cache_folder()),
-        }
-        process, url = serve(settings, Path(folder) / "log.txt")
-        try:
-            for part in parts.split(","):
-                if part == "browser":
-                    _measure_browser(url)
-                else:
-                    asyncio.run(_measure_class(url, clients, part, LESSONS[lesson - 1].key))
-        finally:
-            process.terminate()
-            process.wait(30)
+    with fresh_page() as (_, url):
+        for part in parts.split(","):
+            if part == "browser":
+                _measure_browser(url)
+            else:
+                asyncio.run(_measure_class(url, clients, part, LESSONS[lesson - 1].key))
 
 
 def _measure_browser(url: str) -> None:

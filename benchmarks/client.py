@@ -4,10 +4,18 @@ import asyncio
 import json
 import re
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from html import unescape
+from pathlib import Path
+from subprocess import Popen
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import httpx
+
+from pruning.files import cache_folder
+from tests.helpers.serving import page_cache, serve
 
 STATUS = re.compile(r'class=\\"status (failed|stopped|done)\\"[^>]*><span>(.*?)</span>')
 FIRST_TOKEN = r'text-after\\"><span class=\\"prompt[^>]*>[^<]*</span>(?!<span class=\\"cursor|</p>)'
@@ -152,3 +160,21 @@ async def page_config(url: str) -> dict[str, Any]:
     """Return what the page serves about its components and functions."""
     async with httpx.AsyncClient() as http:
         return (await http.get(f"{url}/config", timeout=60)).json()
+
+
+@contextmanager
+def fresh_page() -> Iterator[tuple[Popen[bytes], str]]:
+    """Serve a page that reaches no Hub and has recorded nothing, and yield its process and its address."""
+    with TemporaryDirectory() as folder:
+        settings = {
+            "HF_ENDPOINT": "http://127.0.0.1:9",
+            "GRADIO_TEMP_DIR": folder,
+            # What earlier runs recorded would be taken for live.
+            "SECATEUR_CACHE": page_cache(Path(folder), cache_folder()),
+        }
+        process, url = serve(settings, Path(folder) / "log.txt")
+        try:
+            yield process, url
+        finally:
+            process.terminate()
+            process.wait(30)

@@ -13,14 +13,10 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks.client import FIRST_TOKEN, Client, page_config
+from benchmarks.client import FIRST_TOKEN, Client, fresh_page, page_config
 from benchmarks.common import table
-from pruning.files import cache_folder
-from tests.helpers.serving import page_cache, serve
 
 WITHIN = 20.0
 """Seconds within which a press should be answered."""
@@ -45,19 +41,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def main(visitors: int, minutes: float) -> None:
     """Serve the page, and print how many presses were answered in time; exit with 1 if fewer than are due."""
-    with TemporaryDirectory() as folder:
-        settings = {
-            "HF_ENDPOINT": "http://127.0.0.1:9",
-            "GRADIO_TEMP_DIR": folder,
-            # What earlier runs recorded would be taken for live.
-            "SECATEUR_CACHE": page_cache(Path(folder), cache_folder()),
-        }
-        process, url = serve(settings, Path(folder) / "log.txt")
-        try:
-            answers = asyncio.run(_press(url, visitors, 60 * minutes))
-        finally:
-            process.terminate()
-            process.wait(30)
+    with fresh_page() as (_, url):
+        answers = asyncio.run(_press(url, visitors, 60 * minutes))
     shares = {kind: _share(answers[kind]) for kind in PRESSES}
     table(
         f"{visitors} visitors, {minutes:g} minutes, each presses every {PAUSE:g} s on average",
