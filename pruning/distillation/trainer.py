@@ -24,6 +24,7 @@ from pruning.distillation.data import TrainingTokens
 from pruning.distillation.hardware import hardware_name, multiplies_in_bfloat16
 from pruning.distillation.loss import DistillationLoss
 from pruning.distillation.progress import Clock, EvalPoint, RunningTraining, TrainingProgress
+from pruning.distillation.refit import refit_windows
 from pruning.distillation.result import DistillationNote, DistillationResult
 from pruning.distillation.settings import Training
 from pruning.errors import RecipeError
@@ -31,25 +32,9 @@ from pruning.progress import Progress, Reporter, TrainingPulse, silent
 from pruning.repair.reconstruction import reconstruct
 from pruning.surgery import assemble
 from pruning.text.likelihood import perplexity_of, token_losses
-from pruning.text.tokens import Windows
 
 MAX_EVAL_SHARE = 0.2
 """Largest share of a training by minutes that is spent on evaluation."""
-
-REFIT_SHARE = 0.4
-"""The share of a training by minutes in which the layers are refitted, before the optimizer starts."""
-
-REFIT_PASSES = 4
-"""Forward passes that take about as long as a refit of all layers on the same text."""
-
-MOST_REFIT_TOKENS = 24_576
-"""Tokens of a refit at most; more of them gained nothing that a person would see."""
-
-REFIT_HELDOUT = 2
-"""Held-out windows by which a refit chooses how far it goes: each layer reads them several times."""
-
-FEWEST_REFIT_TOKENS = 2048
-"""Tokens of a refit at least; fewer do not determine a layer's weights."""
 
 
 def distill(
@@ -207,23 +192,23 @@ class _Trainer:
         return DistillationResult(result, self._note(loss, improved=result is not self.student))
 
     def _refit(self, seconds: float) -> None:
-        """Refit the layers in closed form before a training by minutes, and keep that if it is a gain.
+        """Refit the layers in closed form before a training by minutes, and keep the result if it is a gain.
 
-        In the few steps that a CPU does in minutes, the optimizer gains less than a refit to the teacher's residual
-        stream, layer by layer (`pruning.repair.reconstruction`).
+        A CPU takes only a few steps in minutes. A refit to the teacher's residual stream, layer by layer, gains more in
+        the same time (`pruning.repair.reconstruction`).
 
         Args:
             seconds: What one evaluation of the student takes.
         """
-        state, windows = self.state, self._refit_windows(seconds)
-        if windows is None:
+        state, windows = self.state, refit_windows(self.data, self.training, seconds, self.seed)
+        if windows is None or not self._can_refit:
             return
         self.clock, layers = Clock(state.seconds), {-1}
 
         def report(event: Progress) -> None:
             state.seconds = self.clock.seconds
             self._pulse(self._share_done())
-            if event.done not in layers and self.accelerator.is_main_process:
+            if event.done not in layers:
                 layers.add(event.done)
                 with self.clock.paused():
                     self.progress(self._event(self._share_done(), False, "Refitting layers"))
@@ -234,11 +219,11 @@ class _Trainer:
             refit = reconstruct(
                 self.model, self.teacher, windows, self.origins, progress=report, epochs=0, kinds=(NEURON,)
             )
-        except (_RefitStopped, RecipeError):  # Or the residual streams of the two do not compare.
+        except (_RefitStopped, RecipeError):  # The latter if the two residual streams do not compare.
             return
         before = {name: self.trained[name].detach().clone() for name in refit.tensors}
         for name, value in refit.tensors.items():
-            self.trained[name].data.copy_(broadcast(value))
+            self.trained[name].data.copy_(value)
         state.refit_tokens = sum(map(len, windows.fitting))
         loss = self._heldout_loss(self.model, lambda: self._pulse(self._share_done()))
         if loss < state.best_loss:
@@ -247,27 +232,20 @@ class _Trainer:
         else:
             for name, value in before.items():
                 self.trained[name].data.copy_(value)
-        state.seconds, _ = self._broadcast_from_main(self.clock.seconds, False)
+        state.seconds = self.clock.seconds
         state.refit_share = state.evaluated_at = self._share_done()
         state.curve.append((state.seconds, 0, state.heldout_loss))
 
-    def _refit_windows(self, seconds: float) -> Windows | None:
-        """Return the text of a refit, as much as there is time for; None if there is no refit."""
-        training, teacher = self.training, self.teacher
-        dtypes = {p.dtype for model in (self.model, teacher) for p in model.parameters()}
-        if (
-            training.minutes is None
-            or self.teacher_tokens is not None
-            or type(teacher) is not type(self.model)
-            or dtypes != {torch.float32}
-        ):
-            return None
-        speed = sum(map(len, self.data.heldout)) / (REFIT_PASSES * seconds)
-        tokens = min(MOST_REFIT_TOKENS, REFIT_SHARE * 60 * training.minutes * speed)
-        if tokens < FEWEST_REFIT_TOKENS:
-            return None
-        fitting = self.data.windows(range(int(tokens / training.window)), training.window, self.seed)
-        return Windows(tuple(fitting), self.data.heldout[:: max(1, len(self.data.heldout) // REFIT_HELDOUT)])
+    @property
+    def _can_refit(self) -> bool:
+        """Whether the teacher's layers are those of the student, and one process trains it in full precision."""
+        dtypes = {p.dtype for model in (self.model, self.teacher) for p in model.parameters()}
+        return (
+            self.accelerator.num_processes == 1
+            and self.teacher_tokens is None
+            and type(self.teacher) is type(self.model)
+            and dtypes == {torch.float32}
+        )
 
     def _keep_weights(self) -> None:
         """Keep the weights as they are now: they are the best so far."""

@@ -14,8 +14,9 @@ from pruning import Cancelled, Channels, Recipe, RecipeError
 from pruning.distillation.checkpoint import Checkpoint
 from pruning.distillation.data import TrainingTokens
 from pruning.distillation.progress import TrainingProgress
+from pruning.distillation.refit import MOST_TOKENS
 from pruning.distillation.settings import Training
-from pruning.distillation.trainer import MOST_REFIT_TOKENS, distill
+from pruning.distillation.trainer import distill
 from pruning.repair.reconstruction import ReconstructionResult
 from tests.helpers.models import trained
 from tests.pruning.distillation.helpers import QUICK, assert_equal, copy_of, recorder
@@ -112,7 +113,7 @@ def test_a_training_by_minutes_begins_with_a_refit(student, data):
     student_before = copy_of(student)
     result = distill(student, trained().model, data, settings, progress=stop_before_the_first_step)
     note = result.note
-    assert (note.refit_tokens, note.steps, note.best_step) == (MOST_REFIT_TOKENS, 0, 0)
+    assert (note.refit_tokens, note.steps, note.best_step) == (MOST_TOKENS, 0, 0)
     assert note.improved
     assert note.perplexity_after < 0.95 * note.perplexity_before
     assert [point.step for point in note.curve] == [0, 0]
@@ -165,7 +166,7 @@ def test_the_learning_rate_rises_after_the_refit(student, data, monkeypatch):
 
     monkeypatch.setattr(Training, "lr_at", lr_at)
     monkeypatch.setattr("pruning.distillation.trainer.reconstruct", refit)
-    monkeypatch.setattr("pruning.distillation.trainer.FEWEST_REFIT_TOKENS", 0)
+    monkeypatch.setattr("pruning.distillation.refit.FEWEST_TOKENS", 0)
     distill(student, trained().model, data, Training(minutes=0.1, **QUICK), progress=stop_after_a_step)
     assert 0 <= shares[0] < 0.2
 
@@ -191,7 +192,7 @@ def test_a_training_that_is_resumed_is_not_refitted_again(student, data, tmp_pat
     note = distill(
         student, trained().model, data, settings, progress=stop_before_the_first_step, checkpoint=checkpoint
     ).note
-    assert note.refit_tokens == MOST_REFIT_TOKENS
+    assert note.refit_tokens == MOST_TOKENS
     assert note.steps >= 1
 
 
