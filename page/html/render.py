@@ -88,14 +88,16 @@ def criterion_note(criterion: Criterion) -> str:
 
 def training_status(progress: TrainingProgress) -> str:
     """Render the status line of a running distillation."""
-    left = f"{progress.seconds_left / 60:.1f} minutes left" if isfinite(progress.seconds_left) else "Starting"
-    if not progress.step:
-        line = f"{progress.text}: {left}" if isfinite(progress.seconds_left) else left
-        return status(line, progress.done, progress.total, "busy", show_count=False)
-    line = (
-        f"{left}; {progress.tokens:,} tokens read; perplexity {progress.perplexity_before:.1f} → "
-        f"{progress.perplexity:.1f} (original {progress.perplexity_teacher:.1f})"
-    )
+    left = f"{progress.seconds_left / 60:.1f} minutes left"
+    if not isfinite(progress.seconds_left):
+        line = "Starting"
+    elif not progress.step:
+        line = f"{progress.text}: {left}"
+    else:
+        line = (
+            f"{left}; {progress.tokens:,} tokens read; perplexity {progress.perplexity_before:.1f} → "
+            f"{progress.perplexity:.1f} (original {progress.perplexity_teacher:.1f})"
+        )
     return status(line, progress.done, progress.total, "busy", show_count=False)
 
 

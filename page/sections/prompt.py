@@ -78,7 +78,8 @@ def build_prompt() -> PromptPart:
     mode = gr.Radio(MODES, value=CHAT, label="Mode", elem_id="mode")
     label, info = PROMPT_LABELS[CHAT]
     prompt = gr.Textbox(FIRST_PROMPTS[CHAT], label=label, info=info, lines=1, max_lines=4, elem_id="prompt")
-    with gr.Column(elem_id="chips", min_width=0):  # It keeps the place until a browser has loaded them.
+    # The column reserves the space until the browser has loaded the chips.
+    with gr.Column(elem_id="chips", min_width=0):
         examples = gr.Dataset(
             components=[prompt],
             samples=[[text] for text in EXAMPLE_PROMPTS[CHAT]],

@@ -78,9 +78,8 @@ class ResultsPane:
 
 def build_job() -> JobPanel:
     """Lay out the buttons and the status line, in the left column."""
-    with gr.Column(
-        elem_id="press", min_width=0
-    ):  # It keeps the place until a browser has loaded the buttons.
+    # The column reserves the space until the browser has loaded the buttons.
+    with gr.Column(elem_id="press", min_width=0):
         start = gr.Button("Prune", variant="primary", elem_id="prune")
         stop = gr.Button("Stop", variant="stop", visible=False, elem_id="stop")
     status = gr.HTML(render.status(), elem_id="status", min_height=44)

@@ -46,7 +46,7 @@ class LayerFit:
 
     Attributes:
         layer: Its number in the pruned model.
-        dampings: λ of the refitted output projections of the attention and of the MLP; None for no change.
+        dampings: λ of each output projection that was refitted; None for no change.
         epoch: The epoch of training whose weights were kept, 0 if none was.
         lost_before: The share of the residual stream's energy that is lost on held-out text without it.
         lost_after: The share that is lost with it.

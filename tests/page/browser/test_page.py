@@ -1,6 +1,7 @@
 """A visitor's whole way through the page, in a real browser, on the real model."""
 
 import json
+import re
 import zipfile
 
 import pytest
@@ -265,8 +266,8 @@ def test_axe_finds_nothing_wrong_on_the_prune_tab(visit, page_url, theme):
 
 
 def test_distill_stops_with_the_best_and_continues_as_the_visitor_asks(visit, smollm2):
-    """The results of the pruned model are recorded, so they appear at once. A training is evaluated once more when it
-    stops, so the test does not wait for an improvement before."""
+    """The pruned model's results are recorded, so they appear at once. Stopping a training evaluates it once more, so
+    the test need not wait for a gain before it stops."""
     page = visit()
     assert prune(page, 90).startswith("Done")
     page.click("#generation button")
@@ -279,9 +280,9 @@ def test_distill_stops_with_the_best_and_continues_as_the_visitor_asks(visit, sm
     page.wait_for_selector(
         "#distill-status .done, #distill-status .stopped, #distill-status .failed", timeout=WORK
     )
-    done = page.inner_text("#distill-status")
-    assert done.startswith(("Distilled on", "Refitted on"))  # There is a refit if there is time for one.
-    assert "istilled on" in done
+    # There is a refit only if the machine is fast enough.
+    done = r"(Refitted on [\d,]+ tokens, then distilled|Distilled) on [\d,]+ tokens"
+    assert re.match(done, page.inner_text("#distill-status"))
     assert page.evaluate(IMPROVED)
     wait_for_results(page, "distillation")
     page.wait_for_function("document.querySelector('#status').innerText.includes('Measuring')", timeout=WORK)
