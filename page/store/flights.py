@@ -12,6 +12,7 @@ import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from contextlib import suppress
+from types import UnionType
 from typing import Generic, TypeVar
 
 from page.workers.messages import Done, Event, Failed, Partial, Progress, Queued, Stopped
@@ -23,7 +24,7 @@ FAILURE_SECONDS = 3.0
 """How long a failure is remembered, so that those who asked at the same time do not repeat the work at once."""
 MAX_FAILURES = 1000
 FASTEST, SLOWEST = 0.1, 0.5
-"""Seconds between two updates for one watcher: with few watchers, and with many."""
+"""Seconds between two updates for one watcher: of results, with few watchers; with many, or of nothing but progress."""
 LEFT = Stopped("Stopped, because nobody listened.")
 
 Starter = TypeVar("Starter")
@@ -38,6 +39,8 @@ class Finished:
 
 
 Told = Event | Finished
+Ends = Finished | Stopped | Failed
+Results = Partial | Done
 
 
 class Watcher:
@@ -106,15 +109,16 @@ class Watcher:
                 if isinstance(event, Stopped | Failed):
                     return
             if events:
-                # The end of the work is told at once.
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(self._ended(signal), self.interval)
+                # The end of the work is told at once, and how far it is at leisure.
+                for seconds, awaited in ((self.interval, Ends), (SLOWEST - self.interval, Ends | Results)):
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(self._told(awaited, signal), seconds)
             else:
                 await signal.wait()
 
-    async def _ended(self, signal: asyncio.Event) -> None:
-        """Wait until the flight has ended."""
-        while not any(isinstance(event, Finished | Stopped | Failed) for event in self._events):
+    async def _told(self, kinds: UnionType, signal: asyncio.Event) -> None:
+        """Wait until there is an event of some kinds."""
+        while not any(isinstance(event, kinds) for event in self._events):
             await signal.wait()
             signal.clear()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -14,14 +14,14 @@ from pruning.architectures.placement import parameter
 from pruning.architectures.reasons import reason_against
 from pruning.architectures.shape import Shape
 from pruning.calibration.residual_streams import ResidualStreams
-from pruning.calibration.statistics import SavedStatistics, Statistics
+from pruning.calibration.statistics import InputGram, SavedStatistics, Statistics
 from pruning.cost.cost import Cost
 from pruning.cost.plan import Plan
 from pruning.errors import RecipeError
 from pruning.lazy import torch
 from pruning.loading.load import LoadedModel
 from pruning.progress import Progress, Reporter, silent
-from pruning.repair.projection import repair_projection
+from pruning.repair.projection import repair_projections
 from pruning.schema import Frozen
 from pruning.steps.settings import Setting
 from pruning.surgery import KeptIndices, cut
@@ -250,14 +250,19 @@ def refit_output_projections(context: StepContext, kind: str, kept: Sequence[tor
         kept: For each layer, the indices of the inputs of the projection that remain.
     """
     anatomy = context.shape.anatomy
+    specs = [
+        anatomy.tensor(f"{anatomy.output_projection(layer, kind)}.weight") for layer in range(anatomy.layers)
+    ]
+
+    def problems() -> Iterator[tuple[InputGram, torch.Tensor, torch.Tensor]]:
+        for layer, (spec, indices) in enumerate(zip(specs, kept, strict=True)):
+            context.progress(Progress("Repairing, layers", layer, anatomy.layers))
+            module = anatomy.output_projection(layer, kind)
+            gram = context.required_statistics.gram(module, context.progress)
+            yield gram, as_channels_first(parameter(context.model, spec.name), spec), indices
+
     tensors, notes = {}, []
-    for layer, indices in enumerate(kept):
-        context.progress(Progress("Repairing, layers", layer, anatomy.layers))
-        module = anatomy.output_projection(layer, kind)
-        spec = anatomy.tensor(f"{module}.weight")
-        matrix = as_channels_first(parameter(context.model, spec.name), spec)
-        gram = context.required_statistics.gram(module, context.progress)
-        repair = repair_projection(gram, matrix, indices)
+    for layer, (spec, repair) in enumerate(zip(specs, repair_projections(problems()), strict=True)):
         if repair.weight is not None:
             tensors[spec.name] = as_channels_first(repair.weight, spec)
         notes.append(ProjectionNote(layer, repair.damping, repair.error_before, repair.error_after))

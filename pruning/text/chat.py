@@ -184,8 +184,14 @@ class ChatFormat:
 
     def stop_ids(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         """Return the ids of the tokens that end an answer."""
-        vocabulary = tokenizer.get_vocab()
-        return [vocabulary[token] for token in self.stop_tokens if token in vocabulary]
+        ids = []
+        for token in self.stop_tokens:
+            # Not from `get_vocab`, which copies the whole vocabulary.
+            number = tokenizer.convert_tokens_to_ids(token)
+            # A token that the tokenizer lacks has the id of its unknown token, or none.
+            if isinstance(number, int) and tokenizer.convert_ids_to_tokens(number) == token:
+                ids.append(number)
+        return ids
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, which JSON can hold and `from_dict` reads."""

@@ -1,7 +1,9 @@
 """Count floating-point operations as torch sees them, with the kernels that its own counter does not know."""
 
 from collections.abc import Callable
+from concurrent.futures import Executor, Future
 from math import prod
+from unittest.mock import patch
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
@@ -28,8 +30,23 @@ _KERNELS = {
 }
 
 
+class _ThisThread(Executor):
+    """Runs what it is given in the thread that gives it."""
+
+    def __init__(self, *_):
+        pass
+
+    def submit(self, function, /, *args, **kwargs):
+        future = Future()
+        future.set_result(function(*args, **kwargs))
+        return future
+
+
 def count_flop(work: Callable[[], object]) -> float:
-    """Return how many operations this thread's matrix products do while some work runs."""
-    with FlopCounterMode(display=False, custom_mapping=_KERNELS) as counter:
+    """Return how many operations matrix products do while some work runs, which repairs in this thread."""
+    with (
+        patch("pruning.repair.projection.ThreadPoolExecutor", _ThisThread),
+        FlopCounterMode(display=False, custom_mapping=_KERNELS) as counter,
+    ):
         work()
     return counter.get_total_flops()

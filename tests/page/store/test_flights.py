@@ -171,6 +171,24 @@ def test_a_watcher_that_waits_takes_no_thread():
     assert len(work.starters) == 1
 
 
+def test_progress_alone_is_told_at_leisure_and_a_result_at_once(monkeypatch):
+    monkeypatch.setattr("page.store.flights.SLOWEST", 900)
+    flights, work = Flights(), Work(Progress("Cutting", 1, 9), Progress("Cutting", 2, 9), Done("cut"))
+    watcher = flights.watch("key", "ada", "ada", work)
+
+    async def read():
+        return [event async for event in watcher.events()]
+
+    async def read_while_it_works():
+        reader = asyncio.create_task(read())
+        for _ in range(3):
+            work.go()
+            await asyncio.sleep(0.3)  # Long enough to be told of a result.
+        return await asyncio.wait_for(reader, 60)
+
+    assert asyncio.run(read_while_it_works()) == [Progress("Cutting", 1, 9), Done("cut")]
+
+
 def test_a_slow_watcher_gets_the_newest_and_every_result():
     flights, work = (
         Flights(),
