@@ -177,9 +177,10 @@ def test_a_visitor_who_signs_in_acts_in_their_name_and_another_site_does_not(spa
         evil = space.context.new_page()
         evil.goto(f"https://evil.test:{port}/attack")
         evil.wait_for_function("() => document.title.startsWith('over')")
-        deadline = time.monotonic() + 60
-        while not space.who_acted("evil") and time.monotonic() < deadline:
-            time.sleep(0.5)
+        # The queue comes to a visit that begins now after what the attack has sent.
+        later = space.context.new_page()
+        later.goto(space.url)
+        assert act(later) == "acted as ada-token"
         # Without the gate, the attack works: what is shown below is the gate's doing.
         if not space.has_gate:
             assert "ada-token" in space.who_acted("evil")

@@ -272,6 +272,7 @@ def test_distill_stops_with_the_best_and_continues_as_the_visitor_asks(visit, sm
     assert prune(page, 90).startswith("Done")
     page.click("#generation button")
     set_slider(page, "length", 5)
+    set_slider(page, "minutes", 1)
     page.click("#distill-start")
     page.wait_for_selector("#distill-curve:visible", timeout=WORK)
     page.wait_for_function(SOME_STEPS, timeout=WORK)

@@ -4,6 +4,7 @@ import asyncio
 
 import gradio as gr
 import pytest
+from gradio.blocks import BlocksConfig
 from gradio.state_holder import SessionState
 
 from page.server.blocks import Blocks
@@ -69,3 +70,25 @@ def test_a_component_that_an_event_leaves_alone_is_not_built_again(monkeypatch):
     )
     answered(demo, {boxes[3]: "new", boxes[7]: gr.skip()})
     assert built == []
+
+
+def test_each_visitor_has_components_as_gradio_describes_them_and_changes_them_alone():
+    demo, boxes, _ = page(Blocks)
+    described = {
+        number: BlocksConfig.config_for_block(number, [], block) for number, block in demo.blocks.items()
+    }
+    ada, bob = SessionState(demo), SessionState(demo)
+    assert ada.config_values == bob.config_values == described
+    ada._update_value_in_config(boxes[0]._id, "Ada's")
+    ada[boxes[1]._id] = gr.Textbox("also Ada's", render=False)
+    ada._update_config(boxes[1]._id)
+    assert ada.config_values[boxes[0]._id]["props"]["value"] == "Ada's"
+    assert ada.config_values[boxes[1]._id]["props"]["value"] == "also Ada's"
+    assert bob.config_values == SessionState(demo).config_values == described
+
+
+def test_a_visitor_who_arrives_has_no_component_described_again(monkeypatch):
+    demo, *_ = page(Blocks)
+    SessionState(demo)
+    monkeypatch.setattr(gr.Textbox, "get_config", None)
+    SessionState(demo)
