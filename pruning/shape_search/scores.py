@@ -1,4 +1,4 @@
-"""What a search chooses by, besides the loss: answers, skills, or a function of the caller's; kept on disk if asked."""
+"""What a search chooses by and a sweep measures, besides the loss: answers, skills, or a function of the caller's."""
 
 import hashlib
 import json
@@ -34,6 +34,9 @@ def _skills(model: CausalLM, progress: Reporter) -> float:
 
 SCORES: dict[str, Callable[[CausalLM, Reporter], float]] = {"answers": _answers, "skills": _skills}
 """The named scores beside `loss`: the share of good answers, and the accuracy over nine skills."""
+
+TITLES = {"answers": "share of good answers", "skills": "accuracy in the skills"}
+"""What the named scores are called on an axis."""
 
 
 def check_score(score: str | Score) -> None:

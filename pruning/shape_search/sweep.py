@@ -8,6 +8,7 @@ from pruning.loading.load import LoadedModel
 from pruning.pipeline import prune
 from pruning.progress import Progress, Reporter, at_place, silent
 from pruning.recipe import Recipe
+from pruning.shape_search.scores import LOSS, Score, check_score, measure_score
 from pruning.steps.neurons import Neurons
 from pruning.text.choice import DEFAULT_CALIBRATION, Calibration
 from pruning.text.likelihood import mean_loss, perplexity_of
@@ -25,6 +26,8 @@ class SweepPoint:
         parameters: The parameters that remain.
         perplexity: On held-out calibration text.
         recipe: How it is made.
+        score: The share of good answers, the accuracy in the skills, or what the caller's function returned; None if
+            nothing but the loss was asked for, or the function gave no number.
     """
 
     criterion: str
@@ -32,6 +35,7 @@ class SweepPoint:
     parameters: int
     perplexity: float
     recipe: Recipe
+    score: float | None = None
 
 
 def iter_sweep(
@@ -40,6 +44,7 @@ def iter_sweep(
     *,
     calibration: Calibration | None = None,
     seed: int = 0,
+    score: str | Score = LOSS,
     progress: Reporter = silent,
 ) -> Iterator[SweepPoint]:
     """Remove a growing share of the MLP neurons under each criterion, and measure every model.
@@ -49,13 +54,14 @@ def iter_sweep(
         criteria: Names of criteria.
         calibration: The text to calibrate and measure on.
         seed: The seed of the recipes.
+        score: What is measured besides the loss: `answers`, `skills`, or a function of the model.
         progress: Called before every model, and while it is pruned.
 
     Yields:
         A point for each share of `FRACTIONS` and each criterion, as soon as it is measured.
 
     Raises:
-        RecipeError: A criterion is unknown.
+        RecipeError: A criterion or a score is unknown.
 
     Example:
         >>> import pruning
@@ -64,6 +70,7 @@ def iter_sweep(
         >>> [point.fraction for point in points if point.criterion == "l1"]
         [0.1, 0.2, 0.3, 0.4, 0.5]
     """
+    check_score(score)
     calibration = calibration or DEFAULT_CALIBRATION
     heldout = windows_of(base, calibration, seed, progress).heldout
     names = list(criteria)
@@ -75,10 +82,6 @@ def iter_sweep(
         recipe = Recipe(base=base.source.name, calibration=calibration, steps=(step,), seed=seed)
         report = at_place(place, progress)
         pruned = prune(base, recipe=recipe, share_memory=True, progress=report)
-        yield SweepPoint(
-            criterion,
-            fraction,
-            pruned.shape.parameters,
-            perplexity_of(mean_loss(pruned.model, heldout, report)),
-            recipe,
-        )
+        perplexity = perplexity_of(mean_loss(pruned.model, heldout, report))
+        value = None if score == LOSS else measure_score(score, pruned, report)[0]
+        yield SweepPoint(criterion, fraction, pruned.shape.parameters, perplexity, recipe, value)

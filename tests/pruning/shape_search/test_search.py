@@ -207,6 +207,18 @@ def test_a_sweep_removes_more_and_more_under_every_criterion():
         assert sizes == sorted(set(sizes), reverse=True)
 
 
+def test_a_sweep_measures_a_score_besides_the_loss():
+    def width(model):
+        return model.model.config.intermediate_size
+
+    base = trained()
+    points = list(iter_sweep(base, ["l2"], calibration=TEXT, score=width))
+    assert [point.score for point in points] == [width(prune(point.recipe, base)) for point in points]
+    assert {point.score for point in iter_sweep(base, ["l2"], calibration=TEXT)} == {None}
+    with pytest.raises(RecipeError, match="Choose loss, answers, skills"):
+        next(iter_sweep(base, ["l2"], calibration=TEXT, score="taste"))
+
+
 def quick(base, budget="25%", **more):
     return search(base, budget, calibration=TEXT, thorough=False, top_k=2, **more)
 
