@@ -179,17 +179,20 @@ class CompareTask(Task):
     def perform(self, context: TaskContext) -> Texts:
         """Emit the texts as they grow, and return them."""
         base, pruned = context.workbench.load_pair(self.recipe, context.visitor, context.emit)
-        models: list[CausalLM] = [base, pruned]
+        models: list[CausalLM] = [pruned]
         if (undistilled := _undistilled(self.recipe)) is not None:
             models.append(context.workbench.prune(undistilled, context.visitor, context.emit))
         prompt, _ = as_read(self.prompt, (base, pruned))
-        texts = Texts("", "")
+        asked = (base.source.name, base.source.revision, prompt, self.sampling)
+        known, owner = context.workbench.base_texts, context.visitor.owner
+        before = known.find(owner, asked)
+        texts = Texts(before or "", "")
 
         def stopped() -> bool:
             return context.control.stopped
 
         growing = stream_together(
-            models,
+            models if before is not None else [base, *models],
             prompt.text,
             self.sampling,
             chat=prompt.chat,
@@ -197,8 +200,10 @@ class CompareTask(Task):
             stopped=stopped,
         )
         for written in growing:
-            texts = Texts(*written)
+            texts = Texts(*written) if before is None else Texts(before, *written)
             context.emit(Partial(texts, replaces=True))
+        if base.source.revision is not None and not stopped():
+            known.keep(owner, asked, texts.before)
         return texts
 
 

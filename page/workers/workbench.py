@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TypeVar, cast
 
+from page.workers.base_texts import BaseTexts
 from page.workers.storage import Storage
 from pruning import pipeline
 from pruning.architectures.shape import Shape
@@ -107,6 +108,7 @@ class Workbench:
         self.max_bytes, self.models, self.downloads = max_bytes, models, downloads
         self._entries: OrderedDict[tuple[str | None, ...], CachedModel] = OrderedDict()
         self._texts: dict[str, set[str]] = {}
+        self.base_texts = BaseTexts()
 
     def load(
         self, name: str, visitor: Visitor, revision: str | None = None, progress: Reporter = silent
@@ -278,6 +280,7 @@ class Workbench:
         def is_theirs(name: str) -> bool:
             return bool(name) and (name == owner or name.startswith(f"{owner}:"))
 
+        self.base_texts.forget(is_theirs)
         keys = [key for key, entry in self._entries.items() if is_theirs(entry.owner)]
         for key in keys:
             del self._entries[key]

@@ -58,6 +58,7 @@ from pruning.shape_search.candidates import Candidate
 from pruning.shape_search.search import SearchResult, Trial
 from pruning.shape_search.sweep import SweepPoint
 from pruning.sharing.gguf.rounded import LeftOut, RoundedPoint
+from pruning.text.generation import stream_together
 from tests.helpers import models
 from tests.helpers.chat import named
 from tests.helpers.saved import cut
@@ -230,6 +231,40 @@ def test_comparing_emits_growing_texts_and_returns_the_last(perform):
     assert all(len(a.before) <= len(b.before) for a, b in pairwise(grown))
     assert texts.before
     assert texts.after
+
+
+def test_the_base_answers_a_prompt_once_for_each_owner_until_they_leave(perform, monkeypatch):
+    asked = []
+
+    def counted(all_models, *args, **settings):
+        asked.append(len(all_models))
+        return stream_together(all_models, *args, **settings)
+
+    monkeypatch.setattr("page.workers.tasks.stream_together", counted)
+    smaller = RECIPE.model_copy(update={"steps": (Neurons(fraction=0.5, criterion="l1"),)})
+    bench, mine, theirs = perform.context.workbench, Visitor("ada:1"), Visitor("bob:1")
+    texts = [
+        CompareTask(recipe, Prompt("Once"), sampling).perform(
+            replace(perform.context, visitor=visitor, emit=print)
+        )
+        for visitor, recipe, sampling in [
+            (mine, RECIPE, Sampling(6)),
+            (mine, smaller, Sampling(6)),
+            (mine, smaller, Sampling(7)),
+            (theirs, smaller, Sampling(6)),
+        ]
+    ]
+    assert asked == [2, 1, 2, 2]
+    assert texts[0].before == texts[1].before == texts[3].before
+    assert texts[1].after == texts[3].after
+    bench.forget("ada")
+    CompareTask(smaller, Prompt("Once"), Sampling(6)).perform(
+        replace(perform.context, visitor=mine, emit=print)
+    )
+    CompareTask(RECIPE, Prompt("Once"), Sampling(6)).perform(
+        replace(perform.context, visitor=theirs, emit=print)
+    )
+    assert asked[4:] == [2, 1]
 
 
 def test_a_distilled_model_is_compared_with_what_it_was_before_too(perform):
