@@ -4,7 +4,8 @@ Gradio writes a preview of its own, and adds a given head only after its scripts
 """
 
 import re
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Hashable, Mapping
 from html import escape
 from pathlib import Path
 from urllib.parse import parse_qsl
@@ -20,7 +21,11 @@ NAME = "Secateur"
 DESCRIPTION = "Cut parts out of a real language model and see what it can still say."
 PICTURE = "/preview.png"
 PICTURE_SIZE = 1200, 630
-LARGEST_PAGE = 4_000_000
+MOST_PAGES = 16
+"""For how many names the page is kept."""
+GRADIOS_PARAMETERS = {"page", "deep_link"}
+"""With these, an address opens another page of Gradio's."""
+NAMING_HEADERS = {b"host", b"x-forwarded-host", b"x-forwarded-proto", b"x-gradio-server"}
 LESSON = re.compile(r"0*(\d{1,2})(?:-[\w-]*)?")
 
 _GRADIOS = re.compile(rb'<meta\s+(?:property|name)="(?:og|twitter):[^>]*>')
@@ -28,10 +33,15 @@ _TITLE = re.compile(rb"<title>.*?</title>", re.DOTALL)
 
 
 class FrontPage:
-    """Puts a head into the page, and serves the picture that previews of its links show."""
+    """Puts a head into the page, and serves the picture that previews of its links show.
+
+    Gradio copies and describes its whole page for everyone who opens it, which takes a fortieth of a second. The page
+    is the same for all who reach it under one name, so it is made once for each name.
+    """
 
     def __init__(self, app: ASGIApp, head: str, picture: Path) -> None:
         self._app, self._head, self._picture = app, head.encode(), picture
+        self._pages: OrderedDict[Hashable, Answer] = OrderedDict()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] != "GET":
@@ -39,41 +49,75 @@ class FrontPage:
         elif scope["path"] == PICTURE:
             await FileResponse(self._picture)(scope, receive, send)
         elif scope["path"] == "/":
-            await self._app(scope, receive, _Rewriter(send, self._head, scope))
+            query = dict(parse_qsl(scope["query_string"].decode("latin-1")))
+            key = None if GRADIOS_PARAMETERS & query.keys() else _name_of_page(scope)
+            answer = self._pages.get(key) or await self._make(key, scope, receive, send)
+            if answer is not None:
+                await self._show(answer, query, scope, send)
         else:
             await self._app(scope, receive, send)
 
+    async def _make(self, key: Hashable, scope: Scope, receive: Receive, send: Send) -> "Answer | None":
+        """Have Gradio make the page; None if it answered something else, which is sent as it is."""
+        answer = Answer(send)
+        await self._app(scope, receive, answer.take)
+        if answer.start is None:
+            return None
+        answer.body = bytearray(_GRADIOS.sub(b"", bytes(answer.body)))
+        if key is not None and answer.is_for_everyone:
+            self._pages[key] = answer
+            if len(self._pages) > MOST_PAGES:
+                self._pages.popitem(last=False)
+        return answer
 
-class _Rewriter:
-    """Sends a page of HTML with another head, and anything else as it is."""
-
-    def __init__(self, send: Send, head: bytes, scope: Scope) -> None:
-        self._send, self._head, self._scope = send, head, scope
-        self._start: Message | None = None
-        self._body = bytearray()
-
-    async def __call__(self, message: Message) -> None:
-        if message["type"] == "http.response.start" and _is_html(message):
-            self._start = message
-        elif self._start is None or message["type"] != "http.response.body":
-            await self._send(message)
-        else:
-            self._body += message.get("body", b"")
-            if not message.get("more_body") or len(self._body) > LARGEST_PAGE:
-                start, body = self._start, self._rewrite(bytes(self._body))
-                self._start = None
-                headers = [pair for pair in start["headers"] if pair[0].lower() != b"content-length"]
-                if not message.get("more_body"):
-                    headers.append((b"content-length", str(len(body)).encode()))
-                await self._send({**start, "headers": headers})
-                await self._send({**message, "body": body})
-
-    def _rewrite(self, page: bytes) -> bytes:
-        title, description = describe(dict(parse_qsl(self._scope["query_string"].decode("latin-1"))))
+    async def _show(self, answer: "Answer", query: Mapping[str, str], scope: Scope, send: Send) -> None:
+        """Send the page with the head of what an address opens."""
+        assert answer.start is not None
+        title, description = describe(query)
+        tags = preview_tags(title, description, _origin(scope))
         heading = _encode(escape(title if title == NAME else f"{title} · {NAME}"))
-        page = _TITLE.sub(lambda _: b"<title>" + heading + b"</title>", _GRADIOS.sub(b"", page), count=1)
-        tags = _encode(preview_tags(title, description, _origin(self._scope)))
-        return page.replace(b"</head>", tags + self._head + b"</head>", 1)
+        page = _TITLE.sub(lambda _: b"<title>" + heading + b"</title>", bytes(answer.body), count=1)
+        page = page.replace(b"</head>", _encode(tags) + self._head + b"</head>", 1)
+        headers = [pair for pair in answer.start["headers"] if pair[0].lower() != b"content-length"]
+        headers.append((b"content-length", str(len(page)).encode()))
+        await send({**answer.start, "headers": headers})
+        await send({"type": "http.response.body", "body": page})
+
+
+class Answer:
+    """A page of HTML that Gradio answers; anything else is passed on.
+
+    Attributes:
+        start: The message that it begins with; None if it is no page.
+        body: What it holds.
+    """
+
+    def __init__(self, send: Send) -> None:
+        self.start: Message | None = None
+        self.body = bytearray()
+        self._send = send
+
+    @property
+    def is_for_everyone(self) -> bool:
+        """Whether others may be sent it too."""
+        assert self.start is not None
+        names = {name.lower() for name, _ in self.start["headers"]}
+        return self.start["status"] == 200 and b"set-cookie" not in names
+
+    async def take(self, message: Message) -> None:
+        """Take a part of a page, or pass a message on."""
+        if message["type"] == "http.response.start" and _is_html(message):
+            self.start = message
+        elif self.start is not None and message["type"] == "http.response.body":
+            self.body += message.get("body", b"")
+        else:
+            await self._send(message)
+
+
+def _name_of_page(scope: Scope) -> Hashable:
+    """Return all that Gradio's page depends on: by which name and through which proxy it is reached."""
+    headers = [pair for pair in scope["headers"] if pair[0].lower() in NAMING_HEADERS]
+    return scope.get("scheme"), scope.get("root_path"), tuple(sorted(headers))
 
 
 def _encode(text: str) -> bytes:

@@ -9,7 +9,7 @@ from starlette.testclient import TestClient
 
 from page.html.theme import FAVICON, PREVIEW
 from page.server import links
-from page.server.front_page import DESCRIPTION, FrontPage
+from page.server.front_page import DESCRIPTION, MOST_PAGES, FrontPage
 from pruning import Neurons, Recipe
 from tests.page.html.samples import Page
 
@@ -82,6 +82,57 @@ def test_an_address_that_opens_nothing_previews_as_the_page(client, query):
 def test_markup_in_a_recipe_stays_text(client):
     recipe = Recipe(base='"><script>alert(1)</script>', steps=RECIPE.steps)
     assert "<script>" not in client.get("/", params={"recipe": links.encode(recipe)}).text
+
+
+@pytest.fixture
+def made():
+    """How often the page was made, and a client of it; with `?page=`, another page is, and with `cookie`, one's own."""
+    count = []
+
+    def make(request):
+        count.append(request.headers["host"])
+        answer = HTMLResponse(
+            GRADIOS.replace("this page", f"{request.headers['host']} {request.query_params}")
+        )
+        if "cookie" in request.headers:
+            answer.set_cookie("mine", "1")
+        return answer
+
+    middleware = [Middleware(FrontPage, head="<style>p { }</style>", picture=PREVIEW)]
+    app = Starlette(routes=[Route("/", make)], middleware=middleware)
+    return count, TestClient(app, base_url="https://pruner.example")
+
+
+def test_the_page_is_made_once_for_each_name_by_which_it_is_reached(made):
+    count, client = made
+    first, again = client.get("/").text, client.get("/?lesson=5").text
+    assert "<title>Secateur</title>" in first
+    assert "<title>5. Ask the data · Secateur</title>" in again
+    assert first.partition("</head>")[2] == again.partition("</head>")[2]
+    for name in ("other.example", "other.example", "pruner.example"):
+        assert f"The <head> of {name} <" in client.get("/", headers={"host": name}).text
+    assert count == ["pruner.example", "other.example"]
+    for number in range(MOST_PAGES):
+        client.get("/", headers={"x-forwarded-host": f"{number}.example"})
+    client.get("/")
+    assert len(count) == 3 + MOST_PAGES
+
+
+@pytest.mark.parametrize("query", ["page=room", "deep_link=x"])
+def test_another_page_is_not_shown_to_the_next_who_opens_this_one(made, query):
+    count, client = made
+    assert "The <head> of pruner.example page=room" in client.get("/?page=room").text
+    assert "page=room" not in client.get("/").text
+    client.get(f"/?{query}")
+    client.get(f"/?{query}")
+    assert len(count) == 4
+
+
+def test_a_page_that_sets_a_cookie_is_for_one_visitor(made):
+    count, client = made
+    for _ in range(2):
+        assert "mine=1" in client.get("/", headers={"cookie": "a=b"}).headers["set-cookie"]
+    assert len(count) == 2
 
 
 @pytest.mark.parametrize("path", ["/config", "/text"])
