@@ -1,5 +1,6 @@
-"""What bases made of prompts, so that a visitor who moves a slider waits for the pruned model alone."""
+"""The answers of bases, kept so that a visitor who moves a slider waits for the pruned model alone."""
 
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 
@@ -11,7 +12,7 @@ class BaseTexts:
     """The last texts of bases, each for the owner who asked for it: everyone, or one visitor."""
 
     def __init__(self) -> None:
-        self._texts: OrderedDict[tuple[str, Hashable], str] = OrderedDict()
+        self._texts: OrderedDict[tuple[str, Hashable], tuple[str, float]] = OrderedDict()
 
     def find(self, owner: str, asked: Hashable) -> str | None:
         """Return a text that was kept.
@@ -20,16 +21,22 @@ class BaseTexts:
             owner: The name of the owner; empty for everyone.
             asked: What the text depends on: the base, the prompt and the sampling.
         """
-        text = self._texts.get((owner, asked))
-        if text is not None:
-            self._texts.move_to_end((owner, asked))
-        return text
+        if (found := self._texts.get((owner, asked))) is None:
+            return None
+        self.keep(owner, asked, found[0])
+        return found[0]
 
     def keep(self, owner: str, asked: Hashable, text: str) -> None:
-        """Keep a text, and drop the one that was not asked for the longest if there are too many."""
-        self._texts[owner, asked] = text
+        """Keep a text, and drop the least recently used one if there are too many."""
+        self._texts[owner, asked] = text, time.monotonic()
+        self._texts.move_to_end((owner, asked))
         if len(self._texts) > MOST:
             self._texts.popitem(last=False)
+
+    def drop_unused(self, since: float) -> None:
+        """Drop what belongs to one visitor and was last used before a time, in seconds of the monotonic clock."""
+        for key in [key for key, (_, used_at) in self._texts.items() if key[0] and used_at < since]:
+            del self._texts[key]
 
     def forget(self, is_theirs: Callable[[str], bool]) -> None:
         """Drop the texts of some owners."""

@@ -361,6 +361,7 @@ class Workbench:
 
     def _drop_idle(self) -> None:
         now = time.monotonic()
+        self.base_texts.drop_unused(now - IDLE_SECONDS)
         for key, entry in list(self._entries.items()):
             if entry.owner and now - entry.used_at > IDLE_SECONDS:
                 del self._entries[key]
