@@ -21,10 +21,14 @@ NAME = "Secateur"
 DESCRIPTION = "Cut parts out of a real language model and see what it can still say."
 PICTURE = "/preview.png"
 PICTURE_SIZE = 1200, 630
+Html = tuple[Message, bytes]
+"""A page as Gradio makes it: the message that starts the response, and the body."""
+LARGEST_PAGE = 4_000_000
+"""Bytes of a page that is kept."""
 MOST_PAGES = 16
-"""For how many names the page is kept."""
+"""For how many names the page is kept at the same time."""
 GRADIOS_PARAMETERS = {"page", "deep_link"}
-"""With these, an address opens another page of Gradio's."""
+"""With one of these, an address opens another page of Gradio's."""
 NAMING_HEADERS = {b"host", b"x-forwarded-host", b"x-forwarded-proto", b"x-gradio-server"}
 LESSON = re.compile(r"0*(\d{1,2})(?:-[\w-]*)?")
 
@@ -35,13 +39,13 @@ _TITLE = re.compile(rb"<title>.*?</title>", re.DOTALL)
 class FrontPage:
     """Puts a head into the page, and serves the picture that previews of its links show.
 
-    Gradio copies and describes its whole page for everyone who opens it, which takes a fortieth of a second. The page
-    is the same for all who reach it under one name, so it is made once for each name.
+    Gradio makes the whole page again for each visitor, which takes 25 ms. The page depends only on the name by which it
+    is reached, so it is made once for each name.
     """
 
     def __init__(self, app: ASGIApp, head: str, picture: Path) -> None:
         self._app, self._head, self._picture = app, head.encode(), picture
-        self._pages: OrderedDict[Hashable, Answer] = OrderedDict()
+        self._pages: OrderedDict[Hashable, Html] = OrderedDict()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] != "GET":
@@ -51,67 +55,54 @@ class FrontPage:
         elif scope["path"] == "/":
             query = dict(parse_qsl(scope["query_string"].decode("latin-1")))
             key = None if GRADIOS_PARAMETERS & query.keys() else _name_of_page(scope)
-            answer = self._pages.get(key) or await self._make(key, scope, receive, send)
-            if answer is not None:
-                await self._show(answer, query, scope, send)
+            made = self._pages.get(key) or await self._make(key, scope, receive, send)
+            if made is not None:
+                await self._show(*made, query, scope, send)
         else:
             await self._app(scope, receive, send)
 
-    async def _make(self, key: Hashable, scope: Scope, receive: Receive, send: Send) -> "Answer | None":
+    async def _make(self, key: Hashable, scope: Scope, receive: Receive, send: Send) -> Html | None:
         """Have Gradio make the page; None if it answered something else, which is sent as it is."""
-        answer = Answer(send)
-        await self._app(scope, receive, answer.take)
-        if answer.start is None:
+        start: Message | None = None
+        body = bytearray()
+
+        async def take(message: Message) -> None:
+            nonlocal start
+            if message["type"] == "http.response.start" and _is_html(message):
+                start = message
+            elif start is not None and message["type"] == "http.response.body":
+                body.extend(message.get("body", b""))
+            else:
+                await send(message)
+
+        await self._app(scope, receive, take)
+        if start is None:
             return None
-        answer.body = bytearray(_GRADIOS.sub(b"", bytes(answer.body)))
-        if key is not None and answer.is_for_everyone:
-            self._pages[key] = answer
+        made = start, _GRADIOS.sub(b"", bytes(body))
+        if key is not None and _is_for_everyone(start) and len(body) <= LARGEST_PAGE:
+            self._pages[key] = made
             if len(self._pages) > MOST_PAGES:
                 self._pages.popitem(last=False)
-        return answer
+        return made
 
-    async def _show(self, answer: "Answer", query: Mapping[str, str], scope: Scope, send: Send) -> None:
+    async def _show(
+        self, start: Message, body: bytes, query: Mapping[str, str], scope: Scope, send: Send
+    ) -> None:
         """Send the page with the head of what an address opens."""
-        assert answer.start is not None
         title, description = describe(query)
         tags = preview_tags(title, description, _origin(scope))
         heading = _encode(escape(title if title == NAME else f"{title} · {NAME}"))
-        page = _TITLE.sub(lambda _: b"<title>" + heading + b"</title>", bytes(answer.body), count=1)
+        page = _TITLE.sub(lambda _: b"<title>" + heading + b"</title>", body, count=1)
         page = page.replace(b"</head>", _encode(tags) + self._head + b"</head>", 1)
-        headers = [pair for pair in answer.start["headers"] if pair[0].lower() != b"content-length"]
+        headers = [pair for pair in start["headers"] if pair[0].lower() != b"content-length"]
         headers.append((b"content-length", str(len(page)).encode()))
-        await send({**answer.start, "headers": headers})
+        await send({**start, "headers": headers})
         await send({"type": "http.response.body", "body": page})
 
 
-class Answer:
-    """A page of HTML that Gradio answers; anything else is passed on.
-
-    Attributes:
-        start: The message that it begins with; None if it is no page.
-        body: What it holds.
-    """
-
-    def __init__(self, send: Send) -> None:
-        self.start: Message | None = None
-        self.body = bytearray()
-        self._send = send
-
-    @property
-    def is_for_everyone(self) -> bool:
-        """Whether others may be sent it too."""
-        assert self.start is not None
-        names = {name.lower() for name, _ in self.start["headers"]}
-        return self.start["status"] == 200 and b"set-cookie" not in names
-
-    async def take(self, message: Message) -> None:
-        """Take a part of a page, or pass a message on."""
-        if message["type"] == "http.response.start" and _is_html(message):
-            self.start = message
-        elif self.start is not None and message["type"] == "http.response.body":
-            self.body += message.get("body", b"")
-        else:
-            await self._send(message)
+def _is_for_everyone(start: Message) -> bool:
+    """Whether the page of a response may be sent to other visitors too."""
+    return start["status"] == 200 and all(name.lower() != b"set-cookie" for name, _ in start["headers"])
 
 
 def _name_of_page(scope: Scope) -> Hashable:
