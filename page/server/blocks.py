@@ -1,4 +1,4 @@
-"""The page as Gradio serves it, without the work that Gradio does again for each visitor and each event."""
+"""The page as Gradio serves it, without the work that Gradio repeats for each visitor and each event."""
 
 from copy import copy
 from typing import Any
@@ -11,10 +11,10 @@ from gradio.state_holder import SessionState
 
 
 class Components(BlocksConfig):
-    """The components of a page, each described once as the page opens.
+    """The components of a page, each described once.
 
-    Gradio describes all of them anew for every visitor who arrives: with three hundred components, that takes the page
-    a twentieth of a second, in which nobody else is answered.
+    Gradio describes every component again for each new visitor. For three hundred components, that takes 50 ms, during
+    which the page answers nobody else.
     """
 
     def __init__(self, root_block: gr.Blocks) -> None:
@@ -22,7 +22,7 @@ class Components(BlocksConfig):
         self._described: dict[int, tuple[Block, dict[str, Any]]] = {}
 
     def __copy__(self) -> "Components":
-        """Return the components for one visitor, which may become others."""
+        """Return the components for one visitor, who may replace some of them."""
         other = Components(self.root_block)
         vars(other).update(vars(super().__copy__()))
         other._described = self._described

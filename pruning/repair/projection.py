@@ -13,7 +13,7 @@ from pruning.lazy import torch
 TOGETHER = 2
 """How many projections are repaired at the same time."""
 MOST_TOGETHER = 64 * 2**20
-"""Bytes of second moments up to which they are: larger ones keep the cores busy, and take memory."""
+"""Second moments of more bytes are handled one at a time: they keep all cores busy, and take memory."""
 
 
 @dataclass(frozen=True)

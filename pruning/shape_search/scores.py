@@ -1,4 +1,4 @@
-"""What a search chooses by and a sweep measures, besides the loss: answers, skills, or a function of the caller's."""
+"""Scores for searches and sweeps, besides the loss: answers, skills, or the caller's own function."""
 
 import hashlib
 import json

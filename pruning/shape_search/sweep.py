@@ -54,7 +54,7 @@ def iter_sweep(
         criteria: Names of criteria.
         calibration: The text to calibrate and measure on.
         seed: The seed of the recipes.
-        score: What is measured besides the loss: `answers`, `skills`, or a function of the model.
+        score: A second measure: `answers`, `skills`, or a function of the model. By default, only the loss.
         progress: Called before every model, and while it is pruned.
 
     Yields:

@@ -250,14 +250,12 @@ def refit_output_projections(context: StepContext, kind: str, kept: Sequence[tor
         kept: For each layer, the indices of the inputs of the projection that remain.
     """
     anatomy = context.shape.anatomy
-    specs = [
-        anatomy.tensor(f"{anatomy.output_projection(layer, kind)}.weight") for layer in range(anatomy.layers)
-    ]
+    modules = [anatomy.output_projection(layer, kind) for layer in range(anatomy.layers)]
+    specs = [anatomy.tensor(f"{module}.weight") for module in modules]
 
     def problems() -> Iterator[tuple[InputGram, torch.Tensor, torch.Tensor]]:
-        for layer, (spec, indices) in enumerate(zip(specs, kept, strict=True)):
+        for layer, (module, spec, indices) in enumerate(zip(modules, specs, kept, strict=True)):
             context.progress(Progress("Repairing, layers", layer, anatomy.layers))
-            module = anatomy.output_projection(layer, kind)
             gram = context.required_statistics.gram(module, context.progress)
             yield gram, as_channels_first(parameter(context.model, spec.name), spec), indices
 
