@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: run gemma test quick lint bench audit screenshot requirements browser clean
+.PHONY: run gemma test quick gpu lint bench audit screenshot requirements browser clean
 
 run: .venv/installed
 	$(BIN)/python app.py
@@ -17,6 +17,10 @@ test: .venv/installed-dev
 # The inner loop: no real model, no browser, no wheel, nothing slow.
 quick: .venv/installed-dev
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not real and not browser and not slow and not package"
+
+# What a GPU computes, on a machine that has one.
+gpu: .venv/installed-dev
+	SECATEUR_TESTS_GPU=1 $(BIN)/python -m pytest -m gpu
 
 lint: .venv/installed-dev
 	$(BIN)/ruff format --check .

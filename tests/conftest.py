@@ -25,6 +25,9 @@ BROWSER_SECONDS = 900
 # huggingface_hub reads these when it is imported, which nothing above does.
 os.environ.update(CLIENT_ENV | {"HF_ENDPOINT": UNREACHABLE})
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if "SECATEUR_TESTS_GPU" not in os.environ:
+    # The library chooses a GPU by itself, and most tests compare what a CPU computes. torch reads this when it starts.
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 if "PYTEST_XDIST_WORKER" in os.environ:
     # The workers share the machine: one thread each. torch reads this when it is imported.
     os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -71,7 +71,7 @@ def repair_projection(moments: InputGram, weight: torch.Tensor, kept: torch.Tens
 def repair_projections(
     problems: Iterable[tuple[InputGram, torch.Tensor, torch.Tensor]],
 ) -> Iterator[Repair]:
-    """Repair several projections, small ones two at a time: a third faster, since neither keeps all cores busy.
+    """Repair several projections, small ones two at a time on a CPU: a third faster, since neither fills all cores.
 
     Args:
         problems: The arguments of `repair_projection` for each. The next is asked for when it is begun.
@@ -82,6 +82,9 @@ def repair_projections(
     with ThreadPoolExecutor(TOGETHER) as threads:
         running: deque[Future[Repair]] = deque()
         for moments, weight, kept in problems:
+            if weight.device.type != "cpu":
+                yield repair_projection(moments, weight, kept)
+                continue
             running.append(threads.submit(repair_projection, moments, weight, kept))
             most = TOGETHER if moments.gram.nbytes <= MOST_TOGETHER else 1
             while len(running) >= most:

@@ -22,7 +22,7 @@ from pruning.architectures.placement import device_map
 from pruning.calibration.hooks import hooks, input_states
 from pruning.calibration.residual_streams import LayerCall
 from pruning.errors import RecipeError
-from pruning.lazy import nn, torch
+from pruning.lazy import accelerate, nn, torch
 from pruning.progress import Progress, Reporter, silent
 from pruning.repair.layer_student import LayerStudent
 from pruning.text.tokens import Windows
@@ -91,7 +91,8 @@ def reconstruct(
     because the norm that reads the stream discards its length. First the projections that write into
     the stream are refitted in closed form, then the MLP is trained by Adam, whose largest step is a
     share of each tensor's own size, one window at a time. Held-out windows choose how far to refit and
-    which epoch to keep, the layer as it was included, so that none becomes worse on them.
+    which epoch to keep, the layer as it was included, so that none becomes worse on them. All of this is computed in
+    float32, one layer at a time, even if the models are in 16 bits.
 
     Cut without repair before: repair has read the held-out text too, so that its result looks better
     there than it is, and less is learned.
@@ -137,14 +138,14 @@ def reconstruct(
         report = partial(progress, Progress("Reconstructing, layers", layer, len(numbers)))
         for passed in range(0 if layer == 0 else number, next_number):
             targets = _through(
-                base.get_submodule(base_anatomy.layer_module(passed)),
+                _in_float32(base.get_submodule(base_anatomy.layer_module(passed))),
                 [calls[len(text)][passed] for text in texts],
                 targets,
                 report,
             )
         module = pruned_anatomy.layer_module(layer)
         student = LayerStudent(
-            layer=copy.deepcopy(model.get_submodule(module)).requires_grad_(False),
+            layer=copy.deepcopy(model.get_submodule(module)).float().requires_grad_(False),
             calls=[calls[len(text)][number] for text in texts],
             states=states,
             targets=targets,
@@ -152,7 +153,7 @@ def reconstruct(
             report=report,
         )
         layers.append(_fit(student, pruned_anatomy, layer, kinds, epochs, seed))
-        tensors |= {f"{module}.{name}": value for name, value in student.new_values.items()}
+        tensors |= {f"{module}.{name}": value.to(model.dtype) for name, value in student.new_values.items()}
         states = _through(student.layer, student.calls, states, report)
     return ReconstructionResult(tensors, tuple(layers))
 
@@ -202,6 +203,13 @@ def _numbers_in_base(pruned: Anatomy, base: Anatomy, kept_layers: Sequence[int] 
     return numbers
 
 
+def _in_float32(layer: nn.Module) -> nn.Module:
+    """Return a layer that computes in float32: itself, or a copy."""
+    if all(values.dtype == torch.float32 for values in layer.parameters()):
+        return layer
+    return copy.deepcopy(layer).float()
+
+
 def _through(
     layer: nn.Module,
     calls: Sequence[LayerCall],
@@ -222,11 +230,11 @@ def _thinned(windows: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
 
 
 def _layer_calls(model: PreTrainedModel, anatomy: Anatomy, length: int) -> list[LayerCall]:
-    """Record how a model calls each of its layers on a window of some length."""
+    """Record how a model calls each of its layers on a window of some length, in float32."""
     calls: list[LayerCall] = []
 
     def record(args: tuple, kwargs: Mapping[str, object]) -> None:
-        calls.append(LayerCall.of(args, kwargs))
+        calls.append(LayerCall.of(*accelerate.utils.convert_to_fp32((args, kwargs))))
 
     layers = (anatomy.layer_module(layer) for layer in range(anatomy.layers))
     with hooks(model, dict.fromkeys(layers, record)), torch.no_grad():
@@ -242,11 +250,11 @@ class _StopForward(Exception):
 def _embedded(
     model: PreTrainedModel, anatomy: Anatomy, windows: Sequence[torch.Tensor], report: Callable[[], None]
 ) -> list[torch.Tensor]:
-    """Return the input of the first layer on each window, `[1, tokens, channels]`."""
+    """Return the input of the first layer on each window, `[1, tokens, channels]` in float32."""
     states: list[torch.Tensor] = []
 
     def record(args: tuple, kwargs: Mapping[str, object]) -> None:
-        states.append(input_states(args, kwargs))
+        states.append(input_states(args, kwargs).float())
         raise _StopForward
 
     with hooks(model, {anatomy.layer_module(0): record}), torch.no_grad():

@@ -288,11 +288,11 @@ def most(shape: Shape, unit: str, number: int) -> int:
 
 
 def top(scores: torch.Tensor, count: int) -> torch.Tensor:
-    """Return the indices of the highest scores, ascending; the first of equals wins.
+    """Return the indices of the highest scores, ascending and on the CPU; the first of equals wins.
 
     Args:
         scores: One for each unit, `[units]`.
         count: How many indices to return.
     """
     order = torch.sort(scores.float(), descending=True, stable=True).indices
-    return order[:count].sort().values
+    return order[:count].sort().values.cpu()

@@ -23,6 +23,8 @@ from transformers import (
 )
 
 import pruning
+from pruning.architectures.probe import default_config, probe_config
+from pruning.architectures.tiny_model import random_model
 from pruning.text.passages import GENRES, passage
 
 try:
@@ -213,6 +215,19 @@ def folder_of(model_type: str, **overrides) -> Path:
     return save_tiny(
         Path(tempfile.mkdtemp(prefix=f"{model_type}-", dir=_folders.name)), model_type, **overrides
     )
+
+
+def small_config(model_type: str, **values) -> PreTrainedConfig:
+    """Return a small config of any type that transformers has, as its defaults have it, for the test tokenizer."""
+    ids = {"vocab_size": len(tokenizer()), "bos_token_id": 0, "eos_token_id": 1}
+    return probe_config(default_config(model_type), **ids | values)
+
+
+def save_type(folder: Path, model_type: str, **values) -> str:
+    """Save a small model of any type that transformers has, and the test tokenizer, to a folder."""
+    random_model(small_config(model_type, **values)).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return str(folder)
 
 
 @lru_cache

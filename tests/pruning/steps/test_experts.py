@@ -5,11 +5,12 @@ import torch
 
 import pruning
 from pruning.architectures.anatomy import anatomy_of
-from pruning.architectures.probe import default_config, probe_config
 from pruning.architectures.tiny_model import random_model
 from pruning.calibration.experts import expert_moments, expert_saliencies
 from pruning.text.tokens import Windows
-from tests.helpers.models import tokenizer
+from tests.helpers.models import save_type, small_config
+
+TEXT = pruning.Calibration(text="general", tokens=640)
 
 KEYS = {
     "mixtral": "num_local_experts",
@@ -19,22 +20,9 @@ KEYS = {
 }
 
 
-def small(name, **values):
-    """Return a small mixture's config that fits the test tokenizer."""
-    words = tokenizer()
-    ids = {"vocab_size": len(words), "bos_token_id": 0, "eos_token_id": 1}
-    return probe_config(default_config(name), **ids | values)
-
-
-def save(folder, name, **values):
-    random_model(small(name, **values)).save_pretrained(folder)
-    tokenizer().save_pretrained(folder)
-    return str(folder)
-
-
 @pytest.mark.parametrize("name", KEYS)
 def test_experts_are_removed_and_the_model_is_read_by_transformers(name, tmp_path):
-    base = save(tmp_path / "base", name)
+    base = save_type(tmp_path / "base", name)
     recipe = pruning.Recipe(base=base, steps=[pruning.Experts(fraction=0.5)])
     pruned = pruning.run(recipe, evaluate=False)
     pruned.save(tmp_path / "out")
@@ -55,7 +43,7 @@ def what_experts_read(model, ids):
 
 
 def test_saliency_is_the_mean_of_weight_times_size_over_the_tokens_sent():
-    base = small("mixtral")
+    base = small_config("mixtral")
     model, anatomy = random_model(base), anatomy_of(base)
     ids = torch.arange(2, 50)
     block, states = what_experts_read(model, ids)
@@ -77,41 +65,48 @@ def test_saliency_is_the_mean_of_weight_times_size_over_the_tokens_sent():
 
 
 def test_as_many_experts_are_removed_of_each_group(tmp_path):
-    base = save(tmp_path / "base", "deepseek_v3", topk_group=2)
+    base = save_type(tmp_path / "base", "deepseek_v3", topk_group=2)
     pruned = pruning.run(
         pruning.Recipe(base=base, steps=[pruning.Experts(num_experts=4, criterion="random")]), evaluate=False
     )
     assert pruned.model.config.n_routed_experts == 4
-    before = random_model(small("deepseek_v3", topk_group=2)).model.layers[-1].mlp.gate.weight
+    before = random_model(small_config("deepseek_v3", topk_group=2)).model.layers[-1].mlp.gate.weight
     after = pruned.model.model.layers[-1].mlp.gate.weight
     places = [int((before == row).all(dim=1).nonzero()) for row in after]
     assert sum(place < 4 for place in places) == 2
 
 
+def test_the_importance_of_neurons_inside_experts_is_refused(tmp_path):
+    base = pruning.load(save_type(tmp_path / "base", "mixtral"))
+    with pytest.raises(pruning.RecipeError, match="The neurons of Mixtral are inside experts"):
+        pruning.neuron_importance(base, TEXT)
+    assert len(pruning.layer_importance(base, TEXT)) == 3
+
+
 def test_no_fewer_experts_remain_than_read_a_token(tmp_path):
-    base = save(tmp_path / "base", "mixtral")
+    base = save_type(tmp_path / "base", "mixtral")
     with pytest.raises(pruning.RecipeError, match="Each token is read by 2 experts"):
         pruning.preview(pruning.Recipe(base=base, steps=[pruning.Experts(num_experts=1)]))
 
 
 def test_a_model_without_experts_is_refused(tmp_path):
-    base = save(tmp_path / "base", "smollm3")
+    base = save_type(tmp_path / "base", "smollm3")
     with pytest.raises(pruning.RecipeError, match="experts of SmolLM3 cannot be cut"):
         pruning.preview(pruning.Recipe(base=base, steps=[pruning.Experts(fraction=0.5)]))
 
 
 @pytest.mark.parametrize("name", KEYS)
 def test_neurons_inside_experts_are_ranked_by_their_activations(name, tmp_path):
-    base = pruning.load(save(tmp_path / "base", name))
+    base = pruning.load(save_type(tmp_path / "base", name))
     steps = pruning.Neurons(fraction=0.25, criterion="activation", repair=False)
-    pruned = pruning.prune(base, steps=steps, calibration=pruning.Calibration(text="general", tokens=640))
+    pruned = pruning.prune(base, steps=steps, calibration=TEXT)
     assert pruned.shape.count("neuron") < anatomy_of(base.model.config).units["neuron"]
     pruned.save(tmp_path / "out")
 
 
 @pytest.mark.parametrize(("neurons", "channels"), [(24, 64), (160, 64)])
 def test_moments_of_experts_are_those_of_their_activations_on_the_tokens_sent(neurons, channels):
-    base = small("mixtral", intermediate_size=neurons, hidden_size=channels)
+    base = small_config("mixtral", intermediate_size=neurons, hidden_size=channels)
     model, anatomy = random_model(base), anatomy_of(base)
     ids = torch.arange(2, 50)
     block, states = what_experts_read(model, ids)
@@ -129,7 +124,7 @@ def test_moments_of_experts_are_those_of_their_activations_on_the_tokens_sent(ne
 
 
 def test_a_width_that_grouped_products_cannot_read_is_refused(tmp_path):
-    base = save(tmp_path / "base", "mixtral", intermediate_size=64)
+    base = save_type(tmp_path / "base", "mixtral", intermediate_size=64)
     step = pruning.Neurons(intermediate_size=42, criterion="l2", repair=False)
     with pytest.raises(pruning.RecipeError, match=r"42 neurons would be kept in each expert.* multiple of 8"):
         pruning.prune(base, steps=step)
