@@ -139,6 +139,12 @@ class Anatomy:
         """Return the full name of the projection through which a layer's neurons or heads write."""
         return f"{self.layer_module(layer)}.{self.family.output_projections[kind]}"
 
+    def output_weight(self, layer: int, kind: str = NEURON) -> TensorSpec | None:
+        """Return the weight through which a layer's neurons or heads write; None if the layer has no such matrix."""
+        if kind not in self.family.output_projections:
+            return None
+        return self._by_name.get(f"{self.output_projection(layer, kind)}.weight")
+
     def input_axis(self, spec: TensorSpec) -> int:
         """Return the axis of a layer's projection that its inputs run along.
 

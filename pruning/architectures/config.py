@@ -59,12 +59,21 @@ def config_from_dict(values: dict) -> PreTrainedConfig:
         _check_size(values, key, MAX_WIDTH if key != "max_position_embeddings" else 10 * MAX_WIDTH)
     kind = transformers.CONFIG_MAPPING[name]
     title = family.title if family else kind.__name__.removesuffix("Config")
-    values = {key: value for key, value in values.items() if key != "model_type"}
+    values = {key: _decoded(value) for key, value in values.items() if key != "model_type"}
     try:
         return kind(**values)
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise ModelError(f"The config describes no valid {title} model: {reason}") from error
+
+
+def _decoded(value: Any) -> Any:
+    """Return a value of a `config.json` with the numbers that JSON lacks: transformers writes them as a tagged text."""
+    if isinstance(value, dict):
+        if value.keys() == {"__float__"} and value["__float__"] in ("Infinity", "-Infinity", "NaN"):
+            return float(value["__float__"])
+        return {key: _decoded(each) for key, each in value.items()}
+    return [_decoded(each) for each in value] if isinstance(value, list) else value
 
 
 def known_types() -> list[str]:

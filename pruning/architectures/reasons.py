@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from pruning.architectures.anatomy import Anatomy
-from pruning.architectures.families import known_reason
+from pruning.architectures.families import UNITS, kind_of, known_reason, parts_of
 from pruning.architectures.plain import PlainConfig, full
 from pruning.lazy import LazyModule
 
@@ -26,7 +26,23 @@ def reason_against(anatomy: Anatomy, unit: str) -> str | None:
     if not anatomy.family.derived and unit != "layers":
         return known_reason(anatomy.family, unit)
     if unit not in anatomy.reasons:
-        anatomy.reasons[unit] = prove.proof_failure(full(anatomy.config), unit)
+        failure = prove.proof_failure(full(anatomy.config), unit)
+        anatomy.reasons[unit] = failure or _longer_or_shorter(anatomy, UNITS[unit])
         if isinstance(anatomy.config, PlainConfig):
             anatomy.config.keep(anatomy.config)
     return anatomy.reasons[unit]
+
+
+def _longer_or_shorter(anatomy: Anatomy, kind: str) -> str | None:
+    """Return which tensor counts units of a kind and has another number of entries than there are units.
+
+    The tiny model of the proof has the same number everywhere. Gemma 3n's embeddings for each layer have fewer tokens
+    than the others.
+    """
+    for spec in anatomy.tensors:
+        for label, length in zip(spec.labels, spec.shape, strict=True):
+            if kind not in map(kind_of, filter(None, parts_of(label))):
+                continue
+            if sum(units * width for _, units, width in anatomy.segments(label, length)) != length:
+                return f"{spec.name} has {length:,} entries for {anatomy.units[kind]:,} {kind}s"
+    return None

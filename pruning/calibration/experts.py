@@ -105,7 +105,13 @@ class _Activations:
     def __init__(self, experts: nn.Module, anatomy: Anatomy, layer: int) -> None:
         count, neurons, channels = (anatomy.units[kind] for kind in (EXPERT, NEURON, CHANNEL))
         specs = [spec for spec in anatomy.of_layer(layer) if spec.module == expert_layers(anatomy)[layer]]
-        output = next(spec for spec in specs if spec.labels[0] == EXPERT and anatomy.writes_neurons(spec))
+        outputs = [spec for spec in specs if spec.labels[0] == EXPERT and anatomy.writes_neurons(spec)]
+        if not outputs:
+            raise RecipeError(
+                f"The experts of {anatomy.family.title} keep their matrices where they cannot be watched. Choose a "
+                "criterion that reads no text, such as l2."
+            )
+        output = outputs[0]
         silenced = [spec for spec in specs if spec.labels == (EXPERT, CHANNEL)]
         self._passing = []
         for start in range(0, neurons, channels):

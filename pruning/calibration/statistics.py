@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from pruning.architectures.lm_head import backbone
-from pruning.calibration.hooks import hooks
+from pruning.calibration.hooks import hooks, input_states
 from pruning.files import replacing
 from pruning.lazy import nn, safetensors, safetensors_torch, torch, transformers
 from pruning.memory import available_memory
@@ -260,9 +260,9 @@ class _InputSums:
         self._rows: list[torch.Tensor] = []
         self.heldout = False
 
-    def update(self, args: tuple, _kwargs: Mapping[str, object]) -> None:
+    def update(self, args: tuple, kwargs: Mapping[str, object]) -> None:
         """Add the inputs of one window, `[1, tokens, inputs]` or, in OPT, `[tokens, inputs]`."""
-        window = args[0].detach().flatten(0, -2).float()
+        window = input_states(args, kwargs).detach().flatten(0, -2).float()
         if self._moments:
             # Summed in float32 within a window: a sum in float64 takes twice the time.
             self._square = self._square + window.square().sum(dim=0).double()
@@ -355,9 +355,6 @@ def _batches(hooked_modules: Sequence[str], model: nn.Module, budget: int) -> It
 
 
 def _input_width(projection: nn.Module) -> int:
-    """Return the number of inputs of a projection."""
-    return (
-        projection.nx
-        if isinstance(projection, transformers.pytorch_utils.Conv1D)
-        else cast(nn.Linear, projection).in_features
-    )
+    """Return the number of inputs of a projection: a linear layer, or a router with a weight of the same layout."""
+    weight = cast(torch.Tensor, projection.weight)
+    return weight.shape[0 if isinstance(projection, transformers.pytorch_utils.Conv1D) else -1]

@@ -18,6 +18,7 @@ from pruning.errors import RecipeError, panics_as_errors
 from pruning.lazy import torch
 from pruning.loading.load import LoadedModel
 from pruning.progress import Progress, Reporter, silent
+from pruning.steps.base import check_prunable
 from pruning.steps.neurons import Neurons
 from pruning.text.choice import DEFAULT_CALIBRATION, Calibration
 from pruning.text.likelihood import token_losses
@@ -132,15 +133,23 @@ def neuron_scores(
         For each layer, the scores, `[neurons]`; higher is more important.
 
     Raises:
-        RecipeError: The criterion is unknown, or scores the gate and up rows of a neuron separately.
+        RecipeError: The criterion is unknown, or scores the gate and up rows of a neuron separately; or the model has
+            no MLP neurons that can be scored one by one.
     """
     chosen = criterion_named(criterion)
     if chosen.gated_only:
         raise RecipeError(f"{chosen.title} does not give a neuron a single score. Choose another criterion.")
-    anatomy = anatomy_of(base.model.config)
+    shape = Shape.of(base.model.config)
+    check_prunable(shape, "neurons")
+    anatomy = shape.anatomy
+    if anatomy.family.neurons_in_experts:
+        raise RecipeError(
+            f"The neurons of {anatomy.family.title} are inside experts, and importance is shown for the neurons of one "
+            "MLP in each layer. Look at the importance of its layers instead."
+        )
     moments: Mapping[str, InputMoments] = {}
     if chosen.needs_calibration:
-        modules = Neurons(fraction=0.5, criterion=criterion).hooked_modules(Shape.of(base.model.config))
+        modules = Neurons(fraction=0.5, criterion=criterion).hooked_modules(shape)
         moments = statistics_of(
             base, calibration or DEFAULT_CALIBRATION, modules, seed, progress=progress
         ).moments

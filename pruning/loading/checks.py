@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from math import prod
 from typing import TYPE_CHECKING, Any, cast
@@ -41,6 +42,9 @@ MAX_CHARACTERS = 200_000
 """The longest text in a config. Some hold a chat template."""
 
 LAYER_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+
+MAY_BE_INFINITE = ("time_step_limit",)
+"""The keys that transformers itself sets to infinity: a state-space model then clamps no step from above."""
 
 SPARE_NUMBERS = 100_000_000
 """How many numbers files may hold beyond twice what the config describes: masks, tied copies."""
@@ -114,6 +118,8 @@ def check_bounds(values: dict[str, Any], name: str) -> None:
         elif isinstance(value, list):
             waiting += [(key, each) for each in value]
         limit = MAX_LABELS if key == "num_labels" else MAX_LAYERS if key in LAYER_KEYS else MAX_NUMBER
+        if key in MAY_BE_INFINITE and value == math.inf:
+            continue
         if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) > limit:
             raise ModelError(
                 f"The config of {name} sets {key[:100]} to {str(value)[:40]!r}; at most {limit:,} is accepted."
@@ -128,13 +134,13 @@ def check_size(config: PreTrainedConfig, name: str) -> None:
     """Refuse a model with absurdly many layers, or absurdly large ones, before any of it is built."""
     for kind, key in family_for(config).sizes.items():
         size, limit = getattr(config, key, None), MAX_LAYERS if kind == LAYER else MAX_WIDTH
-        if size is None:
-            continue
-        if isinstance(size, bool) or not isinstance(size, int) or not 0 < size <= limit:
-            raise ModelError(
-                f"The config of {name} sets {key} to {str(size)[:40]!r}; "
-                f"a whole number from 1 to {limit:,} is needed."
-            )
+        # Some models have a list of sizes, one for each layer.
+        for each in size if isinstance(size, list) else () if size is None else (size,):
+            if isinstance(each, bool) or not isinstance(each, int) or not 0 < each <= limit:
+                raise ModelError(
+                    f"The config of {name} sets {key} to {str(each)[:40]!r}; "
+                    f"a whole number from 1 to {limit:,} is needed."
+                )
 
 
 def check_room(name: str, config: PreTrainedConfig, numbers: int) -> None:

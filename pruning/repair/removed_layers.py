@@ -50,13 +50,18 @@ def repair_gaps(
 
     Returns:
         The repair of each run. A run that begins with the first layer has none, and no run has one if what
-        stands between the projection and the residual stream is not understood (`post_norm_of`).
+        stands between the projection and the residual stream is not understood (`post_norm_of`), if the MLP before
+        it has no such projection, as in a mixture of experts, or if there are several streams.
     """
     model, anatomy = streams.model, streams.anatomy
+    if not streams.is_one:
+        return {}
     gaps = [gap for run in runs if run[0] > 0 and (gap := _gap(model, anatomy, run)) is not None]
-    gap_bytes = 4 * anatomy.units[NEURON] * (anatomy.units[NEURON] + anatomy.units[CHANNEL])
-    batch_size = max(1, available_memory() // 4 // gap_bytes)
     repairs: dict[LayerRun, GapRepair] = {}
+    if not gaps:
+        return repairs
+    neurons, channels = anatomy.units[NEURON], anatomy.units[CHANNEL]
+    batch_size = max(1, available_memory() // 4 // (4 * neurons * (neurons + channels)))
     for start in range(0, len(gaps), batch_size):
         batch = gaps[start : start + batch_size]
         _observe(streams, batch)
@@ -70,7 +75,9 @@ def repair_gaps(
 
 def _gap(model: PreTrainedModel, anatomy: Anatomy, run: LayerRun) -> LayerGap | None:
     before = run[0] - 1
-    spec = anatomy.tensor(f"{anatomy.output_projection(before)}.weight")
+    spec = anatomy.output_weight(before)
+    if spec is None:
+        return None
     weight = as_channels_first(parameter(model, spec.name), spec)
     if not anatomy.family.post_norms:
         return LayerGap(run, spec, weight)

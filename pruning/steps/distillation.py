@@ -237,11 +237,12 @@ class Distillation(Training, Step):
         """
         teacher = self._teacher_of(context)
         teacher_tokens = match_tokens(context, teacher)
+        training = self.model_copy(update={"window": _window_of_both(context, teacher, self.window)})
         result = trainer.distill(
             context.model,
             teacher.model,
-            self._training_tokens(context, teacher),
-            self,
+            training._training_tokens(context, teacher),
+            training,
             teacher_tokens=teacher_tokens,
             origins=_layer_origins(context, teacher),
             storage_dtype=context.base.storage_dtype,
@@ -281,7 +282,7 @@ class Distillation(Training, Step):
     def _training_tokens(self, context: StepContext, teacher: LoadedModel) -> TrainingTokens:
         """Read the texts as token ids, and hold out the end of each."""
         model, tokenizer = context.model, context.tokenizer
-        window = usable_window(model, HELDOUT_WINDOW)
+        window = _window_of_both(context, teacher, HELDOUT_WINDOW)
         chat = _chat(self.text.text if self.dataset is None else "", context, teacher)
         texts = self._texts(context, teacher) if self.text.text != CHAT else []
         streams = [token_ids(model, tokenizer, text, context.progress) for text in texts]
@@ -313,6 +314,11 @@ class Distillation(Training, Step):
         return texts
 
 
+def _window_of_both(context: StepContext, teacher: LoadedModel, window: int) -> int:
+    """Return the length of a window that both models can read, in tokens."""
+    return usable_window(teacher.model, usable_window(context.model, window))
+
+
 def _chat(text: str, context: StepContext, teacher: LoadedModel) -> Windows:
     """Return the teacher's answers to the bundled questions in its chat format, if a text is or includes them.
 
@@ -323,7 +329,7 @@ def _chat(text: str, context: StepContext, teacher: LoadedModel) -> Windows:
         return Windows((), ())
     if text == CHAT_AND_GENERAL and isinstance(learn_chat_format(teacher.tokenizer), PlainText):
         return Windows((), ())
-    student, window = context.loaded, usable_window(context.model, HELDOUT_WINDOW)
+    student, window = context.loaded, _window_of_both(context, teacher, HELDOUT_WINDOW)
     is_mixed = text == CHAT_AND_GENERAL and not are_shipped(teacher.source)
     tokens = MOST_GENERATED if is_mixed else CHAT_TOKENS
     windows = hold_out(chat_windows(student, teacher, tokens, window, context.progress))

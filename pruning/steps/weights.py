@@ -241,9 +241,11 @@ class Weights(Step):
 
 
 def projections(anatomy: Anatomy) -> list[TensorSpec]:
-    """Return the weight matrices of attention and MLP."""
+    """Return the weight matrices of attention and MLP: of modules that multiply their inputs by one."""
     return [
-        spec for spec in anatomy.tensors if spec.component in ("attention", "mlp") and len(spec.shape) == 2
+        spec
+        for spec in anatomy.tensors
+        if spec.component in ("attention", "mlp") and len(spec.shape) == 2 and spec.name.endswith(".weight")
     ]
 
 

@@ -205,9 +205,14 @@ def check_words_known(tokenizer: PreTrainedTokenizerBase, text: str, ids: Sequen
         )
 
 
+CONTEXT_KEYS = ("max_position_embeddings", "max_seq_len", "max_target_positions")
+"""The keys of a config that may hold the context length; `attribute_map` knows those that most types use."""
+
+
 def usable_window(model: PreTrainedModel, window: int) -> int:
     """Return the window length in tokens, limited to the model's context length."""
-    return min(window, getattr(model.config, "max_position_embeddings", None) or window)
+    limits = [getattr(model.config, key, None) or window for key in CONTEXT_KEYS]
+    return min(window, *limits)
 
 
 def ids_around(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:

@@ -34,6 +34,19 @@ def test_every_family_is_distilled_by_a_recipe(family, steps):
     assert pruned.to_dict()["report"]["notes"][-1][0]["steps"] == 2
 
 
+def test_windows_are_no_longer_than_either_model_can_read():
+    """A position that GPT-2 has no embedding for cannot be read."""
+    short = loaded("gpt2", n_positions=64)
+    distillation = Distillation(steps=1, **QUICK | {"window": 256}, text=TextChoice(text="story"))
+    steps = [Neurons(fraction=0.3, criterion="l1"), distillation]
+    pruned = pruning.prune(Recipe(base="tiny", steps=steps), short)
+    assert pruned.report.notes[-1][0].tokens == distillation.batch * 64
+    with_short_teacher = distillation.model_copy(update={"teacher": str(short.source.folder)})
+    pruned = pruning.prune(Recipe(base="tiny", steps=[with_short_teacher]), loaded("gpt2"))
+    assert pruned.report.notes[-1][0].tokens == distillation.batch * 64
+    assert pruned.recipe.steps[0].window == 256
+
+
 def test_layers_known_to_the_recipe_decide_which_hidden_states_are_matched():
     base = loaded("llama", num_hidden_layers=5)
     student = pruning.prune(Recipe(base="tiny", steps=[Layers(layers=(0, 2))]), base).model
