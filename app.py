@@ -1,5 +1,6 @@
 """Launch the page: `python app.py`."""
 
+import gc
 import logging
 import os
 
@@ -42,6 +43,9 @@ def launch() -> None:
     warm_up = WarmUp()
     warm_up.start()
     demo = build_page(warm_up)
+    # What is here now lives as long as the page. A collection that looks at it holds up everyone.
+    gc.collect()
+    gc.freeze()
     # Each job waits in its own queue; this is only a bound on all of them together.
     demo.queue(max_size=10 * QUEUE_SIZE, api_open=False).launch(
         theme=THEME,

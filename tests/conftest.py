@@ -1,5 +1,6 @@
 """Keep each test's state in its own folder, and let it reach no Hub but the one on loopback."""
 
+import gc
 import importlib.util
 import os
 import resource
@@ -38,6 +39,11 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("browser") and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(BROWSER_SECONDS))
+
+
+def pytest_collection_finish():
+    """Let collections of garbage, which the library starts often, pass over the modules that were imported."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """A worker process: it holds models and performs one task at a time. The page may kill it at any moment."""
 
 import ctypes
+import gc
 import logging
 import os
 import re
@@ -60,6 +61,8 @@ def main(connection: Connection, settings: WorkerSettings) -> None:
     isolate(settings)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     configure()
+    # What was imported lives as long as this process. Looking at it takes 0.2 seconds in every collection.
+    gc.freeze()
     # A task that is under way cannot be ended in any other way.
     Worker(connection, make_workbench(settings), lambda: os.killpg(0, signal.SIGKILL)).serve()
 
