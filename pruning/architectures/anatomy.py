@@ -166,12 +166,16 @@ class Anatomy:
     @property
     def head_width(self) -> int:
         """The entries of one query head's output, which attention's output projection reads."""
-        name = self.output_projections(QUERY)[0]
-        spec = self.tensor(f"{name}.weight")
+        projections = self.output_projections(QUERY)
+        if not projections:
+            return getattr(self.config, "head_dim", None) or self.units[CHANNEL] // self.units[QUERY]
+        spec = self.tensor(f"{projections[0]}.weight")
         return spec.shape[self.input_axis(spec)] // self.units[QUERY]
 
     def output_projections(self, kind: str) -> list[str]:
-        """Return the full names of the projections through which all layers' neurons or heads write."""
+        """Return the full names of the projections through which all layers' neurons or heads write, if any do."""
+        if kind not in self.family.output_projections:
+            return []
         names = (self.output_projection(layer, kind) for layer in range(self.layers))
         return [name for name in names if f"{name}.weight" in self._by_name]
 

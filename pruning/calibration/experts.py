@@ -79,6 +79,26 @@ def expert_moments(
     return {layer: each.moments() for layer, each in sums.items()}
 
 
+def expert_input_norms(
+    model: PreTrainedModel, anatomy: Anatomy, windows: Windows, progress: Reporter = silent
+) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
+    """Return √E[x²] of what each expert's matrices read, over all tokens that its router sends to it.
+
+    Returns:
+        For each layer with experts, that of the states `[experts, channels]` and that of the neurons
+        `[experts, neurons]`. An expert that got no token has ones.
+
+    Raises:
+        RecipeError: The experts of this type are not called with the router's choice.
+    """
+    sums = {
+        layer: _Activations(model.get_submodule(name), anatomy, layer)
+        for layer, name in expert_layers(anatomy).items()
+    }
+    _watch(model, anatomy, windows, sums, progress)
+    return {layer: each.input_norms() for layer, each in sums.items()}
+
+
 def _watch(
     model: PreTrainedModel,
     anatomy: Anatomy,
@@ -109,7 +129,7 @@ class _Activations:
         if not outputs:
             raise RecipeError(
                 f"The experts of {anatomy.family.title} keep their matrices where they cannot be watched. Choose a "
-                "criterion that reads no text, such as l2."
+                "criterion that reads no text."
             )
         output = outputs[0]
         silenced = [spec for spec in specs if spec.labels == (EXPERT, CHANNEL)]
@@ -132,6 +152,7 @@ class _Activations:
                 module._parameters[name] = nn.Parameter(new.to(values), requires_grad=False)
             self._passing.append(module)
         self._neurons = neurons
+        self._states = torch.zeros(count, channels, dtype=torch.float64)
         self._tokens = torch.zeros(count, 1, dtype=torch.float64)
         self._square = torch.zeros(count, neurons, dtype=torch.float64)
         self._means = torch.zeros(count, neurons, dtype=torch.float64)
@@ -142,6 +163,7 @@ class _Activations:
             parts = [_output_of(module, states, expert) for module in self._passing]
             activations = torch.cat(parts, dim=1)[:, : self._neurons].double().cpu()
             self._tokens[expert] += len(states)
+            self._states[expert] += states.double().square().sum(dim=0).cpu()
             self._square[expert] += activations.square().sum(dim=0)
             self._means[expert] += activations.abs().mean(dim=0).square()
 
@@ -149,6 +171,13 @@ class _Activations:
         """Return the moments, one for each expert."""
         square = (self._square / self._tokens.clamp_min(1)).float()
         return [InputMoments(*rows) for rows in zip(square, self._means.sqrt().float(), strict=True)]
+
+    def input_norms(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return √E[x²] of the states `[experts, channels]` and of the neurons `[experts, neurons]`."""
+        tokens = self._tokens.clamp_min(1)
+        norms = ((each / tokens).sqrt().float() for each in (self._states, self._square))
+        states, neurons = (torch.where(self._tokens > 0, each, 1.0) for each in norms)
+        return states, neurons
 
 
 class _Saliency:
@@ -204,5 +233,5 @@ def _routing(
             return states, chosen, weights
     raise RecipeError(
         "The experts of this type of model are not called with the router's choice, so they cannot be watched. "
-        "Choose the criterion random."
+        "Choose a criterion that reads no text."
     )

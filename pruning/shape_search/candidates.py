@@ -11,6 +11,7 @@ from pruning.architectures.shape import Shape
 from pruning.errors import RecipeError
 from pruning.shape_search.budget import Budget
 from pruning.steps import Channels, Heads, Layers, Neurons
+from pruning.steps.neurons import can_repair, multiple_of_neurons
 from pruning.steps.sizes import default_multiple
 
 PROBED_SHARES = (0.1, 0.25, 0.45)
@@ -96,8 +97,10 @@ PRUNABLE_UNITS = (
     PrunableUnit(
         NEURON,
         "neurons",
-        lambda shape, multiple: _widths(shape, NEURON, 1 - SMALLEST_WIDTH, 96, multiple),
-        lambda shape, count: Neurons(intermediate_size=shape.count(NEURON) - count),
+        lambda shape, multiple: _widths(
+            shape, NEURON, 1 - SMALLEST_WIDTH, 96, multiple, multiple_of_neurons(shape)
+        ),
+        lambda shape, count: Neurons(intermediate_size=shape.count(NEURON) - count, repair=can_repair(shape)),
         per_layer=True,
     ),
 )

@@ -3,13 +3,14 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from pruning.architectures.shape import Shape
 from pruning.calibration.calibrate import windows_of
 from pruning.loading.load import LoadedModel
 from pruning.pipeline import prune
 from pruning.progress import Progress, Reporter, at_place, silent
 from pruning.recipe import Recipe
 from pruning.shape_search.scores import LOSS, Score, check_score, measure_score
-from pruning.steps.neurons import Neurons
+from pruning.steps.neurons import Neurons, can_repair
 from pruning.text.choice import DEFAULT_CALIBRATION, Calibration
 from pruning.text.likelihood import mean_loss, perplexity_of
 
@@ -73,12 +74,15 @@ def iter_sweep(
     check_score(score)
     calibration = calibration or DEFAULT_CALIBRATION
     heldout = windows_of(base, calibration, seed, progress).heldout
+    repairable = can_repair(Shape.of(base.model.config))
     names = list(criteria)
     plan = [(fraction, criterion) for fraction in FRACTIONS for criterion in names]
     for done, (fraction, criterion) in enumerate(plan):
         place = Progress("Pruning and measuring", done, len(plan))
         progress(place)
         step = Neurons(fraction=fraction, criterion=criterion)
+        if not repairable:
+            step = step.model_copy(update={"repair": False})
         recipe = Recipe(base=base.source.name, calibration=calibration, steps=(step,), seed=seed)
         report = at_place(place, progress)
         pruned = prune(base, recipe=recipe, share_memory=True, progress=report)

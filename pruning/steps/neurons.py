@@ -184,7 +184,7 @@ class Neurons(Cut):
                 "are cut together. Switch repair off, and choose a criterion of whole neurons."
             )
         neurons = shape.count(NEURON)
-        needed = MULTIPLE_IN_EXPERTS if family.neurons_in_experts else 1
+        needed = multiple_of_neurons(shape)
         if self.fraction is not None and self.multiple_of is None:
             kept = nearest_size(neurons, self.fraction, default_multiple(neurons, needed))
         else:
@@ -245,6 +245,16 @@ class Neurons(Cut):
     def describe(self) -> str:
         """Return how many neurons are removed."""
         return describe_size(self.fraction, self.intermediate_size, "the MLP neurons")
+
+
+def can_repair(shape: Shape) -> bool:
+    """Return whether what remains of a model's MLPs can be repaired: not if they are experts."""
+    return not shape.anatomy.family.neurons_in_experts
+
+
+def multiple_of_neurons(shape: Shape) -> int:
+    """Return what the number of neurons that are kept must be a multiple of."""
+    return MULTIPLE_IN_EXPERTS if shape.anatomy.family.neurons_in_experts else 1
 
 
 def _rank_in_experts(criterion: Criterion, context: StepContext, count: int) -> KeptIndices:

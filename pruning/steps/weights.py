@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from pruning.architectures.anatomy import Anatomy, TensorSpec
+from pruning.architectures.families import CHANNEL, EXPERT, NEURON
 from pruning.architectures.placement import parameter
 from pruning.architectures.shape import Shape
+from pruning.calibration.experts import expert_input_norms
 from pruning.calibration.statistics import moments_of
 from pruning.cost.cost import Cost, in_sequence
 from pruning.cost.passes import FLOAT
@@ -146,10 +148,12 @@ class Weights(Step):
 
     def reshape(self, shape: Shape) -> Shape:
         """Return the same shape, once it is known that the zeros fit."""
+        seen = set()
         for spec in projections(shape.anatomy):
-            if spec.layer != 0:  # All layers have the same shape.
+            if (spec.labels, spec.shape) in seen:
                 continue
-            axis = shape.anatomy.input_axis(spec)
+            seen.add((spec.labels, spec.shape))
+            axis = _input_axis(shape.anatomy, spec)
             inputs = shape.length(spec.labels[axis], spec.shape[axis])
             if self.pattern != "any" and inputs % PATTERNS[self.pattern][1]:
                 raise RecipeError(
@@ -170,11 +174,9 @@ class Weights(Step):
         """
         sizes, anatomy = plan.sizes, plan.shape.anatomy
         moments = plan.reading.forward(sizes) if self.reads_text(plan.shape) else Cost()
-        largest = max(
-            prod(map(plan.shape.length, spec.labels, spec.shape))
-            for spec in projections(anatomy)
-            if spec.layer == 0
-        )
+        if anatomy.family.neurons_in_experts:
+            moments = moments.times(2)
+        largest = max(prod(map(plan.shape.length, spec.labels, spec.shape)) for spec in projections(anatomy))
         return in_sequence(
             moments,
             Cost.holding(FLOAT * (sizes.projections - largest)),
@@ -191,35 +193,45 @@ class Weights(Step):
                 Progress("Setting weights to zero, layers", (spec.layer or 0) + 1, anatomy.layers)
             )
             weight = parameter(context.model, spec.name)
-            turned = weight if anatomy.input_axis(spec) == 1 else weight.T
-            scores = turned.abs().float()
-            if self.reads_text(context.shape):
-                scores = scores * input_norms[spec.module]
+            axis = _input_axis(anatomy, spec)
+            scores = weight.movedim(axis, -1).abs().float()
+            if spec.name in input_norms:
+                scores = scores * input_norms[spec.name].to(scores.device)
             if not torch.isfinite(scores).all():
                 raise RecipeError(
                     f"The scores of {spec.name} are not finite: the weights or the calibration text are "
                     "damaged. Load the model again or choose another text."
                 )
-            zeros = self._lowest(scores)
-            sparse[spec.name] = weight.masked_fill(zeros if turned is weight else zeros.T, 0)
+            sparse[spec.name] = weight.masked_fill(self._lowest(scores).movedim(-1, axis), 0)
         model = cut(context.model, context.shape, {}, sparse, context.progress)
         notes = _sparsity(model, anatomy, context.progress)
         return StepResult(model, context.tokenizer, notes, changed=frozenset(sparse))
 
     def _input_norms(self, context: StepContext) -> dict[str, torch.Tensor]:
-        """Return √E[x²] of each projection's inputs, `[inputs]`, by its name; empty if no text is needed."""
+        """Return √E[x²] of the inputs of each matrix, by its name; empty if no text is needed.
+
+        `[inputs]`, or `[experts, 1, inputs]` for the matrices of experts.
+        """
         if not self.reads_text(context.shape):
             return {}
-        modules = [spec.module for spec in projections(context.shape.anatomy)]
-        moments = moments_of(context.model, modules, context.required_windows, context.progress)
-        return {module: moments[module].square.sqrt() for module in modules}
+        anatomy, windows = context.shape.anatomy, context.required_windows
+        plain = {spec.name: spec.module for spec in projections(anatomy) if len(spec.shape) == 2}
+        moments = moments_of(context.model, [*plain.values()], windows, context.progress)
+        norms = {name: moments[module].square.sqrt() for name, module in plain.items()}
+        inside = [spec for spec in projections(anatomy) if len(spec.shape) == 3]
+        if inside:
+            of_experts = expert_input_norms(context.model, anatomy, windows, context.progress)
+            for spec in inside:
+                states, neurons = of_experts[spec.layer or 0]
+                norms[spec.name] = (neurons if anatomy.writes_neurons(spec) else states)[:, None]
+        return norms
 
     def _lowest(self, scores: torch.Tensor) -> torch.Tensor:
-        """Return which weights become zero, as a mask `[outputs, inputs]`; of equal scores, the last."""
+        """Return which weights become zero, as a mask `[..., outputs, inputs]`; of equal scores, the last."""
         if self.fraction is None:
             zeros, group = PATTERNS[self.pattern]
         else:
-            group = scores.shape[1] if self.criterion == "wanda" else scores.numel()
+            group = scores.shape[-1] if self.criterion == "wanda" else scores.shape[-2] * scores.shape[-1]
             zeros = int(self.fraction * group)
         groups = scores.reshape(-1, group)
         order = torch.sort(groups, dim=1, descending=True, stable=True).indices
@@ -241,12 +253,23 @@ class Weights(Step):
 
 
 def projections(anatomy: Anatomy) -> list[TensorSpec]:
-    """Return the weight matrices of attention and MLP: of modules that multiply their inputs by one."""
+    """Return the weight matrices of attention and MLP, those inside experts too: what multiplies its inputs."""
     return [
         spec
         for spec in anatomy.tensors
-        if spec.component in ("attention", "mlp") and len(spec.shape) == 2 and spec.name.endswith(".weight")
+        if spec.component in ("attention", "mlp")
+        and (
+            (len(spec.shape) == 2 and spec.name.endswith(".weight"))
+            or (len(spec.shape) == 3 and spec.labels[0] == EXPERT and CHANNEL in spec.labels)
+        )
     ]
+
+
+def _input_axis(anatomy: Anatomy, spec: TensorSpec) -> int:
+    """Return the axis of a matrix that its inputs run along; experts are on the first axis of theirs."""
+    if len(spec.shape) == 2:
+        return anatomy.input_axis(spec)
+    return spec.labels.index(NEURON if anatomy.writes_neurons(spec) else CHANNEL)
 
 
 def _sparsity(model: PreTrainedModel, anatomy: Anatomy, progress: Reporter) -> tuple[SparsityNote, ...]:

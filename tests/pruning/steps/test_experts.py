@@ -6,9 +6,10 @@ import torch
 import pruning
 from pruning.architectures.anatomy import anatomy_of
 from pruning.architectures.tiny_model import random_model
+from pruning.calibration.calibrate import windows_of
 from pruning.calibration.experts import expert_moments, expert_saliencies
 from pruning.text.tokens import Windows
-from tests.helpers.models import save_type, small_config
+from tests.helpers.models import count, save_type, small_config
 
 TEXT = pruning.Calibration(text="general", tokens=640)
 
@@ -128,3 +129,35 @@ def test_a_width_that_grouped_products_cannot_read_is_refused(tmp_path):
     step = pruning.Neurons(intermediate_size=42, criterion="l2", repair=False)
     with pytest.raises(pruning.RecipeError, match=r"42 neurons would be kept in each expert.* multiple of 8"):
         pruning.prune(base, steps=step)
+
+
+def test_weights_inside_experts_become_zero_by_their_size_times_that_of_their_input(tmp_path):
+    base = pruning.load(save_type(tmp_path / "base", "mixtral"))
+    pruned = pruning.prune(base, steps=pruning.Weights(fraction=0.5), calibration=TEXT)
+    assert {note.component: note.sparsity for note in pruned.report.notes[-1]}["mlp"] == 0.5
+    windows = windows_of(base, TEXT, 0)
+    read = [what_experts_read(base.model, ids) for ids in (*windows.fitting, *windows.heldout)]
+    block, states = read[0][0], torch.cat([each for _, each in read])
+    chosen = torch.softmax(states @ block.gate.weight.T, dim=1).topk(2, dim=1).indices
+    after = pruned.model.model.layers[1].mlp.experts
+    for expert in range(8):
+        sent = states[(chosen == expert).any(dim=1)]
+        gate, up = (sent @ block.experts.gate_up_proj[expert].T).chunk(2, dim=1)
+        for name, inputs in (("gate_up_proj", sent), ("down_proj", torch.nn.functional.silu(gate) * up)):
+            before, new = getattr(block.experts, name)[expert], getattr(after, name)[expert]
+            scores = before.abs() * inputs.square().mean(dim=0).sqrt()
+            half = scores.shape[1] // 2
+            kept = torch.where(new != 0, scores, torch.inf).amin(dim=1)
+            removed = torch.where(new == 0, scores, 0).amax(dim=1)
+            assert ((new == 0).sum(dim=1) == half).all()
+            assert (removed <= kept * 1.0001).all()
+
+
+def test_the_neurons_of_a_mixture_are_searched_and_swept_without_repair(tmp_path):
+    base = pruning.load(save_type(tmp_path / "base", "mixtral"))
+    found = pruning.search(base, "15%", calibration=TEXT, thorough=False, steps=["neurons"])
+    (step,) = found.chosen.recipe.steps
+    assert (step.step, step.repair, step.intermediate_size % 8) == ("neurons", False, 0)
+    point = next(pruning.iter_sweep(base, ["activation"], calibration=TEXT))
+    assert not point.recipe.steps[0].repair
+    assert point.parameters < count(base.model)
