@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from pruning.architectures.shape import Shape
 from pruning.cli.options import (
     AsJson,
     CalibrationText,
@@ -20,6 +21,7 @@ from pruning.cli.output import print_json, reporter
 from pruning.criteria import DEFAULT_CRITERION
 from pruning.criteria.own import is_file_name, load_criterion
 from pruning.evaluation.importance import layer_importance, neuron_importance
+from pruning.evaluation.inspection import why_no_scores
 from pruning.evaluation.plot import save_plot
 from pruning.loading.load import load
 from pruning.progress import clear_bar
@@ -45,7 +47,10 @@ def importance(
     text = Calibration.named(calibration, **given(tokens=tokens))
     base = load(model, device=device, progress=reporter())
     layers = layer_importance(base, text, seed=seed, progress=reporter())
-    neurons = neuron_importance(base, text, criterion=name, seed=seed, progress=reporter())
+    reason = why_no_scores(Shape.of(base.model.config))
+    neurons = None
+    if reason is None:
+        neurons = neuron_importance(base, text, criterion=name, seed=seed, progress=reporter())
     clear_bar()
     if plot is not None:
         title = f"How much each layer of {model} changes the residual stream"
@@ -53,6 +58,10 @@ def importance(
     if as_json:
         print_json({"layers": layers, "neurons": neurons, "criterion": name})
         return
-    print(f"{'layer':>5}  {'influence':>9}  mean score of its neurons ({criterion})")
+    print(
+        f"{'layer':>5}  {'influence':>9}" + (f"  mean score of its neurons ({criterion})" if neurons else "")
+    )
     for layer, influence in layers.items():
-        print(f"{layer:>5}  {influence:>9.4f}  {fmean(neurons[layer]):.4g}")
+        print(f"{layer:>5}  {influence:>9.4f}" + (f"  {fmean(neurons[layer]):.4g}" if neurons else ""))
+    if reason:
+        print(reason)

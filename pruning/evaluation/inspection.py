@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pruning.architectures.anatomy import anatomy_of
 from pruning.architectures.lm_head import backbone, logits_of
 from pruning.architectures.matrices import neuron_matrices
+from pruning.architectures.reasons import reason_against
 from pruning.architectures.shape import Shape
 from pruning.calibration.block_influence import block_influences
 from pruning.calibration.calibrate import statistics_of, windows_of
@@ -18,7 +19,6 @@ from pruning.errors import RecipeError, panics_as_errors
 from pruning.lazy import torch
 from pruning.loading.load import LoadedModel
 from pruning.progress import Progress, Reporter, silent
-from pruning.steps.base import check_prunable
 from pruning.steps.neurons import Neurons
 from pruning.text.choice import DEFAULT_CALIBRATION, Calibration
 from pruning.text.likelihood import token_losses
@@ -119,6 +119,16 @@ def losses_by_token(models: Sequence[CausalLM], text: str, *, progress: Reporter
     ]
 
 
+def why_no_scores(shape: Shape) -> str | None:
+    """Return why the neurons of a model have no scores, as a sentence; None if they have."""
+    family = shape.anatomy.family
+    if family.neurons_in_experts:
+        return f"The neurons of {family.title} are inside experts, and only those of one MLP in each layer have scores."
+    if reason := reason_against(shape.anatomy, "neurons"):
+        return f"The neurons of {family.title} are not scored one by one: {reason}."
+    return None
+
+
 def neuron_scores(
     base: LoadedModel,
     criterion: str,
@@ -140,13 +150,9 @@ def neuron_scores(
     if chosen.gated_only:
         raise RecipeError(f"{chosen.title} does not give a neuron a single score. Choose another criterion.")
     shape = Shape.of(base.model.config)
-    check_prunable(shape, "neurons")
     anatomy = shape.anatomy
-    if anatomy.family.neurons_in_experts:
-        raise RecipeError(
-            f"The neurons of {anatomy.family.title} are inside experts, and importance is shown for the neurons of one "
-            "MLP in each layer. Look at the importance of its layers instead."
-        )
+    if reason := why_no_scores(shape):
+        raise RecipeError(f"{reason} Look at the importance of its layers instead.")
     moments: Mapping[str, InputMoments] = {}
     if chosen.needs_calibration:
         modules = Neurons(fraction=0.5, criterion=criterion).hooked_modules(shape)

@@ -1,5 +1,7 @@
 """Experts: their saliency is that of the formula, and what remains computes as if the others were never chosen."""
 
+import json
+
 import pytest
 import torch
 
@@ -8,6 +10,7 @@ from pruning.architectures.anatomy import anatomy_of
 from pruning.architectures.tiny_model import random_model
 from pruning.calibration.calibrate import windows_of
 from pruning.calibration.experts import expert_moments, expert_saliencies
+from pruning.cli.importance import importance
 from pruning.text.tokens import Windows
 from tests.helpers.models import count, save_type, small_config
 
@@ -82,6 +85,17 @@ def test_the_importance_of_neurons_inside_experts_is_refused(tmp_path):
     with pytest.raises(pruning.RecipeError, match="The neurons of Mixtral are inside experts"):
         pruning.neuron_importance(base, TEXT)
     assert len(pruning.layer_importance(base, TEXT)) == 3
+
+
+def test_the_shell_shows_the_importance_of_layers_and_says_why_that_of_neurons_is_missing(tmp_path, capsys):
+    folder = save_type(tmp_path / "base", "mixtral")
+    importance(folder, calibration="general", tokens=640)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 5
+    assert lines[-1].startswith("The neurons of Mixtral are inside experts")
+    importance(folder, calibration="general", tokens=640, as_json=True)
+    shown = json.loads(capsys.readouterr().out)
+    assert (len(shown["layers"]), shown["neurons"]) == (3, None)
 
 
 def test_no_fewer_experts_remain_than_read_a_token(tmp_path):
