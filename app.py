@@ -43,7 +43,7 @@ def launch() -> None:
     warm_up = WarmUp()
     warm_up.start()
     demo = build_page(warm_up)
-    # What is here now lives as long as the page. A collection that looks at it holds up everyone.
+    # Everything built so far lives as long as the page. Every visitor would wait while a collection scans it.
     gc.collect()
     gc.freeze()
     # Each job waits in its own queue; this is only a bound on all of them together.

@@ -42,7 +42,7 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
-    """Let collections of garbage, which the library starts often, pass over the modules that were imported."""
+    """Keep the garbage collector from scanning the modules that were imported."""
     gc.freeze()
 
 

@@ -109,7 +109,7 @@ class Watcher:
                 if isinstance(event, Stopped | Failed):
                     return
             if events:
-                # The end of the work is told at once. Progress can wait.
+                # Report the end of the work at once. Progress can wait.
                 for seconds, awaited in ((self.interval, Ends), (SLOWEST - self.interval, Ends | Results)):
                     with suppress(TimeoutError):
                         await asyncio.wait_for(self._told(awaited, signal), seconds)

@@ -166,18 +166,15 @@ class Anatomy:
     @property
     def head_width(self) -> int:
         """The entries of one query head's output, which attention's output projection reads."""
-        projections = self.output_projections(QUERY)
-        if not projections:
+        spec = next(filter(None, (self.output_weight(layer, QUERY) for layer in range(self.layers))), None)
+        if spec is None:
             return getattr(self.config, "head_dim", None) or self.units[CHANNEL] // self.units[QUERY]
-        spec = self.tensor(f"{projections[0]}.weight")
         return spec.shape[self.input_axis(spec)] // self.units[QUERY]
 
     def output_projections(self, kind: str) -> list[str]:
         """Return the full names of the projections through which all layers' neurons or heads write, if any do."""
-        if kind not in self.family.output_projections:
-            return []
-        names = (self.output_projection(layer, kind) for layer in range(self.layers))
-        return [name for name in names if f"{name}.weight" in self._by_name]
+        weights = (self.output_weight(layer, kind) for layer in range(self.layers))
+        return [weight.module for weight in weights if weight is not None]
 
     @property
     def expert_groups(self) -> int:

@@ -27,17 +27,17 @@ def reason_against(anatomy: Anatomy, unit: str) -> str | None:
         return known_reason(anatomy.family, unit)
     if unit not in anatomy.reasons:
         failure = prove.proof_failure(full(anatomy.config), unit)
-        anatomy.reasons[unit] = failure or _longer_or_shorter(anatomy, UNITS[unit])
+        anatomy.reasons[unit] = failure or _size_mismatch(anatomy, UNITS[unit])
         if isinstance(anatomy.config, PlainConfig):
             anatomy.config.keep(anatomy.config)
     return anatomy.reasons[unit]
 
 
-def _longer_or_shorter(anatomy: Anatomy, kind: str) -> str | None:
-    """Return which tensor counts units of a kind and has another number of entries than there are units.
+def _size_mismatch(anatomy: Anatomy, kind: str) -> str | None:
+    """Return which tensor does not have one entry, or the same number of entries, for each unit of a kind.
 
-    The tiny model of the proof has the same number everywhere. Gemma 3n's embeddings for each layer have fewer tokens
-    than the others.
+    The tiny model of the proof cannot show it: its sizes agree. Gemma 3n's per-layer embeddings have fewer tokens than
+    its vocabulary.
     """
     for spec in anatomy.tensors:
         for label, length in zip(spec.labels, spec.shape, strict=True):

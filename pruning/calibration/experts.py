@@ -71,11 +71,7 @@ def expert_moments(
     Raises:
         RecipeError: The experts of this type are not called with the router's choice.
     """
-    sums = {
-        layer: _Activations(model.get_submodule(name), anatomy, layer)
-        for layer, name in expert_layers(anatomy).items()
-    }
-    _watch(model, anatomy, windows, sums, progress)
+    sums = _activations(model, anatomy, windows, progress)
     return {layer: each.moments() for layer, each in sums.items()}
 
 
@@ -91,12 +87,20 @@ def expert_input_norms(
     Raises:
         RecipeError: The experts of this type are not called with the router's choice.
     """
+    sums = _activations(model, anatomy, windows, progress)
+    return {layer: each.input_norms() for layer, each in sums.items()}
+
+
+def _activations(
+    model: PreTrainedModel, anatomy: Anatomy, windows: Windows, progress: Reporter
+) -> dict[int, _Activations]:
+    """Return the sums over the activations of each layer with experts, after the model has read the text."""
     sums = {
         layer: _Activations(model.get_submodule(name), anatomy, layer)
         for layer, name in expert_layers(anatomy).items()
     }
     _watch(model, anatomy, windows, sums, progress)
-    return {layer: each.input_norms() for layer, each in sums.items()}
+    return sums
 
 
 def _watch(
@@ -128,8 +132,8 @@ class _Activations:
         outputs = [spec for spec in specs if spec.labels[0] == EXPERT and anatomy.writes_neurons(spec)]
         if not outputs:
             raise RecipeError(
-                f"The experts of {anatomy.family.title} keep their matrices where they cannot be watched. Choose a "
-                "criterion that reads no text."
+                f"The activations inside the experts of {anatomy.family.title} cannot be observed. Choose a criterion "
+                "that reads no text."
             )
         output = outputs[0]
         silenced = [spec for spec in specs if spec.labels == (EXPERT, CHANNEL)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from pruning.architectures.anatomy import Anatomy
@@ -119,27 +119,26 @@ class ResidualStreams:
         if not self.anatomy.family.derived:
             return True
         shapes: list[torch.Size] = []
+
+        def record(args: tuple, kwargs: Mapping[str, object]) -> None:
+            shapes.append(input_states(args, kwargs).shape)
+
         ids = torch.zeros(1, 2, dtype=torch.long, device=self.model.device)
-        note = partial(_note_shape, shapes)
-        with torch.no_grad(), hooks(self.model, {self.anatomy.layer_module(0): note}):
+        with torch.no_grad(), hooks(self.model, {self.anatomy.layer_module(0): record}):
             backbone(self.model)(input_ids=ids, use_cache=False)
         return shapes == [(1, 2, self.anatomy.units[CHANNEL])]
 
     @cached_property
     def fits(self) -> bool:
-        """Whether they are kept: on a CPU, if the memory that is free when the text is first read allows it."""
-        on_cpu = self.model.device.type == "cpu" and not device_map(self.model) and self.is_one
+        """Whether they are kept: one stream, on a CPU, if the memory free when the text is first read allows it."""
+        on_cpu = self.model.device.type == "cpu" and not device_map(self.model)
         size = bytes_kept(self.windows.tokens, self.anatomy.units[CHANNEL], self.anatomy.layers)
-        return self.keep and on_cpu and size <= available_memory() // MEMORY_SHARE
+        return self.keep and on_cpu and size <= available_memory() // MEMORY_SHARE and self.is_one
 
 
 def bytes_kept(tokens: int, channels: int, layers: int) -> int:
     """Return how much memory the streams of a text take, in bytes."""
     return 4 * tokens * channels * (layers + 1)
-
-
-def _note_shape(shapes: list[torch.Size], args: tuple, kwargs: Mapping[str, object]) -> None:
-    shapes.append(input_states(args, kwargs).shape)
 
 
 def _recorder(inputs: dict[str, torch.Tensor], name: str) -> InputHook:

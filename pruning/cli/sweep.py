@@ -36,7 +36,7 @@ def sweep(
     tokens: CalibrationTokens = None,
     seed: Seed = 0,
     score: Annotated[
-        str, typer.Option("--score", help="Measure answers or skills too, besides the loss.")
+        str, typer.Option("--score", help="Measure answers or skills in addition to the loss.")
     ] = LOSS,
     plot: Plot = None,
     device: Device = None,

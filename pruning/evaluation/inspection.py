@@ -123,7 +123,7 @@ def why_no_scores(shape: Shape) -> str | None:
     """Return why the neurons of a model have no scores, as a sentence; None if they have."""
     family = shape.anatomy.family
     if family.neurons_in_experts:
-        return f"The neurons of {family.title} are inside experts, and only those of one MLP in each layer have scores."
+        return f"The neurons of {family.title} are inside experts, and only neurons of an ordinary MLP have scores."
     if reason := reason_against(shape.anatomy, "neurons"):
         return f"The neurons of {family.title} are not scored one by one: {reason}."
     return None

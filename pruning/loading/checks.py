@@ -44,7 +44,7 @@ MAX_CHARACTERS = 200_000
 LAYER_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 
 MAY_BE_INFINITE = ("time_step_limit",)
-"""The keys that transformers itself sets to infinity: a state-space model then clamps no step from above."""
+"""Keys that transformers sets to infinity: the time steps of a state-space model then have no upper limit."""
 
 SPARE_NUMBERS = 100_000_000
 """How many numbers files may hold beyond twice what the config describes: masks, tied copies."""

@@ -82,11 +82,9 @@ def repair_projections(
     with ThreadPoolExecutor(TOGETHER) as threads:
         running: deque[Future[Repair]] = deque()
         for moments, weight, kept in problems:
-            if weight.device.type != "cpu":
-                yield repair_projection(moments, weight, kept)
-                continue
             running.append(threads.submit(repair_projection, moments, weight, kept))
-            most = TOGETHER if moments.gram.nbytes <= MOST_TOGETHER else 1
+            on_cpu = weight.device.type == "cpu"
+            most = TOGETHER if on_cpu and moments.gram.nbytes <= MOST_TOGETHER else 1
             while len(running) >= most:
                 yield running.popleft().result()
         while running:

@@ -187,7 +187,7 @@ def _differ_by_rounding(
 ) -> bool:
     """Return whether two models hold the same values, and a GPU adds them up in another order.
 
-    It chooses its kernels by where and how a tensor lies in memory.
+    A GPU picks its kernels by how a tensor is laid out in memory.
     """
     if model.device.type != "cuda":
         return False

@@ -1,4 +1,4 @@
-"""Scores for searches and sweeps, besides the loss: answers, skills, or the caller's own function."""
+"""Scores for searches and sweeps in addition to the loss: answers, skills, or the caller's own function."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""What a GPU computes is what a CPU computes; skipped without one.
+"""A GPU computes what a CPU computes. Skipped if there is no GPU.
 
 All other tests hide the GPU. `make gpu` runs these.
 """

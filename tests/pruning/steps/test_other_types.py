@@ -1,4 +1,4 @@
-"""Types of models that the table of families has no line for, one for each thing that sets it apart from the others."""
+"""Model types that the table of families has no line for: one for each structure that the others lack."""
 
 import json
 
