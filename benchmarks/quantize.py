@@ -97,6 +97,9 @@ def main(
     base = pruning.load(model)
     reference = perplexity.evaluate(base, tokens=tokens).overall.value
     before = None if questions == 0 else evaluate_answers(base, questions=questions)
+    if before is not None and not before.good:
+        print("None of the answers of the uncut model is good, so they are not compared.")
+        before, panels = None, replace(panels, questions=0)
     points: list[Point] = []
     with tempfile.TemporaryDirectory() as place:
         for name, cut in _models(base, fractions, distill):

@@ -14,7 +14,6 @@ from pruning.lazy import transformers
 from pruning.limited_child import Exhausted, run_limited
 from pruning.loading import tokenizer_probe
 from pruning.loading.files import first_line
-from pruning.loading.repo_files import TEXT_FILES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -29,7 +28,7 @@ SECONDS = 240.0
 PYTHON_TOKENIZERS = ("ByT5Tokenizer",)
 """Tokenizers not written in Rust that take time in proportion to the text."""
 
-_FILES = tuple(name for name in TEXT_FILES if name != "generation_config.json")
+_FILES = ("tokenizer.json", *tokenizer_probe.OTHER_FILES)
 
 _TOO_MUCH = "trying it out takes too much memory or time"
 
@@ -77,7 +76,7 @@ def _require(refusal: str | None, name: str) -> None:
 
 
 def _digest(folder: Path) -> str:
-    """Return a digest of the files that a tokenizer is read from."""
+    """Return a digest of the files that decide whether a tokenizer is refused."""
     total = hashlib.sha256()
     try:
         for file in (folder / name for name in _FILES):

@@ -18,6 +18,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+JSON_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json")
+MERGES_FILE = "merges.txt"
+OTHER_FILES = (*JSON_FILES, MERGES_FILE)
+"""The files beside tokenizer.json that are checked. All that decides on a tokenizer is in these."""
+
 MAX_DEPTH = 16
 MAX_PARTS = 24
 MAX_CONTENT = 16
@@ -104,8 +109,7 @@ def read(file: Path) -> str:
 
 def check_other_files(folder: Path) -> None:
     """Check the files beside tokenizer.json: what they hold is added to the tokenizer, or makes one."""
-    names = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json")
-    files = {name: parse(read(folder / name), name) for name in names if (folder / name).is_file()}
+    files = {name: parse(read(folder / name), name) for name in JSON_FILES if (folder / name).is_file()}
     settings = files.get("tokenizer_config.json", {})
     for key in FORBIDDEN:
         if settings.get(key):
@@ -127,9 +131,9 @@ def check_other_files(folder: Path) -> None:
             {key: value for key, value in files.get(name, {}).items() if key != "model_max_length"}
         ):
             require(abs(value) <= 1e12, f"{name} holds the number {value:.0e}")
-    if (folder / "merges.txt").is_file():
-        longest = max(map(len, read(folder / "merges.txt").splitlines()), default=0)
-        require(longest <= 2 * MAX_TOKEN_CHARACTERS, "a line of merges.txt is too long")
+    if (folder / MERGES_FILE).is_file():
+        longest = max(map(len, read(folder / MERGES_FILE).splitlines()), default=0)
+        require(longest <= 2 * MAX_TOKEN_CHARACTERS, f"a line of {MERGES_FILE} is too long")
 
 
 def numbers_in(values: Any, depth: int = 0) -> Iterator[float]:

@@ -29,7 +29,7 @@ from pruning.surgery import assemble, pieces
 from pruning.text.bpe import BytePairs
 from pruning.text.choice import TextChoice, read_texts
 from pruning.text.passages import CALIBRATION_NAMES, WRITTEN_BY_MODELS
-from pruning.text.tokens import tokenize
+from pruning.text.tokens import encode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -234,7 +234,7 @@ class _Ranked:
         self.pairs = BytePairs(tokenizer, rows)
         self._counts: Counter[int] = Counter()
         for text in texts:
-            self._counts.update(tokenize(tokenizer, text, progress).ids)
+            self._counts.update(encode(tokenizer, text, progress).tolist())
         named = {number for config in configs for number in _ids_in(config)}
         self._essential = self.pairs.essential_tokens(named)
 

@@ -6,10 +6,12 @@ import hashlib
 from bisect import bisect_left
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 from pruning.errors import ModelError, RecipeError, panics_as_errors
 from pruning.lazy import torch
 from pruning.progress import Progress, Reporter, silent
+from pruning.text.passages import is_passage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,6 +26,11 @@ OVERLAP = 2_000
 
 AGREEMENT = 16
 """How many tokens in a row have to agree where two chunks are joined."""
+
+_PASSAGES: WeakKeyDictionary[PreTrainedTokenizerBase, dict[tuple[str, int, int], torch.Tensor]] = (
+    WeakKeyDictionary()
+)
+"""The token ids of bundled passages, by tokenizer, and by the text and the numbers of its tokens, all and added."""
 
 
 @dataclass(frozen=True)
@@ -159,25 +166,44 @@ def _seam(last: TokenizedText, chunk: TokenizedText, middle: int) -> tuple[int, 
     return index, bisect_left(chunk.starts, last.ends[index - 1] if index else 0)
 
 
-def token_ids(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, progress: Reporter = silent
-) -> torch.Tensor:
+def encode(tokenizer: PreTrainedTokenizerBase, text: str, progress: Reporter = silent) -> torch.Tensor:
     """Tokenize a text without adding special tokens.
 
+    Each step of a recipe reads the bundled passages, so their tokens are kept as long as the tokenizer.
+
     Args:
-        model: The model that reads the tokens.
-        tokenizer: Its tokenizer.
+        tokenizer: The tokenizer.
         text: The text.
         progress: Called between the parts of a long text.
 
     Returns:
-        Token ids, `[tokens]`.
+        Token ids, `[tokens]`. They are shared: do not change them.
+
+    Raises:
+        ModelError: The tokenizer failed on the text.
+    """
+    if not is_passage(text):
+        return torch.tensor(tokenize(tokenizer, text, progress).ids, dtype=torch.long)
+    # A token may be added that the vocabulary had.
+    known, key = (
+        _PASSAGES.setdefault(tokenizer, {}),
+        (text, len(tokenizer), len(tokenizer.added_tokens_decoder)),
+    )
+    if key not in known:
+        known[key] = torch.tensor(tokenize(tokenizer, text, progress).ids, dtype=torch.long)
+    return known[key]
+
+
+def token_ids(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, progress: Reporter = silent
+) -> torch.Tensor:
+    """Tokenize a text for a model; see `encode`.
 
     Raises:
         RecipeError: The text contains a token that the model has no embedding for.
         ModelError: The tokenizer failed on the text.
     """
-    tokens = torch.tensor(tokenize(tokenizer, text, progress).ids, dtype=torch.long)
+    tokens = encode(tokenizer, text, progress)
     check_vocabulary(model, tokenizer, tokens)
     return tokens
 

@@ -39,3 +39,13 @@ PUBLISHED_NAMES = {CUSTOM: "own", SELF_GENERATED: "self"}
 def passage(genre: str, split: str) -> str:
     """Return the text of a genre; `split` is `calibration` or `heldout`."""
     return files(__name__).joinpath(f"{genre}.{split}.txt").read_text(encoding="utf-8")
+
+
+@lru_cache
+def _all_passages() -> frozenset[str]:
+    return frozenset(passage(genre, split) for genre in GENRES for split in ("calibration", "heldout"))
+
+
+def is_passage(text: str) -> bool:
+    """Return whether a text is the whole text of a genre."""
+    return text in _all_passages()

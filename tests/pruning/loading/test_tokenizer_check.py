@@ -245,6 +245,30 @@ def test_a_verdict_is_remembered_until_the_files_change(folder, monkeypatch):
     assert len(calls) == 2
 
 
+def test_models_with_the_same_tokenizer_share_a_verdict(folder, tmp_path, monkeypatch):
+    calls = []
+    real = tokenizer_check._try_out
+    monkeypatch.setattr(tokenizer_check, "_try_out", lambda *given: calls.append(given) or real(*given))
+    written(folder, normalizer=replace({"String": "Ы"}, "x"))
+    pruned = shutil.copytree(folder, tmp_path / "pruned")
+    config = json.loads((pruned / "config.json").read_text())
+    (pruned / "config.json").write_text(json.dumps(config | {"intermediate_size": 32}))
+    for each in (folder, pruned):
+        read_checked(each, "model")
+    assert len(calls) == 1
+    for name in tokenizer_probe.OTHER_FILES:
+        file = pruned / name
+        before = file.read_bytes() if file.is_file() else None
+        file.write_text("{}" if name.endswith("json") else "#version: 0.2\n")
+        tried = len(calls)
+        tokenizer_check._verdict_on_folder(pruned, tokenizer_check._digest(pruned))
+        assert len(calls) == tried + 1, name
+        if before is None:
+            file.unlink()
+        else:
+            file.write_bytes(before)
+
+
 def test_a_tokenizer_of_vocabulary_and_merges_is_tried_out_too(folder):
     model = settings_of()["model"]
     (folder / "tokenizer.json").unlink()

@@ -394,10 +394,10 @@ def test_one_group_and_three_layers_of_smollm2(smollm2):
     text = passage("encyclopedia", "heldout")
 
     def perplexity(model):
-        return pruning.perplexity(model, smollm2.tokenizer, text, tokens=1024).value
+        return pruning.perplexity(model, smollm2.tokenizer, text, tokens=512).value
 
     dense = perplexity(smollm2.model)
-    calibration = pruning.Calibration(text="encyclopedia", tokens=2048)
+    calibration = pruning.Calibration(text="encyclopedia", tokens=1024)
     for step, limit in ((Heads(groups=1), 1.6), (Layers(count=3), 1.8)):
         cut = pruning.prune(Recipe(base="smollm2-135m", calibration=calibration, steps=[step]), smollm2)
         assert perplexity(cut.model) < limit * dense

@@ -1,5 +1,6 @@
 """Long texts are tokenized in chunks, as if they had been read whole; a panic is an error like any other."""
 
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -16,6 +17,7 @@ from pruning.text.prompt import encode_prompt
 from pruning.text.tokens import (
     bos_ids,
     check_words_known,
+    encode,
     ids_around,
     split_into_windows,
     token_ids,
@@ -78,6 +80,26 @@ def test_tokenizing_reports_between_chunks_and_stops_at_a_limit(monkeypatch):
 
     with pytest.raises(Cancelled):
         token_ids(base.model, base.tokenizer, TEXT, stop)
+
+
+def test_a_passage_is_tokenized_once_for_each_tokenizer_and_other_texts_are_not_kept(monkeypatch):
+    read = []
+    monkeypatch.setattr(
+        tokens, "tokenize", lambda words, text, *rest: read.append(text) or tokenize(words, text, *rest)
+    )
+    story = passage("story", "calibration")
+    words, others = deepcopy(tokenizer()), sentencepiece_like()
+    first = encode(words, story)
+    assert encode(words, story) is first
+    assert first.tolist() == words(story, add_special_tokens=False, verbose=False).input_ids
+    assert encode(others, story).tolist() != first.tolist()
+    words.add_tokens(["The"])  # It was in the vocabulary.
+    encode(words, story)
+    words.add_tokens(["Odile"])
+    assert encode(words, story).tolist() != first.tolist()
+    assert read == [story] * 4
+    assert torch.equal(encode(words, TEXT), encode(words, TEXT))
+    assert read == [story] * 4 + [TEXT] * 2
 
 
 class PanicException(BaseException):

@@ -10,6 +10,8 @@ from pruning.sharing.gguf import export
 from pruning.sharing.gguf.quantize import round_weights
 from tests.helpers.models import folder_of, loaded
 
+pytestmark = pytest.mark.usefixtures("converted_once")
+
 SIZES = {"intermediate_size": 64, "hidden_size": 64}
 NAMES = {
     "token_embd.weight": "model.embed_tokens.weight",
