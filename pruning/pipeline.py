@@ -232,7 +232,7 @@ def _apply(step: Step, pruned: Pruned, base: LoadedModel, progress: Reporter) ->
         recipe = recipe.with_answers(answers_digest(base, recipe.calibration))
     calibrated = time.perf_counter()
     result = step.apply(context)
-    shape, report = Shape.of(result.model.config), pruned.report
+    shape, report = Shape.of_model(result.model), pruned.report
     seconds = {
         **report.seconds,
         "calibrate": report.seconds.get("calibrate", 0) + calibrated - start,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import TYPE_CHECKING, cast
 
 from pruning.architectures.config import build_on_meta, config_from_dict
@@ -18,7 +18,12 @@ from pruning.architectures.tiny_model import saved_buffers
 from pruning.errors import ModelError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+MOST_REMEMBERED = 64
+
+_ANATOMIES: dict[str, Anatomy] = {}
+"""Anatomies by the values of their configs, the least recently used first."""
 
 
 @dataclass(frozen=True)
@@ -226,7 +231,16 @@ def anatomy_of(config: PreTrainedConfig) -> Anatomy:
     """
     if isinstance(config, PlainConfig):
         return _plain_anatomy(config)
-    return _anatomy(json.dumps(config.to_dict(), sort_keys=True, default=str))
+    return _remembered(config, lambda own: anatomy_with(own, family_for(own)))
+
+
+def anatomy_of_model(model: PreTrainedModel) -> Anatomy:
+    """Return the anatomy of a model in memory, which has the tensors of its config.
+
+    Raises:
+        ModelError: The family is unknown.
+    """
+    return _remembered(model.config, lambda own: _anatomy(own, family_for(own), model))
 
 
 def _plain_anatomy(config: PlainConfig) -> Anatomy:
@@ -234,10 +248,14 @@ def _plain_anatomy(config: PlainConfig) -> Anatomy:
     return replace(anatomy, reasons=config.reasons)
 
 
-@lru_cache(maxsize=64)
-def _anatomy(config_json: str) -> Anatomy:
-    config = config_from_dict(json.loads(config_json))
-    return anatomy_with(config, family_for(config))
+def _remembered(config: PreTrainedConfig, make: Callable[[PreTrainedConfig], Anatomy]) -> Anatomy:
+    """Return the anatomy that is remembered for a config; if there is none, make it of a copy of the config."""
+    key = json.dumps(config.to_dict(), sort_keys=True, default=str)
+    anatomy = _ANATOMIES.pop(key, None) or make(config_from_dict(json.loads(key)))
+    _ANATOMIES[key] = anatomy
+    while len(_ANATOMIES) > MOST_REMEMBERED:
+        del _ANATOMIES[next(iter(_ANATOMIES))]
+    return anatomy
 
 
 def anatomy_with(config: PreTrainedConfig, family: Family) -> Anatomy:
@@ -246,7 +264,10 @@ def anatomy_with(config: PreTrainedConfig, family: Family) -> Anatomy:
     Raises:
         ModelError: The config describes no model of the family.
     """
-    model = build_on_meta(config)
+    return _anatomy(config, family, build_on_meta(config))
+
+
+def _anatomy(config: PreTrainedConfig, family: Family, model: PreTrainedModel) -> Anatomy:
     tensors = tuple((name, tuple(values.shape)) for name, values in model.named_parameters())
     buffers = tuple((name, tuple(values.shape)) for name, values in saved_buffers(model).items())
     return _with_tensors(config, family, tensors, buffers)

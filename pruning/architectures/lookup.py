@@ -20,6 +20,10 @@ else:
     derive = LazyModule("pruning.architectures.derive")
 
 
+_NO_OPTIONS = ("architectures", "dtype", "transformers_version", "_name_or_path")
+"""Keys of a config that change when a model is built or saved, and decide nothing about its tensors."""
+
+
 def family_for(config: PreTrainedConfig) -> Family:
     """Return the family of a config.
 
@@ -33,7 +37,8 @@ def family_for(config: PreTrainedConfig) -> Family:
         return FAMILIES[name]
     if name not in known_types():
         raise unknown_family(name)
-    return _derived(json.dumps(config.to_dict(), sort_keys=True, default=str))
+    values = {key: value for key, value in config.to_dict().items() if key not in _NO_OPTIONS}
+    return _derived(json.dumps(values, sort_keys=True, default=str))
 
 
 @lru_cache(maxsize=256)

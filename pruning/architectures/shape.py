@@ -7,12 +7,12 @@ from dataclasses import dataclass, field, replace
 from math import prod
 from typing import TYPE_CHECKING
 
-from pruning.architectures.anatomy import Anatomy, TensorSpec, anatomy_of
+from pruning.architectures.anatomy import Anatomy, TensorSpec, anatomy_of, anatomy_of_model
 from pruning.architectures.families import COMPONENTS, LAYER, Label, kind_of
 from pruning.architectures.resize import resize
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,11 @@ class Shape:
     def of(cls, config: PreTrainedConfig) -> Shape:
         """Return the shape of a config; raise `ModelError` if its family is unknown."""
         return cls(anatomy_of(config))
+
+    @classmethod
+    def of_model(cls, model: PreTrainedModel) -> Shape:
+        """Return the shape of a model in memory; raise `ModelError` if its family is unknown."""
+        return cls(anatomy_of_model(model))
 
     def count(self, kind: str) -> int:
         """Return how many units of a kind there are (neurons and heads: in each layer)."""

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig, PreTrainedConfig
 
 import pruning
-from pruning.architectures.anatomy import anatomy_of
+from pruning.architectures import anatomy as anatomies
+from pruning.architectures.anatomy import anatomy_of, anatomy_of_model
 from pruning.architectures.config import build_on_meta, config_from_dict
 from pruning.architectures.families import COMPONENTS, KEY_VALUE, NEURON, QUERY, family_of
 from pruning.architectures.families import FAMILIES as KNOWN
@@ -40,6 +41,25 @@ VARIANTS = [
     ("qwen2", {"num_key_value_heads": 1}),
     ("phi3", {"num_key_value_heads": 4}),
 ]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_anatomy_of_a_model_in_memory_is_that_of_its_config_and_nothing_is_built(family, monkeypatch):
+    pruned = pruning.prune(loaded(family), steps=pruning.Layers(count=1, method="last", repair=False)).model
+    for model in (loaded(family).model, pruned):
+        expected = anatomies.anatomy_with(model.config, family_of(family))
+        with monkeypatch.context() as patch:
+            patch.setattr(anatomies, "_ANATOMIES", {})
+            patch.setattr(anatomies, "build_on_meta", lambda config: pytest.fail("a model was built"))
+            found = anatomy_of_model(model)
+            assert anatomy_of(model.config) is found
+        assert (found.tensors, found.buffers, found.units) == (
+            expected.tensors,
+            expected.buffers,
+            expected.units,
+        )
+        assert found.config.to_dict() == model.config.to_dict()
+        assert found.config is not model.config
 
 
 def test_every_family_is_tested():

@@ -4,8 +4,10 @@ import json
 
 import pytest
 import torch
+from transformers import AutoConfig
 
 import pruning
+from pruning.architectures import lookup
 from pruning.architectures.anatomy import anatomy_of, anatomy_with
 from pruning.architectures.config import build_on_meta
 from pruning.architectures.derive import derive
@@ -55,6 +57,18 @@ def test_a_real_config_has_the_anatomy_of_its_model(name):
         for label, length in zip(spec.labels, spec.shape, strict=True):
             assert sum(units * width for _, units, width in anatomy.segments(label, length)) == length
     assert Shape(anatomy).parameters == sum(values.numel() for values in model.parameters())
+
+
+def test_a_family_is_derived_once_for_a_config_and_the_model_that_is_built_of_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(lookup.derive, "_DERIVED", {})
+    config = probe_config(default_config("glm4"))
+    lookup._derived.cache_clear()
+    family = lookup.family_for(config)
+    model = random_model(config)
+    model.save_pretrained(tmp_path)
+    assert lookup.family_for(model.config) is family
+    assert lookup.family_for(AutoConfig.from_pretrained(tmp_path)) is family
+    assert lookup._derived.cache_info().misses == 1
 
 
 def test_saved_buffers_follow_their_layer():

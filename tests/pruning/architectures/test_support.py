@@ -117,14 +117,13 @@ def test_every_type_of_the_installed_transformers_is_listed():
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("name", [name for name, units in EXPECTED.items() if units])
-def test_what_is_listed_is_proven(name):
+def test_what_is_listed_is_proven_and_read_at_its_full_size(name):
+    """The small model shows every kind of layer, even one that comes late, and stands for longer lists.
+
+    Both are tested together, because the family that is derived for the first is kept for the second.
+    """
     units = [unit for unit in PROVEN_AGAIN if unit in EXPECTED[name]]
     assert support_of(name, units).units == tuple(units)
-
-
-@pytest.mark.parametrize("name", [name for name, units in EXPECTED.items() if units])
-def test_a_listed_type_is_read_at_its_full_size(name):
-    """The small model shows every kind of layer, even one that comes late, and stands for longer lists."""
     if name in WITHOUT_A_DEFAULT:
         with pytest.raises(ModelError, match="a model that cannot be built"):
             Shape.of(default_config(name))
