@@ -105,11 +105,12 @@ def distillation_result(note: DistillationNote) -> str:
     """Render the status line of a finished distillation."""
     if not note.improved:
         return status("No improvement on held-out text; the model is unchanged.", kind="stopped")
-    refitted = (
-        f"Refitted on {note.refit_tokens:,} tokens, then distilled" if note.refit_tokens else "Distilled"
-    )
+    done = f"distilled on {note.tokens:,} tokens"
+    if note.refit_tokens:
+        refitted = f"refitted on {note.refit_tokens:,} tokens"
+        done = f"{refitted}, then {done}" if note.steps else refitted
     return status(
-        f"{refitted} on {note.tokens:,} tokens in {note.seconds / 60:.1f} minutes: perplexity "
+        f"{done.capitalize()} in {note.seconds / 60:.1f} minutes: perplexity "
         f"{note.perplexity_before:.1f} → {note.perplexity_after:.1f} "
         f"(original {note.perplexity_teacher:.1f}).",
         kind="done",

@@ -29,7 +29,7 @@ from pruning.distillation.result import DistillationNote, DistillationResult
 from pruning.distillation.settings import Training
 from pruning.errors import RecipeError
 from pruning.progress import Progress, Reporter, TrainingPulse, silent
-from pruning.repair.reconstruction import reconstruct
+from pruning.repair.reconstruction import EndEarly, reconstruct
 from pruning.surgery import assemble
 from pruning.text.likelihood import perplexity_of, token_losses
 
@@ -88,10 +88,6 @@ def distill(
     trainer.start(checkpoint)
     trainer.train(checkpoint)
     return trainer.finish()
-
-
-class _RefitStopped(Exception):
-    """Raised to end a refit that was asked to stop."""
 
 
 class _Trainer:
@@ -194,6 +190,8 @@ class _Trainer:
     def _refit(self, seconds: float) -> None:
         """Refit the layers in closed form before a training by minutes, and keep the result if it is a gain.
 
+        A refit that is stopped has refitted the first layers.
+
         A CPU takes only a few steps in minutes. A refit to the teacher's residual stream, layer by layer, gains more in
         the same time (`pruning.repair.reconstruction`).
 
@@ -213,13 +211,15 @@ class _Trainer:
                 with self.clock.paused():
                     self.progress(self._event(self._share_done(), False, "Refitting layers"))
             if self.running.stopped:
-                raise _RefitStopped
+                raise EndEarly
 
         try:
             refit = reconstruct(
                 self.model, self.teacher, windows, self.origins, progress=report, epochs=0, kinds=(NEURON,)
             )
-        except (_RefitStopped, RecipeError):  # The latter if the two residual streams do not compare.
+        except RecipeError:  # The two residual streams do not compare.
+            return
+        if not refit.layers:
             return
         before = {name: self.trained[name].detach().clone() for name in refit.tensors}
         for name, value in refit.tensors.items():

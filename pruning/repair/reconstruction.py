@@ -9,7 +9,7 @@ it. It needs no labels and no logits, and the gradients of one layer at a time.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -59,6 +59,10 @@ class LayerFit:
     lost_after: float
 
 
+class EndEarly(Exception):
+    """Raised by a reporter to end a reconstruction. The layers that are done by then are its result."""
+
+
 @dataclass(frozen=True)
 class ReconstructionResult:
     """The result of reconstructing a model.
@@ -103,7 +107,7 @@ def reconstruct(
         windows: The text.
         kept_layers: The base's number of each of the model's layers, ascending; None if it has all of them.
         seed: Seed of the order of the windows.
-        progress: Called before a layer or a model reads a window.
+        progress: Called before a layer or a model reads a window. It may raise `EndEarly`.
         epochs: How often each layer reads the text; 0 only refits in closed form.
         kinds: The kinds of units whose output projections are refitted, in this order.
 
@@ -113,6 +117,27 @@ def reconstruct(
     Raises:
         RecipeError: The residual streams do not compare, or a model is on several devices.
     """
+    tensors: dict[str, torch.Tensor] = {}
+    fits: list[LayerFit] = []
+    layers = _reconstructed(model, base, windows, kept_layers, seed, progress, epochs, kinds)
+    with suppress(EndEarly):
+        for fit, new_values in layers:
+            fits.append(fit)
+            tensors |= new_values
+    return ReconstructionResult(tensors, tuple(fits))
+
+
+def _reconstructed(
+    model: PreTrainedModel,
+    base: PreTrainedModel,
+    windows: Windows,
+    kept_layers: Sequence[int] | None,
+    seed: int,
+    progress: Reporter,
+    epochs: int,
+    kinds: Sequence[str],
+) -> Iterator[tuple[LayerFit, dict[str, torch.Tensor]]]:
+    """Yield what was done to each layer, and its new values by parameter name; see `reconstruct`."""
     _check_comparable(model, base)
     pruned_anatomy, base_anatomy = anatomy_of(model.config), anatomy_of(base.config)
     numbers = _numbers_in_base(pruned_anatomy, base_anatomy, kept_layers)
@@ -130,8 +155,6 @@ def reconstruct(
             f"Reconstruction follows one residual stream, and the layers of {base.config.model_type} pass on "
             "several. Use repair instead."
         )
-    tensors: dict[str, torch.Tensor] = {}
-    layers = []
     for layer, (number, next_number) in enumerate(
         zip(numbers, [*numbers[1:], base_anatomy.layers], strict=True)
     ):
@@ -152,10 +175,9 @@ def reconstruct(
             fitting=len(fitting),
             report=report,
         )
-        layers.append(_fit(student, pruned_anatomy, layer, kinds, epochs, seed))
-        tensors |= {f"{module}.{name}": value.to(model.dtype) for name, value in student.new_values.items()}
+        fit = _fit(student, pruned_anatomy, layer, kinds, epochs, seed)
+        yield fit, {f"{module}.{name}": value.to(model.dtype) for name, value in student.new_values.items()}
         states = _through(student.layer, student.calls, states, report)
-    return ReconstructionResult(tensors, tuple(layers))
 
 
 def _check_comparable(model: PreTrainedModel, base: PreTrainedModel) -> None:

@@ -133,6 +133,10 @@ def test_a_distillation_reports_what_it_gained():
     assert refitted.text.startswith(
         "Refitted on 8,192 tokens, then distilled on 12,000 tokens in 2.0 minutes"
     )
+    stopped = replace(note(improved=True), refit_tokens=8_192, steps=0, tokens=0)
+    assert Page(render.distillation_result(stopped)).text.startswith(
+        "Refitted on 8,192 tokens in 2.0 minutes:"
+    )
 
 
 def test_a_distillation_without_a_gain_says_that_the_model_is_unchanged():

@@ -133,13 +133,38 @@ def test_a_refit_that_gains_nothing_is_undone(data):
     assert result.model is base
 
 
-def test_a_refit_that_is_stopped_leaves_the_student_itself(student, data):
-    events = []
+def stop_refitting(events, number):
+    """A reporter that keeps the events of a training, and ends it at one of them."""
 
     def report(event):
         if isinstance(event, TrainingProgress):
             events.append(event)
-            event.stop()
+            if len(events) == number:
+                event.stop()
+
+    return report
+
+
+def test_a_refit_that_is_stopped_keeps_the_layers_that_are_done(student, data):
+    events = []
+    settings = Training(minutes=100, **QUICK | {"window": 256})
+    result = distill(student, trained().model, data, settings, progress=stop_refitting(events, 2))
+    assert [event.text for event in events[:2]] == 2 * ["Refitting layers"]
+    note = result.note
+    assert (note.ended, note.refit_tokens, note.steps) == ("stopped", MOST_TOKENS, 0)
+    assert note.improved
+    assert note.perplexity_after < note.perplexity_before
+    changed = {
+        name.split(".")[2]
+        for name, values in result.model.named_parameters()
+        if not torch.equal(values, student.get_parameter(name))
+    }
+    assert changed == {"0"}
+
+
+def test_a_refit_that_is_stopped_before_its_first_layer_leaves_the_student_itself(student, data):
+    events = []
+    report = stop_refitting(events, 1)
 
     result = distill(student, trained().model, data, Training(minutes=100, **QUICK), progress=report)
     assert events[0].text == "Refitting layers"
