@@ -97,7 +97,7 @@ def _by_layer_of_base(anatomy: Anatomy, layers: Sequence[int], units: KeptIndice
         known = dict(zip(layers, numbers, strict=True))
         # A removed layer is never read; its entry has the size of the others.
         kept[kind] = [known.get(layer, numbers[0]) for layer in range(anatomy.layers)]
-    if EXPERT in kept and kept.get(NEURON, kept[EXPERT])[0].ndim == 2:
+    if EXPERT in kept and NEURON in kept:
         kept[NEURON] = [
             _of_every_expert(anatomy.units[EXPERT], experts, neurons)
             for experts, neurons in zip(kept[EXPERT], kept[NEURON], strict=True)
@@ -108,7 +108,10 @@ def _by_layer_of_base(anatomy: Anatomy, layers: Sequence[int], units: KeptIndice
 
 
 def _of_every_expert(count: int, experts: torch.Tensor, neurons: torch.Tensor) -> torch.Tensor:
-    """Return the neurons kept of each expert of the base, `[experts, kept]`; of a removed one, any of them."""
+    """Return the neurons kept of each expert of the base, `[experts, kept]`; of a removed one, any of them.
+
+    Layers without experts keep neurons of their MLP, `[kept]`, also beside layers that have experts.
+    """
     if neurons.ndim < 2:
         return neurons
     return neurons[:1].repeat(count, 1).index_copy(0, experts, neurons)

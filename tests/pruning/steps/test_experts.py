@@ -1,6 +1,7 @@
 """Experts: their saliency is that of the formula, and what remains computes as if the others were never chosen."""
 
 import json
+from itertools import permutations
 
 import pytest
 import torch
@@ -33,6 +34,35 @@ def test_experts_are_removed_and_the_model_is_read_by_transformers(name, tmp_pat
     assert pruned.report.after.parameters < pruned.report.before.parameters
     again = pruning.load(str(tmp_path / "out")).model.config
     assert getattr(again, KEYS[name]) == 4
+
+
+SEVERAL = {
+    "layers": pruning.Layers(layers=(1,)),
+    "experts": pruning.Experts(fraction=0.5, criterion="random"),
+    "neurons": pruning.Neurons(fraction=0.3, criterion="random", repair=False),
+}
+
+
+@pytest.mark.parametrize("order", list(permutations(SEVERAL, 2)), ids=" then ".join)
+@pytest.mark.parametrize("name", ["deepseek_v3", "afmoe", "qwen3_moe"])
+def test_layers_experts_and_neurons_are_removed_one_after_the_other(name, order, tmp_path):
+    """The first layers of the first two have no experts. `run` compares the result with the masked base."""
+    base = save_type(tmp_path / "base", name)
+    recipe = pruning.Recipe(base=base, steps=[SEVERAL[each] for each in order], calibration=TEXT)
+    pruned = pruning.run(recipe, evaluate=False)
+    pruned.save(tmp_path / "out")
+    assert pruned.report.after.parameters < pruned.report.before.parameters
+
+
+@pytest.mark.parametrize("gone", ["dense", "mixture"])
+def test_neurons_remain_when_all_layers_of_a_kind_are_removed(gone, tmp_path):
+    base = pruning.load(save_type(tmp_path / "base", "deepseek_v3"))
+    is_dense = [not hasattr(layer.mlp, "experts") for layer in base.model.model.layers]
+    layers = tuple(number for number, dense in enumerate(is_dense) if dense == (gone == "dense"))
+    assert 0 < len(layers) < len(is_dense)
+    steps = [SEVERAL["neurons"], pruning.Layers(layers=layers)]
+    pruned = pruning.prune(base, steps=steps, calibration=TEXT)
+    assert len(pruned.model.model.layers) == len(is_dense) - len(layers)
 
 
 def what_experts_read(model, ids):
