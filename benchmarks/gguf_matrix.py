@@ -5,26 +5,28 @@ largest difference of a log-probability, or refers to the reason below the table
 """
 
 import argparse
-import json
-import subprocess
-import sys
+import copy
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from math import sqrt
 from pathlib import Path
 from typing import Any
 
 import pruning
 from benchmarks.common import table
-from pruning import Channels, Heads, Layers, Neurons, Vocabulary, Weights
+from pruning import Channels, Experts, Heads, Layers, Neurons, Vocabulary, Weights
+from pruning.architectures.config import known_types
+from pruning.architectures.families import EXPERT, NEURON
 from pruning.architectures.shape import Shape
-from pruning.errors import PruningError
-from pruning.sharing.gguf import GGUF_TYPES, converter_child, gguf_types
+from pruning.architectures.tiny_model import random_model
+from pruning.errors import ModelError, PruningError
+from pruning.sharing.gguf import GGUF_TYPES, gguf_types
 from pruning.sharing.gguf.compare import compare, expect
 from pruning.sharing.gguf.quantize import quantize
-from pruning.sharing.gguf.types import converter_folder
-from tests.helpers.models import FAMILIES, WITH_BOS, tiny, tokenizer
+from pruning.sharing.gguf.types import check_known
+from tests.helpers.converter import ForkingConverter
+from tests.helpers.models import FAMILIES, WITH_BOS, small_config, tiny, tokenizer
 
 TYPES = ("f16", "q8_0", "q4_0")
 
@@ -58,6 +60,18 @@ VARIANTS = {
     "qwen3, with biases": ("qwen3", {"attention_bias": True}),
 }
 
+OTHERS = "others"
+"""Stands for the types that the table of families has no line for and llama.cpp knows."""
+
+OPTIONS_OF_OTHERS: Mapping[str, Mapping[str, Any]] = {
+    "llama4_text": {"num_hidden_layers": 5, "attention_chunk_size": 8192},
+    "phi": {"num_key_value_heads": 4},
+    "qwen3_moe": {"norm_topk_prob": True},
+    "smollm3": {"num_hidden_layers": 8},
+    "starcoder2": {"sliding_window": None},
+}
+"""What differs from the small models of these types: what llama.cpp can express."""
+
 _QUICK: dict[str, Any] = {"criterion": "l2", "repair": False}
 
 
@@ -71,40 +85,18 @@ def _steps(times: int) -> Mapping[str, Sequence[Any]]:
         "heads, queries": (Heads(queries=1, criterion="weights", repair=False),),
         "channels": (Channels(hidden_size=32 * times, repair=False),),
         "neurons": (neurons,),
+        "experts": (Experts(num_experts=4, criterion="random"),),
         "vocabulary": (Vocabulary(fraction=0.1),),
         "weights": (Weights(fraction=0.5, criterion="magnitude"),),
         "layers, neurons, vocabulary": (Layers(layers=(1,)), neurons, Vocabulary(fraction=0.1)),
     }
 
 
-# Importing the converter takes most of a conversion, so that one process imports it and forks for each.
-_CONVERTERS = """
-import importlib.util, json, os, sys
-spec = importlib.util.spec_from_file_location("converter_child", sys.argv[1])
-child = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(child)
-sys.path[:0] = [sys.argv[2], sys.argv[2] + "/gguf-py"]
-import conversion, gguf, transformers
-from transformers import AutoTokenizer
-for line in sys.stdin:
-    extra, arguments, log = json.loads(line)
-    if (pid := os.fork()) == 0:
-        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
-        sys.argv = ["convert", *arguments]
-        try:
-            child.patch(extra)
-            child.runpy.run_path(sys.path[0] + "/convert_hf_to_gguf.py", run_name="__main__")
-        except BaseException as error:
-            print(repr(error), file=sys.stderr)
-            os._exit(0 if isinstance(error, SystemExit) and not error.code else 1)
-        os._exit(0)
-    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
-"""
-
-
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of this benchmark."""
-    parser.add_argument("--families", nargs="+", default=[*FAMILIES, *VARIANTS])
+    parser.add_argument(
+        "--families", nargs="+", default=[*FAMILIES, *VARIANTS], help=f"their types; {OTHERS} for all others"
+    )
     parser.add_argument(
         "--types", choices=[name for name in GGUF_TYPES if name != "bf16"], nargs="+", default=list(TYPES)
     )
@@ -112,15 +104,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def main(families: Sequence[str], types: Sequence[str]) -> None:
     """Print the table, and below it the reasons."""
+    if OTHERS in families:
+        families = [*(each for each in families if each != OTHERS), *_others()]
     types = ["f16", *(kind for kind in types if kind != "f16")]
     times = max(1, *(GGUF_TYPES[kind].multiple // 32 for kind in types))
     reasons: dict[str, int] = {}
     rows = []
-    with tempfile.TemporaryDirectory() as place, _converters() as converters:
+    with tempfile.TemporaryDirectory() as place, ForkingConverter() as converter:
         for family in families:
-            base = _base(family, Path(place), times)
+            base, has_experts = _base(family, Path(place), times)
             for name, steps in _steps(times).items():
-                found = _cell(base, steps, types, Path(place) / "work", converters)
+                if name == "experts" and not has_experts:
+                    continue
+                found = _cell(base, steps, types, Path(place) / "work", converter)
                 cells = [each if isinstance(each, str) else f"{each:.3f}" for each in found]
                 shown = [
                     f"({reasons.setdefault(cell, len(reasons) + 1)})" if not cell[0].isdigit() else cell
@@ -133,21 +129,37 @@ def main(families: Sequence[str], types: Sequence[str]) -> None:
         print(f"({number}) {reason}")
 
 
-def _base(family: str, place: Path, times: int) -> Path:
+def _others() -> list[str]:
+    """Return the types that llama.cpp knows and the table of families does not."""
+    found = []
+    for name in sorted({*known_types()} - {*FAMILIES}):
+        with suppress(ModelError):
+            check_known(Shape.of(small_config(name, **OPTIONS_OF_OTHERS.get(name, {}))))
+            found.append(name)
+    return found
+
+
+def _base(family: str, place: Path, times: int) -> tuple[Path, bool]:
+    """Save a small model, and return its folder and whether it has experts."""
     kind, extra = VARIANTS.get(family, (family, {}))
-    sizes = SIZES.get(kind, MODERN) | OPTIONS.get(kind, {}) | extra
-    model = tiny(kind, **{key: value * times if key in WIDTHS else value for key, value in sizes.items()})
+    if kind in FAMILIES:
+        sizes = SIZES.get(kind, MODERN) | OPTIONS.get(kind, {}) | extra
+        model = tiny(kind, **{key: value * times if key in WIDTHS else value for key, value in sizes.items()})
+    else:
+        shape = Shape.of(small_config(kind, **OPTIONS_OF_OTHERS.get(kind, {})))
+        model = copy.deepcopy(random_model(shape.resized(NEURON, 96 * times).config))
+    has_experts = EXPERT in Shape.of(model.config).anatomy.units
     for values in model.parameters():
         if values.ndim > 1:
             values.mul_(SCALE / sqrt(times))
     folder = place / family.replace(" ", "-").replace(",", "")
     model.save_pretrained(folder)
     tokenizer(kind in WITH_BOS).save_pretrained(folder)
-    return folder
+    return folder, has_experts
 
 
 def _cell(
-    base: Path, steps: Sequence[Any], types: Sequence[str], work: Path, converters: Any
+    base: Path, steps: Sequence[Any], types: Sequence[str], work: Path, converter: ForkingConverter
 ) -> list[float | str]:
     """Return for each type the largest difference, or why it is refused."""
     with tempfile.TemporaryDirectory(prefix=work.name, dir=work.parent) as place:
@@ -170,7 +182,8 @@ def _cell(
         expected = expect(loaded.model, loaded.tokenizer, "the model", lambda _: None)
         found: list[float | str] = []
         try:
-            _convert(folder, file, converters)
+            if last := converter.convert(folder, file, "f16", {}):
+                raise PruningError(f"The converter could not read the model: {last}")
             for kind in types:
                 written = file
                 if obstacles[kind]:
@@ -184,26 +197,3 @@ def _cell(
         except PruningError as error:
             found += [str(error)] * (len(types) - len(found))
         return found
-
-
-def _convert(folder: Path, file: Path, converters: Any) -> None:
-    log = file.with_suffix(".log")
-    arguments = ["--outtype", "f16", "--outfile", str(file), str(folder)]
-    converters.stdin.write(json.dumps([{}, arguments, str(log)]) + "\n")
-    converters.stdin.flush()
-    if converters.stdout.readline().strip() != "0":
-        last = (log.read_text(encoding="utf-8").strip().splitlines() or ["nothing"])[-1]
-        raise PruningError(f"The converter could not read the model: {last}")
-
-
-@contextmanager
-def _converters() -> Iterator[Any]:
-    arguments = [sys.executable, "-I", "-c", _CONVERTERS, converter_child.__file__, str(converter_folder())]
-    process = subprocess.Popen(
-        arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()

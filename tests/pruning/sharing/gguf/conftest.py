@@ -1,33 +1,31 @@
-"""Real conversions, each made once for the tests that export the same folder."""
+"""Conversions by a process that has imported the converter, for tests of what a file holds.
+
+`test_export.py` tests the process that an export starts.
+"""
 
 import importlib
-import json
-import shutil
 
 import pytest
 
+from tests.helpers.converter import ForkingConverter
 
-@pytest.fixture(scope="module")
-def conversions(tmp_path_factory):
-    """The files that were converted, by what they were made from, and the folder that holds them."""
-    return {}, tmp_path_factory.mktemp("converted")
+
+@pytest.fixture(scope="session")
+def forking_converter():
+    """The converter, imported once."""
+    with ForkingConverter() as converter:
+        yield converter
 
 
 @pytest.fixture
-def converted_once(conversions, monkeypatch):
-    """Convert a folder that no test writes to once, and copy the file when it is exported again.
-
-    Each conversion starts a process that imports torch and transformers, which takes seconds.
-    """
+def converted_quickly(forking_converter, monkeypatch):
+    """Let exports convert without importing the converter anew; what fails is converted again, for its message."""
     export = importlib.import_module("pruning.sharing.gguf.export")
-    convert, (made, place) = export.convert, conversions
+    convert = export.convert
 
-    def convert_once(folder, output, type, notes, facts, progress):
-        key = folder, type, json.dumps(facts, sort_keys=True)
-        if key not in made:
+    def convert_quickly(folder, output, type, notes, facts, progress):
+        if forking_converter.convert(folder, output, type, facts) is not None:
+            output.unlink(missing_ok=True)
             convert(folder, output, type, notes, facts, progress)
-            made[key] = shutil.copy(output, place / f"{len(made)}.gguf")
-        else:
-            shutil.copy(made[key], output)
 
-    monkeypatch.setattr(export, "convert", convert_once)
+    monkeypatch.setattr(export, "convert", convert_quickly)

@@ -11,6 +11,8 @@ from pruning.sharing.gguf import export_and_compare
 from tests.helpers.models import _build, config, save_tiny
 from tests.helpers.sentencepiece import sentencepiece_folder
 
+pytestmark = pytest.mark.usefixtures("converted_quickly")
+
 QUICK = {"criterion": "l2", "repair": False}
 WIDE = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "head_dim": 32}
 

@@ -18,7 +18,7 @@ from pruning.sharing.gguf.quantize import quantize, round_weights
 from pruning.sharing.verify import verify
 from tests.helpers.models import config, folder_of, loaded
 
-pytestmark = pytest.mark.usefixtures("converted_once")
+pytestmark = pytest.mark.usefixtures("converted_quickly")
 
 SIZES = {
     "qwen3": {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64, "attention_bias": False},

@@ -11,6 +11,8 @@ from pruning.sharing.gguf.limits import limit_of
 from pruning.sharing.gguf.printed import last_line
 from tests.helpers.models import _build, config, tokenizer
 
+pytestmark = pytest.mark.usefixtures("converted_quickly")
+
 SIZES = {
     "hidden_size": 32,
     "intermediate_size": 48,

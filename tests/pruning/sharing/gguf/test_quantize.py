@@ -10,7 +10,7 @@ from pruning.sharing.gguf import export
 from pruning.sharing.gguf.quantize import round_weights
 from tests.helpers.models import folder_of, loaded
 
-pytestmark = pytest.mark.usefixtures("converted_once")
+pytestmark = pytest.mark.usefixtures("converted_quickly")
 
 SIZES = {"intermediate_size": 64, "hidden_size": 64}
 NAMES = {
