@@ -74,7 +74,7 @@ def _mask_neurons(model: PreTrainedModel, anatomy: Anatomy, kept: Kept) -> Itera
     remaining = set(kept[LAYER][0].tolist()) if LAYER in kept else set(range(anatomy.layers))
     for spec in anatomy.tensors:
         # What a removed layer would keep is not known.
-        if spec.layer not in remaining or CHANNEL not in spec.labels:
+        if spec.layer is None or spec.layer not in remaining or CHANNEL not in spec.labels:
             continue
         if anatomy.writes_neurons(spec) and spec.labels[0] == EXPERT:
             removed = torch.ones(anatomy.units[EXPERT], anatomy.units[NEURON], dtype=torch.bool)
