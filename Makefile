@@ -1,6 +1,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
-# Python compiles what it imports, which is a small part of what is installed.
+# Python compiles modules when it imports them. Most of what is installed is never imported.
 PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check
 
 .PHONY: run gemma test quick gpu lint bench audit screenshot requirements chromium browser clean

@@ -109,7 +109,7 @@ class Watcher:
                 if isinstance(event, Stopped | Failed):
                     return
             if events:
-                # Report the end of the work at once. Progress can wait.
+                # Report the end of the work immediately. Progress updates can wait.
                 for seconds, awaited in ((self.interval, Ends), (SLOWEST - self.interval, Ends | Results)):
                     with suppress(TimeoutError):
                         await asyncio.wait_for(self._told(awaited, signal), seconds)

@@ -21,7 +21,7 @@ else:
 
 
 _NO_OPTIONS = ("architectures", "dtype", "transformers_version", "_name_or_path")
-"""Keys of a config that change when a model is built or saved, and decide nothing about its tensors."""
+"""Keys of a config that change when a model is built or saved, but do not affect its tensors."""
 
 
 def family_for(config: PreTrainedConfig) -> Family:

@@ -182,13 +182,9 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str, progress: Reporter = s
     Raises:
         ModelError: The tokenizer failed on the text.
     """
-    if not is_passage(text):
-        return torch.tensor(tokenize(tokenizer, text, progress).ids, dtype=torch.long)
-    # A token may be added that the vocabulary had.
-    known, key = (
-        _PASSAGES.setdefault(tokenizer, {}),
-        (text, len(tokenizer), len(tokenizer.added_tokens_decoder)),
-    )
+    known = _PASSAGES.setdefault(tokenizer, {}) if is_passage(text) else {}
+    # Adding a token that the vocabulary already has changes the second number alone.
+    key = text, len(tokenizer), len(tokenizer.added_tokens_decoder)
     if key not in known:
         known[key] = torch.tensor(tokenize(tokenizer, text, progress).ids, dtype=torch.long)
     return known[key]

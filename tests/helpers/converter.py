@@ -55,7 +55,7 @@ class ForkingConverter:
             folder: The folder that holds it.
             output: The file to write.
             type: `f16` or `bf16`.
-            facts: Metadata to write besides, by key.
+            facts: Additional metadata to write, by key.
 
         Returns:
             The last line that the converter printed if it failed.

@@ -222,15 +222,15 @@ def test_real_model_keeps_the_quality_promised(smollm2, promise):
     first, second, ratio_20, ratio_50 = promise
     calibration = Calibration.custom(first, tokens=8192)
 
-    def measured(model, tokens=1024):
+    def measured(model, tokens=2048):
         return perplexity(model, smollm2.tokenizer, second, tokens=tokens, window=512)
 
-    def cut(tokens=1024, **step):
+    def cut(tokens=2048, **step):
         recipe = Recipe(base="smollm2-135m", calibration=calibration, steps=[Neurons(**step)])
         return measured(prune(recipe, smollm2).model, tokens).value
 
     base = measured(smollm2.model)
-    assert base.tokens == 1024
+    assert base.tokens == 2048
     assert 10 < base.value < 40
     assert cut(fraction=0.2) <= ratio_20 * base.value
     assert cut(fraction=0.5) <= ratio_50 * base.value

@@ -36,7 +36,7 @@ def convert(
         output: The file to write.
         type: `f16` or `bf16`.
         notes: A folder for files that the converter reads and writes besides.
-        facts: Metadata to write besides, by key.
+        facts: Additional metadata to write, by key.
         progress: Is called with each stage.
 
     Raises:

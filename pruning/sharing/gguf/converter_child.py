@@ -38,7 +38,7 @@ def corrected(converter: Any, extra: dict[str, Any], gguf: Any) -> type:
 
     Args:
         converter: The converter's class for an architecture.
-        extra: Metadata to write besides, by key.
+        extra: Additional metadata to write, by key.
         gguf: The converter's copy of that module.
     """
 

@@ -265,7 +265,7 @@ def test_axe_finds_nothing_wrong_on_the_prune_tab(visit):
 
 
 def test_distill_stops_with_the_best_and_continues_as_the_visitor_asks(visit, smollm2):
-    """The pruned model's results are recorded and appear at once. The layers that were refitted by then are kept."""
+    """Stopping the training during its refit keeps the layers refitted so far. The results before it are recorded."""
     page = visit()
     assert prune(page, 90).startswith("Done")
     page.click("#generation button")

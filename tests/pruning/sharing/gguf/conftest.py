@@ -19,7 +19,7 @@ def forking_converter():
 
 @pytest.fixture
 def converted_quickly(forking_converter, monkeypatch):
-    """Let exports convert without importing the converter anew; what fails is converted again, for its message."""
+    """Convert without importing the converter each time. A failed conversion runs again as usual, for its message."""
     export = importlib.import_module("pruning.sharing.gguf.export")
     convert = export.convert
 
