@@ -192,8 +192,8 @@ def _cell(
                 if kind != "f16":
                     written = Path(place) / f"{kind}.gguf"
                     quantize(file, written, kind, lambda _: None)
-                differences = compare(written, expected, GGUF_TYPES[kind], lambda _: None)
-                found.append(max(each.largest for each in differences))
+                comparison = compare(written, expected, GGUF_TYPES[kind], lambda _: None)
+                found.append(max(each.largest for each in comparison.differences))
         except PruningError as error:
             found += [str(error)] * (len(types) - len(found))
         return found

@@ -40,6 +40,12 @@ POSITIONS = 32
 TOP = 8
 """How many of the likeliest next tokens are compared at each position, besides the one that follows."""
 
+PASSAGE = 128
+"""Tokens of each genre that perplexity is computed on before and after rounding."""
+
+MOST_TIMES = 3.0
+"""How many times the unrounded model's perplexity that of a rounded file may be."""
+
 SAMPLED_TOKENS = 400
 """How many tokens of the vocabulary are written out and read again, each as a text."""
 
@@ -94,6 +100,7 @@ class Expectation:
         name: The model's name, for messages.
         vocabulary: The number of its tokens.
         prompts: Texts, shortest first.
+        passages: Texts after each of whose positions only the token that follows is asked for.
         texts: Texts, whether with what begins and ends a text, and their token ids.
         remarks: What llama.cpp cannot do as the tokenizer does it, and no text here shows.
     """
@@ -101,6 +108,7 @@ class Expectation:
     name: str
     vocabulary: int
     prompts: tuple[Prompt, ...]
+    passages: tuple[Prompt, ...]
     texts: tuple[tuple[str, bool, tuple[int, ...]], ...]
     remarks: tuple[str, ...] = ()
 
@@ -118,25 +126,46 @@ class Difference:
         return self.largest <= kind.largest and self.mean <= kind.mean
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """What llama.cpp computes with a file, beside what transformers computes with the model.
+
+    Attributes:
+        differences: How far log-probabilities are off, one for each length of text.
+        perplexity_ratio: Perplexity on held-out text over that of the unrounded model; None for types of 16 bits.
+    """
+
+    differences: tuple[Difference, ...]
+    perplexity_ratio: float | None = None
+
+
 def expect(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, progress: Reporter
 ) -> Expectation:
     """Compute with transformers what a GGUF file of a model has to give."""
-    prompts = []
     lengths = prompt_lengths(model.config)
-    ids = _text_ids(tokenizer, model.config.vocab_size, lengths[-1])
+    count = model.config.vocab_size
+    held_out = [passage(genre, "heldout") for genre in GENRES]
+    ids = _text_ids(tokenizer, count, "\n\n".join(text[:4000] for text in held_out), lengths[-1])
+    prompts, passages = [], []
     for number, length in enumerate(lengths):
         progress(Progress("Computing what llama.cpp has to give, texts", number, len(lengths)))
-        prompts.append(_prompt(model, ids[: length + 1]))
+        step = max(1, length // POSITIONS)
+        positions = range(length - 1, -1, -step)[:POSITIONS][::-1]
+        prompts.append(_prompt(model, ids[: length + 1], positions, TOP))
+    length = min(PASSAGE, lengths[-1])
+    for number, text in enumerate(held_out):
+        progress(Progress("Computing what llama.cpp has to give, passages", number, len(held_out)))
+        ids = _text_ids(tokenizer, count, text[:4000], length)
+        passages.append(_prompt(model, ids, range(length), 0))
     begins_with_space = "".join(tokenizer.tokenize("a")).startswith(_SPACE)
-    count = model.config.vocab_size
     texts = (each for each in _texts(tokenizer, begins_with_space) if max(each[2], default=0) < count)
     remarks = (
         *_remarks(tokenizer, begins_with_space),
         *_rowless(tokenizer, count),
         *_not_compared(model.config, lengths[-1]),
     )
-    return Expectation(name, count, tuple(prompts), tuple(texts), remarks)
+    return Expectation(name, count, tuple(prompts), tuple(passages), tuple(texts), remarks)
 
 
 def prompt_lengths(config: PreTrainedConfig) -> list[int]:
@@ -149,19 +178,17 @@ def prompt_lengths(config: PreTrainedConfig) -> list[int]:
     return sorted({min(length, most) for length in lengths})
 
 
-def _text_ids(tokenizer: PreTrainedTokenizerBase, vocabulary: int, length: int) -> list[int]:
-    text = "\n\n".join(passage(genre, "heldout")[:4000] for genre in GENRES)
+def _text_ids(tokenizer: PreTrainedTokenizerBase, vocabulary: int, text: str, length: int) -> list[int]:
+    """Return one token more than a length, of a text that is repeated if it is too short."""
     ids = [number for number in tokenizer(text, verbose=False).input_ids if number < vocabulary]
     if not ids:
         raise ModelError("The tokenizer makes no tokens of a text, so there is nothing to compare.")
     return (ids * (1 + length // len(ids)))[: length + 1]
 
 
-def _prompt(model: PreTrainedModel, ids: Sequence[int]) -> Prompt:
+def _prompt(model: PreTrainedModel, ids: Sequence[int], positions: Sequence[int], top: int) -> Prompt:
     """Compute the log-probabilities of the likeliest tokens, and of the one that follows, at some positions."""
     length = len(ids) - 1
-    step = max(1, length // POSITIONS)
-    positions = list(range(length - 1, -1, -step))[:POSITIONS][::-1]
     at = torch.tensor(positions, device=model.device)
     options = (
         {"logits_to_keep": at} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
@@ -171,9 +198,9 @@ def _prompt(model: PreTrainedModel, ids: Sequence[int]) -> Prompt:
         logits = model(inputs, use_cache=False, **options).logits[0]
     if not options:
         logits = logits[at]
-    scores = logits.double().log_softmax(-1).cpu()
+    scores = logits.float().log_softmax(-1).cpu()
     following = torch.tensor([ids[position + 1] for position in positions])[:, None]
-    asked = torch.cat([scores.topk(min(TOP, scores.shape[-1])).indices, following], dim=1)
+    asked = torch.cat([scores.topk(min(top, scores.shape[-1])).indices, following], dim=1)
     expected = scores.gather(1, asked)
     return Prompt(
         tuple(ids[:length]),
@@ -245,7 +272,7 @@ def _written_out(tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
 
 def compare(
     file: Path, expected: Expectation, kind: GGUFType, progress: Reporter, *, threads: int | None = None
-) -> tuple[Difference, ...]:
+) -> Comparison:
     """Open a file with llama.cpp and compare tokens and log-probabilities.
 
     Args:
@@ -256,13 +283,15 @@ def compare(
         threads: How many threads llama.cpp computes with; by default as many as torch.
 
     Returns:
-        The differences, one for each length of text.
+        The differences, and what rounding does to perplexity.
 
     Raises:
         ModelError: llama.cpp does not open the file, or does something else with it. The message says what.
     """
     progress(Progress(f"Comparing {kind.name} with llama.cpp"))
-    answer = ask(file, expected.prompts, expected.texts, threads or torch.get_num_threads())
+    passages = expected.passages if kind.is_quantized else ()
+    prompts = (*expected.prompts, *passages)
+    answer = ask(file, prompts, expected.texts, threads or torch.get_num_threads())
     if "error" in answer:
         raise ModelError(f"{_REFUSED} {unreadable(expected.name, answer)}.")
     if answer["vocabulary"] != expected.vocabulary:
@@ -271,10 +300,14 @@ def compare(
             f"{expected.vocabulary:,}."
         )
     _check_tokens(expected, answer["tokens"])
-    values = zip(expected.prompts, answer["log_probabilities"], strict=True)
-    differences = tuple(difference(prompt, computed) for prompt, computed in values)
+    computed = answer["log_probabilities"]
+    differences = tuple(map(difference, expected.prompts, computed))
     _check_differences(expected.name, kind, differences)
-    return differences
+    if not passages:
+        return Comparison(differences)
+    ratio = perplexity_ratio(passages, computed[len(expected.prompts) :])
+    _check_ratio(expected.name, kind, ratio)
+    return Comparison(differences, ratio)
 
 
 def difference(prompt: Prompt, computed: Sequence[Sequence[float]]) -> Difference:
@@ -283,6 +316,15 @@ def difference(prompt: Prompt, computed: Sequence[Sequence[float]]) -> Differenc
         torch.tensor(computed, dtype=torch.float64) - torch.tensor(prompt.expected, dtype=torch.float64)
     ).abs()
     return Difference(len(prompt.ids), float(off.max()), float(off.mean()))
+
+
+def perplexity_ratio(passages: Sequence[Prompt], computed: Sequence[Sequence[Sequence[float]]]) -> float:
+    """Return the perplexity by llama.cpp over that by transformers, of the tokens that follow in some texts."""
+    found, expected = (
+        torch.tensor([value for values in each for (value,) in values], dtype=torch.float64)
+        for each in (computed, [prompt.expected for prompt in passages])
+    )
+    return float((expected - found).mean().exp())
 
 
 _REFUSED = "The GGUF file is not handed over:"
@@ -373,6 +415,14 @@ def _check_differences(name: str, kind: GGUFType, differences: Sequence[Differen
         f"{worst.mean:.3f} on average, and {kind.largest:g} and {kind.mean:g} are allowed for {kind.name}."
         f"{_cause(kind, differences, worst)}"
     )
+
+
+def _check_ratio(name: str, kind: GGUFType, ratio: float) -> None:
+    if not ratio <= MOST_TIMES:
+        raise ModelError(
+            f"{_REFUSED} rounded to {kind.name}, {name} has a perplexity on held-out text {ratio:.3g} times as high, "
+            f"and {MOST_TIMES:g} times are allowed. Choose a type with more bits."
+        )
 
 
 def _cause(kind: GGUFType, differences: Sequence[Difference], worst: Difference) -> str:

@@ -16,7 +16,7 @@ from pruning.progress import Progress, Reporter, silent
 from pruning.recipe import Recipe
 from pruning.saving.code_free import check_code_free
 from pruning.saving.provenance import read_safetensors_metadata
-from pruning.sharing.gguf.compare import Difference, Expectation, compare, expect
+from pruning.sharing.gguf.compare import Comparison, Difference, Expectation, compare, expect
 from pruning.sharing.gguf.convert import convert
 from pruning.sharing.gguf.k_quants import packing_function
 from pruning.sharing.gguf.provenance import facts_of
@@ -39,6 +39,7 @@ class Exported:
         shares: The share of the tensors' bytes that each type has.
         run: The lines that run the file, by the program that they are for.
         remarks: What llama.cpp cannot do as the tokenizer does it.
+        perplexity_ratio: Perplexity on held-out text over that of the unrounded model; None for types of 16 bits.
     """
 
     file: Path
@@ -47,6 +48,7 @@ class Exported:
     shares: Mapping[str, float]
     run: Mapping[str, str]
     remarks: tuple[str, ...] = ()
+    perplexity_ratio: float | None = None
 
     @property
     def fallback(self) -> str:
@@ -65,6 +67,7 @@ class Exported:
                 f"and {each.largest:.4f} at most."
                 for each in self.differences
             ),
+            *([] if self.perplexity_ratio is None else [_rounding(self.type, self.perplexity_ratio)]),
             *self.remarks,
             *(f"{program}: {line}" for program, line in self.run.items()),
         ]
@@ -76,6 +79,7 @@ class Exported:
             "type": self.type,
             "bytes": self.file.stat().st_size,
             "differences": [asdict(each) for each in self.differences],
+            "perplexity_ratio": self.perplexity_ratio,
             "shares": dict(self.shares),
             "run": dict(self.run),
             "remarks": list(self.remarks),
@@ -121,7 +125,7 @@ def export_and_compare(
     facts = facts_of(recipe, _weights_metadata(folder), expected)
     try:
         with replacing(output) as temporary, temporary_folder(temporary.parent) as work:
-            written, differences = _write(folder, work, GGUF_TYPES[type], facts, expected, progress)
+            written, comparison = _write(folder, work, GGUF_TYPES[type], facts, expected, progress)
             written.rename(temporary)
     except OSError as error:
         raise SavingError(
@@ -130,7 +134,21 @@ def export_and_compare(
     reader = open_gguf(output)
     chats = "tokenizer.chat_template" in metadata(reader)
     return Exported(
-        output, type, differences, byte_shares(reader), run_lines(output, chats), expected.remarks
+        output,
+        type,
+        comparison.differences,
+        byte_shares(reader),
+        run_lines(output, chats),
+        expected.remarks,
+        comparison.perplexity_ratio,
+    )
+
+
+def _rounding(type: str, ratio: float) -> str:
+    """Say what rounding does to perplexity."""
+    times = f"{ratio:.2f} times as high as before"
+    return (
+        f"Rounded to {type}, its perplexity on held-out text is {times if ratio >= 1.005 else 'as before'}."
     )
 
 
@@ -141,16 +159,16 @@ def _write(
     facts: Mapping[str, Any],
     expected: Expectation,
     progress: Reporter,
-) -> tuple[Path, tuple[Difference, ...]]:
+) -> tuple[Path, Comparison]:
     """Convert, compare, and round to fewer bits if asked to; return the file."""
     # With 16 bits, an error in what the file says cannot hide behind rounding.
     first = GGUF_TYPES["f16"] if kind.is_quantized else kind
     # The converter treats braces in a file's name as placeholders.
     converted = work / "model.gguf"
     convert(folder, converted, first.name, work, facts, progress)
-    differences = compare(converted, expected, first, progress)
+    comparison = compare(converted, expected, first, progress)
     if not kind.is_quantized:
-        return converted, differences
+        return converted, comparison
     rounded = work / "rounded.gguf"
     quantize(converted, rounded, kind.name, progress)
     converted.unlink()

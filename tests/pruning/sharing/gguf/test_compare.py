@@ -1,5 +1,6 @@
 """A file that llama.cpp reads as something else is not handed over, and the sentence says what differs."""
 
+import math
 import shutil
 from dataclasses import replace
 
@@ -9,12 +10,20 @@ import torch
 import pruning
 from pruning.progress import silent
 from pruning.sharing.gguf import GGUF_TYPES, export_and_compare
-from pruning.sharing.gguf.compare import Difference, compare, expect, prompt_lengths
+from pruning.sharing.gguf.compare import (
+    Difference,
+    Prompt,
+    compare,
+    expect,
+    perplexity_ratio,
+    prompt_lengths,
+)
+from pruning.sharing.gguf.quantize import quantize
 from pruning.sharing.gguf.usage import run_lines
 from pruning.sharing.verify import verify
 from tests.helpers.models import config, folder_of, loaded, tiny
 
-F16 = GGUF_TYPES["f16"]
+F16, Q8_0 = GGUF_TYPES["f16"], GGUF_TYPES["q8_0"]
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +73,26 @@ def test_a_file_that_does_not_open(place, expected, tmp_path):
 def test_what_is_not_a_number_is_not_within_the_bounds():
     assert Difference(28, 0.04, 0.004).is_within(F16)
     assert not Difference(28, float("nan"), float("nan")).is_within(F16)
+
+
+def test_a_file_that_rounding_ruined_is_refused(place, expected, tmp_path):
+    """Perplexity shows what log-probabilities of likely tokens may hide."""
+    quantize(place / "cut.gguf", tmp_path / "cut.gguf", "q8_0", silent)
+    assert compare(tmp_path / "cut.gguf", expected, Q8_0, silent).perplexity_ratio == pytest.approx(
+        1, abs=0.05
+    )
+    certain = tuple(replace(each, expected=((0.0,),) * len(each.positions)) for each in expected.passages)
+    with pytest.raises(
+        pruning.ModelError, match=r"perplexity .* times as high, and 3 times are allowed\. Choose a type"
+    ):
+        compare(tmp_path / "cut.gguf", replace(expected, passages=certain), Q8_0, silent)
+
+
+def test_perplexity_is_compared_over_all_passages():
+    one = Prompt((1, 2), (0, 1), ((2,), (3,)), ((-1.0,), (-2.0,)))
+    other = Prompt((1,), (0,), ((2,),), ((-3.0,),))
+    assert perplexity_ratio([one, other], [[[-1.0], [-2.0]], [[-3.0]]]) == 1
+    assert perplexity_ratio([one, other], [[[-2.0], [-4.0]], [[-6.0]]]) == pytest.approx(math.exp(2))
 
 
 def test_prompts_reach_beyond_a_window_and_not_beyond_the_positions():

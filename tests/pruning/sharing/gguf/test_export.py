@@ -19,6 +19,7 @@ import pruning
 from pruning.architectures.shape import Shape
 from pruning.cli import main
 from pruning.sharing.gguf import GGUF_TYPES, convert, export, export_and_compare, gguf_types
+from pruning.sharing.gguf.compare import Comparison
 from tests.helpers.models import FAMILIES, config, folder_of, save_tiny
 
 export_module = importlib.import_module("pruning.sharing.gguf.export")
@@ -116,6 +117,8 @@ def test_a_type_that_is_offered_is_what_every_matrix_gets(tmp_path, family, kind
     assert found["blk.0.ffn_down.weight"] == (kind.upper(), 64, 96)
     assert [path.name for path in exported.file.parent.iterdir()] == [exported.file.name]
     assert ("in f32" in exported.fallback) == (family == "gpt2")  # Its position embeddings.
+    assert exported.perplexity_ratio == pytest.approx(1, abs=0.1)  # Of random weights, rounded or not.
+    assert any(f"Rounded to {kind}, its perplexity" in line for line in exported.notes)
     stages = [line.text for line in said]
     for stage in ("Converting", "Computing", "Comparing f16", "Rounding", f"Comparing {kind}"):
         assert any(text.startswith(stage) for text in stages), stage
@@ -135,6 +138,7 @@ def test_the_shell_exports_names_the_recipe_and_says_how_to_run_the_file(tmp_pat
     assert told["bytes"] == file.stat().st_size
     assert [each["tokens"] for each in told["differences"]] == [28, 480]
     assert all(each["largest"] < 0.05 for each in told["differences"])
+    assert told["perplexity_ratio"] is None
     assert told["run"]["Modelfile"] == "FROM ./cut.gguf"
     assert "cut.gguf" in told["run"]["llama.cpp"]
     fields = GGUFReader(file).fields
@@ -240,7 +244,7 @@ def fake_converter(tmp_path, monkeypatch):
     package.mkdir()
     (package / "convert_hf_to_gguf.py").write_text(FAKE_CONVERTER)
     monkeypatch.setattr(convert, "converter_folder", lambda: package)
-    monkeypatch.setattr(export_module, "compare", lambda *arguments: ())
+    monkeypatch.setattr(export_module, "compare", lambda *arguments: Comparison(()))
     monkeypatch.setattr(export_module, "open_gguf", lambda file: SimpleNamespace(fields={}, tensors=[]))
     monkeypatch.setenv("SECATEUR_TEST_OUTPUT", str(tmp_path / "facts.json"))
     return tmp_path / "facts.json"

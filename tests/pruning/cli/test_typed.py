@@ -23,27 +23,6 @@ def mine(down):
 """
 
 
-@pytest.fixture
-def shell(monkeypatch, capsys):
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["secateur", *map(str, arguments)])
-        status = main()
-        out, err = capsys.readouterr()
-        return status, out, err.strip()
-
-    return run
-
-
-@pytest.fixture
-def as_json(shell):
-    def run(*arguments):
-        status, out, err = shell(*arguments, "--json")
-        assert status == 0, err
-        return json.loads(out)
-
-    return run
-
-
 def test_the_version(shell):
     assert shell("--version") == (0, f"secateur {pruning.__version__}\n", "")
 
@@ -56,7 +35,7 @@ def test_the_version_and_the_help_need_no_torch():
     for argument in ("--version", "--help", "models"):
         process = subprocess.run(
             [sys.executable, "-c", code.format(argument)],
-            cwd=Path(__file__).parents[2],
+            cwd=Path(__file__).parents[3],
             capture_output=True,
             text=True,
         )
