@@ -257,5 +257,15 @@ def test_a_saved_model_is_rebuilt_from_its_recipe(folder, one_thread, monkeypatc
     rebuilt = pruning.run(recipe, evaluate=False).model.state_dict()
     saved = pruning.load(str(folder)).model.state_dict()
     assert rebuilt.keys() == saved.keys()
+    if isinstance(recipe.steps[-1], pruning.Distillation):
+        # Adam's first steps have the sign of each gradient, so that processors that round differently part ways.
+        untrained = recipe.model_copy(update={"steps": recipe.steps[:-1]})
+        start = pruning.run(untrained, evaluate=False).model.state_dict()
+        assert distance(rebuilt, saved) < 0.1 * distance(start, saved)
+        return
     for name, tensor in rebuilt.items():
         assert torch.allclose(tensor, saved[name], rtol=1e-4, atol=1e-6), name
+
+
+def distance(weights, others):
+    return sum(float((weights[name] - others[name]).square().sum()) for name in others) ** 0.5

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import pruning
-from pruning.cli import COMMANDS, main
+from pruning.cli import COMMANDS
 from pruning.cli.suggestions import COMMANDS as MEANT
 from pruning.cli.suggestions import NOTES, OPTIONS
 from pruning.text.passages import passage
