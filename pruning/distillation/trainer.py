@@ -238,11 +238,15 @@ class _Trainer:
 
     @property
     def _can_refit(self) -> bool:
-        """Whether the teacher's layers are those of the student, and one process trains it in full precision."""
+        """Whether the teacher's layers are those of the student, and one process trains it in full precision.
+
+        If a norm sets the length of what a layer writes, as in Gemma, no layer gained from a refit.
+        """
         dtypes = {p.dtype for model in (self.model, self.teacher) for p in model.parameters()}
         return (
             self.accelerator.num_processes == 1
             and self.teacher_tokens is None
+            and not anatomy_of(self.model.config).family.post_norms
             and type(self.teacher) is type(self.model)
             and dtypes == {torch.float32}
         )

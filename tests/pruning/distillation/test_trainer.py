@@ -18,7 +18,7 @@ from pruning.distillation.refit import MOST_TOKENS
 from pruning.distillation.settings import Training
 from pruning.distillation.trainer import distill
 from pruning.repair.reconstruction import ReconstructionResult
-from tests.helpers.models import trained
+from tests.helpers.models import tiny, trained
 from tests.pruning.distillation.helpers import QUICK, assert_equal, copy_of, recorder
 
 
@@ -106,6 +106,14 @@ def stop_before_the_first_step(event):
     """A reporter that ends a training after its refit, if there is one."""
     if isinstance(event, TrainingProgress) and event.text == "Distilling":
         event.stop()
+
+
+def test_layers_that_write_through_a_norm_are_trained_without_a_refit(data):
+    """The norm sets the length of what they write, and a refit of the projection alone gained nothing."""
+    model = tiny("gemma2", vocab_size=trained().model.config.vocab_size)
+    settings = Training(minutes=100, **QUICK)
+    note = distill(model, model, data, settings, progress=stop_before_the_first_step).note
+    assert (note.refit_tokens, note.steps, note.ended) == (0, 0, "stopped")
 
 
 def test_a_training_by_minutes_begins_with_a_refit(student, data):
