@@ -92,8 +92,9 @@ def test_minutes_are_kept_and_a_slow_reporter_costs_none(student, data):
     slept = []
 
     def sleep(event):
-        slept.append(0.2)
-        time.sleep(0.2)
+        if len(slept) < 20:  # There are hundreds of events on a fast machine.
+            slept.append(0.2)
+            time.sleep(0.2)
 
     started = time.perf_counter()
     result = distill(student, trained().model, data, settings, progress=sleep)
