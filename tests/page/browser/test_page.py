@@ -268,6 +268,7 @@ def test_distill_stops_with_the_best_and_continues_as_the_visitor_asks(visit, sm
     """Stopping the training during its refit keeps the layers refitted so far. The results before it are recorded."""
     page = visit()
     assert prune(page, 90).startswith("Done")
+    undistilled = page.inner_text("#text-after")
     page.click("#generation button")
     set_slider(page, "length", 5)
     set_slider(page, "minutes", 10)
@@ -283,6 +284,8 @@ def test_distill_stops_with_the_best_and_continues_as_the_visitor_asks(visit, sm
     wait_for_results(page, "distillation")
     page.wait_for_function("document.querySelector('#status').innerText.includes('Measuring')", timeout=WORK)
     assert page.inner_text("#text-undistilled").startswith(QUESTION)
+    # The browser draws one part of the page after the other.
+    page.wait_for_function("old => document.querySelector('#text-after').innerText !== old", arg=undistilled)
     text = page.inner_text("#text-after")
     assert text.startswith(QUESTION)
     assert len(smollm2.tokenizer(text).input_ids) <= len(smollm2.tokenizer(QUESTION).input_ids) + 6
