@@ -22,7 +22,8 @@ from pruning.architectures.shape import Shape
 from pruning.architectures.tiny_model import random_model
 from pruning.errors import ModelError, PruningError
 from pruning.sharing.gguf import GGUF_TYPES, gguf_types
-from pruning.sharing.gguf.compare import compare, expect
+from pruning.sharing.gguf.compare import compare
+from pruning.sharing.gguf.expect import expect
 from pruning.sharing.gguf.quantize import quantize
 from pruning.sharing.gguf.types import check_known
 from tests.helpers.converter import ForkingConverter

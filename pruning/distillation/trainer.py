@@ -240,7 +240,7 @@ class _Trainer:
     def _can_refit(self) -> bool:
         """Whether the teacher's layers are those of the student, and one process trains it in full precision.
 
-        If a norm sets the length of what a layer writes, as in Gemma, no layer gained from a refit.
+        Models whose layers write through a norm are left out: in Gemma, no layer gained from a refit.
         """
         dtypes = {p.dtype for model in (self.model, self.teacher) for p in model.parameters()}
         return (

@@ -1,116 +1,30 @@
-"""Open a GGUF file with llama.cpp and compare it with the model that it was made from.
-
-Text that llama.cpp generates hides errors: a model without two layers wrote the same 88 characters, while its
-log-probabilities were off by 0.3 to 4. So log-probabilities are compared, at several lengths.
-"""
+"""Open a GGUF file with llama.cpp and compare it with what transformers computed with its model."""
 
 from __future__ import annotations
 
-import inspect
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pruning.errors import ModelError
 from pruning.lazy import torch
 from pruning.limited_child import Exhausted, run_limited
 from pruning.progress import Progress, Reporter
-from pruning.sharing.gguf.limits import window_of
+from pruning.sharing.gguf.expect import Expectation, Prompt
 from pruning.sharing.gguf.printed import last_line
 from pruning.sharing.gguf.types import GGUFType
-from pruning.text.passages import GENRES, passage
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-
-SHORT, LONG = 28, 480
-"""Tokens of the first two prompts."""
-
-BEYOND = 64
-"""By how many tokens the third prompt is longer than a sliding window, or than what the positions were trained for."""
-
-LONGEST = 8192
-"""The longest prompt that is compared. A window beyond it is not."""
-
-POSITIONS = 32
-"""After how many positions of a prompt the next token is compared."""
-
-TOP = 8
-"""How many of the likeliest next tokens are compared at each position, besides the one that follows."""
-
-PASSAGE = 128
-"""Tokens of each genre that perplexity is computed on before and after rounding."""
 
 MOST_TIMES = 3.0
 """How many times the unrounded model's perplexity that of a rounded file may be."""
-
-SAMPLED_TOKENS = 400
-"""How many tokens of the vocabulary are written out and read again, each as a text."""
 
 READER_MEMORY = 4 * 2**30
 """Bytes of address space that llama.cpp may take, besides three times those of the file."""
 
 READER_SECONDS = 1800
 
-KINDS_OF_TEXT = (
-    "The quick brown fox jumps over the lazy dog, doesn't it? I'VE been told they'll say we're done.",
-    "1 22 333 4444 55555 3.14159 1,000,000 0x1F 2026-11-26 50% $9.99 #42",
-    "def f(x):\n\treturn {'a': [1, 2], \"b\": x ** 2}  # comment\n\n\nclass A:\n    pass\n",
-    "  two leading spaces, and  two  inside;   three at the end   ",
-    "\n\n\n\t\t \n line breaks \r\n and tabs\t\tbetween",
-    "Straße, naïve, façade, Ærø, Łódź, İstanbul, señor, Zażółć gęślą jaźń",
-    "Москва и Санкт-Петербург; Ελληνικά; עברית; العربية; हिन्दी; ไทย",
-    "日本語のテキスト、中文文本。한국어 텍스트입니다！",
-    "👍 🚀🚀 😶‍🌫️ 👩‍👩‍👧 🇫🇷 ♥ ∑ √ ≤ → “quoted” — ‘it’ … ½ ²",
-    "https://example.org/path?x=1&y=2 user@example.org C:\\folder\\file.txt <b>bold</b> &amp;",
-    "!!! ??? ... --- *** === ~~~ ``` ''' \"\"\" ((( ]]] }}} @@@ ^^^ |||",
-    "CamelCaseWord snake_case_word UPPERCASE a b c x y z",
-    " ",
-    "\n",
-)
-"""Texts that hold every kind of token: words, numbers, code, spaces, scripts, signs."""
-
 _CHILD = Path(__file__).with_name("llama_child.py")
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A text for both programs.
-
-    Attributes:
-        ids: Its token ids.
-        positions: After which of them the next token is compared.
-        asked: For each position, the tokens whose log-probabilities are compared.
-        expected: Those log-probabilities, as transformers computes them.
-    """
-
-    ids: tuple[int, ...]
-    positions: tuple[int, ...]
-    asked: tuple[tuple[int, ...], ...]
-    expected: tuple[tuple[float, ...], ...]
-
-
-@dataclass(frozen=True)
-class Expectation:
-    """What a GGUF file has to give, computed by transformers from the model.
-
-    Attributes:
-        name: The model's name, for messages.
-        vocabulary: The number of its tokens.
-        prompts: Texts, shortest first.
-        passages: Texts after each of whose positions only the token that follows is asked for.
-        texts: Texts, whether with what begins and ends a text, and their token ids.
-        remarks: What llama.cpp cannot do as the tokenizer does it, and no text here shows.
-    """
-
-    name: str
-    vocabulary: int
-    prompts: tuple[Prompt, ...]
-    passages: tuple[Prompt, ...]
-    texts: tuple[tuple[str, bool, tuple[int, ...]], ...]
-    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -137,137 +51,6 @@ class Comparison:
 
     differences: tuple[Difference, ...]
     perplexity_ratio: float | None = None
-
-
-def expect(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, progress: Reporter
-) -> Expectation:
-    """Compute with transformers what a GGUF file of a model has to give."""
-    lengths = prompt_lengths(model.config)
-    count = model.config.vocab_size
-    held_out = [passage(genre, "heldout") for genre in GENRES]
-    ids = _text_ids(tokenizer, count, "\n\n".join(text[:4000] for text in held_out), lengths[-1])
-    prompts, passages = [], []
-    for number, length in enumerate(lengths):
-        progress(Progress("Computing what llama.cpp has to give, texts", number, len(lengths)))
-        step = max(1, length // POSITIONS)
-        positions = range(length - 1, -1, -step)[:POSITIONS][::-1]
-        prompts.append(_prompt(model, ids[: length + 1], positions, TOP))
-    length = min(PASSAGE, lengths[-1])
-    for number, text in enumerate(held_out):
-        progress(Progress("Computing what llama.cpp has to give, passages", number, len(held_out)))
-        ids = _text_ids(tokenizer, count, text[:4000], length)
-        passages.append(_prompt(model, ids, range(length), 0))
-    begins_with_space = "".join(tokenizer.tokenize("a")).startswith(_SPACE)
-    texts = (each for each in _texts(tokenizer, begins_with_space) if max(each[2], default=0) < count)
-    remarks = (
-        *_remarks(tokenizer, begins_with_space),
-        *_rowless(tokenizer, count),
-        *_not_compared(model.config, lengths[-1]),
-    )
-    return Expectation(name, count, tuple(prompts), tuple(passages), tuple(texts), remarks)
-
-
-def prompt_lengths(config: PreTrainedConfig) -> list[int]:
-    """Return how long the prompts are: two lengths, and beyond a sliding window if the model has one."""
-    most = min(LONGEST, getattr(config, "max_position_embeddings", LONGEST) - 1)
-    window = window_of(config)
-    rope: Mapping[str, Any] = getattr(config, "rope_parameters", None) or {}
-    trained = rope.get("original_max_position_embeddings", 0) if rope.get("rope_type") == "longrope" else 0
-    lengths = [SHORT, LONG, *(each + BEYOND for each in (window, trained) if each and each + BEYOND <= most)]
-    return sorted({min(length, most) for length in lengths})
-
-
-def _text_ids(tokenizer: PreTrainedTokenizerBase, vocabulary: int, text: str, length: int) -> list[int]:
-    """Return one token more than a length, of a text that is repeated if it is too short."""
-    ids = [number for number in tokenizer(text, verbose=False).input_ids if number < vocabulary]
-    if not ids:
-        raise ModelError("The tokenizer makes no tokens of a text, so there is nothing to compare.")
-    return (ids * (1 + length // len(ids)))[: length + 1]
-
-
-def _prompt(model: PreTrainedModel, ids: Sequence[int], positions: Sequence[int], top: int) -> Prompt:
-    """Compute the log-probabilities of the likeliest tokens, and of the one that follows, at some positions."""
-    length = len(ids) - 1
-    at = torch.tensor(positions, device=model.device)
-    options = (
-        {"logits_to_keep": at} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
-    )
-    with torch.inference_mode():
-        inputs = torch.tensor([list(ids[:length])], device=model.device)
-        logits = model(inputs, use_cache=False, **options).logits[0]
-    if not options:
-        logits = logits[at]
-    scores = logits.float().log_softmax(-1).cpu()
-    following = torch.tensor([ids[position + 1] for position in positions])[:, None]
-    asked = torch.cat([scores.topk(min(top, scores.shape[-1])).indices, following], dim=1)
-    expected = scores.gather(1, asked)
-    return Prompt(
-        tuple(ids[:length]),
-        tuple(positions),
-        tuple(map(tuple, asked.tolist())),
-        tuple(map(tuple, expected.tolist())),
-    )
-
-
-_SPACE = "▁"
-"""How SentencePiece writes a space."""
-
-
-def _remarks(tokenizer: PreTrainedTokenizerBase, begins_with_space: bool) -> Iterator[str]:
-    """Yield what llama.cpp does otherwise than a tokenizer that begins a text with a space."""
-    if not begins_with_space:
-        return
-    if not "".join(tokenizer.tokenize("  a")).startswith(3 * _SPACE):
-        yield "llama.cpp writes one more space before a text that begins with spaces than this tokenizer does."
-    special = tokenizer.eos_token or tokenizer.bos_token
-    if special and f"{special}b" in "".join(tokenizer.tokenize(f"a{special}b")):
-        yield "llama.cpp writes a space after a special token in the middle of a text, and this tokenizer does not."
-
-
-def _rowless(tokenizer: PreTrainedTokenizerBase, count: int) -> Iterator[str]:
-    """Yield which tokens the file leaves out because the model has no row for them; Gemma 3 has one such token."""
-    beyond = sorted(token for token, number in tokenizer.get_vocab().items() if number >= count)
-    if beyond:
-        named = ", ".join(beyond[:3]) + (f" and {len(beyond) - 3:,} more" if len(beyond) > 3 else "")
-        yield f"The model has no row for {named}. The file leaves it out, and llama.cpp reads it as ordinary text."
-
-
-def _not_compared(config: PreTrainedConfig, longest: int) -> Iterator[str]:
-    """Yield that texts longer than a window are not compared, if they are too long for that."""
-    window = window_of(config)
-    if longest < window < getattr(config, "max_position_embeddings", 0):
-        yield f"Texts longer than the window of {window:,} tokens are not compared with llama.cpp."
-
-
-def _texts(
-    tokenizer: PreTrainedTokenizerBase, begins_with_space: bool
-) -> Iterator[tuple[str, bool, tuple[int, ...]]]:
-    """Yield texts of every kind, with their tokens."""
-    seen: set[str] = set()
-    genres = (passage(genre, "heldout")[:600] for genre in GENRES)
-    sources = [*KINDS_OF_TEXT, *genres, *_written_out(tokenizer)]
-    if begins_with_space:  # What `_remarks` says is left out.
-        special = tokenizer.all_special_tokens
-        sources = [text.lstrip(" ") for text in sources if not any(token in text for token in special)]
-    for text in sources:
-        if text in seen or not text:
-            continue
-        seen.add(text)
-        yield text, False, tuple(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
-    for text in KINDS_OF_TEXT[:1]:
-        yield text, True, tuple(tokenizer(text, verbose=False).input_ids)
-
-
-def _written_out(tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
-    """Yield tokens as texts: some of the vocabulary, and every special one between two words."""
-    count = len(tokenizer)
-    for number in range(0, count, max(1, count // SAMPLED_TOKENS)):
-        text = tokenizer.decode([number])
-        if isinstance(text, str) and text and "\ufffd" not in text:
-            yield text
-    for token in list(tokenizer.all_special_tokens)[:SAMPLED_TOKENS]:
-        yield f"one{token}two"
 
 
 def compare(
@@ -301,11 +84,13 @@ def compare(
         )
     _check_tokens(expected, answer["tokens"])
     computed = answer["log_probabilities"]
-    differences = tuple(map(difference, expected.prompts, computed))
+    count = len(expected.prompts)
+    values = zip(expected.prompts, computed[:count], strict=True)
+    differences = tuple(difference(prompt, found) for prompt, found in values)
     _check_differences(expected.name, kind, differences)
     if not passages:
         return Comparison(differences)
-    ratio = perplexity_ratio(passages, computed[len(expected.prompts) :])
+    ratio = perplexity_ratio(passages, computed[count:])
     _check_ratio(expected.name, kind, ratio)
     return Comparison(differences, ratio)
 

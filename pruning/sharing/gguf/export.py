@@ -16,8 +16,9 @@ from pruning.progress import Progress, Reporter, silent
 from pruning.recipe import Recipe
 from pruning.saving.code_free import check_code_free
 from pruning.saving.provenance import read_safetensors_metadata
-from pruning.sharing.gguf.compare import Comparison, Difference, Expectation, compare, expect
+from pruning.sharing.gguf.compare import Comparison, Difference, compare
 from pruning.sharing.gguf.convert import convert
+from pruning.sharing.gguf.expect import Expectation, expect
 from pruning.sharing.gguf.k_quants import packing_function
 from pruning.sharing.gguf.provenance import facts_of
 from pruning.sharing.gguf.quantize import byte_shares, metadata, open_gguf, quantize
@@ -121,7 +122,8 @@ def export_and_compare(
     recipe = _check(folder, type)
     if output.exists():
         raise SavingError(f"{output} exists. Choose another name, or remove it first.")
-    expected = _expectation(load(find(folder, weights=True), progress=progress), folder.name, progress)
+    loaded = load(find(folder, weights=True), progress=progress)
+    expected = _expectation(loaded, folder.name, GGUF_TYPES[type], progress)
     facts = facts_of(recipe, _weights_metadata(folder), expected)
     try:
         with replacing(output) as temporary, temporary_folder(temporary.parent) as work:
@@ -146,10 +148,8 @@ def export_and_compare(
 
 def _rounding(type: str, ratio: float) -> str:
     """Say what rounding does to perplexity."""
-    times = f"{ratio:.2f} times as high as before"
-    return (
-        f"Rounded to {type}, its perplexity on held-out text is {times if ratio >= 1.005 else 'as before'}."
-    )
+    change = "as before" if ratio < 1.005 else f"{ratio:.2f} times as high as before"
+    return f"Rounded to {type}, its perplexity on held-out text is {change}."
 
 
 def _write(
@@ -175,7 +175,7 @@ def _write(
     return rounded, compare(rounded, expected, kind, progress)
 
 
-def _expectation(loaded: LoadedModel, title: str, progress: Reporter) -> Expectation:
+def _expectation(loaded: LoadedModel, title: str, kind: GGUFType, progress: Reporter) -> Expectation:
     model: PreTrainedModel = loaded.model
     if any(values.is_meta for values in model.parameters()):
         raise ModelError(
@@ -188,7 +188,7 @@ def _expectation(loaded: LoadedModel, title: str, progress: Reporter) -> Expecta
         if float(values.abs().max()) > torch.finfo(torch.float16).max:
             raise ModelError(f"{title} cannot be exported: {name} holds values too large for 16 bits.")
     progress(Progress("Computing what llama.cpp has to give"))
-    return expect(model, loaded.tokenizer, title, progress)
+    return expect(model, loaded.tokenizer, title, progress, rounded=kind.is_quantized)
 
 
 def _check(folder: Path, type: str) -> Recipe | None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pruning.recipe import Recipe
-from pruning.sharing.gguf.compare import Expectation, Prompt
+from pruning.sharing.gguf.expect import Expectation, Prompt
 from pruning.version import __version__
 
 _KEY = "secateur"

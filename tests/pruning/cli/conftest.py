@@ -26,8 +26,8 @@ def as_json(shell):
     """`as_json("preview", …)` returns the one JSON value that a successful command prints."""
 
     def run(*arguments):
-        status, out, _ = shell(*arguments, "--json")
-        assert status == 0
+        status, out, err = shell(*arguments, "--json")
+        assert status == 0, err
         return json.loads(out)
 
     return run

@@ -10,14 +10,8 @@ import torch
 import pruning
 from pruning.progress import silent
 from pruning.sharing.gguf import GGUF_TYPES, export_and_compare
-from pruning.sharing.gguf.compare import (
-    Difference,
-    Prompt,
-    compare,
-    expect,
-    perplexity_ratio,
-    prompt_lengths,
-)
+from pruning.sharing.gguf.compare import Difference, compare, perplexity_ratio
+from pruning.sharing.gguf.expect import Prompt, expect, prompt_lengths
 from pruning.sharing.gguf.quantize import quantize
 from pruning.sharing.gguf.usage import run_lines
 from pruning.sharing.verify import verify

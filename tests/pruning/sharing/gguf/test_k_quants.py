@@ -13,7 +13,8 @@ from pruning.architectures.shape import Shape
 from pruning.cli import main
 from pruning.progress import silent
 from pruning.sharing.gguf import GGUF_TYPES, export, export_and_compare, gguf_types, k_quants
-from pruning.sharing.gguf.compare import compare, expect
+from pruning.sharing.gguf.compare import compare
+from pruning.sharing.gguf.expect import expect
 from pruning.sharing.gguf.quantize import quantize, round_weights
 from pruning.sharing.verify import verify
 from tests.helpers.models import config, folder_of, loaded

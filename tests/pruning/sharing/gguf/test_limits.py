@@ -6,7 +6,7 @@ from transformers import CONFIG_MAPPING
 
 import pruning
 from pruning.sharing.gguf import export_and_compare, gguf_types, limits
-from pruning.sharing.gguf.compare import prompt_lengths
+from pruning.sharing.gguf.expect import prompt_lengths
 from pruning.sharing.gguf.limits import limit_of
 from pruning.sharing.gguf.printed import last_line
 from tests.helpers.models import _build, config, tokenizer
