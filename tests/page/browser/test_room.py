@@ -5,7 +5,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from pruning.lessons import LESSONS
-from tests.helpers.browser import WORK
+from tests.helpers.browser import WORK, unfold
 
 pytestmark = [pytest.mark.browser, pytest.mark.real]
 
@@ -24,7 +24,7 @@ def open_room(visit, page_url):
         page = visit(address=f"{page_url}/?lesson=1")
         page.wait_for_selector("#lesson-see:visible")
         assert not page.is_visible("#room")
-        page.click("#class button")
+        unfold(page, "class")
         page.fill("#room-name :is(input, textarea)", name)
         page.click("#open-room")
         page.wait_for_selector("#room-reveal:visible")
