@@ -223,6 +223,7 @@ class Shown:
                 self.pruned = pruned
                 updates |= self._show_pruned(pruned)
             case Partial(Texts() as texts):
+                updates[pane.job.status] = render.status("Writing", kind="busy")
                 updates[pane.texts] = side_by_side(prompt, **vars(texts), writing=True, chat=chat)
             case Done(Texts() as texts):
                 updates[pane.texts] = side_by_side(prompt, **vars(texts), chat=chat)

@@ -261,7 +261,10 @@ class Distillation(Training, Step):
 
     def describe(self) -> str:
         """Return the length and the text in one line."""
-        length = f"{self.minutes:g} minutes" if self.steps is None else f"{self.steps:,} steps"
+        if self.minutes is None:
+            length = f"{self.steps:,} steps"
+        else:
+            length = f"{round(self.minutes, 2) or self.minutes:g} minutes"
         return f"{length} of distillation on {self._text_name}"
 
     @property

@@ -135,6 +135,7 @@ def test_each_event_has_its_place_and_the_buttons_come_back(handler, request_of,
     assert not pruned["run-live"].visible
     assert pruned["recipe"] == result.recipe.to_yaml()
     assert pruned["link"].startswith("http://page/?recipe=")
+    assert "Writing" in growing["status"]
     assert "cursor" in growing["texts"]
     assert "cursor" not in written["texts"]
     assert "question" not in written["texts"]

@@ -11,6 +11,7 @@ from page.workers.storage import Storage
 from page.workers.workbench import Visitor, Workbench
 from pruning import Calibration, Distillation, ModelError, Neurons, Recipe
 from pruning.calibration import cache
+from pruning.distillation.progress import TrainingProgress
 from tests.helpers import models
 
 ADA, BOB = Visitor("ada:1"), Visitor("bob:2")
@@ -160,6 +161,27 @@ def test_a_distilled_model_outlives_its_worker(bench, other_bench):
     assert found.report == made.report
     values = made.model.state_dict()
     assert all((value == values[name]).all() for name, value in found.model.state_dict().items())
+
+
+def test_two_trainings_by_minutes_are_two_models_each_with_its_own_report(bench, other_bench):
+    """A visitor who stops early must not hand the next one the model that they have."""
+
+    def stop(event):
+        if isinstance(event, TrainingProgress):
+            event.stop()
+
+    asked = Distillation(minutes=0.05)
+    stopped = bench.distill(recipe(0.25), asked, ADA, stop)
+    whole = bench.distill(recipe(0.25), asked, BOB)
+    seconds = [made.report.notes[-1][0].seconds for made in (stopped, whole)]
+    assert [made.recipe.steps[-1].minutes * 60 for made in (stopped, whole)] == pytest.approx(
+        seconds, abs=0.01
+    )
+    assert seconds[0] < seconds[1]
+    for made in (stopped, whole):
+        found = other_bench.prune(made.recipe, BOB)
+        assert found.report == made.report
+        assert found.recipe == made.recipe
 
 
 def test_a_distilled_private_model_is_its_owners_alone_and_leaves_with_them(bench, other_bench):
