@@ -1,6 +1,6 @@
 """Export: download, publish on the Hub, the recipe, its link, and the Python that does the same."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -19,7 +19,6 @@ from page.workers.export import UPLOAD_SECONDS, ZIP, ExportTask, PublishTask, no
 from page.workers.messages import Done, Partial, PrunedSummary
 from page.workers.tasks import Task
 from pruning import Recipe, Report
-from pruning.architectures.shape import Shape
 from pruning.errors import RecipeError, SavingError
 from pruning.sharing.gguf import GGUF_TYPES, gguf_types
 
@@ -49,9 +48,21 @@ print(pipeline("text-generation", "{name}")("Once upon a time")[0]["generated_te
 
 @dataclass(frozen=True)
 class DownloadPart:
-    """The model as one file."""
+    """The model as one file.
+
+    Attributes:
+        form: The form of the file.
+        chosen: The form that the visitor chose, which other models may not have.
+        obstacles: For each GGUF type why the model cannot have it, as `gguf_types` returns it.
+        prepare: Has the file made.
+        download: Hands it over.
+        status: Where the work stands.
+        usage: How to load it.
+    """
 
     form: gr.Radio
+    chosen: gr.State
+    obstacles: gr.State
     prepare: gr.Button
     download: gr.DownloadButton
     status: gr.HTML
@@ -102,7 +113,7 @@ class ExportSection:
         """The column, the recipe, and the two status lines, which are out of date."""
         texts = self.recipe.recipe, self.recipe.python, self.recipe.link
         download = self.download
-        return [self.column, *texts, download.usage, download.form, download.prepare, *self._statuses]
+        return [self.column, *texts, download.usage, download.obstacles, download.prepare, *self._statuses]
 
     @property
     def _statuses(self) -> Sequence[Part]:
@@ -116,7 +127,7 @@ class ExportSection:
             self.recipe.python: pruned.recipe.to_python(),
             self.recipe.link: links.link(pruned.recipe, request, pruned.prompt),
             self.download.usage: SNIPPET.format(name=_name(pruned.recipe)),
-            self.download.form: offer_forms(pruned.after),
+            self.download.obstacles: gguf_types(pruned.after),
             self.download.prepare: _label(pruned.report.after.bytes),
             **dict.fromkeys(self._statuses, ""),
         }
@@ -131,6 +142,10 @@ class ExportSection:
         link.change(None, [link], js="(link) => window.secateur?.showResult(link)", api_visibility="private")
         inputs = [*result, publish.repository, publish.private, publish.token]
         on_start([publish.start.click], self.push, inputs, publish.outputs)
+        on_event([download.form.input], lambda form: form, [download.form], [download.chosen])
+        on_event(
+            [download.obstacles.change], offer_forms, [download.obstacles, download.chosen], [download.form]
+        )
         # With another model or format, the file that was prepared is out of date.
         on_event(
             [page.results.recipe.change, download.form.input],
@@ -242,10 +257,11 @@ def _build_download() -> DownloadPart:
     prepare = gr.Button("Download", variant="primary", elem_id="prepare")
     download = gr.DownloadButton("Download", visible=False, variant="primary", elem_id="download")
     status = gr.HTML(elem_id="prepare-status", min_height=44)
+    chosen, obstacles = gr.State(ZIP), gr.State({})
     usage = gr.Code(
         language="python", label="To load it, once it is unpacked", interactive=False, elem_id="usage"
     )
-    return DownloadPart(form, prepare, download, status, usage)
+    return DownloadPart(form, chosen, obstacles, prepare, download, status, usage)
 
 
 def _build_publish() -> PublishPart:
@@ -273,17 +289,21 @@ def _build_publish() -> PublishPart:
     return PublishPart(repository, private, token, start, gr.HTML(elem_id="push-status", min_height=44))
 
 
-def offer_forms(shape: Shape) -> gr.Radio:
-    """Return the choice of the forms that a model of a shape can have, and why it cannot have the others."""
-    obstacles = gguf_types(shape)
+def offer_forms(obstacles: Mapping[str, str], chosen: str) -> gr.Radio:
+    """Return the choice of the forms that a model can have, and why it cannot have the others.
+
+    Args:
+        obstacles: For each GGUF type why the model cannot have it; empty if it can.
+        chosen: The form that stays chosen if the model can have it.
+    """
     forms = [(title, form) for title, form in FORMATS if not obstacles.get(str(form))]
     notes = []
     for reason in dict.fromkeys(filter(None, obstacles.values())):
         names = [name.upper() for name, each in obstacles.items() if each == reason]
         left_out = "GGUF" if len(names) == len(obstacles) else ", ".join(names)
         notes.append(f"Not as {left_out}: {reason}")
-    # The one chosen before may not be among them.
-    return gr.Radio(forms, value=ZIP, info=" ".join([FORM_INFO, *notes]))
+    value = chosen if chosen in dict(forms).values() else ZIP
+    return gr.Radio(forms, value=value, info=" ".join([FORM_INFO, *notes]))
 
 
 def _label(size: int) -> gr.Button:

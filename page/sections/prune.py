@@ -259,8 +259,8 @@ class Shown:
             pane.picture: draw_pruned(pruned),
             pane.job.status: render.status("Writing", kind="busy"),
             pane.texts: side_by_side(planned.prompt.text, "", "", writing=True, chat=pruned.is_chat),
-            pane.report: None,
             pane.recipe: planned.recipe.without_custom_text(),
+            pane.report: None,
             **pane.abilities.show(self._recall_abilities(), planned.recipe, self.request),
         }
         if not self.is_complete:

@@ -294,6 +294,7 @@ def test_results_are_there_on_arrival_and_follow_the_slider(visit):
     assert "Recorded on" in page.inner_text("#result-heading")
     assert "…" not in page.inner_text("#measures")
     page.wait_for_selector("#export:visible")
+    page.check("#form input[value=f16]")
     page.focus("#neurons-fraction input[type=range]")
     for _ in range(10):
         page.keyboard.press("ArrowRight")
@@ -315,6 +316,7 @@ def test_results_are_there_on_arrival_and_follow_the_slider(visit):
     page.wait_for_selector("#status .busy")
     page.wait_for_selector("#run-live", state="hidden", timeout=WORK)
     page.wait_for_selector("#status .done", timeout=WORK)
+    assert page.is_checked("#form input[value=f16]")
 
 
 def test_stop_leaves_the_page_usable(visit):

@@ -46,7 +46,11 @@ def handler(demo):
                 made = asyncio.run(made)
             for updates in [made] if isinstance(made, dict) else made:
                 assert set(updates) <= set(function.outputs)
-                yield {part.elem_id or part.get_block_name(): value for part, value in updates.items()}
+                named = {}
+                for part, value in updates.items():
+                    # States have no name of their own; what stands there first is the recipe.
+                    named.setdefault(part.elem_id or part.get_block_name(), value)
+                yield named
 
         return call
 

@@ -7,11 +7,11 @@ import pytest
 from page.sections.export import FORM_INFO, offer_forms
 from page.server.queue import JobKey
 from page.server.session import jobs
-from page.workers.export import NOTES, ExportTask, PublishTask
+from page.workers.export import NOTES, ZIP, ExportTask, PublishTask
 from page.workers.messages import Progress
 from pruning import Calibration, Neurons, Recipe, SavingError
 from pruning.architectures.shape import Shape
-from pruning.sharing.gguf import GGUF_TYPES
+from pruning.sharing.gguf import GGUF_TYPES, gguf_types
 from tests.helpers.models import config
 
 pytestmark = pytest.mark.usefixtures("pools")
@@ -144,7 +144,7 @@ def test_a_push_is_private_unless_the_visitor_says_no(private, handler, request_
     ],
 )
 def test_only_forms_that_the_model_can_have_are_offered(family, sizes, offered):
-    choice = offer_forms(Shape.of(config(family, **sizes)))
+    choice = offer_forms(gguf_types(Shape.of(config(family, **sizes))), ZIP)
     forms = [form for _, form in choice.choices]
     assert forms[0] == choice.value == "zip"
     assert set(forms[1:]) == offered
@@ -154,9 +154,12 @@ def test_only_forms_that_the_model_can_have_are_offered(family, sizes, offered):
     assert bool(said) == bool(left_out)
 
 
-def test_the_choice_follows_the_cut():
-    uncut = Shape.of(config("gpt2", n_embd=256, n_inner=1024))
-    cut = Neurons(intermediate_size=1000).reshape(uncut)
-    assert ("GGUF Q4_K_S", "q4_k_s") in offer_forms(uncut).choices
-    assert [form for _, form in offer_forms(cut).choices] == ["zip", "f16", "bf16"]
-    assert "992 or 1024" in offer_forms(cut).info
+def test_the_choice_follows_the_cut_and_stays_what_it_was_if_it_can():
+    shape = Shape.of(config("gpt2", n_embd=256, n_inner=1024))
+    uncut, cut = (gguf_types(each) for each in (shape, Neurons(intermediate_size=1000).reshape(shape)))
+    assert ("GGUF Q4_K_S", "q4_k_s") in offer_forms(uncut, ZIP).choices
+    offered = offer_forms(cut, ZIP)
+    assert [form for _, form in offered.choices] == ["zip", "f16", "bf16"]
+    assert "992 or 1024" in offered.info
+    chosen = [offer_forms(each, form).value for form in ("f16", "q4_k_s") for each in (uncut, cut)]
+    assert chosen == ["f16", "f16", "q4_k_s", ZIP]
