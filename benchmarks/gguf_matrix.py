@@ -18,6 +18,7 @@ from benchmarks.common import table
 from pruning import Channels, Experts, Heads, Layers, Neurons, Vocabulary, Weights
 from pruning.architectures.config import known_types
 from pruning.architectures.families import EXPERT, NEURON
+from pruning.architectures.reasons import reason_against
 from pruning.architectures.shape import Shape
 from pruning.architectures.tiny_model import random_model
 from pruning.errors import ModelError, PruningError
@@ -82,8 +83,8 @@ def _steps(times: int) -> Mapping[str, Sequence[Any]]:
     return {
         "uncut": (),
         "layers": (Layers(layers=(1,)),),
-        "heads, groups": (Heads(groups=1, criterion="weights", repair=False),),
-        "heads, queries": (Heads(queries=1, criterion="weights", repair=False),),
+        "heads, groups": (Heads(groups=1, repair=False),),
+        "heads, queries": (Heads(queries=1, repair=False),),
         "channels": (Channels(hidden_size=32 * times, repair=False),),
         "neurons": (neurons,),
         "experts": (Experts(num_experts=4, criterion="random"),),
@@ -148,7 +149,9 @@ def _base(family: str, place: Path, times: int) -> tuple[Path, bool]:
         model = tiny(kind, **{key: value * times if key in WIDTHS else value for key, value in sizes.items()})
     else:
         shape = Shape.of(small_config(kind, **OPTIONS_OF_OTHERS.get(kind, {})))
-        model = copy.deepcopy(random_model(shape.resized(NEURON, 96 * times).config))
+        if not reason_against(shape.anatomy, "neurons"):
+            shape = shape.resized(NEURON, 96 * times)
+        model = copy.deepcopy(random_model(shape.config))
     has_experts = EXPERT in Shape.of(model.config).anatomy.units
     for values in model.parameters():
         if values.ndim > 1:

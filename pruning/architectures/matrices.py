@@ -83,20 +83,36 @@ def shared_output(anatomy: Anatomy, layer: int) -> str | None:
 
 
 def value_matrix(model: PreTrainedModel, anatomy: Anatomy, layer: int) -> torch.Tensor:
-    """Return the matrix that computes the values of a layer's attention.
+    """Return the matrix that computes the values of a layer's attention, if `has_value_matrix`.
 
     Returns:
         `[key/value heads · head size, channels]`. A view, not a copy.
     """
-    key_value_matrices = [
+    matrices = [
         matrix
-        for spec in anatomy.of_layer(layer)
-        if spec.component == "attention" and CHANNEL in spec.labels
-        if len(spec.shape) == 2
+        for spec in _key_value_specs(anatomy, layer)
         for part, matrix in _unfused(model, anatomy, spec)
         if part == KEY_VALUE
     ]
-    return key_value_matrices[-1]  # In every family, the values come after the keys.
+    return matrices[-1]  # In every family, the values come after the keys.
+
+
+def has_value_matrix(anatomy: Anatomy) -> bool:
+    """Return whether each layer computes its values from the residual stream by one matrix.
+
+    Multi-head latent attention computes them from a latent vector instead, and layers may share those of another.
+    """
+    return all(_key_value_specs(anatomy, layer) for layer in range(anatomy.layers))
+
+
+def _key_value_specs(anatomy: Anatomy, layer: int) -> list[TensorSpec]:
+    """Return the matrices that compute keys and values from the residual stream."""
+    return [
+        spec
+        for spec in anatomy.of_layer(layer)
+        if spec.component == "attention" and len(spec.shape) == 2 and CHANNEL in spec.labels
+        if any(KEY_VALUE in (label if isinstance(label, tuple) else (label,)) for label in spec.labels)
+    ]
 
 
 def _unfused(

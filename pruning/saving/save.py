@@ -29,8 +29,11 @@ if TYPE_CHECKING:
 
 CARD_FILE = "README.md"
 
-ROUNDING = {"float32": 0.01, "bfloat16": 0.1, "float16": 0.1}
-"""The largest difference of logits on a GPU, as a share of their standard deviation, that counts as rounding."""
+CPU_ROUNDING, OTHER_ROUNDING, ROUNDING_OF_16_BITS = 1e-4, 0.01, 0.1
+"""The largest difference of logits, as a share of their standard deviation, that counts as rounding.
+
+In 32 bits on the CPU, in 32 bits on another device, and in 16 bits.
+"""
 
 
 def save_model(
@@ -185,14 +188,15 @@ def _check_reload(model: PreTrainedModel, folder: Path) -> None:
 def _differ_by_rounding(
     model: PreTrainedModel, expected: torch.Tensor, reloaded: PreTrainedModel, found: torch.Tensor
 ) -> bool:
-    """Return whether two models hold the same values, and a GPU adds them up in another order.
+    """Return whether two models hold the same values, and the device adds them up in another order.
 
-    A GPU picks its kernels by how a tensor is laid out in memory.
+    It picks its kernels by how a tensor lies in memory: a GPU for all products, some CPUs for those of experts.
     """
-    if model.device.type != "cuda":
-        return False
     values = dict(model.named_parameters())
-    same = all(torch.equal(each, values[name]) for name, each in reloaded.named_parameters())
-    return same and bool(
-        (found - expected).abs().max() <= ROUNDING[str(model.dtype).removeprefix("torch.")] * expected.std()
-    )
+    pairs = [(each, values[name]) for name, each in reloaded.named_parameters()]
+    # What lies on the disk cannot be compared here.
+    same = all(not (one.is_meta or other.is_meta) and torch.equal(one, other) for one, other in pairs)
+    allowed = CPU_ROUNDING if expected.device.type == "cpu" else OTHER_ROUNDING
+    if model.dtype.itemsize < 4:
+        allowed = ROUNDING_OF_16_BITS
+    return same and bool((found - expected).abs().max() <= allowed * expected.std())

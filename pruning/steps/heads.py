@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from pruning.architectures.anatomy import Anatomy
 from pruning.architectures.families import CHANNEL, KEY_VALUE, QUERY
-from pruning.architectures.matrices import as_channels_first, value_matrix
+from pruning.architectures.matrices import as_channels_first, has_value_matrix, value_matrix
 from pruning.architectures.placement import parameter
 from pruning.architectures.shape import Shape
 from pruning.cost.cost import Cost, in_sequence
@@ -170,6 +170,11 @@ class Heads(Cut):
         """Return the shape with fewer heads."""
         for unit in ("heads",) * bool(self.queries) + ("groups",) * (self.queries == 0 or self.groups > 0):
             check_prunable(shape, unit)
+        if self.criterion == "weights" and not has_value_matrix(shape.anatomy):
+            raise RecipeError(
+                "The criterion weights needs a matrix in each layer that computes values from the residual stream, and "
+                "this model has layers without one. Choose contribution or minitron."
+            )
         groups, group_size = shape.count(KEY_VALUE), shape.count(QUERY) // shape.count(KEY_VALUE)
         removed_groups = self._removed_groups(groups)
         for removed, total, unit in (

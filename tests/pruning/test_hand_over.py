@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 import pruning
-from pruning import ModelError, Neurons, Progress, cli, pipeline
+from pruning import ModelError, Neurons, Progress, SavingError, cli, pipeline
 from pruning.errors import Cancelled
 from pruning.progress import bar, with_bar
 from tests.helpers.models import folder_of, loaded, save_tiny
@@ -134,3 +134,31 @@ def test_what_no_model_can_be_is_refused_in_one_sentence(given, values, says):
     base = folder_of("llama") if given == "folder" else loaded("llama")
     with pytest.raises(ModelError, match=says):
         pruning.prune(base, steps=Neurons(fraction=0.25, criterion="l1"), **values)
+
+
+@pytest.mark.parametrize("spoil", ["rounding", "logits", "weights"])
+def test_a_processor_that_adds_up_in_another_order_stops_no_save_and_an_error_does(spoil, tmp_path):
+    """The kernel of a product may depend on where in memory a tensor lies, which is another place once reloaded."""
+    pruned = pruning.prune(loaded("llama"), steps=Neurons(fraction=0.25, criterion="l1"))
+
+    def add(_module, _inputs, output):
+        shift = 1e-2 if spoil == "logits" else 1e-6
+        output.logits = output.logits + shift * output.logits.std()
+        return output
+
+    pruned.model.register_forward_hook(add)
+    if spoil == "weights":
+        save = pruned.model.save_pretrained
+
+        def save_and_change(*arguments, **named):
+            save(*arguments, **named)
+            pruned.model.lm_head.weight.data[0, 0] += 1e-5
+
+        pruned.model.save_pretrained = save_and_change
+    if spoil == "rounding":
+        pruned.save(tmp_path / "out")
+        assert (tmp_path / "out" / "model.safetensors").is_file()
+        return
+    with pytest.raises(SavingError, match="does not give the same logits"):
+        pruned.save(tmp_path / "out")
+    assert not (tmp_path / "out").exists()

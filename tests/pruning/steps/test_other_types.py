@@ -5,7 +5,7 @@ import json
 import pytest
 
 import pruning
-from pruning import Channels, Distillation, Layers, Neurons, Reconstruction, Vocabulary, Weights
+from pruning import Channels, Distillation, Heads, Layers, Neurons, Reconstruction, Vocabulary, Weights
 from tests.helpers.models import count, save_type
 
 TEXT = pruning.Calibration(text="general", tokens=320, window=32)
@@ -50,6 +50,8 @@ def test_a_step_with_its_defaults_prunes_and_saves(name, step, tmp_path):
             Neurons(fraction=0.3, criterion="activation", repair=False),
             "Choose a criterion that reads no text",
         ),
+        ("deepseek_v3", Heads(groups=1, criterion="weights"), "layers without one. Choose contribution"),
+        ("gemma3n_text", Heads(queries=1, criterion="weights"), "layers without one. Choose contribution"),
         ("bloom", Neurons(fraction=0.3), "no key of its config counts MLP neurons"),
     ],
 )
