@@ -66,6 +66,9 @@ OTHERS = "others"
 """Stands for the types that the table of families has no line for and llama.cpp knows."""
 
 OPTIONS_OF_OTHERS: Mapping[str, Mapping[str, Any]] = {
+    "cohere2": {"num_hidden_layers": 8, "layer_types": [*3 * ["sliding_attention"], "full_attention"] * 2},
+    "exaone4": {"sliding_window": None, "layer_types": ["full_attention"] * 4},
+    "gpt_oss": {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
     "llama4_text": {"num_hidden_layers": 5, "attention_chunk_size": 8192},
     "phi": {"num_key_value_heads": 4},
     "qwen3_moe": {"norm_topk_prob": True},

@@ -50,8 +50,8 @@ def repair_gaps(
 
     Returns:
         The repair of each run. A run that begins with the first layer has none, and no run has one if what
-        stands between the projection and the residual stream is not understood (`post_norm_of`), if the MLP before
-        it has no such projection, as in a mixture of experts, or if there are several streams.
+        stands between the projection and the residual stream is not understood (`post_norm_of`), if the layer before
+        it has no such projection, as in a mixture of experts or in Mamba, or if there are several streams.
     """
     model, anatomy = streams.model, streams.anatomy
     if not streams.is_one:
@@ -76,7 +76,8 @@ def repair_gaps(
 def _gap(model: PreTrainedModel, anatomy: Anatomy, run: LayerRun) -> LayerGap | None:
     before = run[0] - 1
     spec = anatomy.output_weight(before)
-    if spec is None:
+    # In Mamba, what the neurons write through is no projection into the residual stream.
+    if spec is None or CHANNEL not in spec.labels:
         return None
     weight = as_channels_first(parameter(model, spec.name), spec)
     if not anatomy.family.post_norms:

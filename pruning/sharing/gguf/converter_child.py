@@ -20,6 +20,20 @@ from typing import Any
 CORRECTED = ("gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3", "phi3", "gemma2", "gemma3_text")
 """The types of model whose sizes mean what `corrections` takes them for."""
 
+SIGMOID_ROUTERS = (
+    *("afmoe", "deepseek_v3", "deepseek_v32", "dots1", "exaone_moe", "glm4_moe_lite", "glm_moe_dsa"),
+    *("minimax_m2", "solar_open"),
+)
+"""The types whose routers score experts by a sigmoid, which transformers does not write into their configs."""
+
+WIDTHS = {
+    "gpt2": "n_inner",
+    "gpt_bigcode": "n_inner",
+    "falcon": "ffn_hidden_size",
+    "phi": "intermediate_size",
+}
+"""The number of neurons of the types for which the converter takes four times the channels."""
+
 
 def limit(memory: int, seconds: int, parent: int) -> None:
     """Bound what this process may take, and end it together with the one that started it."""
@@ -123,6 +137,8 @@ def fill_in(config: dict[str, Any]) -> None:
             config.setdefault(old, rope[new])
     if config.get("model_type") == "cohere2":
         config.setdefault("rotary_pct", 1.0)
+    if config.get("model_type") in SIGMOID_ROUTERS:
+        config.setdefault("scoring_func", "sigmoid")
     if config.get("model_type") == "falcon" and not config.get("new_decoder_architecture"):
         # This number means nothing here, and transformers writes that of all heads.
         config["num_kv_heads"] = 1 if config.get("multi_query") else config["num_attention_heads"]
@@ -132,12 +148,10 @@ def corrections(config: dict[str, Any], gguf: Any) -> dict[str, Any]:
     """Return metadata that the converter derives from other sizes, where a cut model's config says something else."""
     kinds = gguf.GGUFValueType
     found: dict[str, Any] = {}
-    if config.get("model_type") == "falcon":
-        found["feed_forward_length"] = config["ffn_hidden_size"], kinds.UINT32
+    if width := config.get(WIDTHS.get(config.get("model_type", ""), "")):
+        found["feed_forward_length"] = width, kinds.UINT32
     if config.get("model_type") not in CORRECTED:
         return found
-    if config.get("model_type") == "gpt2":
-        found["feed_forward_length"] = config.get("n_inner") or 4 * config["n_embd"], kinds.UINT32
     rope = config.get("rope_parameters") or {}
     full, sliding = rope.get("full_attention", rope), rope.get("sliding_attention", {})
     if full.get("rope_theta"):

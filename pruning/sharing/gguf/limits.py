@@ -30,6 +30,7 @@ class Architecture:
         largest: The number of layers by which it recognizes a model that scales attention scores by its channels.
         fixed: Other keys of a config, each with the one value that it computes.
         needed: Keys of a config that must have a value.
+        period: It gives each n-th layer, and no other, the whole text; None if the file says which.
         unrotated: It turns the queries and keys of all layers but each n-th; None if of all.
         fewest: The least number of layers that it opens.
         chunk: The number of tokens of each chunk that layers attend within; None if they do not.
@@ -44,6 +45,7 @@ class Architecture:
     largest: int | None = None
     fixed: Mapping[str, Any] = field(default_factory=dict)
     needed: Sequence[str] = ()
+    period: int | None = None
     unrotated: int | None = None
     fewest: int = 1
     chunk: int | None = None
@@ -74,6 +76,8 @@ _ARCHITECTURES: Mapping[str, Architecture] = {
         largest=62,
         fixed={"attn_logit_softcapping": None, "use_bidirectional_attention": False},
     ),
+    "exaone4": Architecture(),
+    "cohere2": Architecture(windows=True, period=4),
     "smollm3": Architecture(unrotated=4),
     "starcoder2": Architecture(_GELU, biased=True),
     "phi": Architecture(_GELU, fixed={"qk_layernorm": False}),
@@ -94,13 +98,24 @@ def limit_of(config: PreTrainedConfig) -> str:
     """
     architecture = _ARCHITECTURES.get(config.model_type)
     if architecture is None:
-        return ""
-    return next(filter(None, (check(config, architecture) for check in _CHECKS)), "")
+        return _yarn(config)
+    return _yarn(config) or next(filter(None, (check(config, architecture) for check in _CHECKS)), "")
 
 
 def window_of(config: PreTrainedConfig) -> int:
     """Return how many tokens some layers read at most, by whichever name the config has for it; 0 if all of them."""
     return getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None) or 0
+
+
+def _yarn(config: PreTrainedConfig) -> str:
+    rope: Mapping[str, Any] = getattr(config, "rope_parameters", None) or {}
+    for each in (rope, *(values for values in rope.values() if isinstance(values, Mapping))):
+        if each.get("rope_type") == "yarn" and not each.get("truncate", True):
+            return (
+                "llama.cpp rounds where YaRN begins and ends to interpolate the frequencies of positions, and the "
+                f"config of this model says not to (rope_parameters, truncate: {each['truncate']}). {_INSTEAD}"
+            )
+    return ""
 
 
 def _activation(config: PreTrainedConfig, architecture: Architecture) -> str:
@@ -129,22 +144,23 @@ def _window(config: PreTrainedConfig, architecture: Architecture) -> str:
     if not architecture.windows:
         return (
             f"llama.cpp has no sliding window for models of type {config.model_type}, so that texts of more than "
-            f"{window:,} tokens would continue differently. {_INSTEAD}"
+            f"{window:,} tokens (sliding_window) would continue differently. {_INSTEAD}"
         )
-    if not _is_periodic(kinds):
+    if not _is_periodic(kinds, architecture.period):
+        number = "n-" if architecture.period is None else architecture.period
         return (
-            "llama.cpp gives every n-th layer the whole text and all others a sliding window; the layers that this "
-            "model has left do not follow such a pattern. Remove other layers."
+            f"llama.cpp gives every {number}th layer the whole text and all others a sliding window; the layers that "
+            "this model has left do not follow such a pattern. Remove other layers."
         )
     return ""
 
 
-def _is_periodic(kinds: Sequence[str]) -> bool:
-    """Return whether each n-th layer, and no other, reads the whole text."""
+def _is_periodic(kinds: Sequence[str], period: int | None) -> bool:
+    """Return whether each n-th layer, and no other, reads the whole text, for some n or for a given one."""
     full = [kind == "full_attention" for kind in kinds]
-    if not any(full):
+    if period is None and not any(full):
         return True
-    period = full.index(True) + 1
+    period = period or full.index(True) + 1
     return all(whole == (number % period == 0) for number, whole in enumerate(full, 1))
 
 

@@ -53,6 +53,7 @@ def test_an_option_that_llama_cpp_does_not_have_is_named(name):
 
 MIXTURE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 LLAMA_4 = {"intermediate_size_mlp": 48, "num_local_experts": 4, "head_dim": 8}
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 32}
 KINDS = {"layer_types": ["conv", "full_attention", "conv", "full_attention"]}
 
 UNOPENED = {
@@ -87,6 +88,24 @@ UNOPENED = {
         "of the kind full_attention ",
     ),
     "LFM2 with biases": ("lfm2", KINDS, {"conv_bias": True}, "conv_bias: False"),
+    "EXAONE 4 with a window": (
+        "exaone4",
+        {"sliding_window": None, "layer_types": ["full_attention"] * 4},
+        {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"] * 2},
+        "no sliding window",
+    ),
+    "Cohere 2 with another pattern": (
+        "cohere2",
+        {"sliding_window": 16, "layer_types": [*3 * ["sliding_attention"], "full_attention"]},
+        {"layer_types": ["sliding_attention", "full_attention"] * 2},
+        "every 4th layer",
+    ),
+    "YaRN that is not rounded": (
+        "gpt_oss",
+        {"rope_parameters": YARN | {"truncate": True}},
+        {"rope_parameters": YARN | {"truncate": False}},
+        "(rope_parameters, truncate: False)",
+    ),
     "Llama 4 with three layers": ("llama4_text", LLAMA_4, {"num_hidden_layers": 3}, "at least 4 layers"),
     "Llama 4 that turns other layers": (
         "llama4_text",
@@ -231,6 +250,12 @@ MOVED = {
     "falcon": {
         "ffn_hidden_size": 80
     },  # transformers writes all heads as groups; the converter takes 4 times 32.
+    "phi": {"num_key_value_heads": 4, "intermediate_size": 80},  # The converter takes 4 times the channels.
+    "gpt_bigcode": {"n_embd": 32, "n_head": 4, "n_layer": 2, "n_inner": 80},
+    # The config does not say how the router scores experts.
+    "deepseek_v3": {"n_routed_experts": 4, "num_experts_per_tok": 4, "n_group": 1, "topk_group": 1}
+    | {"moe_intermediate_size": 16, "first_k_dense_replace": 1, "num_key_value_heads": 4}
+    | {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8},
     "qwen2_moe": MIXTURE,
     "qwen3_moe": MIXTURE | {"norm_topk_prob": True},
     "lfm2": KINDS,
