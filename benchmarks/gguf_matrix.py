@@ -68,9 +68,16 @@ OTHERS = "others"
 OPTIONS_OF_OTHERS: Mapping[str, Mapping[str, Any]] = {
     "cohere2": {"num_hidden_layers": 8, "layer_types": [*3 * ["sliding_attention"], "full_attention"] * 2},
     "exaone4": {"sliding_window": None, "layer_types": ["full_attention"] * 4},
+    "falcon_mamba": {"intermediate_size": 128},
+    "gemma4_text": {"vocab_size_per_layer_input": len(tokenizer())},
     "gpt_oss": {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
     "llama4_text": {"num_hidden_layers": 5, "attention_chunk_size": 8192},
+    "mamba": {"intermediate_size": 128},
     "phi": {"num_key_value_heads": 4},
+    "qwen3_5_text": {
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25}
+        | {"mrope_section": [1, 1, 0], "mrope_interleaved": True}
+    },
     "qwen3_moe": {"norm_topk_prob": True},
     "smollm3": {"num_hidden_layers": 8},
     "starcoder2": {"sliding_window": None},

@@ -58,6 +58,7 @@ def corrected(converter: Any, extra: dict[str, Any], gguf: Any) -> type:
 
     class Corrected(converter):
         model_arch = converter.model_arch
+        no_mtp = True  # transformers drops the layers that predict more than one token (MTP).
 
         def __init__(self, *arguments: Any, **options: Any) -> None:
             super().__init__(*arguments, **options)
@@ -137,6 +138,11 @@ def fill_in(config: dict[str, Any]) -> None:
             config.setdefault(old, rope[new])
     if config.get("model_type") == "cohere2":
         config.setdefault("rotary_pct", 1.0)
+    if config.get("model_type") == "gemma4_text" and config.get("global_head_dim") is None:
+        config["global_head_dim"] = config["head_dim"]
+    kinds = config.get("layer_types") or []
+    if "linear_attention" in kinds and (period := layer_period(kinds)):
+        config["full_attention_interval"] = period
     if config.get("model_type") in SIGMOID_ROUTERS:
         config.setdefault("scoring_func", "sigmoid")
     if config.get("model_type") == "falcon" and not config.get("new_decoder_architecture"):

@@ -31,6 +31,7 @@ class Architecture:
         fixed: Other keys of a config, each with the one value that it computes.
         needed: Keys of a config that must have a value.
         period: It gives each n-th layer, and no other, the whole text; None if the file says which.
+        recurrent: Whether all layers but each n-th have linear attention.
         unrotated: It turns the queries and keys of all layers but each n-th; None if of all.
         fewest: The least number of layers that it opens.
         chunk: The number of tokens of each chunk that layers attend within; None if they do not.
@@ -46,6 +47,7 @@ class Architecture:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     needed: Sequence[str] = ()
     period: int | None = None
+    recurrent: bool = False
     unrotated: int | None = None
     fewest: int = 1
     chunk: int | None = None
@@ -77,6 +79,9 @@ _ARCHITECTURES: Mapping[str, Architecture] = {
         fixed={"attn_logit_softcapping": None, "use_bidirectional_attention": False},
     ),
     "exaone4": Architecture(),
+    "qwen3_next": Architecture(recurrent=True),
+    "qwen3_5_text": Architecture(recurrent=True),
+    "qwen3_5_moe_text": Architecture(recurrent=True),
     "cohere2": Architecture(windows=True, period=4),
     "smollm3": Architecture(unrotated=4),
     "starcoder2": Architecture(_GELU, biased=True),
@@ -162,6 +167,15 @@ def _is_periodic(kinds: Sequence[str], period: int | None) -> bool:
         return True
     period = period or full.index(True) + 1
     return all(whole == (number % period == 0) for number, whole in enumerate(full, 1))
+
+
+def _recurrence(config: PreTrainedConfig, architecture: Architecture) -> str:
+    if not architecture.recurrent or _is_periodic(config.layer_types, None):
+        return ""
+    return (
+        "llama.cpp gives every n-th layer attention to the whole text and all others linear attention; the layers that "
+        "this model has left do not follow such a pattern (layer_types). Remove other layers."
+    )
 
 
 def _score_scale(config: PreTrainedConfig, architecture: Architecture) -> str:
@@ -275,6 +289,7 @@ def _experts(config: PreTrainedConfig, architecture: Architecture) -> str:
 _CHECKS: tuple[Callable[[PreTrainedConfig, Architecture], str], ...] = (
     _activation,
     _window,
+    _recurrence,
     _score_scale,
     _bias,
     _output,

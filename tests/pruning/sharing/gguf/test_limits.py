@@ -54,6 +54,12 @@ def test_an_option_that_llama_cpp_does_not_have_is_named(name):
 MIXTURE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 LLAMA_4 = {"intermediate_size_mlp": 48, "num_local_experts": 4, "head_dim": 8}
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 32}
+SECTIONS = {
+    "rope_type": "default",
+    "rope_theta": 10000.0,
+    "partial_rotary_factor": 0.25,
+    "mrope_section": [1, 1, 0],
+}
 KINDS = {"layer_types": ["conv", "full_attention", "conv", "full_attention"]}
 
 UNOPENED = {
@@ -99,6 +105,12 @@ UNOPENED = {
         {"sliding_window": 16, "layer_types": [*3 * ["sliding_attention"], "full_attention"]},
         {"layer_types": ["sliding_attention", "full_attention"] * 2},
         "every 4th layer",
+    ),
+    "Qwen 3.5 with another pattern": (
+        "qwen3_5_text",
+        {"layer_types": ["linear_attention", "full_attention"] * 2},
+        {"layer_types": ["linear_attention", "full_attention", "full_attention", "linear_attention"]},
+        "(layer_types)",
     ),
     "YaRN that is not rounded": (
         "gpt_oss",
@@ -256,6 +268,18 @@ MOVED = {
     "deepseek_v3": {"n_routed_experts": 4, "num_experts_per_tok": 4, "n_group": 1, "topk_group": 1}
     | {"moe_intermediate_size": 16, "first_k_dense_replace": 1, "num_key_value_heads": 4}
     | {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8},
+    # The layers that predict further tokens are missing, and every second layer has full attention instead of each fourth.
+    "qwen3_5_text": {"layer_types": ["linear_attention", "full_attention"] * 2, "head_dim": 16}
+    | {
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 2,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+    }
+    | {"rope_parameters": SECTIONS},
+    # Heads of another size in layers that read the whole text, and inputs of its own for each layer.
+    "gemma4_text": {"head_dim": 16, "global_head_dim": 16, "hidden_size_per_layer_input": 8}
+    | {"vocab_size_per_layer_input": len(tokenizer()), "num_kv_shared_layers": 0, "sliding_window": 16},
     "qwen2_moe": MIXTURE,
     "qwen3_moe": MIXTURE | {"norm_topk_prob": True},
     "lfm2": KINDS,
