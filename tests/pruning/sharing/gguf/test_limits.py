@@ -268,7 +268,7 @@ MOVED = {
     "deepseek_v3": {"n_routed_experts": 4, "num_experts_per_tok": 4, "n_group": 1, "topk_group": 1}
     | {"moe_intermediate_size": 16, "first_k_dense_replace": 1, "num_key_value_heads": 4}
     | {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8},
-    # The layers that predict further tokens are missing, and every second layer has full attention instead of each fourth.
+    # Every second layer has full attention, not each fourth, and none predicts further tokens.
     "qwen3_5_text": {"layer_types": ["linear_attention", "full_attention"] * 2, "head_dim": 16}
     | {
         "linear_num_key_heads": 2,
