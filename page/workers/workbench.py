@@ -146,7 +146,7 @@ class Workbench:
     def distill(
         self, recipe: Recipe, step: Distillation, visitor: Visitor, progress: Reporter = silent
     ) -> Pruned:
-        """Return the model of a recipe after a distillation. One by minutes states how long it really took."""
+        """Return the model of a recipe after a distillation. Its recipe states the minutes that it took."""
         base, pruned = self.load_pair(recipe, visitor, progress)
         result = pipeline.apply_step(pruned, base, step, progress=progress)
         if step.minutes is not None:
@@ -407,10 +407,10 @@ def _took_minutes(recipe: Recipe) -> bool:
 
 
 def _with_minutes_taken(distilled: Pruned, step: Distillation) -> Pruned:
-    """Give a recipe the minutes that its last step took, which are fewer if a visitor stopped it.
+    """Replace the minutes that were asked for with the minutes that the training took: fewer if a visitor stopped it.
 
-    Minutes do not give the same weights again. To a fraction of a second, they also tell two such models apart, which
-    are found by their recipes.
+    Two trainings of the same length give different weights, and models are found by their recipes. The exact time tells
+    them apart.
     """
     (note,) = distilled.report.notes[-1]
     assert isinstance(note, DistillationNote)

@@ -76,7 +76,7 @@ def repair_gaps(
 def _gap(model: PreTrainedModel, anatomy: Anatomy, run: LayerRun) -> LayerGap | None:
     before = run[0] - 1
     spec = anatomy.output_weight(before)
-    # In Mamba, what the neurons write through is no projection into the residual stream.
+    # Mamba's neurons do not write straight into the residual stream.
     if spec is None or CHANNEL not in spec.labels:
         return None
     weight = as_channels_first(parameter(model, spec.name), spec)

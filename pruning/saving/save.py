@@ -190,11 +190,11 @@ def _differ_by_rounding(
 ) -> bool:
     """Return whether two models hold the same values, and the device adds them up in another order.
 
-    It picks its kernels by how a tensor lies in memory: a GPU for all products, some CPUs for those of experts.
+    A GPU picks a kernel by how a tensor is laid out in memory. Some CPUs do so for the products of experts.
     """
     values = dict(model.named_parameters())
     pairs = [(each, values[name]) for name, each in reloaded.named_parameters()]
-    # What lies on the disk cannot be compared here.
+    # Weights offloaded to disk cannot be compared here.
     same = all(not (one.is_meta or other.is_meta) and torch.equal(one, other) for one, other in pairs)
     allowed = CPU_ROUNDING if expected.device.type == "cpu" else OTHER_ROUNDING
     if model.dtype.itemsize < 4:

@@ -137,8 +137,8 @@ def test_what_no_model_can_be_is_refused_in_one_sentence(given, values, says):
 
 
 @pytest.mark.parametrize("spoil", ["rounding", "logits", "weights"])
-def test_a_processor_that_adds_up_in_another_order_stops_no_save_and_an_error_does(spoil, tmp_path):
-    """The kernel of a product may depend on where in memory a tensor lies, which is another place once reloaded."""
+def test_a_difference_by_rounding_does_not_stop_a_save_and_an_error_does(spoil, tmp_path):
+    """Where a tensor is in memory may decide which kernel reads it, and a reloaded tensor is somewhere else."""
     pruned = pruning.prune(loaded("llama"), steps=Neurons(fraction=0.25, criterion="l1"))
 
     def add(_module, _inputs, output):

@@ -14,6 +14,7 @@ import resource
 import runpy
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def corrected(converter: Any, extra: dict[str, Any], gguf: Any) -> type:
 
     class Corrected(converter):
         model_arch = converter.model_arch
-        no_mtp = True  # transformers drops the layers that predict more than one token (MTP).
+        no_mtp = True  # transformers drops the layers for multi-token prediction (MTP).
 
         def __init__(self, *arguments: Any, **options: Any) -> None:
             super().__init__(*arguments, **options)
@@ -174,7 +175,7 @@ def corrections(config: dict[str, Any], gguf: Any) -> dict[str, Any]:
     return found
 
 
-def layer_period(kinds: list[str]) -> int | None:
+def layer_period(kinds: Sequence[str]) -> int | None:
     """Return p if each p-th layer, and no other, reads the whole text; 0 if none does; None if there is no such p.
 
     It is all that llama.cpp knows of which layers read through a window.

@@ -33,7 +33,7 @@ POSITIONS = 32
 """After how many positions of a prompt the next token is compared."""
 
 TOP = 8
-"""How many of the likeliest next tokens are compared at each position, besides the one that follows."""
+"""How many of the likeliest tokens are compared at each position, in addition to the actual next token."""
 
 PASSAGE = 128
 """Tokens of each genre that perplexity is computed on before and after rounding."""

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from pruning.sharing.gguf.converter_child import layer_period
+
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
@@ -102,9 +104,9 @@ def limit_of(config: PreTrainedConfig) -> str:
     What is not known here is found when the file is opened and compared.
     """
     architecture = _ARCHITECTURES.get(config.model_type)
-    if architecture is None:
-        return _yarn(config)
-    return _yarn(config) or next(filter(None, (check(config, architecture) for check in _CHECKS)), "")
+    if (reason := _yarn(config)) or architecture is None:
+        return reason
+    return next(filter(None, (check(config, architecture) for check in _CHECKS)), "")
 
 
 def window_of(config: PreTrainedConfig) -> int:
@@ -117,8 +119,8 @@ def _yarn(config: PreTrainedConfig) -> str:
     for each in (rope, *(values for values in rope.values() if isinstance(values, Mapping))):
         if each.get("rope_type") == "yarn" and not each.get("truncate", True):
             return (
-                "llama.cpp rounds where YaRN begins and ends to interpolate the frequencies of positions, and the "
-                f"config of this model says not to (rope_parameters, truncate: {each['truncate']}). {_INSTEAD}"
+                "llama.cpp rounds the range of dimensions that YaRN interpolates, and the config of this model says "
+                f"not to (rope_parameters, truncate: {each['truncate']}). {_INSTEAD}"
             )
     return ""
 
@@ -162,19 +164,18 @@ def _window(config: PreTrainedConfig, architecture: Architecture) -> str:
 
 def _is_periodic(kinds: Sequence[str], period: int | None) -> bool:
     """Return whether each n-th layer, and no other, reads the whole text, for some n or for a given one."""
-    full = [kind == "full_attention" for kind in kinds]
-    if period is None and not any(full):
-        return True
-    period = period or full.index(True) + 1
-    return all(whole == (number % period == 0) for number, whole in enumerate(full, 1))
+    found = layer_period(kinds)
+    if period is None or found is None:
+        return found is not None
+    return found == period if found else len(kinds) < period
 
 
 def _recurrence(config: PreTrainedConfig, architecture: Architecture) -> str:
     if not architecture.recurrent or _is_periodic(config.layer_types, None):
         return ""
     return (
-        "llama.cpp gives every n-th layer attention to the whole text and all others linear attention; the layers that "
-        "this model has left do not follow such a pattern (layer_types). Remove other layers."
+        "In llama.cpp, every n-th layer attends to the whole text and all others have linear attention; the layers "
+        "that this model has left do not follow such a pattern (layer_types). Remove other layers."
     )
 
 

@@ -48,7 +48,7 @@ def handler(demo):
                 assert set(updates) <= set(function.outputs)
                 named = {}
                 for part, value in updates.items():
-                    # States have no name of their own; what stands there first is the recipe.
+                    # States have no name of their own. The first one is the recipe.
                     named.setdefault(part.elem_id or part.get_block_name(), value)
                 yield named
 

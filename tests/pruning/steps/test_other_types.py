@@ -12,7 +12,7 @@ TEXT = pruning.Calibration(text="general", tokens=320, window=32)
 TRAINED = Distillation(steps=1, batch=2, text="story")
 
 APART = {
-    "mamba": [Layers(count=1)],  # Neurons that write through no projection into the residual stream.
+    "mamba": [Layers(count=1)],  # Neurons that do not write straight into the residual stream.
     "mamba2": [Layers(count=1), Weights(fraction=0.5)],  # No attention at all, and a limit that is infinite.
     "gemma3n_text": [Layers(count=1)],  # Four residual streams, and a size for each layer.
     "jamba": [Weights(fraction=0.5)],  # Parts that are called by keywords.
