@@ -18,25 +18,30 @@ SLIDER = "#neurons-fraction input[type=range]"
 WATCH = """(arguments) => {
     const [event, expression] = arguments;
     const read = new Function(`return (${expression})`);
-    window.measured = null;
     let start = null, before = read();
     document.addEventListener(event, () => { start ??= performance.now(); }, {capture: true, once: true});
-    const observer = new MutationObserver(() => {
-        const value = read();
-        if (start === null || !value || value === before) return;
-        window.measured = performance.now() - start;
-        observer.disconnect();
+    window.measured = new Promise((resolve) => {
+        const observer = new MutationObserver(() => {
+            const value = read();
+            if (start === null || !value || value === before) return;
+            observer.disconnect();
+            resolve(performance.now() - start);
+        });
+        observer.observe(document.body, {subtree: true, childList: true, attributes: true, characterData: true});
     });
-    observer.observe(document.body, {subtree: true, childList: true, attributes: true, characterData: true});
 }"""
-"""Runs in the page: measures from an input event to the moment when an expression has another value that is true."""
+"""Runs in the page: measures from an input event to the moment when an expression has another value that is true.
+
+Playwright's own waiting asks in every frame, which makes the browser draw 60 of them per second, on the processor that
+prunes.
+"""
 
 COUNT = "document.querySelector('#parameters-after')?.dataset.count"
 # What is pruned, as soon as that model has output anything beyond the prompt.
 FIRST_TOKEN = (
-    "(document.querySelector('#text-after')?.innerText.trim().length ?? 0)"
+    "(document.querySelector('#text-after')?.textContent.trim().length ?? 0)"
     " > document.querySelector('#prompt textarea').value.trim().length"
-    " && document.querySelector('#result-heading').innerText"
+    " && document.querySelector('#result-heading').textContent"
 )
 
 
@@ -79,5 +84,4 @@ def _milliseconds(page: "Page", event: str, expression: str, act: Callable[[], o
     """Measure the milliseconds from an input event to a changed value of an expression."""
     page.evaluate(WATCH, [event, expression])
     act()
-    page.wait_for_function("window.measured !== null")
     return page.evaluate("window.measured")

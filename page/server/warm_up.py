@@ -14,11 +14,12 @@ import gradio as gr
 from page.server.jobs import keep, recall
 from page.server.look_ups import look_up
 from page.server.session import log, pools, queues, user_message, visitor_of
-from page.store.defaults import first_tasks
+from page.store.defaults import PERCENTAGES, SAMPLING, default_recipe, first_tasks
+from page.store.keys import BUNDLED_PROMPTS
 from page.workers.messages import Done, Failed
 from page.workers.tasks import INTERACTIVE, LONG, LoadTask, Task, WarmUpTask
 from page.workers.workbench import Visitor
-from pruning import Neurons, Recipe, catalog
+from pruning import catalog
 from pruning.errors import Cancelled
 from pruning.loading.offline import is_offline
 from pruning.progress import Progress
@@ -27,7 +28,6 @@ IDLE_SECONDS = 5.0
 """How long the page waits after a visitor came, before it tries to make the next result."""
 
 LOAD = LoadTask(catalog.DEFAULT_MODEL)
-WARM_UP = WarmUpTask(Recipe(base=catalog.DEFAULT_MODEL, steps=(Neurons(fraction=0.2),)))
 
 
 class WarmUp:
@@ -55,9 +55,11 @@ class WarmUp:
         try:
             # One worker converts the model if that was not done yet; then the others find it in the cache.
             self._perform(LOAD, visitor)
-            look_up(catalog.DEFAULT_MODEL, visitor)
+            source = look_up(catalog.DEFAULT_MODEL, visitor).source
             self.shape_known.set()
-            while not self._perform(WARM_UP, visitor, give_way):
+            recipe = default_recipe(PERCENTAGES[0], source.revision)
+            warm_up = WarmUpTask(recipe, BUNDLED_PROMPTS[0], SAMPLING)
+            while not self._perform(warm_up, visitor, give_way):
                 time.sleep(1)
             for kind in (INTERACTIVE, LONG):
                 pools[kind].prepare(LOAD)

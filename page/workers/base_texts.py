@@ -15,16 +15,17 @@ class BaseTexts:
         self._texts: OrderedDict[tuple[str, Hashable], tuple[str, float]] = OrderedDict()
 
     def find(self, owner: str, asked: Hashable) -> str | None:
-        """Return a text that was kept.
+        """Return a text that was kept for an owner or for everyone.
 
         Args:
             owner: The name of the owner; empty for everyone.
             asked: What the text depends on: the base, the prompt and the sampling.
         """
-        if (found := self._texts.get((owner, asked))) is None:
-            return None
-        self.keep(owner, asked, found[0])
-        return found[0]
+        for name in (owner, ""):
+            if (found := self._texts.get((name, asked))) is not None:
+                self.keep(name, asked, found[0])
+                return found[0]
+        return None
 
     def keep(self, owner: str, asked: Hashable, text: str) -> None:
         """Keep a text, and drop the least recently used one if there are too many."""

@@ -125,13 +125,17 @@ class LoadTask(Task):
 
 @dataclass(frozen=True)
 class WarmUpTask(Task):
-    """Do ahead what the first visitor of a recipe would wait for."""
+    """Do ahead what the first visitors of a recipe and a prompt would wait for."""
 
     recipe: Recipe
+    prompt: Prompt
+    sampling: Sampling
 
     def perform(self, context: TaskContext) -> None:
-        """Load the base, calibrate and measure it."""
+        """Load the base, calibrate, measure it, prune it, and keep the base's answer for everyone."""
         context.workbench.warm_up(self.recipe, context.visitor, context.emit)
+        everyone = replace(context, visitor=replace(context.visitor, owner=""))
+        CompareTask(self.recipe, self.prompt, self.sampling).perform(everyone)
 
 
 @dataclass(frozen=True)

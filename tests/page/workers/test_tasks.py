@@ -46,6 +46,7 @@ from page.workers.tasks import (
     SweepTask,
     TaskContext,
     TokenLossTask,
+    WarmUpTask,
 )
 from page.workers.workbench import Visitor, Workbench
 from pruning import Access, Calibration, Distillation, Neurons, Recipe, Sampling
@@ -265,6 +266,23 @@ def test_the_base_answers_a_prompt_once_for_each_owner_until_they_leave(perform,
         replace(perform.context, visitor=theirs, emit=print)
     )
     assert asked[4:] == [2, 1]
+
+
+def test_the_warm_up_lets_the_base_answer_for_everyone(perform, monkeypatch):
+    repaired = Recipe(base="public", calibration=CALIBRATION, steps=(Neurons(fraction=0.25),))
+    perform(WarmUpTask(repaired, Prompt("Once"), Sampling(6)))
+    asked = []
+
+    def counted(all_models, *args, **settings):
+        asked.append(len(all_models))
+        return stream_together(all_models, *args, **settings)
+
+    monkeypatch.setattr("page.workers.tasks.stream_together", counted)
+    for name, prompt in [("ada:1", "Once"), ("bob:1", "Once"), ("bob:1", "Twice")]:
+        CompareTask(RECIPE, Prompt(prompt), Sampling(6)).perform(
+            replace(perform.context, visitor=Visitor(name), emit=print)
+        )
+    assert asked == [1, 1, 2]
 
 
 def test_a_distilled_model_is_compared_with_what_it_was_before_too(perform):

@@ -227,8 +227,8 @@ def test_what_cannot_be_a_name_is_refused(bench, name):
 
 def test_the_text_of_a_visitor_whose_leaving_was_missed_is_dropped(bench, monkeypatch):
     bench.base_texts.keep("ada:1", "asked", "Ada's")
-    bench.base_texts.keep("", "asked", "everyone's")
+    bench.base_texts.keep("", "asked by all", "everyone's")
     monkeypatch.setattr("page.workers.workbench.IDLE_SECONDS", -1.0)
     bench.load("public", Visitor())
     assert bench.base_texts.find("ada:1", "asked") is None
-    assert bench.base_texts.find("", "asked") == "everyone's"
+    assert bench.base_texts.find("ada:1", "asked by all") == "everyone's"
