@@ -46,7 +46,7 @@ class TrainingProgress(Progress):
 
     Attributes:
         seconds: Seconds of training so far.
-        seconds_left: Estimated seconds to the end; infinite before the first step.
+        seconds_left: Estimated seconds to the end; infinite before the first step of a training by steps.
         step: Optimizer steps done.
         tokens: Training tokens read.
         loss: The training loss of the last step; None before the first.

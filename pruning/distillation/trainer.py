@@ -203,16 +203,20 @@ class _Trainer:
             return
         self.clock, layers = Clock(state.seconds), {-1}
 
+        def show(evaluated: bool) -> None:
+            with self.clock.paused():
+                self.progress(self._event(self._share_done(), evaluated, "Refitting layers"))
+
         def report(event: Progress) -> None:
             state.seconds = self.clock.seconds
             self._pulse(self._share_done())
             if event.done not in layers:
                 layers.add(event.done)
-                with self.clock.paused():
-                    self.progress(self._event(self._share_done(), False, "Refitting layers"))
+                show(evaluated=False)
             if self.running.stopped:
                 raise EndEarly
 
+        show(evaluated=True)
         try:
             refit = reconstruct(
                 self.model, self.teacher, windows, self.origins, progress=report, epochs=0, kinds=(NEURON,)
@@ -359,7 +363,7 @@ class _Trainer:
             done=int(1000 * share),
             total=1000,
             seconds=state.seconds,
-            seconds_left=state.seconds * (1 / share - 1) if share else math.inf,
+            seconds_left=self._seconds_left(share),
             step=state.step,
             tokens=state.tokens,
             loss=state.loss,
@@ -394,6 +398,11 @@ class _Trainer:
             precision=str(self.dtype).removeprefix("torch."),
             curve=_perplexity_curve(state.curve),
         )
+
+    def _seconds_left(self, share: float) -> float:
+        if self.training.minutes is not None:
+            return max(0.0, (1 - share) * 60 * self.training.minutes)
+        return self.state.seconds * (1 / share - 1) if share else math.inf
 
 
 def _precision(training: Training, device: torch.device) -> torch.dtype:

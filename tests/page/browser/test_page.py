@@ -273,8 +273,8 @@ def test_distill_stops_with_the_best_and_continues_as_the_visitor_asks(visit, sm
     set_slider(page, "minutes", 10)
     page.click("#distill-start")
     page.wait_for_function(SOME_LAYERS, timeout=WORK)
+    assert page.is_visible("#distill-curve")
     page.click("#distill-stop")
-    page.wait_for_selector("#distill-curve:visible", timeout=WORK)
     page.wait_for_selector(
         "#distill-status .done, #distill-status .stopped, #distill-status .failed", timeout=WORK
     )

@@ -13,7 +13,7 @@ import pruning
 from pruning import Cancelled, Channels, Recipe, RecipeError
 from pruning.distillation.checkpoint import Checkpoint
 from pruning.distillation.data import TrainingTokens
-from pruning.distillation.progress import TrainingProgress
+from pruning.distillation.progress import EvalPoint, TrainingProgress
 from pruning.distillation.refit import MOST_TOKENS
 from pruning.distillation.settings import Training
 from pruning.distillation.trainer import distill
@@ -157,8 +157,8 @@ def stop_refitting(events, number):
 def test_a_refit_that_is_stopped_keeps_the_layers_that_are_done(student, data):
     events = []
     settings = Training(minutes=100, **QUICK | {"window": 256})
-    result = distill(student, trained().model, data, settings, progress=stop_refitting(events, 2))
-    assert [event.text for event in events[:2]] == 2 * ["Refitting layers"]
+    result = distill(student, trained().model, data, settings, progress=stop_refitting(events, 3))
+    assert [event.text for event in events[:3]] == 3 * ["Refitting layers"]
     note = result.note
     assert (note.ended, note.refit_tokens, note.steps) == ("stopped", MOST_TOKENS, 0)
     assert note.improved
@@ -173,13 +173,24 @@ def test_a_refit_that_is_stopped_keeps_the_layers_that_are_done(student, data):
 
 def test_a_refit_that_is_stopped_before_its_first_layer_leaves_the_student_itself(student, data):
     events = []
-    report = stop_refitting(events, 1)
+    report = stop_refitting(events, 2)
 
     result = distill(student, trained().model, data, Training(minutes=100, **QUICK), progress=report)
-    assert events[0].text == "Refitting layers"
-    assert len(events) == 2
+    assert events[1].text == "Refitting layers"
+    assert len(events) == 3
     assert result.model is student
     assert (result.note.ended, result.note.refit_tokens, result.note.steps) == ("stopped", 0, 0)
+
+
+def test_a_training_by_minutes_shows_where_it_begins_before_its_refit(student, data):
+    events = []
+    settings = Training(minutes=100, **QUICK)
+    distill(student, trained().model, data, settings, progress=stop_refitting(events, 2))
+    first, second = events[:2]
+    assert first.evaluated
+    assert first.curve == (EvalPoint(0.0, 0, first.perplexity_before),)
+    assert first.seconds_left == 6000
+    assert not second.evaluated
 
 
 def test_the_learning_rate_rises_after_the_refit(student, data, monkeypatch):
