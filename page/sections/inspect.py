@@ -277,7 +277,7 @@ def forget_influences() -> str:
 def build() -> InspectSection:
     """Lay the section out."""
     with gr.Column(visible=False, elem_id="inspect") as column:
-        gr.HTML("<h2>Look closer</h2>")
+        gr.HTML("<h2>Inspect</h2>")
         with gr.Tabs():
             with gr.Tab("Next word"):
                 next_tokens = _build_next_tokens()
