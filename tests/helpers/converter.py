@@ -11,10 +11,9 @@ from pruning.sharing.gguf import converter_child
 from pruning.sharing.gguf.types import converter_folder
 
 _FORKING = """
-import importlib.util, json, os, sys
-spec = importlib.util.spec_from_file_location("converter_child", sys.argv[1])
-child = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(child)
+import json, os, sys
+sys.path.append(sys.argv[1])
+from converter_child import child
 sys.path[:0] = [sys.argv[2], sys.argv[2] + "/gguf-py"]
 import conversion, gguf, transformers
 from transformers import AutoTokenizer
@@ -38,7 +37,8 @@ class ForkingConverter:
     """A process that has imported the converter, and forks for each conversion."""
 
     def __enter__(self) -> "ForkingConverter":
-        arguments = [sys.executable, "-I", "-c", _FORKING, converter_child.__file__, str(converter_folder())]
+        folder = Path(converter_child.__file__).parents[1]
+        arguments = [sys.executable, "-I", "-c", _FORKING, str(folder), str(converter_folder())]
         self._process = subprocess.Popen(
             arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
@@ -54,7 +54,7 @@ class ForkingConverter:
         Args:
             folder: The folder that holds it.
             output: The file to write.
-            type: `f16` or `bf16`.
+            type: `f16`, `bf16` or `f32`.
             facts: Additional metadata to write, by key.
 
         Returns:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,26 @@ READER_MEMORY = 4 * 2**30
 READER_SECONDS = 1800
 
 _CHILD = Path(__file__).with_name("llama_child.py")
+
+
+class ResultsDiffer(ModelError):
+    """llama.cpp computes something else with a file of 16-bit weights than transformers with its model.
+
+    Attributes:
+        largest: The largest difference of a log-probability.
+        by_rounding: Whether it computes the same with all bits of the weights.
+    """
+
+    def __init__(self, message: str, largest: float, *, by_rounding: bool = False) -> None:
+        """Create an error.
+
+        Args:
+            message: What the user is told.
+            largest: The largest difference of a log-probability.
+            by_rounding: Whether llama.cpp computes the same with all bits of the weights.
+        """
+        super().__init__(message)
+        self.largest, self.by_rounding = largest, by_rounding
 
 
 @dataclass(frozen=True)
@@ -93,6 +113,44 @@ def compare(
     ratio = perplexity_ratio(passages, computed[count:])
     _check_ratio(expected.name, kind, ratio)
     return Comparison(differences, ratio)
+
+
+def compare_16_bits(
+    file: Path,
+    expected: Expectation,
+    kind: GGUFType,
+    progress: Reporter,
+    convert_exactly: Callable[[Path], object],
+) -> Comparison:
+    """Compare a file of 16-bit weights, and if it differs, say whether rounding alone is the cause.
+
+    Args:
+        file: A GGUF file.
+        expected: What it has to give.
+        kind: Its type.
+        progress: Is called with each stage.
+        convert_exactly: Writes a file of the same model with 32-bit weights. It is compared and removed.
+
+    Raises:
+        ModelError: As `compare`.
+    """
+    try:
+        return compare(file, expected, kind, progress)
+    except ResultsDiffer as difference:
+        exact = file.with_name("exact.gguf")
+        try:
+            convert_exactly(exact)
+            compare(exact, expected, kind, progress)
+        except ModelError:
+            raise difference from None
+        finally:
+            exact.unlink(missing_ok=True)
+        raise ResultsDiffer(
+            f"{difference} With all 32 bits of its weights it computes the same, so that rounding to {kind.name} is "
+            "the cause. In a mixture, it gives a token whose experts score almost alike other experts.",
+            difference.largest,
+            by_rounding=True,
+        ) from None
 
 
 def difference(prompt: Prompt, computed: Sequence[Sequence[float]]) -> Difference:
@@ -194,11 +252,12 @@ def _check_differences(name: str, kind: GGUFType, differences: Sequence[Differen
             f"{worst.mean:.2f} on average and by up to {worst.largest:.2f}, and {kind.mean:g} and {kind.largest:g} are "
             "allowed. Choose a type with more bits."
         )
-    raise ModelError(
+    raise ResultsDiffer(
         f"{_REFUSED} llama.cpp computes something else with it than transformers with {name}. After a text of "
         f"{worst.tokens} tokens, the log-probability of a next token differs by up to {worst.largest:.3f} and by "
         f"{worst.mean:.3f} on average, and {kind.largest:g} and {kind.mean:g} are allowed for {kind.name}."
-        f"{_cause(kind, differences, worst)}"
+        f"{_cause(kind, differences, worst)}",
+        worst.largest,
     )
 
 
@@ -212,10 +271,6 @@ def _check_ratio(name: str, kind: GGUFType, ratio: float) -> None:
 
 def _cause(kind: GGUFType, differences: Sequence[Difference], worst: Difference) -> str:
     """Say where a difference comes from, as far as the differences of other lengths of text show it."""
-    if all(each.mean <= kind.mean for each in differences):
-        return (
-            " Few tokens differ, so it may be that 16 bits round off too much of this model's large values."
-        )
     right = [each.tokens for each in differences if each.is_within(kind)]
     if right and max(right) < worst.tokens:
         return (

@@ -23,7 +23,8 @@ CONVERTER_MEMORY = 16 * 2**30
 CONVERTER_SECONDS = 900
 """Seconds of computing that the converter may take, besides one for each megabyte of the weights."""
 
-_CHILD = Path(__file__).with_name("converter_child.py")
+_LAUNCH = "import sys; sys.path.append(sys.argv.pop(1)); from converter_child.child import main; main()"
+"""Imports that package by itself, so that the process imports nothing else of Secateur."""
 
 
 def convert(
@@ -34,7 +35,7 @@ def convert(
     Args:
         folder: A folder that holds a saved model.
         output: The file to write.
-        type: `f16` or `bf16`.
+        type: `f16`, `bf16` or `f32`.
         notes: A folder for files that the converter reads and writes besides.
         facts: Additional metadata to write, by key.
         progress: Is called with each stage.
@@ -50,7 +51,8 @@ def convert(
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     limits = CONVERTER_MEMORY + 8 * size, CONVERTER_SECONDS + size // 10**6, os.getpid()
     command = [
-        *(sys.executable, "-I", str(_CHILD), *map(str, limits), str(converter_folder()), str(extra)),
+        *(sys.executable, "-I", "-c", _LAUNCH, str(Path(__file__).parent)),
+        *(*map(str, limits), str(converter_folder()), str(extra)),
         *("--outtype", type, "--outfile", str(output), "--metadata", str(described), str(folder)),
     ]
     with _child(command, log) as process:

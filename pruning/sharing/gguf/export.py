@@ -16,7 +16,7 @@ from pruning.progress import Progress, Reporter, silent
 from pruning.recipe import Recipe
 from pruning.saving.code_free import check_code_free
 from pruning.saving.provenance import read_safetensors_metadata
-from pruning.sharing.gguf.compare import Comparison, Difference, compare
+from pruning.sharing.gguf.compare import Comparison, Difference, compare, compare_16_bits
 from pruning.sharing.gguf.convert import convert
 from pruning.sharing.gguf.expect import Expectation, expect
 from pruning.sharing.gguf.k_quants import packing_function
@@ -166,7 +166,13 @@ def _write(
     # The converter treats braces in a file's name as placeholders.
     converted = work / "model.gguf"
     convert(folder, converted, first.name, work, facts, progress)
-    comparison = compare(converted, expected, first, progress)
+    comparison = compare_16_bits(
+        converted,
+        expected,
+        first,
+        progress,
+        lambda exact: convert(folder, exact, "f32", work, facts, progress),
+    )
     if not kind.is_quantized:
         return converted, comparison
     rounded = work / "rounded.gguf"

@@ -3,99 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pruning.sharing.gguf.converter_child import layer_period
+from pruning.sharing.gguf.architectures import ARCHITECTURES, Architecture
+from pruning.sharing.gguf.converter_child.config_keys import layer_period, leading_period
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 
-_SILU = ("silu", "swish")
-_GELU = ("gelu_new", "gelu_pytorch_tanh", "gelu")
-_TANH_GELU = ("gelu_pytorch_tanh",)
-
 _INSTEAD = "Run it with transformers instead."
 """What a user can do about what no other cut would change."""
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """What one of llama.cpp's architectures computes, whatever the metadata of a file says.
-
-    Attributes:
-        activations: The names of its activation function.
-        windows: Whether some of its layers read through a sliding window.
-        biased: Whether its attention may have a bias after it.
-        untied: Whether input and output may have a matrix each.
-        largest: The number of layers by which it recognizes a model that scales attention scores by its channels.
-        fixed: Other keys of a config, each with the one value that it computes.
-        needed: Keys of a config that must have a value.
-        period: It gives each n-th layer, and no other, the whole text; None if the file says which.
-        recurrent: Whether all layers but each n-th have linear attention.
-        unrotated: It turns the queries and keys of all layers but each n-th; None if of all.
-        fewest: The least number of layers that it opens.
-        chunk: The number of tokens of each chunk that layers attend within; None if they do not.
-        kinds: The kinds of layers of which it needs at least one each.
-        mixtures: Whether each layer must have experts.
-    """
-
-    activations: Sequence[str] = _SILU
-    windows: bool = False
-    biased: bool = False
-    untied: bool = True
-    largest: int | None = None
-    fixed: Mapping[str, Any] = field(default_factory=dict)
-    needed: Sequence[str] = ()
-    period: int | None = None
-    recurrent: bool = False
-    unrotated: int | None = None
-    fewest: int = 1
-    chunk: int | None = None
-    kinds: Sequence[str] = ()
-    mixtures: bool = False
-
-
-_ARCHITECTURES: Mapping[str, Architecture] = {
-    "gpt2": Architecture(
-        _GELU, biased=True, fixed={"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False}
-    ),
-    "gpt_neox": Architecture(_GELU, biased=True, fixed={"attention_bias": True}),
-    "llama": Architecture(biased=True),
-    "mistral": Architecture(biased=True),
-    "qwen2": Architecture(biased=True),
-    "qwen3": Architecture(),
-    "phi3": Architecture(),
-    "gemma2": Architecture(
-        _TANH_GELU,
-        windows=True,
-        untied=False,
-        largest=46,
-        needed=("attn_logit_softcapping", "final_logit_softcapping"),
-    ),
-    "gemma3_text": Architecture(
-        _TANH_GELU,
-        windows=True,
-        largest=62,
-        fixed={"attn_logit_softcapping": None, "use_bidirectional_attention": False},
-    ),
-    "exaone4": Architecture(),
-    "qwen3_next": Architecture(recurrent=True),
-    "qwen3_5_text": Architecture(recurrent=True),
-    "qwen3_5_moe_text": Architecture(recurrent=True),
-    "cohere2": Architecture(windows=True, period=4),
-    "smollm3": Architecture(unrotated=4),
-    "starcoder2": Architecture(_GELU, biased=True),
-    "phi": Architecture(_GELU, fixed={"qk_layernorm": False}),
-    "falcon": Architecture(_GELU, fixed={"parallel_attn": True, "alibi": False, "bias": False}),
-    "qwen2_moe": Architecture(mixtures=True, fixed={"norm_topk_prob": False}),
-    "qwen3_moe": Architecture(mixtures=True, fixed={"norm_topk_prob": True}),
-    "lfm2": Architecture(kinds=("conv", "full_attention"), fixed={"conv_bias": False}),
-    # Without a layer that attends to everything, llama.cpp ends in a failed assertion.
-    "llama4_text": Architecture(unrotated=4, fewest=4, chunk=8192),
-}
-"""By the model type that transformers has for it. Of other types nothing is known until their file is compared."""
 
 
 def limit_of(config: PreTrainedConfig) -> str:
@@ -103,7 +21,7 @@ def limit_of(config: PreTrainedConfig) -> str:
 
     What is not known here is found when the file is opened and compared.
     """
-    architecture = _ARCHITECTURES.get(config.model_type)
+    architecture = ARCHITECTURES.get(config.model_type)
     if (reason := _yarn(config)) or architecture is None:
         return reason
     return next(filter(None, (check(config, architecture) for check in _CHECKS)), "")
@@ -123,6 +41,15 @@ def _yarn(config: PreTrainedConfig) -> str:
                 f"not to (rope_parameters, truncate: {each['truncate']}). {_INSTEAD}"
             )
     return ""
+
+
+def _packing(config: PreTrainedConfig, architecture: Architecture) -> str:
+    if not architecture.packed:
+        return ""
+    return (
+        f"llama.cpp's converter reads experts of models of type {config.model_type} in 4 bits alone (MXFP4), as they "
+        f"are published, and those of a model that can be cut have 16 or 32. {_INSTEAD}"
+    )
 
 
 def _activation(config: PreTrainedConfig, architecture: Architecture) -> str:
@@ -146,20 +73,28 @@ def _window(config: PreTrainedConfig, architecture: Architecture) -> str:
             f"and the config of this one says {window:,} (attention_chunk_size). {_INSTEAD}"
         )
     kinds: Sequence[str] = getattr(config, "layer_types", None) or ("sliding_attention",)
-    if "sliding_attention" not in kinds:
+    if "sliding_attention" not in kinds and architecture.period is None:
         return ""
-    if not architecture.windows:
+    if architecture.windows == "none":
         return (
             f"llama.cpp has no sliding window for models of type {config.model_type}, so that texts of more than "
             f"{window:,} tokens (sliding_window) would continue differently. {_INSTEAD}"
         )
-    if not _is_periodic(kinds, architecture.period):
-        number = "n-" if architecture.period is None else architecture.period
-        return (
-            f"llama.cpp gives every {number}th layer the whole text and all others a sliding window; the layers that "
-            "this model has left do not follow such a pattern. Remove other layers."
+    if architecture.windows == "any":
+        return ""
+    if architecture.windows == "but first":
+        follows, layers = bool(leading_period(kinds)), "the first layer and every n-th after it"
+    else:
+        follows, layers = (
+            _is_periodic(kinds, architecture.period),
+            f"every {architecture.period or 'n-'}th layer",
         )
-    return ""
+    if follows:
+        return ""
+    return (
+        f"llama.cpp gives {layers} the whole text and all others a sliding window; the layers that this model has "
+        "left do not follow such a pattern (layer_types). Remove other layers."
+    )
 
 
 def _is_periodic(kinds: Sequence[str], period: int | None) -> bool:
@@ -233,6 +168,52 @@ def _needed(config: PreTrainedConfig, architecture: Architecture) -> str:
     return ""
 
 
+def _groups(config: PreTrainedConfig, architecture: Architecture) -> str:
+    heads, groups = config.num_attention_heads, getattr(config, "num_key_value_heads", None)
+    if architecture.grouped or groups in (None, heads):
+        return ""
+    return (
+        f"In llama.cpp, each head has keys and values of its own in models of type {config.model_type}, and {heads} "
+        f"heads share {groups} in this one (num_key_value_heads). {_INSTEAD}"
+    )
+
+
+def _keys(config: PreTrainedConfig, architecture: Architecture) -> str:
+    own = config.num_hidden_layers - getattr(config, "num_kv_shared_layers", 0)
+    if architecture.keyed in (None, own):
+        return ""
+    return (
+        f"In llama.cpp, the first {architecture.keyed} layers of models of type {config.model_type} have keys and "
+        f"values of their own, and {own} of this one do (num_kv_shared_layers). Keep these layers, or run it with "
+        "transformers."
+    )
+
+
+def _rotations(config: PreTrainedConfig, architecture: Architecture) -> str:
+    if not architecture.one_rotation or "sliding_attention" not in config.layer_types:
+        return ""
+    full, sliding = (
+        config.rope_parameters[f"{kind}_attention"]["rope_theta"] for kind in ("full", "sliding")
+    )
+    if full == sliding:
+        return ""
+    return (
+        f"llama.cpp rotates queries and keys of all layers of models of type {config.model_type} by one base, and the "
+        f"config of this one says {full:g}, and {sliding:g} for layers with a sliding window (rope_parameters, "
+        f"rope_theta). {_INSTEAD}"
+    )
+
+
+def _indexer(config: PreTrainedConfig, architecture: Architecture) -> str:
+    least, size = architecture.indexer, getattr(config, "index_head_dim", None)
+    if not least or not size or (size >= least and size.bit_count() == 1):
+        return ""
+    return (
+        f"llama.cpp opens models of type {config.model_type} if the size of their indexers' heads is a power of two "
+        f"and at least {least}, and the config of this one says {size} (index_head_dim). {_INSTEAD}"
+    )
+
+
 def _rotation(config: PreTrainedConfig, architecture: Architecture) -> str:
     step = architecture.unrotated
     if step is None:
@@ -288,6 +269,7 @@ def _experts(config: PreTrainedConfig, architecture: Architecture) -> str:
 
 
 _CHECKS: tuple[Callable[[PreTrainedConfig, Architecture], str], ...] = (
+    _packing,
     _activation,
     _window,
     _recurrence,
@@ -297,6 +279,10 @@ _CHECKS: tuple[Callable[[PreTrainedConfig, Architecture], str], ...] = (
     _fixed,
     _needed,
     _layers,
+    _groups,
+    _keys,
     _rotation,
+    _rotations,
+    _indexer,
     _experts,
 )

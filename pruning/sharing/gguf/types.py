@@ -207,12 +207,16 @@ def _convertible_architectures(folder: Path) -> Mapping[str, str]:
     raise ModelError("The converter to GGUF has another form than expected. Install 'secateur[gguf]' again.")
 
 
+def is_convertible(model_type: str) -> bool:
+    """Return whether llama.cpp's converter knows a type of model."""
+    classes = transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    return classes.get(model_type) in _convertible_architectures(converter_folder())
+
+
 def check_known(shape: Shape) -> None:
     """Raise `ModelError` if llama.cpp cannot express a model, with what is in the way."""
-    known = _convertible_architectures(converter_folder())
     family = shape.anatomy.family
-    classes = transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    if classes.get(family.model_type) not in known:
+    if not is_convertible(family.model_type):
         raise ModelError(f"llama.cpp's converter does not know {family.title} models.")
     if reason := limit_of(shape.config):
         raise ModelError(reason)

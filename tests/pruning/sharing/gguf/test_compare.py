@@ -3,6 +3,7 @@
 import math
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +11,13 @@ import torch
 import pruning
 from pruning.progress import silent
 from pruning.sharing.gguf import GGUF_TYPES, export_and_compare
-from pruning.sharing.gguf.compare import Difference, compare, perplexity_ratio
+from pruning.sharing.gguf.compare import (
+    Difference,
+    ResultsDiffer,
+    compare,
+    compare_16_bits,
+    perplexity_ratio,
+)
 from pruning.sharing.gguf.expect import Prompt, expect, prompt_lengths
 from pruning.sharing.gguf.quantize import quantize
 from pruning.sharing.gguf.usage import run_lines
@@ -142,3 +149,31 @@ def test_values_too_large_for_sixteen_bits(tmp_path):
     loaded("llama").tokenizer.save_pretrained(tmp_path / "model")
     with pytest.raises(pruning.ModelError, match="too large for 16 bits"):
         export_and_compare(tmp_path / "model", tmp_path / "model.gguf")
+
+
+@pytest.mark.usefixtures("converted_quickly")
+def test_rounding_alone_is_told_from_another_computation(tmp_path):
+    """A large output matrix makes small errors of weights large."""
+    model = tiny("llama")
+    with torch.no_grad():
+        model.get_parameter("lm_head.weight").mul_(20)
+        for layer in range(model.config.num_hidden_layers):  # Its cache has 16 bits too.
+            model.get_parameter(f"model.layers.{layer}.self_attn.o_proj.weight").mul_(0.01)
+    model.save_pretrained(tmp_path / "model")
+    loaded("llama").tokenizer.save_pretrained(tmp_path / "model")
+    with pytest.raises(ResultsDiffer, match="so that rounding to f16 is the cause") as refused:
+        export_and_compare(tmp_path / "model", tmp_path / "model.gguf")
+    assert refused.value.by_rounding
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["model"]
+
+
+def test_another_computation_is_not_blamed_on_rounding(place, expected, tmp_path):
+    other = pruning.load(str(place / "cut"))
+    with torch.no_grad():
+        other.model.get_parameter("model.layers.1.mlp.down_proj.weight")[:, 0] *= -1
+    changed = expect(other.model, other.tokenizer, "cut", silent)
+    file = shutil.copy(place / "cut.gguf", tmp_path)
+    with pytest.raises(ResultsDiffer) as refused:
+        compare_16_bits(Path(file), changed, F16, silent, lambda exact: shutil.copy(file, exact))
+    assert not refused.value.by_rounding
+    assert [each.name for each in tmp_path.iterdir()] == ["cut.gguf"]

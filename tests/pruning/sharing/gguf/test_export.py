@@ -244,7 +244,8 @@ def fake_converter(tmp_path, monkeypatch):
     package.mkdir()
     (package / "convert_hf_to_gguf.py").write_text(FAKE_CONVERTER)
     monkeypatch.setattr(convert, "converter_folder", lambda: package)
-    monkeypatch.setattr(export_module, "compare", lambda *arguments: Comparison(()))
+    for name in ("compare", "compare_16_bits"):
+        monkeypatch.setattr(export_module, name, lambda *arguments: Comparison(()))
     monkeypatch.setattr(export_module, "open_gguf", lambda file: SimpleNamespace(fields={}, tensors=[]))
     monkeypatch.setenv("SECATEUR_TEST_OUTPUT", str(tmp_path / "facts.json"))
     return tmp_path / "facts.json"
