@@ -23,10 +23,10 @@ from pruning.architectures.shape import Shape
 from pruning.architectures.tiny_model import random_model
 from pruning.errors import ModelError, PruningError
 from pruning.sharing.gguf import GGUF_TYPES, gguf_types
-from pruning.sharing.gguf.compare import compare
+from pruning.sharing.gguf.compare import ResultsDiffer, compare, compare_16_bits
 from pruning.sharing.gguf.expect import expect
 from pruning.sharing.gguf.quantize import quantize
-from pruning.sharing.gguf.types import check_known
+from pruning.sharing.gguf.types import is_convertible
 from tests.helpers.converter import ForkingConverter
 from tests.helpers.models import FAMILIES, WITH_BOS, small_config, tiny, tokenizer
 
@@ -65,24 +65,49 @@ VARIANTS = {
 OTHERS = "others"
 """Stands for the types that the table of families has no line for and llama.cpp knows."""
 
+_SECTIONS = {
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25}
+    | {"mrope_section": [1, 1, 0], "mrope_interleaved": True}
+}
+_EACH_FOURTH = [*3 * ["sliding_attention"], "full_attention"]
+
 OPTIONS_OF_OTHERS: Mapping[str, Mapping[str, Any]] = {
-    "cohere2": {"num_hidden_layers": 8, "layer_types": [*3 * ["sliding_attention"], "full_attention"] * 2},
+    "afmoe": {"num_hidden_layers": 4, "layer_types": _EACH_FOURTH, "mup_enabled": True},
+    "cohere2": {"num_hidden_layers": 8, "layer_types": _EACH_FOURTH * 2},
+    "deepseek_v32": {"index_head_dim": 64, "index_topk": 2048},
+    "dots1": {"num_key_value_heads": 4},
     "exaone4": {"sliding_window": None, "layer_types": ["full_attention"] * 4},
     "falcon_mamba": {"intermediate_size": 128},
     "gemma4_text": {"vocab_size_per_layer_input": len(tokenizer())},
+    "glm_moe_dsa": {"index_head_dim": 64, "index_topk": 2048},
     "gpt_oss": {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
+    "laguna": {
+        "num_hidden_layers": 5,
+        "num_attention_heads_per_layer": [4, 8, 8, 8, 4],
+        "mlp_layer_types": ["dense", *4 * ["sparse"]],
+        "layer_types": ["full_attention", *3 * ["sliding_attention"], "full_attention"],
+    },
     "llama4_text": {"num_hidden_layers": 5, "attention_chunk_size": 8192},
     "mamba": {"intermediate_size": 128},
+    "minicpm3": {"dim_model_base": 256},
+    "mimo_v2_flash": {"head_dim": 24},
+    "olmoe": {"num_key_value_heads": 4},
     "phi": {"num_key_value_heads": 4},
-    "qwen3_5_text": {
-        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25}
-        | {"mrope_section": [1, 1, 0], "mrope_interleaved": True}
-    },
+    "qwen3_5_moe_text": _SECTIONS,
+    "qwen3_5_text": _SECTIONS,
     "qwen3_moe": {"norm_topk_prob": True},
+    "qwen3_next": {"linear_key_head_dim": 32, "linear_value_head_dim": 32},
     "smollm3": {"num_hidden_layers": 8},
     "starcoder2": {"sliding_window": None},
 }
 """What differs from the small models of these types: what llama.cpp can express."""
+
+NOT_CUT, ROUNDED, OTHER = "–", "≈", "≠"
+"""Cells for what Secateur does not cut, and files that are refused: for rounding to 16 bits alone, or not."""
+SHOWN = f"0123456789{NOT_CUT}{ROUNDED}{OTHER}"
+"""What begins a cell that is not a reason below the table."""
+MOST_IN_ROWS = 20
+"""Of more types, each has one row."""
 
 _QUICK: dict[str, Any] = {"criterion": "l2", "repair": False}
 
@@ -129,24 +154,35 @@ def main(families: Sequence[str], types: Sequence[str]) -> None:
                 if name == "experts" and not has_experts:
                     continue
                 found = _cell(base, steps, types, Path(place) / "work", converter)
-                cells = [each if isinstance(each, str) else f"{each:.3f}" for each in found]
                 shown = [
-                    f"({reasons.setdefault(cell, len(reasons) + 1)})" if not cell[0].isdigit() else cell
-                    for cell in cells
+                    cell if cell[0] in SHOWN else f"({reasons.setdefault(cell, len(reasons) + 1)})"
+                    for cell in found
                 ]
                 rows.append([family, name, *shown])
                 print("  ", family, name, *shown, flush=True)
-    table("the largest difference of a log-probability, or the reason", ["family", "step", *types], rows)
+    title = "the largest difference of a log-probability, or the reason"
+    if len({family for family, *_ in rows}) > MOST_IN_ROWS:
+        table(f"{title}: {' / '.join(types)}", ["type", *_steps(times)], _by_type(rows, [*_steps(times)]))
+    else:
+        table(title, ["family", "step", *types], rows)
     for reason, number in reasons.items():
         print(f"({number}) {reason}")
+
+
+def _by_type(rows: Sequence[Sequence[str]], steps: Sequence[str]) -> list[list[str]]:
+    """Return one row for each type with a cell for each step, which holds one value if all its values are equal."""
+    found: dict[str, dict[str, str]] = {}
+    for family, step, *cells in rows:
+        found.setdefault(family, {})[step] = cells[0] if len({*cells}) == 1 else " / ".join(cells)
+    return [[family, *(cells.get(step, "") for step in steps)] for family, cells in found.items()]
 
 
 def _others() -> list[str]:
     """Return the types that llama.cpp knows and the table of families does not."""
     found = []
-    for name in sorted({*known_types()} - {*FAMILIES}):
+    for name in filter(is_convertible, sorted({*known_types()} - {*FAMILIES})):
         with suppress(ModelError):
-            check_known(Shape.of(small_config(name, **OPTIONS_OF_OTHERS.get(name, {}))))
+            Shape.of(small_config(name, **OPTIONS_OF_OTHERS.get(name, {})))
             found.append(name)
     return found
 
@@ -174,8 +210,8 @@ def _base(family: str, place: Path, times: int) -> tuple[Path, bool]:
 
 def _cell(
     base: Path, steps: Sequence[Any], types: Sequence[str], work: Path, converter: ForkingConverter
-) -> list[float | str]:
-    """Return for each type the largest difference, or why it is refused."""
+) -> list[str]:
+    """Return for each type the largest difference, or why there is no file."""
     with tempfile.TemporaryDirectory(prefix=work.name, dir=work.parent) as place:
         folder = base
         if steps:
@@ -186,15 +222,15 @@ def _cell(
                     steps=list(steps),
                 )
                 folder = pruning.run(recipe, evaluate=False).save(Path(place) / "model")
-            except PruningError as error:
-                return [f"cannot be cut: {error}"] * len(types)
+            except PruningError:
+                return [NOT_CUT] * len(types)
         loaded = pruning.load(str(folder))
         obstacles = gguf_types(Shape.of(loaded.model.config))
         if obstacles["f16"]:
             return [obstacles["f16"]] * len(types)
         file = Path(place) / "model.gguf"
         expected = expect(loaded.model, loaded.tokenizer, "the model", lambda _: None)
-        found: list[float | str] = []
+        found: list[str] = []
         try:
             if last := converter.convert(folder, file, "f16", {}):
                 raise PruningError(f"The converter could not read the model: {last}")
@@ -203,11 +239,20 @@ def _cell(
                 if obstacles[kind]:
                     found.append(obstacles[kind])
                     continue
-                if kind != "f16":
+                if kind == "f16":
+                    comparison = compare_16_bits(
+                        *(file, expected, GGUF_TYPES[kind], lambda _: None),
+                        lambda exact: converter.convert(folder, exact, "f32", {}),
+                    )
+                else:
                     written = Path(place) / f"{kind}.gguf"
                     quantize(file, written, kind, lambda _: None)
-                comparison = compare(written, expected, GGUF_TYPES[kind], lambda _: None)
-                found.append(max(each.largest for each in comparison.differences))
+                    comparison = compare(written, expected, GGUF_TYPES[kind], lambda _: None)
+                found.append(f"{max(each.largest for each in comparison.differences):.3f}")
+        except ResultsDiffer as error:
+            found += [f"{ROUNDED if error.by_rounding else OTHER} {error.largest:.3f}"] * (
+                len(types) - len(found)
+            )
         except PruningError as error:
             found += [str(error)] * (len(types) - len(found))
         return found
