@@ -67,6 +67,13 @@ def convert(
         raise _explain(log.read_text(encoding="utf-8", errors="replace"), folder)
 
 
+_REASONS = {
+    r"KeyError: '([\w.]+)'": "it expects {} in the config, which is not there",
+    r"Can not map tensor '([\w.]+)'": "it has no place for the tensor {}",
+}
+"""What its last line says, each with what a user is told."""
+
+
 @contextmanager
 def _child(command: Sequence[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """Run a command without our secrets and offline; kill it, and what it started, when the block ends."""
@@ -98,7 +105,10 @@ def _explain(log: str, folder: Path) -> Exception:
         )
     if refused := re.search(r"^REFUSED (.+)$", log, re.MULTILINE):
         return ModelError(f"{folder.name} cannot be exported to GGUF: {refused[1]}.")
-    said = last_line(log) or "nothing"
+    said = last_line(log)
+    for pattern, reason in _REASONS.items():
+        if found := re.search(pattern, said):
+            return ModelError(f"llama.cpp's converter cannot read {folder.name}: {reason.format(found[1])}.")
     return ModelError(
-        f"llama.cpp's converter could not read {folder.name}. The last line that it printed is: {said}"
+        f"llama.cpp's converter could not read {folder.name}. The last line that it printed is: {said or 'nothing'}"
     )

@@ -263,6 +263,24 @@ def test_the_converter_gets_limits_and_no_secrets(folder, fake_converter, tmp_pa
     assert facts["arguments"][1:3] == ["--outtype", "f16"]
 
 
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("raise KeyError('head_dim')", "cannot read model: it expects head_dim in the config"),
+        (
+            "raise ValueError(\"Can not map tensor 'a.b.weight'\")",
+            "it has no place for the tensor a.b.weight.",
+        ),
+        ("raise OSError('a thing')", "The last line that it printed is: OSError: a thing"),
+    ],
+)
+def test_why_the_converter_stopped_is_told(line, told, folder, fake_converter):
+    converter = convert.converter_folder() / "convert_hf_to_gguf.py"
+    converter.write_text(line)
+    with pytest.raises(pruning.ModelError, match=re.escape(told)):
+        export(folder, fake_converter.with_name("model.gguf"))
+
+
 def test_a_cancelled_export_kills_all_that_the_converter_started(
     folder, fake_converter, tmp_path, monkeypatch
 ):
