@@ -20,7 +20,7 @@ from pruning.architectures.tiny_model import random_model
 from pruning.repair.reconstruction import reconstruct
 from pruning.surgery import cut
 from pruning.text.tokens import Windows
-from tests.helpers.models import FAMILIES, config, tokenizer
+from tests.helpers.models import FAMILIES, config, save_type, tokenizer
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -135,6 +135,16 @@ def reconstructed(name):
     small = random_model(probe_config(default_config(name)))
     fitting, other, heldout = torch.randint(4, 20, (3, 24))
     return reconstruct(small, small, Windows((fitting, other), (heldout,)), epochs=1)
+
+
+@pytest.mark.parametrize("name", ["dots1", "mixtral", "qwen3_moe"])
+def test_a_mixture_that_lost_some_of_its_heads_can_lose_more(name, tmp_path):
+    """With three heads and three groups, the small model that tries out its experts had three and two."""
+    sizes = {"num_attention_heads": 3, "num_key_value_heads": 3, "head_dim": 16}
+    folder = save_type(tmp_path / "base", name, **sizes)
+    step = pruning.Heads(groups=1, repair=False)
+    pruned = pruning.run(pruning.Recipe(base=str(folder), steps=[step]), evaluate=False)
+    assert pruned.model.config.num_attention_heads == 2
 
 
 @pytest.mark.parametrize(
