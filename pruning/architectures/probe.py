@@ -354,7 +354,9 @@ def _consistent(real: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str,
         fixed["num_key_value_heads"] = GROUPS
     if "kv_lora_rank" in real and "num_key_value_heads" in real:  # Latent attention: no groups.
         fixed["num_key_value_heads"] = HEADS
-    heads, groups = ((values | fixed).get(key) for key in ("num_attention_heads", "num_key_value_heads"))
+    heads, groups = (
+        fixed.get(key, values.get(key)) for key in ("num_attention_heads", "num_key_value_heads")
+    )
     if isinstance(heads, int) and isinstance(groups, int) and heads % groups:
         fixed["num_attention_heads"] = HEADS
     return fixed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -218,12 +219,23 @@ def unreadable(name: str, answer: Mapping[str, Any]) -> str:
     log = " ".join(answer["log"])
     if "wrong number of tensors" in log:
         reason = f"its architecture in llama.cpp has no place for some of the tensors of {name}"
-    elif "wrong shape" in log or "has wrong shape" in log:
+    elif "wrong shape" in log:
+        shapes = re.search(r"tensor '([\w.]+)' has wrong shape; expected ([\d ,]+), got ([\d ,]+)", log)
         reason = f"its architecture in llama.cpp derives sizes from one another that {name} does not have"
+        if shapes:
+            reason += f" ({shapes[1]}: {_shape(shapes[2])} in place of {_shape(shapes[3])})"
     else:
         told = [line.split("error loading model: ")[-1] for line in answer["log"]]
         reason = f"{answer['error']} ({told[0][:200]})" if told else str(answer["error"])
     return f"llama.cpp does not open it: {reason}"
+
+
+def _shape(printed: str) -> str:
+    """Return a shape as llama.cpp prints it, without the ones at its end."""
+    sizes = re.findall(r"\d+", printed)
+    while len(sizes) > 1 and sizes[-1] == "1":
+        sizes.pop()
+    return " × ".join(sizes)
 
 
 def _check_tokens(expected: Expectation, found: Sequence[Sequence[int]]) -> None:

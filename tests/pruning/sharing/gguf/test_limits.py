@@ -269,6 +269,12 @@ def test_what_is_not_known_yet_is_told_by_the_last_line_of_the_program(family, r
     assert "/" not in str(error.value)
 
 
+def test_sizes_that_llama_cpp_derives_from_others_are_named(tmp_path):
+    folder = save_kind(tmp_path / "model", "cohere", {"head_dim": 16})
+    with pytest.raises(pruning.ModelError, match=r"blk\.0\.attn_q\.weight: 32 × 32 in place of 32 × 64"):
+        export_and_compare(folder, tmp_path / "a.gguf")
+
+
 def test_a_last_line_has_no_path_and_no_end():
     line = last_line(
         "first\nOSError: '/home/me/model/a.safetensors' is 1/2 read, and/or wrong\n\nWriting: 3%\r"
