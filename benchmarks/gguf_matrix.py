@@ -87,6 +87,7 @@ OPTIONS_OF_OTHERS: Mapping[str, Mapping[str, Any]] = {
         "mlp_layer_types": ["dense", *4 * ["sparse"]],
         "layer_types": ["full_attention", *3 * ["sliding_attention"], "full_attention"],
     },
+    "lfm2": {"num_hidden_layers": 4, "layer_types": ["conv", "full_attention"] * 2},
     "llama4_text": {"num_hidden_layers": 5, "attention_chunk_size": 8192},
     "mamba": {"intermediate_size": 128},
     "minicpm3": {"dim_model_base": 256},

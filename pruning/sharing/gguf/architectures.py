@@ -85,6 +85,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "qwen3_5_text": Architecture(recurrent=True),
     "qwen3_5_moe_text": Architecture(recurrent=True),
     "cohere2": Architecture(windows="but nth", period=4),
+    "gpt_oss": Architecture(windows="but nth", period=2, biased=True),
     "deepseek_v4": Architecture(packed=True),
     "smollm3": Architecture(unrotated=4),
     "bitnet": Architecture(untied=False),

@@ -87,7 +87,7 @@ def _window(config: PreTrainedConfig, architecture: Architecture) -> str:
     else:
         follows, layers = (
             _is_periodic(kinds, architecture.period),
-            f"every {architecture.period or 'n-'}th layer",
+            f"every {_ordinal(architecture.period)} layer",
         )
     if follows:
         return ""
@@ -95,6 +95,10 @@ def _window(config: PreTrainedConfig, architecture: Architecture) -> str:
         f"llama.cpp gives {layers} the whole text and all others a sliding window; the layers that this model has "
         "left do not follow such a pattern (layer_types). Remove other layers."
     )
+
+
+def _ordinal(number: int | None) -> str:
+    return {None: "n-th", 2: "2nd", 3: "3rd"}.get(number, f"{number}th")
 
 
 def _is_periodic(kinds: Sequence[str], period: int | None) -> bool:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from page.store.defaults import SAMPLING, default_recipe, tasks_by_name
+from page.store.defaults import PERCENTAGES, SAMPLING, default_recipe, tasks_by_name
 from page.store.keys import BUNDLED_PROMPTS, Base, result_key
 from page.store.prepare import prepare
 from page.store.results import PREPARED, ResultStore, read_prepared
@@ -50,8 +50,24 @@ def test_the_default_recipe_is_recorded_at_every_tenth(name, tasks, store):
     assert evaluate.report.after.has_full_quality
 
 
-def test_what_the_model_on_arrival_can_still_do_is_recorded(store):
-    task = AbilitiesTask(default_recipe(20, REVISION))
+@pytest.mark.parametrize(
+    ("name", "tasks"),
+    [(name, tasks) for name, tasks in tasks_by_name(REVISION) if name.startswith("prompts")],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_every_prompt_that_the_page_offers_is_recorded_at_every_tenth(name, tasks, store):
+    assert len(tasks) == 2 * len(BUNDLED_PROMPTS[1:])
+    for task in tasks:
+        entry = store.find(result_key(task, packaged))
+        assert entry is not None, AGAIN
+        if isinstance(task, CompareTask):
+            texts = decode(task, entry.value, REVISION)
+            assert min(len(texts.before), len(texts.after)) > 0
+
+
+@pytest.mark.parametrize("percent", PERCENTAGES)
+def test_what_the_model_can_still_do_is_recorded_at_every_tenth(percent, store):
+    task = AbilitiesTask(default_recipe(percent, REVISION))
     entry = store.find(result_key(task, packaged))
     assert entry is not None, AGAIN
     abilities = decode(task, entry.value, REVISION)

@@ -154,6 +154,12 @@ UNOPENED = {
         {"layer_types": ["sliding_attention", "full_attention"] * 2},
         "gives the first layer",
     ),
+    "gpt-oss with another pattern": (
+        "gpt_oss",
+        {"sliding_window": 16, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
+        {"layer_types": [*2 * ["sliding_attention"], *2 * ["full_attention"]]},
+        "every 2nd layer",
+    ),
     "dots.llm1 with grouped queries": (
         "dots1",
         {"num_key_value_heads": 4, "sliding_window": None},
