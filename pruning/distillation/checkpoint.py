@@ -44,6 +44,7 @@ class TrainingState:
         evaluated_at: Share of the training that was done at the last evaluation.
         num_evals: Number of evaluations planned.
         evals_without_gain: Evaluations since the best one.
+        lr_scale: Factor of the learning rate, which falls until the first gain.
         ended: Why the training is over; empty while it runs.
         curve: Seconds, step and held-out loss of every evaluation.
     """
@@ -62,6 +63,7 @@ class TrainingState:
     evaluated_at: float = 0.0
     num_evals: int = 16
     evals_without_gain: int = 0
+    lr_scale: float = 1.0
     ended: Ended = ""
     curve: list[tuple[float, int, float]] = field(default_factory=list)
 

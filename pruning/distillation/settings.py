@@ -47,7 +47,8 @@ class Training(Frozen):
         1e-4,
         gt=0,
         le=1,
-        description="Peak of the learning rate, which rises to it linearly and falls to zero along a cosine",
+        description="Peak of the learning rate, which rises to it linearly and falls to zero along a cosine; it is "
+        "divided by three after each evaluation until the first that shows a gain",
     )
     warmup: float = Field(
         0.1, ge=0, lt=1, description="Share of the training in which the learning rate rises"

@@ -35,6 +35,8 @@ from pruning.text.likelihood import perplexity_of, token_losses
 
 MAX_EVAL_SHARE = 0.2
 """Largest share of a training by minutes that is spent on evaluation."""
+LR_BACKOFF = 1 / 3
+"""Factor of the learning rate after an evaluation without a gain, until there is a first one."""
 
 
 def distill(
@@ -259,6 +261,18 @@ class _Trainer:
         """Keep the weights as they are now: they are the best so far."""
         self.best = {name: p.detach().to(self.storage_dtype, copy=True) for name, p in self.trained.items()}
 
+    def _back_off(self) -> None:
+        """Return to the weights of the start with a lower learning rate, if no step has gained anything yet.
+
+        The best rate depends on the model: Gemma 3 270M gains at a fifth of what SmolLM2-135M does.
+        """
+        if self.state.best_step:
+            return
+        self.state.lr_scale *= LR_BACKOFF
+        for name, parameter in self.trained.items():
+            start = self.best[name] if self.best else self.student.get_parameter(name)
+            parameter.data.copy_(start)
+
     def _share_done(self) -> float:
         """Return the share of the training that is done, as this process sees it."""
         if self.training.steps:
@@ -289,6 +303,7 @@ class _Trainer:
                 self._keep_weights()
             else:
                 state.evals_without_gain += 1
+                self._back_off()
             state.curve.append((self.clock.seconds, state.step, state.heldout_loss))
         if over or state.evals_without_gain >= self.training.patience:
             state.ended = "stopped" if stopped else "done" if over else "no further gain"
@@ -298,7 +313,9 @@ class _Trainer:
         """Do one step of the optimizer on one batch; every process reads its part of the batch."""
         accelerator, state, training = self.accelerator, self.state, self.training
         for group in self.optimizer.param_groups:
-            group["lr"] = training.lr_at((share - state.refit_share) / (1 - state.refit_share))
+            group["lr"] = state.lr_scale * training.lr_at(
+                (share - state.refit_share) / (1 - state.refit_share)
+            )
         first = state.step * training.batch
         numbers = range(first + accelerator.process_index, first + training.batch, accelerator.num_processes)
         ids = self.data.windows(numbers, training.window, self.seed).to(accelerator.device)

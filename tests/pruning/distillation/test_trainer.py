@@ -338,3 +338,13 @@ def test_note_is_made_of_plain_values(student, data):
     note = distill(student, trained().model, data, Training(steps=2, **QUICK)).note
     values = {field.name: getattr(note, field.name) for field in fields(note)}
     assert json.loads(json.dumps(values)) == values | {"curve": [list(point) for point in note.curve]}
+
+
+def test_a_learning_rate_that_is_too_high_is_lowered_until_the_first_gain(student, data):
+    """The weights go back to those of the start, which nothing was better than yet."""
+    settings = Training(steps=8, **QUICK | {"learning_rate": 0.3, "num_evals": 8, "warmup": 0.0})
+    note = distill(student, trained().model, data, settings).note
+    first, *later = (point.perplexity for point in note.curve[1:])
+    assert first > 2 * note.perplexity_before
+    assert min(later) < note.perplexity_before
+    assert note.improved
