@@ -30,7 +30,6 @@ steps:
 - {{step: distillation, steps: 4}}
 """
 SLIDER = "#neurons-fraction input[type=range]"
-ANSWER = "#text-after"
 RECORDED = (30, 50, 40, 60)
 LIVE = (37, 57, 43, 27, 63)
 ARRIVALS = 5
@@ -49,7 +48,7 @@ ARRIVAL = """() => {
 }"""
 """Runs before the page: `arrived` is the milliseconds from its first paint to both answers and the numbers.
 
-It asks at each change and not in each frame, which would keep the processor busy that makes them.
+It checks at each change. Checking in each frame would take the processor from the work that it measures.
 """
 WATCH = """(seconds) => {
     const slider = document.querySelector("#neurons-fraction input[type=range]");

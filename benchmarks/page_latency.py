@@ -32,7 +32,7 @@ WATCH = """(arguments) => {
 }"""
 """Runs in the page: measures from an input event to the moment when an expression has another value that is true.
 
-Playwright's own waiting asks in every frame, which makes the browser draw 60 of them per second, on the processor that
+Playwright's own waiting checks in every frame, so that the browser draws 60 frames per second on the processor that
 prunes.
 """
 

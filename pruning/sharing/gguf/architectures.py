@@ -29,11 +29,11 @@ class Architecture:
         chunk: The number of tokens of each chunk that layers attend within; None if they do not.
         kinds: The kinds of layers of which it needs at least one each.
         mixtures: Whether each layer must have experts.
-        packed: Whether its converter reads experts of 4 bits alone.
+        packed: Whether the converter reads experts only if they have 4 bits.
         grouped: Whether heads may share keys and values.
-        one_rotation: Whether layers with a window rotate queries and keys as others do.
+        one_rotation: Whether all layers rotate queries and keys by one base.
         keyed: The number of layers with keys and values of their own; None if the file says it.
-        indexer: The least size of an indexer's heads, which must be a power of two.
+        indexer: The smallest size of an indexer's heads, which must be a power of two.
     """
 
     activations: Sequence[str] = _SILU

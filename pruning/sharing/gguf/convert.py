@@ -26,6 +26,12 @@ CONVERTER_SECONDS = 900
 _LAUNCH = "import sys; sys.path.append(sys.argv.pop(1)); from converter_child.child import main; main()"
 """Imports that package by itself, so that the process imports nothing else of Secateur."""
 
+_REASONS = {
+    r"KeyError: '([\w.]+)'": "it expects {} in the config, which is not there",
+    r"Can not map tensor '([\w.]+)'": "it has no place for the tensor {}",
+}
+"""Patterns for the last line that it prints, each with what a user is told."""
+
 
 def convert(
     folder: Path, output: Path, type: str, notes: Path, facts: Mapping[str, Any], progress: Reporter
@@ -65,13 +71,6 @@ def convert(
                 continue
     if process.returncode:
         raise _explain(log.read_text(encoding="utf-8", errors="replace"), folder)
-
-
-_REASONS = {
-    r"KeyError: '([\w.]+)'": "it expects {} in the config, which is not there",
-    r"Can not map tensor '([\w.]+)'": "it has no place for the tensor {}",
-}
-"""What its last line says, each with what a user is told."""
 
 
 @contextmanager

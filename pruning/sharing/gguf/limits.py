@@ -182,7 +182,7 @@ def _groups(config: PreTrainedConfig, architecture: Architecture) -> str:
     )
 
 
-def _keys(config: PreTrainedConfig, architecture: Architecture) -> str:
+def _own_keys(config: PreTrainedConfig, architecture: Architecture) -> str:
     own = config.num_hidden_layers - getattr(config, "num_kv_shared_layers", 0)
     if architecture.keyed in (None, own):
         return ""
@@ -193,7 +193,7 @@ def _keys(config: PreTrainedConfig, architecture: Architecture) -> str:
     )
 
 
-def _rotations(config: PreTrainedConfig, architecture: Architecture) -> str:
+def _rotary_base(config: PreTrainedConfig, architecture: Architecture) -> str:
     if not architecture.one_rotation or "sliding_attention" not in config.layer_types:
         return ""
     full, sliding = (
@@ -218,7 +218,7 @@ def _indexer(config: PreTrainedConfig, architecture: Architecture) -> str:
     )
 
 
-def _rotation(config: PreTrainedConfig, architecture: Architecture) -> str:
+def _unrotated(config: PreTrainedConfig, architecture: Architecture) -> str:
     step = architecture.unrotated
     if step is None:
         return ""
@@ -284,9 +284,9 @@ _CHECKS: tuple[Callable[[PreTrainedConfig, Architecture], str], ...] = (
     _needed,
     _layers,
     _groups,
-    _keys,
-    _rotation,
-    _rotations,
+    _own_keys,
+    _unrotated,
+    _rotary_base,
     _indexer,
     _experts,
 )

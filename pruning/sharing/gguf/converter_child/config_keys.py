@@ -137,9 +137,9 @@ _OF_TYPE: Mapping[str, Callable[[Mapping[str, Any]], Mapping[str, Any]]] = {
 
 
 def layer_period(kinds: Sequence[str]) -> int | None:
-    """Return p if each p-th layer, and no other, reads the whole text; 0 if none does; None if there is no such p.
+    """Return p if every p-th layer and no other reads the whole text, 0 if no layer does, None if there is no such p.
 
-    It is all that llama.cpp knows of which layers read through a window.
+    llama.cpp knows nothing else about which layers have a sliding window.
     """
     full = [kind == "full_attention" for kind in kinds]
     if not any(full):
@@ -149,9 +149,9 @@ def layer_period(kinds: Sequence[str]) -> int | None:
 
 
 def leading_period(kinds: Sequence[str]) -> int | None:
-    """Return p if the first layer and each p-th after it, and no other, reads the whole text; None if none is such.
+    """Return p if the first layer, every p-th after it and no other read the whole text; None if there is no such p.
 
-    It is all that llama.cpp knows of which layers of Laguna read through a window.
+    llama.cpp knows nothing else about which layers of Laguna have a sliding window.
     """
     full = [number for number, kind in enumerate(kinds) if kind == "full_attention"]
     period = full[1] if len(full) > 1 else len(kinds)

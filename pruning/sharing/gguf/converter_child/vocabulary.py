@@ -7,7 +7,6 @@ from typing import Any
 from .metadata import put
 
 # How a tokenizer splits a text into words, as tokenizer.json writes it, to the name by which llama.cpp knows it.
-_DIGITS = {"type": "Digits", "individual_digits": True}
 _LLAMA3 = (
     "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*"
     "|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
