@@ -220,13 +220,12 @@ def test_pressing_again_replaces_what_runs_and_shows_nothing_more_of_it(work):
 
         watching = asyncio.create_task(watch())
         await wait_until(lambda: shown)
-        work.goes_on.set()
         second = asyncio.create_task(read(other, key=key))
         with pytest.raises(Replaced):
             await watching
+        work.goes_on.set()
         return shown, await second
 
-    work.goes_on.clear()
     shown, second = asyncio.run(run())
     assert dones(second) == [work.texts]
     assert not any(isinstance(event, Stopped | Failed) for event in shown)
@@ -252,12 +251,10 @@ def test_an_earlier_press_that_took_longer_to_plan_shows_nothing_and_replaces_no
         work.goes_on.set()
         return await later
 
-    work.goes_on.clear()
     assert dones(asyncio.run(run())) == [work.texts]
 
 
 def test_stop_ends_a_press_that_came_before_it_and_is_still_planned(work):
-    work.goes_on.clear()
     pressed, planned = name(), threading.Event()
     stopping = JobKey(pressed.session)
 
