@@ -230,7 +230,7 @@ def _cell(
         if obstacles["f16"]:
             return [obstacles["f16"]] * len(types)
         file = Path(place) / "model.gguf"
-        expected = expect(loaded.model, loaded.tokenizer, "the model", lambda _: None)
+        expected = expect(loaded.model, loaded.tokenizer, "the model", GGUF_TYPES[types[-1]], lambda _: None)
         found: list[str] = []
         try:
             if last := converter.convert(folder, file, "f16", {}):
@@ -249,7 +249,9 @@ def _cell(
                     written = Path(place) / f"{kind}.gguf"
                     quantize(file, written, kind, lambda _: None)
                     comparison = compare(written, expected, GGUF_TYPES[kind], lambda _: None)
-                found.append(f"{max(each.largest for each in comparison.differences):.3f}")
+                undecided = sum(each.undecided for each in comparison.differences)
+                largest = f"{max(each.largest for each in comparison.differences):.3f}"
+                found.append(largest + f"*{undecided}" * bool(undecided))
         except ResultsDiffer as error:
             found += [f"{ROUNDED if error.by_rounding else OTHER} {error.largest:.3f}"] * (
                 len(types) - len(found)

@@ -167,7 +167,7 @@ def _measure(
             perplexity.evaluate(rounded, tokens=panels.tokens).overall.value / reference,
             measure_skills(rounded, panel("reported")).overall.accuracy if panels.skills else None,
             None if panels.questions == 0 else evaluate_answers(rounded, questions=panels.questions),
-            measure(file, origin.prompt, torch.get_num_threads()).mean,
+            measure(file, origin.prompt, GGUF_TYPES[type], torch.get_num_threads()).mean,
         )
 
 

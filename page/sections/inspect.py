@@ -32,7 +32,7 @@ from pruning.shape_search.sweep import SweepPoint
 KIND = "inspect"
 FIRST_TEXT = (
     "The old lighthouse stood at the end of the pier. Every evening the keeper climbed its ninety-nine "
-    "steps, lit the lamp, and watched the ships pass on their way to the harbour."
+    "steps, lit the lamp, and watched the ships pass on their way to the harbor."
 )
 FIRST_FRACTION = 0.2
 OTHER_CRITERION = "peak_to_peak"
@@ -342,8 +342,8 @@ def _build_criteria(label: str) -> tuple[gr.Dropdown, gr.Dropdown]:
         (criterion.title, name) for name, criterion in CRITERIA.items() if not criterion.gated_only
     ]
     with gr.Row():
-        one = gr.Dropdown(titles, value=DEFAULT_CRITERION, label=label, min_width=160)
-        other = gr.Dropdown(titles, value=OTHER_CRITERION, label="Compared with", min_width=160)
+        one = gr.Dropdown(titles, value=DEFAULT_CRITERION, label=label, min_width=240)
+        other = gr.Dropdown(titles, value=OTHER_CRITERION, label="Compared with", min_width=240)
     return one, other
 
 

@@ -1,4 +1,4 @@
-"""Observe the inputs and outputs of a model's modules while it reads a text."""
+"""Observe the inputs and outputs of a model's modules while it reads a text, or replace the outputs."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from pruning.lazy import nn, torch
 InputHook = Callable[[tuple, Mapping[str, object]], None]
 """Receives the positional and the keyword arguments of a module's call."""
 
-OutputHook = Callable[[tuple, Mapping[str, object], object], None]
-"""Receives the positional and the keyword arguments of a module's call, and its output."""
+OutputHook = Callable[[tuple, Mapping[str, object], object], object]
+"""Receives the positional and the keyword arguments of a module's call, and its output. What it returns, unless None,
+replaces that output."""
 
 
 @contextmanager
@@ -30,13 +31,12 @@ def hooks(
     Args:
         model: The model that holds the modules.
         before: For the name of a module, the function that receives its arguments.
-        after: For the name of a module, the function that receives its arguments and its output.
+        after: For the name of a module, the function that receives its arguments and its output, and may replace it.
     """
     observing_thread = threading.get_ident()
 
-    def observe(_module: nn.Module, *values: object, hook: Callable[..., None]) -> None:
-        if threading.get_ident() == observing_thread:
-            hook(*values)
+    def observe(_module: nn.Module, *values: object, hook: Callable[..., object]) -> object:
+        return hook(*values) if threading.get_ident() == observing_thread else None
 
     handles = [
         model.get_submodule(name).register_forward_pre_hook(partial(observe, hook=hook), with_kwargs=True)

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from pruning.architectures.families import EXPERT
+from pruning.architectures.shape import Shape
 from pruning.errors import ModelError
 from pruning.lazy import torch
 from pruning.progress import Progress, Reporter
 from pruning.sharing.gguf.limits import window_of
+from pruning.sharing.gguf.router_ties import rounded_states
+from pruning.sharing.gguf.types import GGUFType
 from pruning.text.passages import GENRES, passage
 
 if TYPE_CHECKING:
@@ -37,6 +41,9 @@ TOP = 8
 
 PASSAGE = 128
 """Tokens of each genre that perplexity is computed on before and after rounding."""
+
+ROUNDINGS = 16
+"""How many times a mixture reads a prompt with rounded hidden states."""
 
 SAMPLED_TOKENS = 400
 """How many tokens of the vocabulary are written out and read again, each as a text."""
@@ -69,12 +76,15 @@ class Prompt:
         positions: After which of them the next token is compared.
         asked: For each position, the tokens whose log-probabilities are compared.
         expected: Those log-probabilities, as transformers computes them.
+        rounded: What transformers computes in place of these with hidden states rounded at random, once for each time.
+            Of mixtures, where rounding may give a token another expert; otherwise empty.
     """
 
     ids: tuple[int, ...]
     positions: tuple[int, ...]
     asked: tuple[tuple[int, ...], ...]
     expected: tuple[tuple[float, ...], ...]
+    rounded: tuple[tuple[tuple[float, ...], ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -88,6 +98,7 @@ class Expectation:
         passages: Texts after each of whose positions only the token that follows is asked for.
         texts: Texts, whether with what begins and ends a text, and their token ids.
         remarks: What llama.cpp cannot do as the tokenizer does it, and no text here shows.
+        normalized: Those of the texts that the tokenizer changes before it splits them.
     """
 
     name: str
@@ -96,15 +107,15 @@ class Expectation:
     passages: tuple[Prompt, ...]
     texts: tuple[tuple[str, bool, tuple[int, ...]], ...]
     remarks: tuple[str, ...] = ()
+    normalized: frozenset[str] = frozenset()
 
 
 def expect(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     name: str,
+    kind: GGUFType,
     progress: Reporter,
-    *,
-    rounded: bool = True,
 ) -> Expectation:
     """Compute with transformers what a GGUF file of a model has to give.
 
@@ -112,8 +123,8 @@ def expect(
         model: The model.
         tokenizer: Its tokenizer.
         name: Its name, for messages.
+        kind: The type of the file. One of fewer than 16 bits takes the passages too.
         progress: Is called before each text.
-        rounded: Whether files with fewer than 16 bits are compared too, which takes the passages.
     """
     lengths = prompt_lengths(model.config)
     count = model.config.vocab_size
@@ -124,20 +135,22 @@ def expect(
         progress(Progress("Computing what llama.cpp has to give, texts", number, len(lengths)))
         step = max(1, length // POSITIONS)
         positions = range(length - 1, -1, -step)[:POSITIONS][::-1]
-        prompts.append(_prompt(model, ids[: length + 1], positions, TOP))
+        prompt = _prompt(model, ids[: length + 1], positions, TOP)
+        prompts.append(replace(prompt, rounded=tuple(_rounded(model, prompt, kind, progress))))
     length = min(PASSAGE, lengths[-1])
-    for number, text in enumerate(held_out if rounded else ()):
+    for number, text in enumerate(held_out if kind.is_quantized else ()):
         progress(Progress("Computing what llama.cpp has to give, passages", number, len(held_out)))
         ids = _text_ids(tokenizer, count, text, length)
         passages.append(_prompt(model, ids, range(length), 0))
     begins_with_space = "".join(tokenizer.tokenize("a")).startswith(_SPACE)
-    texts = (each for each in _texts(tokenizer, begins_with_space) if max(each[2], default=0) < count)
+    texts = [each for each in _texts(tokenizer, begins_with_space) if max(each[2], default=0) < count]
     remarks = (
         *_remarks(tokenizer, begins_with_space),
         *_rowless(tokenizer, count),
         *_not_compared(model.config, lengths[-1]),
     )
-    return Expectation(name, count, tuple(prompts), tuple(passages), tuple(texts), remarks)
+    normalized = frozenset(text for text, _, _ in texts if _is_normalized(tokenizer, text))
+    return Expectation(name, count, tuple(prompts), tuple(passages), tuple(texts), remarks, normalized)
 
 
 def prompt_lengths(config: PreTrainedConfig) -> list[int]:
@@ -160,26 +173,45 @@ def _text_ids(tokenizer: PreTrainedTokenizerBase, vocabulary: int, text: str, le
 
 def _prompt(model: PreTrainedModel, ids: Sequence[int], positions: Sequence[int], top: int) -> Prompt:
     """Compute the log-probabilities of the likeliest tokens, and of the one that follows, at some positions."""
-    length = len(ids) - 1
+    scores = _log_probabilities(model, ids[:-1], positions)
+    following = torch.tensor([ids[position + 1] for position in positions])[:, None]
+    asked = torch.cat([scores.topk(min(top, scores.shape[-1])).indices, following], dim=1)
+    expected = scores.gather(1, asked)
+    return Prompt(
+        tuple(ids[:-1]),
+        tuple(positions),
+        tuple(map(tuple, asked.tolist())),
+        tuple(map(tuple, expected.tolist())),
+    )
+
+
+def _log_probabilities(model: PreTrainedModel, ids: Sequence[int], positions: Sequence[int]) -> torch.Tensor:
+    """Return the log-probabilities of all tokens after some positions, `[positions, tokens]`."""
     at = torch.tensor(positions, device=model.device)
     options = (
         {"logits_to_keep": at} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
     )
     with torch.inference_mode():
-        inputs = torch.tensor([list(ids[:length])], device=model.device)
+        inputs = torch.tensor([list(ids)], device=model.device)
         logits = model(inputs, use_cache=False, **options).logits[0]
     if not options:
         logits = logits[at]
-    scores = logits.float().log_softmax(-1).cpu()
-    following = torch.tensor([ids[position + 1] for position in positions])[:, None]
-    asked = torch.cat([scores.topk(min(top, scores.shape[-1])).indices, following], dim=1)
-    expected = scores.gather(1, asked)
-    return Prompt(
-        tuple(ids[:length]),
-        tuple(positions),
-        tuple(map(tuple, asked.tolist())),
-        tuple(map(tuple, expected.tolist())),
-    )
+    return logits.float().log_softmax(-1).cpu()
+
+
+def _rounded(
+    model: PreTrainedModel, prompt: Prompt, kind: GGUFType, progress: Reporter
+) -> Iterator[tuple[tuple[float, ...], ...]]:
+    """Yield what a mixture computes of a prompt with its hidden states rounded as a type of file rounds weights."""
+    anatomy = Shape.of_model(model).anatomy
+    if EXPERT not in anatomy.units:
+        return
+    epsilon = torch.finfo(torch.bfloat16 if kind.name == "bf16" else torch.float16).eps / 2
+    for seed in range(ROUNDINGS):
+        progress(Progress(f"Rounding hidden states, {len(prompt.ids)} tokens", seed, ROUNDINGS))
+        with rounded_states(model, anatomy, epsilon, seed):
+            scores = _log_probabilities(model, prompt.ids, prompt.positions)
+        yield tuple(map(tuple, scores.gather(1, torch.tensor(prompt.asked)).tolist()))
 
 
 _SPACE = "▁"
@@ -229,6 +261,14 @@ def _texts(
         yield text, False, tuple(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
     for text in KINDS_OF_TEXT[:1]:
         yield text, True, tuple(tokenizer(text, verbose=False).input_ids)
+
+
+def _is_normalized(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
+    """Return whether a tokenizer changes more of a text than how it writes spaces, before it splits it."""
+    normalizer = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
+    if normalizer is None:
+        return False
+    return normalizer.normalize_str(text).replace(_SPACE, " ").lstrip() != text.lstrip()
 
 
 def _written_out(tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:

@@ -63,11 +63,7 @@ class Exported:
         """What a user should know of the file, in lines: how far llama.cpp is off, and how to run it."""
         return [
             *([f"Of the matrices' bytes, {self.fallback}."] if self.fallback else []),
-            *(
-                f"llama.cpp agrees after {each.tokens} tokens: log-probabilities differ by {each.mean:.4f} on average "
-                f"and {each.largest:.4f} at most."
-                for each in self.differences
-            ),
+            *(each.summary for each in self.differences),
             *([] if self.perplexity_ratio is None else [_rounding(self.type, self.perplexity_ratio)]),
             *self.remarks,
             *(f"{program}: {line}" for program, line in self.run.items()),
@@ -194,7 +190,7 @@ def _expectation(loaded: LoadedModel, title: str, kind: GGUFType, progress: Repo
         if float(values.abs().max()) > torch.finfo(torch.float16).max:
             raise ModelError(f"{title} cannot be exported: {name} holds values too large for 16 bits.")
     progress(Progress("Computing what llama.cpp has to give"))
-    return expect(model, loaded.tokenizer, title, progress, rounded=kind.is_quantized)
+    return expect(model, loaded.tokenizer, title, kind, progress)
 
 
 def _check(folder: Path, type: str) -> Recipe | None:

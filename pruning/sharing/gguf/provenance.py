@@ -1,6 +1,6 @@
 """What a GGUF file says of its origin, and what it has to give, in its metadata."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +44,8 @@ def facts_of(recipe: Recipe | None, weights: Mapping[str, str], expected: Expect
         f"{_KEY}.check.asked": [number for row in prompt.asked for number in row],
         f"{_KEY}.check.expected": [value for row in prompt.expected for value in row],
     }
+    if prompt.rounded:
+        facts[f"{_KEY}.check.rounded"] = [value for once in prompt.rounded for row in once for value in row]
     for name in ("base_model", "base_revision"):
         if value := weights.get(name):
             facts[f"{_KEY}.{name}"] = value
@@ -62,16 +64,18 @@ def origin_of(fields: Mapping[str, Any]) -> Origin:
     Args:
         fields: The metadata by key, with lists.
     """
-    ids, positions, asked, expected = (
-        fields.get(f"{_KEY}.check.{name}") for name in ("ids", "positions", "asked", "expected")
+    ids, positions, asked, expected, rounded = (
+        fields.get(f"{_KEY}.check.{name}") or []
+        for name in ("ids", "positions", "asked", "expected", "rounded")
     )
     prompt = None
-    if ids and positions and asked and expected and len(asked) == len(expected):
+    if ids and asked and len(asked) == len(expected) and positions and not len(asked) % len(positions):
         width = len(asked) // len(positions)
-        prompt = Prompt(tuple(ids), tuple(positions), _rows(asked, width), _rows(expected, width))
+        times = () if len(rounded) % len(asked) else _rows(_rows(rounded, width), len(positions))
+        prompt = Prompt(tuple(ids), tuple(positions), _rows(asked, width), _rows(expected, width), times)
     recipe, digest = fields.get(f"{_KEY}.recipe"), fields.get(f"{_KEY}.recipe_digest")
     return Origin(recipe, digest, str(fields.get("general.name", "the model")), prompt)
 
 
-def _rows(values: list[Any], width: int) -> tuple[tuple[Any, ...], ...]:
-    return tuple(tuple(values[start : start + width]) for start in range(0, len(values), max(1, width)))
+def _rows(values: Sequence[Any], width: int) -> tuple[tuple[Any, ...], ...]:
+    return tuple(tuple(values[start : start + width]) for start in range(0, len(values), width))

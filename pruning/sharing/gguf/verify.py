@@ -86,17 +86,19 @@ def _opened(file: Path, origin: Origin, fields: Mapping[str, Any]) -> Iterator[F
     if origin.prompt is None:
         yield "log-probabilities", None, "not checked: the file does not say what transformers computed"
         return
+    kind = GGUF_TYPES.get(_type_of(fields))
     try:
-        off = measure(file, origin.prompt, torch.get_num_threads())
+        off = measure(file, origin.prompt, kind, torch.get_num_threads())
     except ModelError as error:
         yield "opened", False, str(error)
         return
     yield "opened", True, "llama.cpp opens it"
-    kind = GGUF_TYPES.get(_type_of(fields))
     detail = (
         f"after {off.tokens} tokens {off.mean:.4f} on average and {off.largest:.4f} at most from what transformers "
         "computed"
     )
+    if off.undecided:
+        detail += f", at {off.undecided} of {off.positions} positions with rounded hidden states"
     yield "log-probabilities", None if kind is None else off.is_within(kind), detail
 
 

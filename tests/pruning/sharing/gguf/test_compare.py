@@ -41,14 +41,19 @@ def place(tmp_path_factory):
 @pytest.fixture(scope="module")
 def expected(place):
     model = pruning.load(str(place / "cut"))
-    return expect(model.model, model.tokenizer, "cut", silent)
+    return expect(model.model, model.tokenizer, "cut", Q8_0, silent)
 
 
-def test_another_model_is_not_the_same(place, expected):
+@pytest.fixture(scope="module")
+def changed(place):
+    """What a file has to give of another model, which differs in one column."""
     other = pruning.load(str(place / "cut"))
     with torch.no_grad():
         other.model.get_parameter("model.layers.1.mlp.down_proj.weight")[:, 0] *= -1
-    changed = expect(other.model, other.tokenizer, "cut", silent)
+    return expect(other.model, other.tokenizer, "cut", Q8_0, silent)
+
+
+def test_another_model_is_not_the_same(place, expected, changed):
     with pytest.raises(
         pruning.ModelError, match=r"computes something else .* 0\.05 and 0\.01 are allowed for f16"
     ):
@@ -72,8 +77,8 @@ def test_a_file_that_does_not_open(place, expected, tmp_path):
 
 
 def test_what_is_not_a_number_is_not_within_the_bounds():
-    assert Difference(28, 0.04, 0.004).is_within(F16)
-    assert not Difference(28, float("nan"), float("nan")).is_within(F16)
+    assert Difference(28, 0.04, 0.004, 28).is_within(F16)
+    assert not Difference(28, float("nan"), float("nan"), 28).is_within(F16)
 
 
 def test_a_file_that_rounding_ruined_is_refused(place, expected, tmp_path):
@@ -167,13 +172,19 @@ def test_rounding_alone_is_told_from_another_computation(tmp_path):
     assert sorted(file.name for file in tmp_path.iterdir()) == ["model"]
 
 
-def test_another_computation_is_not_blamed_on_rounding(place, expected, tmp_path):
-    other = pruning.load(str(place / "cut"))
-    with torch.no_grad():
-        other.model.get_parameter("model.layers.1.mlp.down_proj.weight")[:, 0] *= -1
-    changed = expect(other.model, other.tokenizer, "cut", silent)
+def test_another_computation_is_not_blamed_on_rounding(place, changed, tmp_path):
     file = shutil.copy(place / "cut.gguf", tmp_path)
     with pytest.raises(ResultsDiffer) as refused:
         compare_16_bits(Path(file), changed, F16, silent, lambda exact: shutil.copy(file, exact))
     assert not refused.value.by_rounding
     assert [each.name for each in tmp_path.iterdir()] == ["cut.gguf"]
+
+
+def test_a_full_disk_does_not_hide_what_differs(place, changed, tmp_path):
+    file = shutil.copy(place / "cut.gguf", tmp_path)
+
+    def fill_the_disk(_exact):
+        raise pruning.SavingError("There is no room.")
+
+    with pytest.raises(ResultsDiffer, match="computes something else"):
+        compare_16_bits(Path(file), changed, F16, silent, fill_the_disk)

@@ -63,6 +63,17 @@ def test_a_sentencepiece_tokenizer_keeps_its_order_of_merges(with_model_file, tm
     assert set(exported.remarks) <= set(exported.notes)
 
 
+def test_a_tokenizer_that_normalizes_text_is_refused_with_the_cause(tmp_path):
+    folder = sentencepiece_folder(tmp_path / "model", with_model_file=False)
+    rules = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").write_text(json.dumps(rules | {"normalizer": {"type": "Lowercase"}}))
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(pruning.ModelError, match=r"normalizes the text first, and llama\.cpp does not"):
+        export_and_compare(folder, tmp_path / "model.gguf")
+
+
 @pytest.mark.parametrize("kind", ["byte-level", "SentencePiece"])
 def test_a_token_that_the_model_has_no_row_for_is_left_out_and_said(kind, tmp_path):
     folder = tmp_path / "model"

@@ -113,7 +113,12 @@ def test_a_damaged_file_is_not_within_the_bound(tmp_path):
     with pytest.raises(
         pruning.ModelError, match=r"q4_k_s, .* and 2\.2 and 14 are allowed\. Choose a type with more bits"
     ):
-        compare(packed, expect(base.model, base.tokenizer, "model", silent), GGUF_TYPES["q4_k_s"], silent)
+        compare(
+            packed,
+            expect(base.model, base.tokenizer, "model", GGUF_TYPES["q4_k_s"], silent),
+            GGUF_TYPES["q4_k_s"],
+            silent,
+        )
 
 
 @pytest.mark.parametrize("type", K_QUANTS)
