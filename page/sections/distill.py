@@ -147,7 +147,13 @@ def build() -> DistillSection:
         )
         with gr.Row():
             minutes = gr.Slider(
-                1, MAX_MINUTES, value=2, step=1, label="Training time, minutes", elem_id="minutes"
+                1,
+                MAX_MINUTES,
+                value=2,
+                step=1,
+                label="Training time, minutes",
+                elem_id="minutes",
+                min_width=240,
             )
             start = gr.Button("Distill", elem_id="distill-start", min_width=120)
             stop = gr.Button("Stop and keep the best", visible=False, variant="stop", elem_id="distill-stop")

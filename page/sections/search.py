@@ -113,7 +113,7 @@ def wire(page: Page, controls: SearchControls, results: SearchResults) -> None:
                     return _show_result(page, results, result, visitor)
             return {}
 
-        yield {results.column: gr.Column(visible=True)}
+        yield {results.column: gr.Column(visible=True), results.chart: WAITING, results.table: []}
         yield from job.follow(run_job(tasks, visitor, job_name(request)), show)
 
     def choose(
@@ -180,7 +180,10 @@ def draw_trials(trials: Sequence[Trial], result: SearchResult | None = None, siz
         kinds.setdefault(kind, []).append(_point(trial))
     chosen = [] if result is None else [_point(result.chosen)]
     original = [] if result is None else [(size / 1e6, perplexity_of(result.base_loss), "Original model")]
-    forecast = [] if result is None else [(size / 1e6, perplexity) for size, perplexity in result.curve]
+    # The forecast of models smaller than any that was tried would leave no room for those.
+    least = min((trial.candidate.parameters for trial in trials), default=0)
+    curve = [] if result is None else result.curve
+    forecast = [(size / 1e6, perplexity) for size, perplexity in curve if size >= least]
     series = [
         Series("chosen", chosen, large=True),
         Series("original", original, large=True),
@@ -189,6 +192,10 @@ def draw_trials(trials: Sequence[Trial], result: SearchResult | None = None, siz
     ]
     return plot(series, SIZE, QUALITY, "Quality against size")
 
+
+WAITING = (
+    '<p class="note">Each model that the search tries appears here, and below as a row of the table.</p>'
+)
 
 MIXED = "several kinds"
 _KINDS = (MIXED, *(f"{unit.title} alone" for unit in PRUNABLE_UNITS))

@@ -68,6 +68,9 @@ CHAT_TOKENS = 49_152
 DEFAULT_TEXT = TextChoice(text=CHAT_AND_GENERAL)
 """The teacher's answers, if it can chat, and all genres."""
 
+_IN_WORDS = {CHAT: "chats", CHAT_AND_GENERAL: "chats and general text", GENERAL: "general text"}
+"""How a sentence names texts that have a name of their own in recipes."""
+
 
 def number(flag: str, text: str) -> float:
     """Read a number from the text of an option."""
@@ -262,18 +265,19 @@ class Distillation(Training, Step):
     def describe(self) -> str:
         """Return the length and the text in one line."""
         if self.minutes is None:
-            length = f"{self.steps:,} steps"
+            length = f"{self.steps:,} step{'s' * (self.steps != 1)}"
         else:
-            length = f"{round(self.minutes, 2) or self.minutes:g} minutes"
-        return f"{length} of distillation on {self._text_name}"
+            minutes = round(self.minutes, 1) or self.minutes
+            length = f"{minutes:g} minute{'s' * (minutes != 1)}"
+        return f"{length} of distillation on {self._name_text(_IN_WORDS)}"
 
-    @property
-    def _text_name(self) -> str:
+    def _name_text(self, names: Mapping[str, str]) -> str:
         if self.dataset is not None:
             return self.dataset.name
         if self.text.text == SELF_GENERATED:
             return "the teacher's own samples"
-        return f"{self.text.text} and the teacher's own samples" if self.samples else self.text.text
+        name = names.get(self.text.text, self.text.text)
+        return f"{name} and the teacher's own samples" if self.samples else name
 
     def _teacher_of(self, context: StepContext) -> LoadedModel:
         if self.teacher is None:
@@ -304,7 +308,7 @@ class Distillation(Training, Step):
             raise RecipeError(
                 f"The text to train on has {count} tokens; at least {needed} are needed. Use a longer text."
             )
-        return TrainingTokens(torch.cat(fitting), tuple(heldout), prefix, self._text_name)
+        return TrainingTokens(torch.cat(fitting), tuple(heldout), prefix, self._name_text({}))
 
     def _texts(self, context: StepContext, teacher: LoadedModel) -> list[str]:
         if self.dataset is not None:

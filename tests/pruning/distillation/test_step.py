@@ -161,7 +161,24 @@ def test_samples_of_the_teacher_are_read_beside_a_text():
     streams = [token_ids(base.model, base.tokenizer, text) for text in texts]
     assert torch.equal(data.tokens, torch.cat([without_the_end(tokens) for tokens in streams]))
     assert data.name == "story and the teacher's own samples"
-    assert step.describe() == "1 steps of distillation on story and the teacher's own samples"
+    assert step.describe() == "1 step of distillation on story and the teacher's own samples"
+
+
+@pytest.mark.parametrize(
+    ("step", "line"),
+    [
+        (Distillation(minutes=1.03), "1 minute of distillation on chats and general text"),
+        (Distillation(minutes=2.57, text="general"), "2.6 minutes of distillation on general text"),
+        (Distillation(minutes=0.02, text="code"), "0.02 minutes of distillation on code"),
+        (Distillation(steps=1200, text="chat"), "1,200 steps of distillation on chats"),
+        (
+            Distillation(steps=5, text="self_generated"),
+            "5 steps of distillation on the teacher's own samples",
+        ),
+    ],
+)
+def test_a_distillation_is_described_in_words(step, line):
+    assert step.describe() == line
 
 
 def test_samples_of_the_teacher_can_be_the_whole_text():
