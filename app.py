@@ -32,7 +32,7 @@ def launch() -> None:
     from starlette.middleware import Middleware  # noqa: PLC0415
 
     from page.html.theme import FAVICON, HEAD, PREVIEW, THEME  # noqa: PLC0415
-    from page.layout import build_page  # noqa: PLC0415
+    from page.layout import build_page, first_look_of  # noqa: PLC0415
     from page.server.audience import MAX_SESSIONS  # noqa: PLC0415
     from page.server.front_page import FrontPage  # noqa: PLC0415
     from page.server.health import Health  # noqa: PLC0415
@@ -64,7 +64,7 @@ def launch() -> None:
         app_kwargs={
             "middleware": [
                 Middleware(Health, pools=pools),
-                Middleware(FrontPage, head=HEAD, picture=PREVIEW),
+                Middleware(FrontPage, head=HEAD, first_look=first_look_of(demo), picture=PREVIEW),
                 *request_middleware(demo),
             ]
         },

@@ -5,6 +5,7 @@ To add a section below the results, write its file in `page/sections/` and add i
 
 import gradio as gr
 
+from page.html.first_look import first_look
 from page.sections import (
     address,
     controls,
@@ -30,12 +31,20 @@ from page.server.warm_up import WarmUp
 
 BELOW_RESULTS = (distill.build, inspect.build, export.build)
 
-HEADER = (
+TITLE = (
     '<header class="head"><h1>Secateur</h1><p>Cut parts out of a real language model and see what it can '
     "still say.</p></header>"
+)
+HEADER = (
+    f"{TITLE}"
     # The one live region of the page: `page.js` writes each new stage of a job into it.
     '<div id="announcements" role="status" class="screen-reader-only"></div>'
 )
+
+
+TABS = ("Prune", "Course")
+FIRST_LOOK = ("picture", "result-heading", "texts", "measures", "genres", "abilities")
+"""The components that are shown before Gradio has drawn the page."""
 
 
 def build_page(warm_up: WarmUp) -> gr.Blocks:
@@ -48,7 +57,7 @@ def build_page(warm_up: WarmUp) -> gr.Blocks:
         api.register()  # First, so that no handler of the page takes the name of one of its functions.
         gr.HTML(HEADER)
         with gr.Tabs(elem_id="tabs") as tabs:
-            with gr.Tab("Prune", id="prune") as prune_tab, gr.Row(elem_classes="desk"):
+            with gr.Tab(TABS[0], id="prune") as prune_tab, gr.Row(elem_classes="desk"):
                 with gr.Column(scale=4, min_width=320, elem_classes="choices"):
                     first = controls.build_first()
                     job = results.build_job()
@@ -60,7 +69,7 @@ def build_page(warm_up: WarmUp) -> gr.Blocks:
                     search_results = search.build_results()
                     pane = results.build(job, drawn)
                     sections = tuple(build() for build in BELOW_RESULTS)
-            with gr.Tab("Course", id="course") as lessons_tab:
+            with gr.Tab(TABS[1], id="course") as lessons_tab:
                 course_tab = course.build()
                 following = gr.Button("Next lesson", elem_id="next-lesson")
                 opening = room.build()
@@ -81,3 +90,10 @@ def build_page(warm_up: WarmUp) -> gr.Blocks:
         address.wire(demo, tabs, prune_tab, lessons_tab, course_tab, following)
         demo.unload(on_disconnect)
     return demo
+
+
+def first_look_of(demo: gr.Blocks) -> str:
+    """Return what a visitor sees until Gradio has drawn a page."""
+    parts = {getattr(part, "elem_id", None): part for part in demo.blocks.values()}
+    values = [(name, str(getattr(parts[name], "value", None) or "")) for name in FIRST_LOOK]
+    return first_look(TITLE, TABS, values)

@@ -12,10 +12,13 @@
   const CONTROLS = ["#model input", "#neurons-fraction input", "#prompt textarea", "#examples .gallery-item div", "#prune"];
   const LONGEST_WAIT = 10_000;
   root.classList.add("loading");
-  setTimeout(() => root.classList.remove("loading"), LONGEST_WAIT);
+  const show = () => {
+    root.classList.remove("loading");
+    document.querySelector("#first-look")?.remove();
+  };
+  setTimeout(show, LONGEST_WAIT);
   const showWhenReady = () => {
-    if (root.classList.contains("loading") && CONTROLS.every((selector) => document.querySelector(selector)))
-      root.classList.remove("loading");
+    if (root.classList.contains("loading") && CONTROLS.every((selector) => document.querySelector(selector))) show();
   };
 
   /* The address and the title follow what is shown, so that a reload or a shared address keeps it. */

@@ -22,7 +22,7 @@ from page.server.form import (
     values_of,
 )
 from page.server.look_ups import look_up
-from page.server.session import user_message, visitor_of
+from page.server.session import moved, session_of, user_message, visitor_of
 from pruning import Recipe, catalog
 from pruning.architectures.shape import Shape
 from pruning.criteria import CRITERIA, DEFAULT_CRITERION, criterion_named
@@ -292,6 +292,14 @@ def show_shape(
     A recipe that was opened is discarded. Layers that were pressed remain, unless the controls or another model
     take their place.
     """
+    moved.add(session_of(request))
+    return shape_shown(request, token, opened, model, *values)
+
+
+def shape_shown(
+    request: gr.Request, token: gr.OAuthToken | None, opened: Opened, model: str, *values: object
+) -> tuple[object, object, Opened, str]:
+    """Return what `show_shape` does."""
     try:
         found = look_up(model, visitor_of(request, token))
         pressed = opened if isinstance(opened, PressedLayers) else None

@@ -12,16 +12,17 @@ from page.html import render
 from page.html.abilities import abilities_panel
 from page.html.heading import heading
 from page.html.results import genres, measures
-from page.sections.controls import fit_sliders, show_shape
+from page.sections.controls import fit_sliders, shape_shown
 from page.sections.course import PARAMETER, CourseTab, lesson_of_link
 from page.sections.events import NOWHERE, Part, Updates, on_event
+from page.sections.first_picture import first_picture
 from page.sections.prune import PruneRequest, Shown, inputs, outputs, request_from, settings_from
 from page.sections.recipe_box import open_recipe, recipe_outputs
 from page.sections.section import Page
 from page.server import links
 from page.server.form import CHAT, CONTROLS, FIRST_PROMPTS, prompt_from
 from page.server.jobs import recall
-from page.server.session import job_name, jobs, results, visitor_of
+from page.server.session import job_name, jobs, moved, results, session_of, visitor_of
 from page.server.warm_up import WarmUp
 from page.store.packaged import find_packaged, packaged_base
 from page.store.values import decode
@@ -50,14 +51,14 @@ def wire(demo: gr.Blocks, tabs: gr.Tabs, page: Page, course: CourseTab, warm_up:
 
     def first_updates(request: gr.Request, token: gr.OAuthToken | None) -> Updates:
         model, starts = catalog.DEFAULT_MODEL, [control.start for control in CONTROLS]
-        picture, note, *_ = show_shape(request, token, None, model, *starts)
         sliders = [value for _, value in controls.sliders]
-        updates: dict[Part, object] = {
-            pane.picture: picture,
-            controls.note: note,
-            pane.job.status: READY,
-            **dict(zip(sliders, fit_sliders(model, request, token), strict=True)),
-        }
+        updates: dict[Part, object] = dict(zip(sliders, fit_sliders(model, request, token), strict=True))
+        picture, note, *_ = shape_shown(request, token, None, model, *starts)
+        if job_name(request) not in jobs:
+            updates[pane.job.status] = READY
+        if session_of(request) in moved:
+            return updates
+        updates |= {pane.picture: picture, controls.note: note}
         asked = request_from(page, first_values(page))
         if value := request.query_params.get(links.PARAMETER):
             updates |= open_recipe(page, lambda: links.decode(value), FIRST_PROMPTS[CHAT], request, token)
@@ -155,6 +156,7 @@ def fill_in(page: Page) -> bool:
     pane.genres.value = genres(measured.report, asked.recipe)
     pane.heading.value = heading(asked.recipe, settings_from(page, values), made)
     pane.live.visible = True
+    pane.picture.value, page.controls.note.value = first_picture()
     return True
 
 

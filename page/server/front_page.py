@@ -29,22 +29,26 @@ MOST_PAGES = 16
 """For how many names the page is kept at the same time."""
 GRADIOS_PARAMETERS = {"page", "deep_link"}
 """With one of these, an address opens another page of Gradio's."""
+OPENING = {"lesson", "only", links.PARAMETER, links.ROOM}
+"""With one of these, an address opens something else than the first results."""
 NAMING_HEADERS = {b"host", b"x-forwarded-host", b"x-forwarded-proto", b"x-gradio-server"}
 LESSON = re.compile(r"0*(\d{1,2})(?:-[\w-]*)?")
 
 _GRADIOS = re.compile(rb'<meta\s+(?:property|name)="(?:og|twitter):[^>]*>')
+_BODY = re.compile(rb"<body\b[^>]*>")
 _TITLE = re.compile(rb"<title>.*?</title>", re.DOTALL)
 
 
 class FrontPage:
-    """Puts a head into the page, and serves the picture that previews of its links show.
+    """Puts a head and a first look into the page, and serves the picture that previews of its links show.
 
     Gradio makes the whole page again for each visitor, which takes 25 ms. The page depends only on the name by which it
     is reached, so it is made once for each name.
     """
 
-    def __init__(self, app: ASGIApp, head: str, picture: Path) -> None:
-        self._app, self._head, self._picture = app, head.encode(), picture
+    def __init__(self, app: ASGIApp, head: str, first_look: str, picture: Path) -> None:
+        self._app, self._head, self._first_look = app, head.encode(), first_look.encode()
+        self._picture = picture
         self._pages: OrderedDict[Hashable, Html] = OrderedDict()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -94,6 +98,8 @@ class FrontPage:
         heading = _encode(escape(title if title == NAME else f"{title} · {NAME}"))
         page = _TITLE.sub(lambda _: b"<title>" + heading + b"</title>", body, count=1)
         page = page.replace(b"</head>", _encode(tags) + self._head + b"</head>", 1)
+        if not (OPENING | GRADIOS_PARAMETERS) & query.keys():
+            page = _BODY.sub(lambda tag: tag[0] + self._first_look, page, count=1)
         headers = [pair for pair in start["headers"] if pair[0].lower() != b"content-length"]
         headers.append((b"content-length", str(len(page)).encode()))
         await send({**start, "headers": headers})

@@ -100,7 +100,7 @@ def test_prune_read_download_and_push(visit, served_hub, tmp_path):
     assert count(page, "before") == ORIGINAL
     set_percent(page, 30)
     wait_for_count(page, AT_30_PERCENT)
-    assert "448 of the 1,536" in page.inner_text("#cut-note")
+    page.wait_for_selector("#cut-note:has-text('448 of the 1,536')")
 
     assert prune(page, 30).startswith("Done")
     assert count(page) == AT_30_PERCENT

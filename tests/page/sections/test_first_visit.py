@@ -8,9 +8,10 @@ import pytest
 from page.layout import build_page
 from page.sections import first_visit
 from page.server import links
+from page.server.disconnect import on_disconnect
 from page.server.form import CONTROLS
 from page.server.jobs import Watch
-from page.server.session import job_name, jobs
+from page.server.session import job_name, jobs, moved
 from page.server.warm_up import WarmUp
 from page.store.keys import Base
 from page.workers.messages import Done, Evaluation, Prompt, PrunedSummary, Texts
@@ -44,7 +45,7 @@ def opened(monkeypatch):
         CompareTask: Texts("Paris.", "Lyon."),
         EvaluateTask: Evaluation(None, pruned.report),
     }
-    monkeypatch.setattr(first_visit, "show_shape", lambda *values: ("picture", "note", None, ""))
+    monkeypatch.setattr(first_visit, "shape_shown", lambda *values: ("picture", "note", None, ""))
     monkeypatch.setattr(
         first_visit,
         "fit_sliders",
@@ -113,3 +114,14 @@ def test_a_visitor_who_pressed_before_keeps_their_own_results(opened, request_of
     shown = opened(request)
     assert "texts" not in shown
     assert shown["picture"] == "picture"
+
+
+def test_a_visitor_who_moved_a_control_before_keeps_what_they_see(opened, request_of):
+    request = request_of()
+    moved.add(request.session_hash)
+    shown = opened(request)
+    assert "picture" not in shown
+    assert "texts" not in shown
+    assert "Ready." in shown["status"]
+    on_disconnect(request)
+    assert "picture" in opened(request)
