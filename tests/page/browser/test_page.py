@@ -443,3 +443,32 @@ def test_the_page_needs_no_sign_in_and_no_other_host(browser, page_url):
     page.wait_for_selector("#parameters-after")
     context.close()
     assert hosts == {page_url.split("/")[2]}
+
+
+BOXES = """(root) => ["h1", ".model-map", ".texts article", "table.measures"].map((selector) => {
+    const {x, y, width} = document.querySelector(`${root} ${selector}`).getBoundingClientRect();
+    return [x, y + scrollY, width];
+})"""
+
+
+@pytest.mark.parametrize(("width", "height"), [(390, 844), (1366, 768), (1920, 1080)])
+def test_results_are_there_before_gradio_has_drawn_the_page_and_stay_where_they_are(
+    browser, page_url, width, height
+):
+    context = browser.new_context(viewport={"width": width, "height": height}, color_scheme="dark")
+    page = context.new_page()
+    page.route("**/assets/*.js", lambda route: route.abort())
+    page.goto(page_url, wait_until="commit")
+    look = page.locator("#first-look")
+    for words in ("117.9M", "The capital of France is Paris.", "Perplexity", "Facts"):
+        assert words in look.inner_text()
+    assert page.evaluate("document.body.classList.contains('dark')")
+    first = page.evaluate(BOXES, "#first-look")
+    page.unroute("**/assets/*.js")
+    page.goto(page_url)
+    look.wait_for(state="detached")
+    for before, after in zip(first, page.evaluate(BOXES, "gradio-app"), strict=True):
+        assert before == pytest.approx(after, abs=24)
+    page.goto(f"{page_url}/?lesson=5", wait_until="commit")
+    assert not look.count()
+    context.close()
