@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from math import log2
 
-from pruning.architectures.families import LAYER
+from pruning.architectures.families import EXPERT, LAYER
 from pruning.architectures.shape import Shape
 from pruning.cost.cost import Cost, in_sequence
 from pruning.cost.passes import FLOAT, Sizes
@@ -25,6 +25,7 @@ from pruning.shape_search.costs import FINALISTS
 from pruning.shape_search.gaps import gaps_cost
 from pruning.shape_search.search import QUICK_TOKENS, RECONSTRUCTED
 from pruning.shape_search.sweep import FRACTIONS
+from pruning.sharing.gguf.expect import ROUNDINGS
 from pruning.steps import Channels, Layers, Neurons, Reconstruction
 from pruning.steps.base import Step
 from pruning.steps.layers import Method, watching
@@ -375,16 +376,18 @@ def saving(shape: Shape, bytes_per_parameter: int = 2, packed: bool = False) -> 
 def exporting(shape: Shape, bits: float) -> Cost:
     """Estimate converting a saved model to GGUF, in a process of its own, and comparing the file with the model.
 
-    The converter reads a tensor at a time, in float32. The model is read once more, for what the file has to give. A
-    file with fewer than 16 bits is rounded from one that has them.
+    The converter reads a tensor at a time, in float32. The model is read once more, for what the file has to give, and
+    a mixture many more times, with its hidden states rounded. A file with fewer than 16 bits is rounded from one that
+    has them.
 
     Args:
         shape: The model's shape.
         bits: The size of a parameter in the file, as in `GGUF_TYPES`.
     """
     sizes = Sizes(shape)
+    tokens = COMPARED_TOKENS * (1 + (ROUNDINGS if EXPERT in shape.anatomy.units else 0))
     return Cost(
-        sizes.forward_flop(2 * COMPARED_TOKENS, COMPARED_TOKENS) + sizes.head_flop(COMPARED_TOKENS),
+        sizes.forward_flop(tokens + COMPARED_TOKENS, COMPARED_TOKENS) + sizes.head_flop(tokens),
         memory=CONVERTER_BYTES + sizes.bytes + 3 * FLOAT * sizes.largest,
         disk=int(sizes.parameters * (bits + (16 if bits < 16 else 0)) / 8) + 2 * TOKENIZER_BYTES,
     )

@@ -22,8 +22,11 @@ from pruning import (
 )
 from pruning.architectures.shape import Shape
 from pruning.calibration import cache
+from pruning.cost.passes import Sizes
 from pruning.estimate import (
+    COMPARED_TOKENS,
     estimate,
+    exporting,
     generating,
     importance,
     influence,
@@ -39,8 +42,11 @@ from pruning.estimate import (
 from pruning.evaluation import inspection, perplexity
 from pruning.evaluation.speed import tokens_per_second
 from pruning.loading.load import find
+from pruning.progress import silent
 from pruning.shape_search.search import search as search_shapes
 from pruning.shape_search.sweep import iter_sweep
+from pruning.sharing.gguf import GGUF_TYPES
+from pruning.sharing.gguf.expect import expect
 from pruning.sharing.gguf.rounded import ROUNDED_TYPES, TOKENS, iter_rounded
 from pruning.steps import STEPS
 from pruning.steps.base import Step
@@ -142,6 +148,18 @@ def test_operations_of_a_check_of_a_saved_model_are_those_that_it_does(tmp_path)
     )
     done = count_flop(lambda: pruned.save(tmp_path / "saved"))
     assert done / FACTOR < saving(pruned.shape).flop < done * FACTOR
+
+
+# Of a mixture, all experts are counted: four times as many as read a token.
+@pytest.mark.parametrize(("model_type", "times"), [("llama", FACTOR), ("mixtral", 4)])
+def test_operations_of_a_comparison_with_llama_cpp_are_those_that_it_does(model_type, times, tmp_path):
+    sizes = {"max_position_embeddings": 1024}
+    base = pruning.load(models.save_type(tmp_path / "model", model_type, **sizes))
+    shape, kind = Shape.of(base.model.config), GGUF_TYPES["f16"]
+    done = count_flop(lambda: expect(base.model, base.tokenizer, "model", kind, silent))
+    # llama.cpp reads the texts once more, and counts nothing.
+    read_again = Sizes(shape).forward_flop(COMPARED_TOKENS, COMPARED_TOKENS)
+    assert done / FACTOR < exporting(shape, kind.bits).flop - read_again < done * times
 
 
 def test_operations_of_a_sweep_and_of_a_search_are_those_that_they_do():
