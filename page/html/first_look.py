@@ -30,6 +30,6 @@ def first_look(header: str, tabs: Sequence[str], results: Sequence[tuple[str, st
         for name, html in results
     )
     return (
-        f'{_DARK}<div id="first-look" class="gradio-container" aria-hidden="true"><div class="main">{header}'
+        f'{_DARK}<div id="first-look" class="gradio-container" aria-hidden="true" inert><div class="main">{header}'
         f'<div class="names">{names}</div><div class="results">{parts}</div></div></div>'
     )
