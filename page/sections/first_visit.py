@@ -15,7 +15,6 @@ from page.html.results import genres, measures
 from page.sections.controls import fit_sliders, shape_shown
 from page.sections.course import PARAMETER, CourseTab, lesson_of_link
 from page.sections.events import NOWHERE, Part, Updates, on_event
-from page.sections.first_picture import first_picture
 from page.sections.prune import PruneRequest, Shown, inputs, outputs, request_from, settings_from
 from page.sections.recipe_box import open_recipe, recipe_outputs
 from page.sections.section import Page
@@ -156,7 +155,6 @@ def fill_in(page: Page) -> bool:
     pane.genres.value = genres(measured.report, asked.recipe)
     pane.heading.value = heading(asked.recipe, settings_from(page, values), made)
     pane.live.visible = True
-    pane.picture.value, page.controls.note.value = first_picture()
     return True
 
 
