@@ -212,7 +212,7 @@ def _base(family: str, place: Path, times: int) -> tuple[Path, bool]:
 def _cell(
     base: Path, steps: Sequence[Any], types: Sequence[str], work: Path, converter: ForkingConverter
 ) -> list[str]:
-    """Return the largest difference for each type, or the reason why there is no file."""
+    """Return one cell for each type: the largest difference, or the reason for the refusal."""
     with tempfile.TemporaryDirectory(prefix=work.name, dir=work.parent) as place:
         folder = base
         if steps:

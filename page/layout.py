@@ -27,14 +27,12 @@ from page.sections.section import Page
 from page.server import api
 from page.server.blocks import Blocks
 from page.server.disconnect import on_disconnect
+from page.server.front_page import DESCRIPTION, NAME
 from page.server.warm_up import WarmUp
 
 BELOW_RESULTS = (distill.build, inspect.build, export.build)
 
-TITLE = (
-    '<header class="head"><h1>Secateur</h1><p>Cut parts out of a real language model and see what it can '
-    "still say.</p></header>"
-)
+TITLE = f'<header class="head"><h1>{NAME}</h1><p>{DESCRIPTION}</p></header>'
 HEADER = (
     f"{TITLE}"
     # The one live region of the page: `page.js` writes each new stage of a job into it.

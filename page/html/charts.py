@@ -71,7 +71,7 @@ def next_token_chart(original: Sequence[NextToken], pruned: Sequence[NextToken])
     return (
         '<section class="next-tokens">'
         f"{_next_tokens('Original', original, pruned)}{_next_tokens('Pruned', pruned, original)}</section>"
-        '<p class="note">Underlined words are in one of the two lists only.</p>'
+        '<p class="note">An underlined word is in only one of the two lists.</p>'
     )
 
 

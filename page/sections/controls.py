@@ -22,7 +22,7 @@ from page.server.form import (
     values_of,
 )
 from page.server.look_ups import look_up
-from page.server.session import moved, session_of, user_message, visitor_of
+from page.server.session import audience, session_of, user_message, visitor_of
 from pruning import Recipe, catalog
 from pruning.architectures.shape import Shape
 from pruning.criteria import CRITERIA, DEFAULT_CRITERION, criterion_named
@@ -287,19 +287,19 @@ def wire(panel: ControlPanel, picture: gr.HTML) -> None:
 def show_shape(
     request: gr.Request, token: gr.OAuthToken | None, opened: Opened, model: str, *values: object
 ) -> tuple[object, object, Opened, str]:
+    """Show what the controls lead to, and note that the visitor has moved one of them."""
+    audience.note_move(session_of(request))
+    return picture_and_note(request, token, opened, model, *values)
+
+
+def picture_and_note(
+    request: gr.Request, token: gr.OAuthToken | None, opened: Opened, model: str, *values: object
+) -> tuple[object, object, Opened, str]:
     """Return the picture and the note, from the config alone.
 
     A recipe that was opened is discarded. Layers that were pressed remain, unless the controls or another model
     take their place.
     """
-    moved.add(session_of(request))
-    return shape_shown(request, token, opened, model, *values)
-
-
-def shape_shown(
-    request: gr.Request, token: gr.OAuthToken | None, opened: Opened, model: str, *values: object
-) -> tuple[object, object, Opened, str]:
-    """Return what `show_shape` does."""
     try:
         found = look_up(model, visitor_of(request, token))
         pressed = opened if isinstance(opened, PressedLayers) else None

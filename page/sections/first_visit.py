@@ -12,7 +12,7 @@ from page.html import render
 from page.html.abilities import abilities_panel
 from page.html.heading import heading
 from page.html.results import genres, measures
-from page.sections.controls import fit_sliders, shape_shown
+from page.sections.controls import fit_sliders, picture_and_note
 from page.sections.course import PARAMETER, CourseTab, lesson_of_link
 from page.sections.events import NOWHERE, Part, Updates, on_event
 from page.sections.prune import PruneRequest, Shown, inputs, outputs, request_from, settings_from
@@ -21,7 +21,7 @@ from page.sections.section import Page
 from page.server import links
 from page.server.form import CHAT, CONTROLS, FIRST_PROMPTS, prompt_from
 from page.server.jobs import recall
-from page.server.session import job_name, jobs, moved, results, session_of, visitor_of
+from page.server.session import audience, job_name, jobs, results, session_of, visitor_of
 from page.server.warm_up import WarmUp
 from page.store.packaged import find_packaged, packaged_base
 from page.store.values import decode
@@ -52,10 +52,10 @@ def wire(demo: gr.Blocks, tabs: gr.Tabs, page: Page, course: CourseTab, warm_up:
         model, starts = catalog.DEFAULT_MODEL, [control.start for control in CONTROLS]
         sliders = [value for _, value in controls.sliders]
         updates: dict[Part, object] = dict(zip(sliders, fit_sliders(model, request, token), strict=True))
-        picture, note, *_ = shape_shown(request, token, None, model, *starts)
+        picture, note, *_ = picture_and_note(request, token, None, model, *starts)
         if job_name(request) not in jobs:
             updates[pane.job.status] = READY
-        if session_of(request) in moved:
+        if audience.has_moved(session_of(request)):
             return updates
         updates |= {pane.picture: picture, controls.note: note}
         asked = request_from(page, first_values(page))

@@ -36,12 +36,14 @@ class _Session:
         used_at: When it was last used.
         streams: How many streams are open.
         joined_at: When it last started a function, or its last stream ended since; None if it never did.
+        has_moved: Whether its visitor has moved a control.
     """
 
     address: str
     used_at: float
     streams: int = 0
     joined_at: float | None = None
+    has_moved: bool = False
 
 
 class Audience:
@@ -94,6 +96,18 @@ class Audience:
             if joins:
                 session.joined_at = now
             return is_new
+
+    def note_move(self, name: str) -> None:
+        """Note that the visitor of a session has moved a control."""
+        with self._lock:
+            if session := self._sessions.get(name):
+                session.has_moved = True
+
+    def has_moved(self, name: str) -> bool:
+        """Return whether the visitor of a session has moved a control."""
+        with self._lock:
+            session = self._sessions.get(name)
+            return session is not None and session.has_moved
 
     def rename(self, name: str, new_name: str) -> None:
         """Give a session that started a function its name, as soon as that is known."""

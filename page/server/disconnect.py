@@ -3,7 +3,7 @@
 import gradio as gr
 
 from page.server.look_ups import look_ups
-from page.server.session import jobs, moved, pools, rooms, session_of
+from page.server.session import jobs, pools, rooms, session_of
 
 
 def on_disconnect(request: gr.Request) -> None:
@@ -13,4 +13,3 @@ def on_disconnect(request: gr.Request) -> None:
     pools.forget(session)
     look_ups.forget(session)
     rooms.leave(session)
-    moved.discard(session)

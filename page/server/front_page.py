@@ -30,7 +30,7 @@ MOST_PAGES = 16
 GRADIOS_PARAMETERS = {"page", "deep_link"}
 """With one of these, an address opens another page of Gradio's."""
 OPENING = {"lesson", "only", links.PARAMETER, links.ROOM}
-"""With one of these, an address opens something else than the first results."""
+"""With one of these, an address opens something other than the first results."""
 NAMING_HEADERS = {b"host", b"x-forwarded-host", b"x-forwarded-proto", b"x-gradio-server"}
 LESSON = re.compile(r"0*(\d{1,2})(?:-[\w-]*)?")
 

@@ -38,8 +38,6 @@ results = ResultStore()
 """What was made before."""
 rooms = Rooms(audience.listening)
 """The classes that share a lesson."""
-moved: set[str] = set()
-"""The sessions whose visitors have moved a control since they came. What opens the page changes nothing of theirs."""
 queues: dict[Kind, Queue] = {INTERACTIVE: Queue(QUEUE_SIZE), LONG: Queue(QUEUE_SIZE)}
 """Where jobs wait for the workers of a kind."""
 

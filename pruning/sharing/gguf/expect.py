@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from pruning.architectures.anatomy import Anatomy
 from pruning.architectures.families import EXPERT
 from pruning.architectures.shape import Shape
 from pruning.errors import ModelError
@@ -126,7 +127,7 @@ def expect(
         kind: The type of the file. One of fewer than 16 bits takes the passages too.
         progress: Is called before each text.
     """
-    lengths = prompt_lengths(model.config)
+    anatomy, lengths = Shape.of_model(model).anatomy, prompt_lengths(model.config)
     count = model.config.vocab_size
     held_out = [passage(genre, "heldout")[:4000] for genre in GENRES]
     ids = _text_ids(tokenizer, count, "\n\n".join(held_out), lengths[-1])
@@ -136,7 +137,7 @@ def expect(
         step = max(1, length // POSITIONS)
         positions = range(length - 1, -1, -step)[:POSITIONS][::-1]
         prompt = _prompt(model, ids[: length + 1], positions, TOP)
-        prompts.append(replace(prompt, rounded=tuple(_rounded(model, prompt, kind, progress))))
+        prompts.append(replace(prompt, rounded=tuple(_rounded(model, anatomy, prompt, kind, progress))))
     length = min(PASSAGE, lengths[-1])
     for number, text in enumerate(held_out if kind.is_quantized else ()):
         progress(Progress("Computing what llama.cpp has to give, passages", number, len(held_out)))
@@ -200,10 +201,9 @@ def _log_probabilities(model: PreTrainedModel, ids: Sequence[int], positions: Se
 
 
 def _rounded(
-    model: PreTrainedModel, prompt: Prompt, kind: GGUFType, progress: Reporter
+    model: PreTrainedModel, anatomy: Anatomy, prompt: Prompt, kind: GGUFType, progress: Reporter
 ) -> Iterator[tuple[tuple[float, ...], ...]]:
     """Yield what a mixture computes of a prompt with its hidden states rounded as a type of file rounds weights."""
-    anatomy = Shape.of_model(model).anatomy
     if EXPERT not in anatomy.units:
         return
     epsilon = torch.finfo(torch.bfloat16 if kind.name == "bf16" else torch.float16).eps / 2

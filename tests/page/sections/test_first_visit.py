@@ -8,10 +8,9 @@ import pytest
 from page.layout import build_page
 from page.sections import first_visit
 from page.server import links
-from page.server.disconnect import on_disconnect
 from page.server.form import CONTROLS
 from page.server.jobs import Watch
-from page.server.session import job_name, jobs, moved
+from page.server.session import audience, job_name, jobs
 from page.server.warm_up import WarmUp
 from page.store.keys import Base
 from page.workers.messages import Done, Evaluation, Prompt, PrunedSummary, Texts
@@ -45,7 +44,7 @@ def opened(monkeypatch):
         CompareTask: Texts("Paris.", "Lyon."),
         EvaluateTask: Evaluation(None, pruned.report),
     }
-    monkeypatch.setattr(first_visit, "shape_shown", lambda *values: ("picture", "note", None, ""))
+    monkeypatch.setattr(first_visit, "picture_and_note", lambda *values: ("picture", "note", None, ""))
     monkeypatch.setattr(
         first_visit,
         "fit_sliders",
@@ -118,10 +117,10 @@ def test_a_visitor_who_pressed_before_keeps_their_own_results(opened, request_of
 
 def test_a_visitor_who_moved_a_control_before_keeps_what_they_see(opened, request_of):
     request = request_of()
-    moved.add(request.session_hash)
+    audience.use(request.session_hash, "home")
+    assert "picture" in opened(request)
+    audience.note_move(request.session_hash)
     shown = opened(request)
     assert "picture" not in shown
     assert "texts" not in shown
     assert "Ready." in shown["status"]
-    on_disconnect(request)
-    assert "picture" in opened(request)

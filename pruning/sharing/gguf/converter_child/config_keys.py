@@ -137,7 +137,7 @@ _OF_TYPE: Mapping[str, Callable[[Mapping[str, Any]], Mapping[str, Any]]] = {
 
 
 def layer_period(kinds: Sequence[str]) -> int | None:
-    """Return p if every p-th layer and no other reads the whole text, 0 if no layer does, None if there is no such p.
+    """Return the period of the layers that read the whole text: 0 if none does, None if they have no period.
 
     llama.cpp knows nothing else about which layers have a sliding window.
     """
@@ -149,7 +149,7 @@ def layer_period(kinds: Sequence[str]) -> int | None:
 
 
 def leading_period(kinds: Sequence[str]) -> int | None:
-    """Return p if the first layer, every p-th after it and no other read the whole text; None if there is no such p.
+    """Return the period of the layers that read the whole text, from the first layer on; None if they have none.
 
     llama.cpp knows nothing else about which layers of Laguna have a sliding window.
     """

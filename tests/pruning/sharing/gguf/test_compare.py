@@ -184,7 +184,7 @@ def test_a_full_disk_does_not_hide_what_differs(place, changed, tmp_path):
     file = shutil.copy(place / "cut.gguf", tmp_path)
 
     def fill_the_disk(_exact):
-        raise pruning.SavingError("There is no room.")
+        raise pruning.SavingError("The disk is full.")
 
     with pytest.raises(ResultsDiffer, match="computes something else"):
         compare_16_bits(Path(file), changed, F16, silent, fill_the_disk)
